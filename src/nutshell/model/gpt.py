@@ -1,0 +1,288 @@
+"""The `speed` architecture: a GPT that learns as much as possible per second.
+
+Legend: B rows in a batch, T tokens in a row, C model width, H query heads, K key/value heads, D head width, V vocabulary.
+
+Every idea names its source in `docs/design.md`; the formulas are in one place each:
+weightless RMSNorm, RoPE then QK-norm, relu^2 MLP, value embeddings, smear, per-layer residual scales, backout, softcap.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nutshell.model.attention import causal_attention, decode_attention, rotary_tables
+from nutshell.model.kernels import relu_squared, rms_norm, rotate
+from nutshell.model.kv_cache import KVCache
+from nutshell.model.loss import SOFTCAP, softcap_cross_entropy
+
+QK_SCALE = 1.2
+SMEAR_CHANNELS = 24
+VALUE_GATE_CHANNELS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """The shape of a model; saved as `config.json`."""
+
+    vocab_size: int
+    """Tokens in the vocabulary, special tokens included."""
+    depth: int
+    """Transformer blocks."""
+    width: int
+    """Channels of the residual stream (C)."""
+    heads: int
+    """Query heads (H)."""
+    kv_heads: int
+    """Key/value heads (K); divides `heads`."""
+    head_dim: int
+    """Channels per head (D), even."""
+    context: int = 2048
+    """Longest row of tokens the model is trained on and can attend over."""
+    window_pattern: str = "SSSL"
+    """Tiled over the layers: S attends over a quarter of the context, L over all of it. The last layer is always L."""
+    bos_id: int = 0
+    """The token that starts every document; smearing does not reach across it."""
+    architecture: str = "speed"
+
+    def __post_init__(self) -> None:
+        if self.architecture != "speed":
+            raise ValueError(
+                f"architecture is {self.architecture!r}; accepted: 'speed'. Load a folder saved by nutshell."
+            )
+        for name in ("vocab_size", "depth", "width", "heads", "kv_heads", "head_dim", "context"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; accepted: a whole number of at least 1.")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"kv_heads is {self.kv_heads}, which does not divide heads = {self.heads}. "
+                f"Accepted: {', '.join(str(k) for k in range(1, self.heads + 1) if self.heads % k == 0)}."
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"head_dim is {self.head_dim}; rotary embeddings need an even number. Try {self.head_dim + 1}."
+            )
+        if self.width < SMEAR_CHANNELS:
+            raise ValueError(f"width is {self.width}; accepted: at least {SMEAR_CHANNELS}.")
+        if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:
+            raise ValueError(f"window_pattern is {self.window_pattern!r}; accepted: letters S and L, for example SSSL.")
+
+    def windows(self) -> list[int]:
+        """How many tokens each layer attends over, itself included."""
+        short = max(1, self.context // 4)
+        pattern = [self.window_pattern[layer % len(self.window_pattern)] for layer in range(self.depth)]
+        pattern[-1] = "L"
+        return [short if kind == "S" else self.context for kind in pattern]
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Every other layer has one, the last included."""
+        return layer % 2 == (self.depth - 1) % 2
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+class Linear(nn.Linear):
+    """A bias-free linear whose fp32 master weight is used in the activation's dtype."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Attention(nn.Module):
+    """Causal self-attention over a window, with RoPE, QK-norm and gated value embeddings."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.window = config.windows()[layer]
+        self.layer = layer
+        self.q = Linear(config.width, config.heads * config.head_dim)
+        self.k = Linear(config.width, config.kv_heads * config.head_dim)
+        self.v = Linear(config.width, config.kv_heads * config.head_dim)
+        self.out = Linear(config.heads * config.head_dim, config.width)
+        self.value_gate = Linear(VALUE_GATE_CHANNELS, config.kv_heads) if config.has_value_embedding(layer) else None
+
+    def qkv(self, x: Tensor, value_embedding: Tensor | None, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """Queries (B, T, H, D), keys and values (B, T, K, D)."""
+        B, T, _ = x.shape
+        # One product for queries and keys: both get the same rotation and norm afterwards.
+        qk_weight = torch.cat([self.q.weight, self.k.weight]).to(x.dtype)
+        qk = F.linear(x, qk_weight).view(B, T, self.heads + self.kv_heads, self.head_dim)
+        qk = rms_norm(rotate(qk, *rotary), QK_SCALE)
+        q, k = qk.split([self.heads, self.kv_heads], dim=2)
+        v = self.v(x).view(B, T, self.kv_heads, self.head_dim)
+        if self.value_gate is not None and value_embedding is not None:
+            gate = 3 * torch.sigmoid(self.value_gate(x[..., :VALUE_GATE_CHANNELS]))  # (B, T, K)
+            v = v + gate.unsqueeze(-1) * value_embedding.view(B, T, self.kv_heads, self.head_dim)
+        return q, k, v
+
+    def forward(
+        self, x: Tensor, value_embedding: Tensor | None, rotary: tuple[Tensor, Tensor], documents: Tensor
+    ) -> Tensor:
+        q, k, v = self.qkv(x, value_embedding, rotary)
+        y = causal_attention(q, k, v, self.window, documents)  # (B, T, H, D)
+        return self.out(y.flatten(2))
+
+    def decode(
+        self, x: Tensor, value_embedding: Tensor | None, rotary: tuple[Tensor, Tensor], cache: KVCache, rows: Tensor
+    ) -> Tensor:
+        q, k, v = self.qkv(x, value_embedding, rotary)
+        keys, values = cache.append(self.layer, rows, k, v)
+        y = decode_attention(q, keys, values, cache.lengths[rows], self.window)
+        return self.out(y.flatten(2))
+
+
+class MLP(nn.Module):
+    """Up to 4C, relu squared, down."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.up = Linear(config.width, 4 * config.width)
+        self.down = Linear(4 * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(relu_squared(self.up(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, attend) -> Tensor:
+        x = x + attend(self.attention, rms_norm(x))
+        return x + self.mlp(rms_norm(x))
+
+
+class GPT(nn.Module):
+    """A decoder-only language model. `model(ids)` gives logits, `model(ids, targets)` the mean loss."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        kv_width = config.kv_heads * config.head_dim
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.value_embeddings = nn.ModuleDict(
+            {
+                str(i): nn.Embedding(config.vocab_size, kv_width)
+                for i in range(config.depth)
+                if config.has_value_embedding(i)
+            }
+        )
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        self.lm_head = Linear(config.width, config.vocab_size)
+        self.residual_scale = nn.Parameter(torch.empty(config.depth))  # r
+        self.embedding_scale = nn.Parameter(torch.empty(config.depth))  # a
+        self.smear_gate = Linear(SMEAR_CHANNELS, 1)
+        self.smear_lambda = nn.Parameter(torch.empty(1))
+        self.backout = nn.Parameter(torch.empty(1))
+        cos, sin = rotary_tables(config.context, config.head_dim)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.initialize()
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draw the initial weights (RECIPE: zero output projections make the first loss exactly ln V)."""
+        config = self.config
+
+        def uniform(weight: Tensor, std: float) -> None:
+            bound = math.sqrt(3) * std
+            weight.uniform_(-bound, bound, generator=generator)
+
+        self.embedding.weight.normal_(0, 0.8, generator=generator)
+        self.lm_head.weight.normal_(0, 0.001, generator=generator)
+        std = config.width**-0.5
+        for embedding in self.value_embeddings.values():
+            uniform(embedding.weight, std)
+        for block in self.blocks:
+            for linear in (block.attention.q, block.attention.k, block.attention.v):
+                uniform(linear.weight, std)
+            uniform(block.mlp.up.weight, 0.4 * std)
+            block.attention.out.weight.zero_()
+            block.mlp.down.weight.zero_()
+            if block.attention.value_gate is not None:
+                block.attention.value_gate.weight.uniform_(0, 0.02, generator=generator)
+        self.smear_gate.weight.uniform_(0, 0.02, generator=generator)
+        self.smear_lambda.zero_()
+        self.backout.fill_(0.2)
+        self.residual_scale.copy_(torch.linspace(1.15, 1.05, config.depth))
+        self.embedding_scale.copy_(torch.linspace(0.20, 0.05, config.depth))
+
+    def embed(self, ids: Tensor, previous: Tensor | None = None) -> Tensor:
+        """Normed token embeddings (B, T, C), each smeared with its predecessor's unless it starts a document.
+
+        `previous` (B,) is the token before the first of each row, -1 where there is none.
+        """
+        x = rms_norm(self.embedding(ids).to(self.compute_dtype))
+        if previous is None:
+            first = torch.zeros_like(x[:, :1])
+        else:
+            first = rms_norm(self.embedding(previous.clamp(min=0)).to(x.dtype)) * (previous >= 0).unsqueeze(-1)
+            first = first.unsqueeze(1)
+        before = torch.cat([first, x[:, :-1]], dim=1)
+        gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))  # (B, T, 1)
+        return x + gate * (ids != self.config.bos_id).unsqueeze(-1) * before
+
+    def trunk(self, ids: Tensor, x: Tensor, attend) -> Tensor:
+        """All blocks and the last norm, from embeddings to the hidden states the head reads: (B, T, C)."""
+        x0 = x
+        middle = self.config.depth // 2
+        backout = x
+        for layer, block in enumerate(self.blocks):
+            x = self.residual_scale[layer].to(x.dtype) * x + self.embedding_scale[layer].to(x.dtype) * x0
+            table = self.value_embeddings[str(layer)] if str(layer) in self.value_embeddings else None
+            value_embedding = None if table is None else table(ids).to(x.dtype)
+            x = block(x, lambda attention, y, ve=value_embedding: attend(attention, y, ve))
+            if layer == middle:
+                backout = x
+        return rms_norm(x - self.backout.to(x.dtype) * backout)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Hidden states of whole rows (B, T) that all start at position 0."""
+        T = ids.size(1)
+        if T > self.config.context:
+            raise ValueError(f"a row has {T} tokens; the model's context is {self.config.context}. Shorten the row.")
+        x = self.embed(ids)
+        documents = (ids == self.config.bos_id).cumsum(1)
+        rotary = (self.cos[:T].to(x.dtype), self.sin[:T].to(x.dtype))
+        return self.trunk(ids, x, lambda attention, y, ve: attention(y, ve, rotary, documents))
+
+    @torch.inference_mode()
+    def decode(self, ids: Tensor, cache: KVCache, rows: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Append tokens ids (B, T) to the cache rows `rows` (B,), each at its own length: fp32 logits (B, T, V).
+
+        Rows may be padded on the right: only the first counts[b] tokens of row b are real (all T where counts is None).
+        The caller keeps a row within the cache's capacity.
+        """
+        start, T = cache.lengths[rows], ids.size(1)
+        if counts is None:
+            counts = torch.full_like(start, T)
+        x = self.embed(ids, cache.previous[rows])
+        positions = (start.unsqueeze(1) + torch.arange(T, device=ids.device)).clamp_(max=cache.capacity - 1)
+        rotary = (self.cos[positions].to(x.dtype), self.sin[positions].to(x.dtype))  # (B, T, 1, D/2)
+        x = self.trunk(ids, x, lambda attention, y, ve: attention.decode(y, ve, rotary, cache, rows))
+        cache.advance(rows, ids, counts)
+        return self.head(x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """fp32 logits, capped smoothly to +-15."""
+        return SOFTCAP * torch.tanh(self.lm_head(hidden).float() / SOFTCAP)
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) in fp32, or with `targets` (B, T; -1 = ignored) the mean cross-entropy in nats."""
+        hidden = self.hidden(ids)
+        if targets is None:
+            return self.head(hidden)
+        return softcap_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten())

@@ -1,0 +1,83 @@
+"""Elementwise pieces with hand-written gradients, for eager execution on CPU.
+
+Each function is the plain formula when it is compiled or runs on an accelerator (the compiler fuses it there). Eagerly on CPU
+autograd would write every intermediate to memory; these keep one. Measured gains are in docs/experiments.md.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RMS_EPS = 1e-6
+
+
+def _eager_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and x.requires_grad
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        inverse = (norm.square_().div_(x.size(-1)).add_(RMS_EPS).rsqrt_()).to(x.dtype)
+        y = x * (inverse * scale)
+        ctx.save_for_backward(y, inverse)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        # y = s x r, r = (mean x^2 + eps)^-1/2: dx = s r (g - y/s mean(g y/s)).
+        y, inverse = ctx.saved_tensors
+        projection = (grad * y).sum(-1, keepdim=True).mul_(-1 / (y.size(-1) * ctx.scale**2))
+        return torch.addcmul(grad, y, projection).mul_(inverse * ctx.scale), None
+
+
+def rms_norm(x: Tensor, scale: float = 1.0) -> Tensor:
+    """Scale the last dimension to a root mean square of `scale` (arXiv 1910.07467, no weights, eps 1e-6)."""
+    if _eager_on_cpu(x):
+        return _RmsNorm.apply(x, scale)
+    y = F.rms_norm(x, (x.size(-1),), eps=RMS_EPS)
+    return y if scale == 1.0 else y * scale
+
+
+class _ReluSquared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        positive = x.clamp(min=0)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (grad * positive).mul_(2)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (arXiv 2109.08668)."""
+    return _ReluSquared.apply(x) if _eager_on_cpu(x) else F.relu(x).square()
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, -sin), None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the two halves of each head of x (B, T, H, D) by minus the position's angle (arXiv 2104.09864)."""
+    return _Rotate.apply(x, cos, sin) if _eager_on_cpu(x) else _rotate(x, cos, sin)

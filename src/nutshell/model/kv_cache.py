@@ -1,0 +1,61 @@
+"""Keys and values of the tokens each row has seen, so that decoding costs one token at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Fixed rows of `capacity` tokens each, for all layers.
+
+    `lengths` (rows,) says how many tokens of a row are real. `previous` (rows,) is the last token of a row, -1 when it is
+    empty: the smear of the next token needs it.
+    """
+
+    def __init__(self, config, rows: int, capacity: int | None = None, device="cpu", dtype=torch.float32) -> None:
+        self.capacity = min(capacity or config.context, config.context)
+        # One position more than the capacity: padding that would run over the end is written there and never read.
+        shape = (config.depth, rows, config.kv_heads, self.capacity + 1, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.previous = torch.full((rows,), -1, dtype=torch.long, device=device)
+
+    @property
+    def rows(self) -> int:
+        return self.keys.size(1)
+
+    def reset(self, row: int) -> None:
+        """Forget a row; its memory is written over by the next tokens."""
+        self.lengths[row] = 0
+        self.previous[row] = -1
+
+    def copy(self, source: int, targets: Tensor) -> None:
+        """Give `targets` (N,) the state of row `source`, so that samples of one prompt share its prefill."""
+        length = int(self.lengths[source])
+        self.keys[:, targets, :, :length] = self.keys[:, source : source + 1, :, :length]
+        self.values[:, targets, :, :length] = self.values[:, source : source + 1, :, :length]
+        self.lengths[targets] = length
+        self.previous[targets] = int(self.previous[source])
+
+    def append(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values (B, T, K, D) behind the rows' tokens; returns all of theirs, (B, K, S, D) each.
+
+        The lengths stay as they are until `advance`: every layer writes at the same place.
+        """
+        start = self.lengths[rows]
+        T = keys.size(1)
+        positions = (start.unsqueeze(1) + torch.arange(T, device=keys.device)).clamp_(max=self.capacity)  # (B, T)
+        longest = min(int(start.max()) + T, self.capacity + 1)
+        results = []
+        for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            store.transpose(1, 2)[rows.unsqueeze(1), positions] = new
+            results.append(store[rows, :, :longest])
+        return results[0], results[1]
+
+    def advance(self, rows: Tensor, ids: Tensor, counts: Tensor) -> None:
+        """Count the first counts[b] tokens of ids (B, T) as part of the rows."""
+        self.lengths[rows] += counts
+        last = ids.gather(1, (counts - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+        self.previous[rows] = torch.where(counts > 0, last, self.previous[rows])

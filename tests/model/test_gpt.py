@@ -1,0 +1,182 @@
+"""The model against a naive float64 forward, and decoding against whole rows."""
+
+import math
+
+import pytest
+import torch
+
+from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.kv_cache import KVCache
+
+
+def tiny(**changes) -> GPT:
+    settings = {"vocab_size": 64, "depth": 4, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "context": 32}
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**settings, **changes}))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # zero-initialised projections would hide attention and MLP from the tests
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def naive_logits(model: GPT, ids: torch.Tensor) -> torch.Tensor:
+    """The formulas of docs/design.md, one token and one head at a time, in float64."""
+    config = model.config
+    p = {name: value.detach().double() for name, value in model.named_parameters()}
+    H, K, D, T = config.heads, config.kv_heads, config.head_dim, len(ids)
+
+    def norm(x):
+        return x / torch.sqrt(x.square().mean() + 1e-6)
+
+    def rotary(x, position):
+        half = D // 2
+        y = torch.empty_like(x)
+        for i in range(half):
+            angle = position * 100_000.0 ** (-2 * i / D)
+            y[i] = x[i] * math.cos(angle) + x[half + i] * math.sin(angle)
+            y[half + i] = x[half + i] * math.cos(angle) - x[i] * math.sin(angle)
+        return y
+
+    embedded = [norm(p["embedding.weight"][i]) for i in ids]
+    xs = []
+    for t, token in enumerate(ids):
+        x = embedded[t]
+        if t > 0 and int(token) != config.bos_id:
+            x = x + p["smear_lambda"] * torch.sigmoid(p["smear_gate.weight"][0] @ x[:24]) * embedded[t - 1]
+        xs.append(x)
+    x0s, middle = list(xs), list(xs)
+    document = torch.cumsum(ids == config.bos_id, 0)
+    for layer in range(config.depth):
+        b = f"blocks.{layer}."
+        xs = [p["residual_scale"][layer] * x + p["embedding_scale"][layer] * x0 for x, x0 in zip(xs, x0s, strict=True)]
+        q, k, v = [], [], []
+        for t, x in enumerate(xs):
+            y = norm(x)
+            q.append([norm(rotary(h, t)) * 1.2 for h in (p[b + "attention.q.weight"] @ y).view(H, D)])
+            k.append([norm(rotary(h, t)) * 1.2 for h in (p[b + "attention.k.weight"] @ y).view(K, D)])
+            values = (p[b + "attention.v.weight"] @ y).view(K, D)
+            if config.has_value_embedding(layer):
+                gate = 3 * torch.sigmoid(p[b + "attention.value_gate.weight"] @ y[:12])
+                values = values + gate[:, None] * p[f"value_embeddings.{layer}.weight"][ids[t]].view(K, D)
+            v.append(values)
+        window = config.windows()[layer]
+        for t in range(T):
+            heads = []
+            for h in range(H):
+                g = h // (H // K)
+                seen = [s for s in range(max(0, t - window + 1), t + 1) if document[s] == document[t]]
+                weight = torch.softmax(torch.stack([q[t][h] @ k[s][g] for s in seen]) / math.sqrt(D), 0)
+                heads.append(sum(w * v[s][g] for w, s in zip(weight, seen, strict=True)))
+            x = xs[t] + p[b + "attention.out.weight"] @ torch.cat(heads)
+            xs[t] = x + p[b + "mlp.down.weight"] @ torch.relu(p[b + "mlp.up.weight"] @ norm(x)) ** 2
+        if layer == config.depth // 2:
+            middle = list(xs)
+    hidden = [norm(x - p["backout"] * m) for x, m in zip(xs, middle, strict=True)]
+    return torch.stack([15 * torch.tanh(p["lm_head.weight"] @ h / 15) for h in hidden])
+
+
+def documents(T: int, seed: int = 2) -> torch.Tensor:
+    ids = torch.randint(1, 64, (T,), generator=torch.Generator().manual_seed(seed))
+    ids[0] = 0
+    return ids
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 4}, {"depth": 1, "kv_heads": 1}, {"window_pattern": "L"}])
+def test_forward_equals_naive_float64(changes):
+    model = tiny(**changes)
+    ids = documents(21)
+    ids[9] = 0  # a second document in the row
+    with torch.no_grad():
+        fast = model(ids[None])[0]
+    assert torch.allclose(fast.double(), naive_logits(model, ids), atol=2e-4)
+
+
+def test_gradients_equal_float64_autograd():
+    model = tiny()
+    ids = torch.stack([documents(16, seed) for seed in (3, 4)])
+    targets = torch.cat([ids[:, 1:], torch.full((2, 1), -1)], dim=1)
+    model(ids, targets).backward()
+    fast = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    exact = tiny().double()
+    exact.compute_dtype = torch.float64
+    hidden = exact.hidden(ids)
+    logits = 15 * torch.tanh(exact.lm_head(hidden) / 15)
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1).backward()
+    for name, parameter in exact.named_parameters():
+        assert torch.allclose(fast[name].double(), parameter.grad, atol=2e-5, rtol=2e-3), name
+
+
+def test_first_loss_is_the_logarithm_of_the_vocabulary():
+    model = GPT(GPTConfig(vocab_size=512, depth=2, width=64, heads=2, kv_heads=2, head_dim=32, context=64))
+    ids = torch.randint(0, 512, (4, 64))
+    assert model(ids, ids).item() == pytest.approx(math.log(512), rel=0.02)
+
+
+def test_decoding_one_token_at_a_time_equals_the_whole_row_past_the_window():
+    # karpathy/nanochat 456: decoding past the sliding window must equal the full forward pass.
+    model = tiny()
+    ids = documents(30)
+    with torch.no_grad():
+        whole = model(ids[None])[0]
+    cache = KVCache(model.config, rows=3, capacity=32)
+    row = torch.tensor([1])
+    steps = [model.decode(ids[None, :5], cache, row)[0]]
+    steps += [model.decode(ids[None, t : t + 1], cache, row)[0] for t in range(5, 30)]
+    assert torch.allclose(torch.cat(steps), whole, atol=1e-4)
+
+
+def test_decoding_ragged_rows_equals_each_row_alone():
+    model = tiny()
+    first, second = documents(12, 5), documents(20, 6)
+    cache = KVCache(model.config, rows=2, capacity=32)
+    rows = torch.tensor([0, 1])
+    padded = torch.stack([torch.cat([first[:7], torch.zeros(4, dtype=torch.long)]), second[:11]])
+    model.decode(padded, cache, rows, counts=torch.tensor([7, 11]))
+    got = model.decode(torch.stack([first[7:12], second[11:16]]), cache, rows)
+    with torch.no_grad():
+        assert torch.allclose(got[0], model(first[None])[0, 7:], atol=1e-4)
+        assert torch.allclose(got[1], model(second[None])[0, 11:16], atol=1e-4)
+
+
+def test_padding_at_the_end_of_the_capacity_overwrites_nothing():
+    model = tiny()
+    ids = documents(32)
+    cache = KVCache(model.config, rows=2, capacity=32)
+    model.decode(ids[None, :30], cache, torch.tensor([0]))
+    model.decode(
+        torch.cat([ids[30:32], torch.zeros(4, dtype=torch.long)])[None], cache, torch.tensor([0]), torch.tensor([1])
+    )
+    got = model.decode(ids[None, 31:32], cache, torch.tensor([0]))
+    with torch.no_grad():
+        assert torch.allclose(got[0, 0], model(ids[None])[0, -1], atol=1e-4)
+
+
+def test_copied_rows_continue_alike():
+    model = tiny()
+    ids = documents(10)
+    cache = KVCache(model.config, rows=4, capacity=32)
+    model.decode(ids[None, :9], cache, torch.tensor([0]))
+    cache.copy(0, torch.tensor([2, 3]))
+    logits = model.decode(ids[9:].repeat(3, 1), cache, torch.tensor([0, 2, 3]))
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"kv_heads": 3}, "kv_heads"),
+        ({"head_dim": 7}, "head_dim"),
+        ({"depth": 0}, "depth"),
+        ({"window_pattern": "SX"}, "window_pattern"),
+    ],
+)
+def test_impossible_shapes_are_named(changes, word):
+    with pytest.raises(ValueError, match=word):
+        tiny(**changes)
+
+
+def test_a_row_beyond_the_context_is_refused():
+    with pytest.raises(ValueError, match="context is 32"):
+        tiny()(torch.zeros(1, 33, dtype=torch.long))
