@@ -1,0 +1,182 @@
+"""Best-fit packing of tokenized documents into rows of exactly ``row_tokens`` (= T + 1) tokens.
+
+Every row starts with BOS. Two ways:
+- ``split=True`` (pretraining): rows are always full and no token is thrown away. When no document fits the space that is
+  left in a row, the longest one is split there; its tail goes back to the pool with a BOS put in front.
+- ``split=False`` (conversations): each document stays whole, what is left of a row is padding.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+Document = tuple[np.ndarray, np.ndarray | None]
+"""ids, starting with BOS, and a mask of the same length: True where the token is learned. None: every token is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Result of `pack`."""
+
+    ids: np.ndarray
+    """(R, row_tokens) uint32"""
+    mask: np.ndarray | None
+    """(R, row_tokens) bool, False at padding; None where every token is learned."""
+    carry: list[Document]
+    """What did not fill a row: less than ``row_tokens`` tokens, to be handed to the next call."""
+    splits: int
+    """How many times a document was split, which is how many BOS were inserted."""
+    padding_tokens: int
+    truncated_documents: int
+    truncated_tokens: int
+    """With split=False: documents longer than a row, and how many tokens they lost."""
+
+    @property
+    def padding_share(self) -> float:
+        return self.padding_tokens / self.ids.size if self.ids.size else 0.0
+
+
+_Part = tuple[np.ndarray, "np.ndarray | None", int]
+"""A document, or with a start above 0 the tail of one: BOS and then the tokens from ``start`` on. Tails are cut out only
+when they are placed: copying them at each split would make a book-long document quadratic."""
+
+
+def _length(part: _Part) -> int:
+    ids, _, start = part
+    return len(ids) - start + (start > 0)
+
+
+def _pieces(part: _Part, tokens: int, bos_id: int) -> list[Document]:
+    """The first ``tokens`` tokens of a part; an inserted BOS is not learned."""
+    ids, mask, start = part
+    if start == 0:
+        return [(ids[:tokens], None if mask is None else mask[:tokens])]
+    end = start + tokens - 1
+    head = (np.array([bos_id], np.uint32), None if mask is None else np.zeros(1, bool))
+    return [head, (ids[start:end], None if mask is None else mask[start:end])]
+
+
+def _join(pieces: list[Document], masked: bool) -> Document:
+    ids = np.concatenate([np.zeros(0, np.uint32), *(ids for ids, _ in pieces)]).astype(np.uint32, copy=False)
+    if not masked:
+        return ids, None
+    masks = (np.ones(len(ids), bool) if mask is None else mask for ids, mask in pieces)
+    return ids, np.concatenate([np.zeros(0, bool), *masks]).astype(bool, copy=False)
+
+
+class _Pool:
+    """Documents by length, with the longest that fits found in constant time.
+
+    Lengths up to ``limit`` have a bucket each and one bit in a big integer; longer ones are in a heap.
+    """
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.buckets: list[list[_Part]] = [[] for _ in range(limit + 1)]
+        self.occupied = 0
+        self.longer: list[tuple[int, int, _Part]] = []
+        self.added = 0
+        self.tokens = 0
+
+    def add(self, part: _Part) -> None:
+        length = _length(part)
+        self.tokens += length
+        if length > self.limit:
+            self.added += 1
+            heapq.heappush(self.longer, (-length, self.added, part))
+        else:
+            self.buckets[length].append(part)
+            self.occupied |= 1 << length
+
+    def take_fitting(self, space: int) -> _Part | None:
+        """Removes the longest document of at most ``space`` tokens."""
+        length = (self.occupied & ((2 << space) - 1)).bit_length() - 1
+        return self._take(length) if length > 0 else None
+
+    def take_longest(self) -> _Part:
+        if self.longer:
+            length, _, part = heapq.heappop(self.longer)
+            self.tokens += length
+            return part
+        return self._take(self.occupied.bit_length() - 1)
+
+    def _take(self, length: int) -> _Part:
+        bucket = self.buckets[length]
+        part = bucket.pop()
+        if not bucket:
+            self.occupied &= ~(1 << length)
+        self.tokens -= length
+        return part
+
+    def rest(self) -> list[_Part]:
+        return [part for bucket in self.buckets for part in bucket]
+
+
+def pack(
+    documents: Iterable[Document],
+    row_tokens: int,
+    carry: Iterable[Document] = (),
+    split: bool = True,
+    *,
+    bos_id: int,
+    flush: bool = False,
+) -> Packed:
+    """Packs ``carry`` and ``documents`` into rows while there is enough for a whole row.
+
+    ``flush`` also puts the rest into rows, the last of them padded with BOS that is not learned. Documents without a
+    token are passed over. Raises ValueError where a document does not start with BOS or ``row_tokens`` is below 2.
+    """
+    if row_tokens < 2:
+        raise ValueError(f"row_tokens is {row_tokens}; a row needs at least 2 tokens")
+    pool = _Pool(row_tokens)
+    truncated_documents = truncated_tokens = splits = padding_tokens = rows = 0
+    masked = flush or not split
+    for ids, mask in (*carry, *documents):
+        if len(ids) == 0:
+            continue
+        if ids[0] != bos_id:
+            raise ValueError(f"a document starts with token {ids[0]} instead of BOS ({bos_id})")
+        if mask is not None and len(mask) != len(ids):
+            raise ValueError(f"a document has {len(ids)} tokens but a mask of {len(mask)}")
+        masked = masked or mask is not None
+        if not split and len(ids) > row_tokens:
+            truncated_documents += 1
+            truncated_tokens += len(ids) - row_tokens
+            ids, mask = ids[:row_tokens], None if mask is None else mask[:row_tokens]
+        pool.add((ids, mask, 0))
+
+    pieces: list[Document] = []
+    while pool.tokens >= row_tokens or (flush and pool.tokens):
+        rows += 1
+        space = row_tokens
+        while space:
+            # A document longer than a row is cut in any case: it fills whole rows first.
+            part = pool.take_fitting(space) if space < row_tokens or not pool.longer else None
+            if part is not None:
+                pieces += _pieces(part, _length(part), bos_id)
+                space -= _length(part)
+            elif split and pool.tokens:
+                ids, mask, start = part = pool.take_longest()
+                pieces += _pieces(part, space, bos_id)
+                pool.add((ids, mask, start + space - (start > 0)))
+                splits += 1
+                space = 0
+            else:
+                pieces.append((np.full(space, bos_id, np.uint32), np.zeros(space, bool)))
+                padding_tokens += space
+                space = 0
+
+    ids, mask = _join(pieces, masked)
+    return Packed(
+        ids=ids.reshape(rows, row_tokens),
+        mask=None if mask is None else mask.reshape(rows, row_tokens),
+        carry=[_join(_pieces(part, _length(part), bos_id), part[1] is not None) for part in pool.rest()],
+        splits=splits,
+        padding_tokens=padding_tokens,
+        truncated_documents=truncated_documents,
+        truncated_tokens=truncated_tokens,
+    )
