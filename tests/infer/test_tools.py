@@ -76,9 +76,7 @@ def test_equals_exact_fractions(tree):
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from(["+", "-", "*", "//", "%"]), st.sampled_from(["", "-"]), integers), max_size=12)
-)
+@given(st.lists(st.tuples(st.sampled_from(["+", "-", "*", "//", "%"]), st.sampled_from(["", "-"]), integers), max_size=12))
 def test_precedence_is_pythons(parts):
     text = "7" + "".join(f" {operator} {sign}{number}" for operator, sign, number in parts)
     values, stack = [Fraction(7)], []

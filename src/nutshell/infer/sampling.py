@@ -1,0 +1,163 @@
+"""How the next token is chosen, for many rows at once and each row with its own random numbers.
+
+Legend: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+
+MIN_TEMPERATURE = 1e-6  # below it fp32 cannot tell the second best from impossible
+MAX_TOP_LOGPROBS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What one request wants; checked when it is made."""
+
+    max_tokens: int = 256
+    """Longest reply in tokens, forced tool output included."""
+    temperature: float = 1.0
+    """0 takes the most likely token; 1 draws from the model's own distribution."""
+    top_k: int = 0
+    """Draw among this many most likely tokens; 0 is off."""
+    top_p: float = 1.0
+    """Draw among the most likely tokens that together reach this probability (arXiv 1904.09751); 1 is off."""
+    seed: int | None = None
+    """The same seed gives the same reply whatever else is generated at the time; None differs each time."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the reply; they are not part of it."""
+    top_logprobs: int | None = None
+    """Report the log-probability of each token and of this many most likely ones; None reports nothing."""
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
+        _require(
+            isinstance(stop, list | tuple) and all(isinstance(text, str) and text for text in stop),
+            "stop",
+            self.stop,
+            "texts of at least one character",
+        )
+        object.__setattr__(self, "stop", tuple(stop))
+        _require(_is_whole(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
+        _require(
+            _is_number(self.temperature) and 0 <= self.temperature < math.inf,
+            "temperature",
+            self.temperature,
+            "a finite number of 0 or more; 0 takes the most likely token",
+        )
+        _require(_is_whole(self.top_k) and self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
+        _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "above 0, up to 1 (off)")
+        _require(self.seed is None or _is_whole(self.seed), "seed", self.seed, "a whole number or None")
+        _require(all(isinstance(text, str) and text for text in self.stop), "stop", stop, "texts of at least one character")
+        _require(
+            self.top_logprobs is None or (_is_whole(self.top_logprobs) and 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS),
+            "top_logprobs",
+            self.top_logprobs,
+            f"None (off) or 0 to {MAX_TOP_LOGPROBS}",
+        )
+
+    def random(self, *stream: int) -> Random:
+        """The random numbers of one row: of the seed and `stream`, or of the machine's entropy without a seed."""
+        return Random() if self.seed is None else Random("/".join(str(part) for part in (self.seed, *stream)))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _require(fine: bool, name: str, value: object, accepted: str) -> None:
+    if not fine:
+        raise ValueError(f"{name} is {value!r}; accepted: {accepted}.")
+
+
+def sample(logits: Tensor, sampling: Sampling | Sequence[Sampling], randoms: Random | Sequence[Random]) -> Tensor:
+    """Next tokens of logits (V,) or (B, V): a tensor () or (B,) on the same device.
+
+    Each row has its own settings and takes one number of its own generator, so what it draws does not depend on the
+    rows beside it. `random.Random` and not torch.Generator: a number costs 50 ns, and a seed means the same on every
+    device.
+    """
+    if logits.dim() == 1:
+        return sample(logits.unsqueeze(0), sampling, randoms)[0]
+    settings = [sampling] * len(logits) if isinstance(sampling, Sampling) else sampling
+    generators = [randoms] * len(logits) if isinstance(randoms, Random) else randoms
+    greedy, whole, restricted = [], [], []
+    for row, setting in enumerate(settings):
+        if setting.temperature == 0:
+            greedy.append(row)
+        elif setting.top_k == 0 and setting.top_p == 1:
+            whole.append(row)
+        else:
+            restricted.append(row)
+    if len(greedy) == len(settings):
+        return logits.argmax(dim=-1)
+    chosen = torch.empty(len(settings), dtype=torch.long, device=logits.device)
+    for rows in (greedy, whole, restricted):
+        if not rows:
+            continue
+        index = torch.tensor(rows, device=logits.device)
+        some = logits if len(rows) == len(settings) else logits[index]
+        if rows is greedy:
+            chosen[index] = some.argmax(dim=-1)
+        else:
+            uniforms = [generators[row].random() for row in rows]
+            chosen[index] = _draw(some, [settings[row] for row in rows], uniforms, rows is restricted)
+    return chosen
+
+
+def _draw(logits: Tensor, settings: Sequence[Sampling], uniforms: list[float], restricted: bool) -> Tensor:
+    """Invert each row's cumulative distribution at its uniform number: (B, V) -> (B,)."""
+    device, V = logits.device, logits.size(-1)
+    exact = torch.float32 if device.type == "mps" else torch.float64  # 32k fp32 additions lose the rare tokens
+    logits, order = logits.float(), None
+    if restricted:
+        top_k = [min(setting.top_k or V, V) for setting in settings]
+        logits, order = logits.topk(max(top_k), dim=-1)  # most likely first
+    temperature = _column([max(setting.temperature, MIN_TEMPERATURE) for setting in settings], torch.float32, device)
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+    if restricted:
+        position = torch.arange(scaled.size(-1), device=device)
+        scaled = scaled.masked_fill(position >= _column(top_k, torch.long, device), -math.inf)
+    probability = scaled.softmax(dim=-1)
+    if restricted:
+        top_p = _column([setting.top_p for setting in settings], exact, device)
+        before = probability.cumsum(dim=-1, dtype=exact) - probability
+        probability = probability.masked_fill((before >= top_p) & (top_p < 1), 0)  # the first always stays
+    cumulative = probability.cumsum(dim=-1, dtype=exact)
+    target = _column(uniforms, exact, device).clamp(max=1 - 1e-7) * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.size(-1) - 1)  # (B, 1)
+    return (drawn if order is None else order.gather(1, drawn)).squeeze(1)
+
+
+def _column(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)
+
+
+def log_probabilities(logits: Tensor, chosen: Tensor, count: int) -> tuple[list[float], list[list[tuple[int, float]]]]:
+    """Of each row of logits (B, V): the log-probability of its token chosen (B,), and its `count` likeliest tokens.
+
+    Of the raw fp32 logits, before temperature and restrictions, as evaluation harnesses expect. Where the chosen token
+    is as likely as the likeliest it stands first, so that a greedy choice is recognised by its id and by its number.
+    """
+    table = logits.float().log_softmax(dim=-1)
+    own = table.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
+    values, ids = table.topk(min(count, table.size(-1)), dim=-1)
+    tops = []
+    for token_id, logprob, row_ids, row_values in zip(chosen.tolist(), own, ids.tolist(), values.tolist(), strict=True):
+        top = list(zip(row_ids, row_values, strict=True))
+        if top and logprob == top[0][1] and token_id != top[0][0]:
+            rest = [entry for entry in top if entry[0] != token_id]
+            top = [(token_id, logprob), *rest][:count]
+        tops.append(top)
+    return own, tops

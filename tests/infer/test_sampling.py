@@ -1,0 +1,138 @@
+"""Choosing tokens: settings are checked, rows are independent, distributions are right."""
+
+import math
+from collections import Counter
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nutshell.infer.sampling import Sampling, log_probabilities, sample
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        ("max_tokens", 0, "1 or more"),
+        ("max_tokens", 2.5, "1 or more"),
+        ("temperature", math.nan, "a finite number"),
+        ("temperature", math.inf, "a finite number"),
+        ("temperature", -0.1, "a finite number"),
+        ("temperature", "hot", "a finite number"),
+        ("top_k", -1, r"0 \(off\) or more"),
+        ("top_p", 0, "above 0"),
+        ("top_p", 1.01, "above 0"),
+        ("top_p", math.nan, "above 0"),
+        ("seed", 1.5, "a whole number"),
+        ("stop", ("",), "texts of at least one character"),
+        ("stop", (3,), "texts of at least one character"),
+        ("stop", 3, "texts of at least one character"),
+        ("top_logprobs", -1, "None"),
+        ("top_logprobs", 1000, "0 to 100"),
+    ],
+)
+def test_bad_settings_are_named(field, value, accepted):
+    with pytest.raises(ValueError, match=rf"{field} is .*accepted: {accepted}"):
+        Sampling(**{field: value})
+
+
+def test_stop_accepts_what_apis_send():
+    assert Sampling(stop="END").stop == ("END",)
+    assert Sampling(stop=["a", "b"]).stop == ("a", "b")
+    assert Sampling(stop=None).stop == ()
+
+
+def draws(logits, count=4000, **options):
+    """Tokens that `count` rows of the same logits draw, each with its own generator."""
+    options = Sampling(seed=1, **options)
+    rows = logits.expand(count, -1)
+    return Counter(sample(rows, [options] * count, [options.random(i) for i in range(count)]).tolist())
+
+
+def test_temperature_zero_is_argmax_and_uses_no_randomness():
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
+    random = Random(1)
+    state = random.getstate()
+    assert sample(logits, Sampling(temperature=0), random).tolist() == logits.argmax(-1).tolist()
+    assert random.getstate() == state
+    assert sample(logits[0], Sampling(temperature=0), random) == logits[0].argmax()
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([0.0, 1.0, 2.0, -math.inf, 0.5])
+    expected = (logits / 0.7).softmax(-1)
+    counts = draws(logits, temperature=0.7)
+    assert counts[3] == 0
+    for token, probability in enumerate(expected.tolist()):
+        assert abs(counts[token] / 4000 - probability) < 4 * math.sqrt(0.25 / 4000)
+
+
+def test_samples_of_one_prompt_are_independent_from_the_first_token():
+    """nanochat issue 201: all samples of a prompt shared their first token."""
+    logits = torch.zeros(1, 1000)
+    options = Sampling(seed=3)
+    first = sample(logits.expand(64, -1), [options] * 64, [options.random(0, i) for i in range(64)])
+    assert len(set(first.tolist())) > 50
+
+
+def test_top_k_zero_is_off():
+    """nanochat issue 466: top_k=0 crashed or cut everything."""
+    assert len(draws(torch.zeros(20), top_k=0)) == 20
+    assert set(draws(torch.arange(20.0) / 10, top_k=3)) == {17, 18, 19}
+    assert set(draws(torch.zeros(4), top_k=100)) == {0, 1, 2, 3}
+
+
+def test_top_p_keeps_the_nucleus():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert set(draws(logits, top_p=0.4)) == {0}
+    assert set(draws(logits, top_p=0.7)) == {0, 1}
+    assert set(draws(logits, top_p=0.9)) == {0, 1, 2}
+    assert set(draws(logits, top_p=1e-9)) == {0}
+    assert set(draws(logits, top_p=0.9, top_k=2)) == {0, 1}
+
+
+def test_tiny_temperature_does_not_overflow():
+    logits = torch.tensor([1.0, 15.0, -15.0])
+    for temperature in (1e-300, 1e-30, 1e-4):
+        assert set(draws(logits, count=50, temperature=temperature)) == {1}
+
+
+options = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 1, 5]),
+    top_p=st.sampled_from([1.0, 0.9, 0.3]),
+    seed=st.integers(-5, 5),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(options, min_size=1, max_size=8), st.integers(0, 1000))
+def test_a_row_draws_the_same_alone_and_in_any_batch(rows, seed):
+    logits = torch.randn(len(rows), 40, generator=torch.Generator().manual_seed(seed))
+    together = sample(logits, rows, [row.random() for row in rows]).tolist()
+    alone = [int(sample(logits[i], row, row.random())) for i, row in enumerate(rows)]
+    assert together == alone
+
+
+def test_seeds_repeat_and_differ():
+    assert Sampling(seed=5).random().random() == Sampling(seed=5).random().random()
+    assert Sampling(seed=5).random().random() != Sampling(seed=-5).random().random()
+    assert Sampling(seed=5).random(1, 2).random() != Sampling(seed=5).random(12).random()
+    assert Sampling().random().random() != Sampling().random().random()
+
+
+def test_greedy_log_probability_is_exactly_the_top_one():
+    logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
+    logits[3, 10] = logits[3, 20] = 9.0  # a tie
+    chosen = logits.argmax(-1)
+    own, tops = log_probabilities(logits, chosen, 3)
+    for row, (logprob, top) in enumerate(zip(own, tops, strict=True)):
+        assert top[0] == (int(chosen[row]), logprob)
+        assert len(top) == 3
+        assert logprob == pytest.approx(float(logits[row].double().log_softmax(-1)[chosen[row]]), abs=1e-5)
+    own, tops = log_probabilities(logits, torch.full((8,), 20), 2)
+    assert tops[3][0][0] == 20
+    assert log_probabilities(logits, chosen, 0)[1] == [[]] * 8
