@@ -102,9 +102,7 @@ def write_shards(
     return folder
 
 
-def _divide(
-    documents: Iterable[str], train: _Writer, val: _Writer, fraction: float | None, held_size: int, seed: int
-) -> int:
+def _divide(documents: Iterable[str], train: _Writer, val: _Writer, fraction: float | None, held_size: int, seed: int) -> int:
     """Sends each document to one side; returns how many duplicates were dropped.
 
     The ``held_size`` documents of the smallest hashes are held back to the end: they are the val part when its size is
@@ -173,10 +171,16 @@ class _Writer:
             return
         self.random.shuffle(self.buffer)
         path = self.folder / f"{self.split}-{len(self.files):05d}.parquet"
-        # Page checksums let a reader notice one flipped bit, which Parquet otherwise reads as text.
-        table = pyarrow.table({"text": pyarrow.array(self.buffer, pyarrow.large_string())})
+        schema = pyarrow.schema([pyarrow.field("text", pyarrow.large_string(), nullable=False)])
+        table = pyarrow.table([self.buffer], schema=schema)
         pyarrow.parquet.write_table(
-            table, path, row_group_size=self.rows_per_group, compression="zstd", write_page_checksum=True
+            table,
+            path,
+            row_group_size=self.rows_per_group,
+            compression="zstd",
+            use_dictionary=False,  # every text differs
+            write_statistics=False,
+            write_page_checksum=True,  # lets a reader notice a flipped bit, which would pass for text otherwise
         )
         with path.open("r+b") as file:
             os.fsync(file.fileno())
@@ -220,6 +224,8 @@ class Shards:
         try:
             with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as parquet:
                 texts = parquet.read_row_group(group, columns=[self.column]).column(0).to_pylist()
+                if len(texts) != parquet.metadata.row_group(group).num_rows:
+                    raise OSError(f"{len(texts)} rows where {parquet.metadata.row_group(group).num_rows} are promised")
         except (pyarrow.ArrowException, OSError) as error:
             self._problem(ValueError(f"shard {file}, row group {group} cannot be read ({error}): it is damaged"))
             return []
@@ -278,9 +284,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / MANIFEST).read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(
-            f"{folder / MANIFEST} is not valid JSON ({error}); delete {folder} and prepare again"
-        ) from None
+        raise ValueError(f"{folder / MANIFEST} is not valid JSON ({error}); delete {folder} and prepare again") from None
 
 
 def _sha256(path: Path) -> str:

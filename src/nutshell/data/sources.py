@@ -184,9 +184,7 @@ def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
             try:
                 row = json.loads(text)
             except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(
-                    f"{file}, line {line_number}: not JSON ({error}); each line must be one object"
-                ) from None
+                raise ValueError(f"{file}, line {line_number}: not JSON ({error}); each line must be one object") from None
             # JSON can spell half a surrogate pair, which no UTF-8 writer or tokenizer takes.
             yield line_number, _map_strings(row, _mend_surrogates) if "\\ud" in text.lower() else row
 
@@ -236,9 +234,7 @@ def _messages(row: Any, where: str) -> list[dict[str, Any]]:
             found = f"keys {sorted(message)}" if isinstance(message, dict) else f"a {type(message).__name__}"
             raise ValueError(f"{where}: message {number} must be an object with 'role' and 'content', found {found}")
         if not isinstance(message["role"], str) or not isinstance(message["content"], (str, list)):
-            raise ValueError(
-                f"{where}: message {number}: 'role' must be a string and 'content' a string or list of parts"
-            )
+            raise ValueError(f"{where}: message {number}: 'role' must be a string and 'content' a string or list of parts")
     return row
 
 
@@ -278,9 +274,7 @@ def _guarded(file: Path, read: Callable[..., bytes], *arguments: int) -> bytes:
 
 def _not_utf8(file: Path, position: int, error: UnicodeDecodeError) -> ValueError:
     byte = error.object[error.start]
-    return ValueError(
-        f"{file} is not UTF-8: byte 0x{byte:02x} at offset {position}; convert it, e.g. with iconv -t UTF-8"
-    )
+    return ValueError(f"{file} is not UTF-8: byte 0x{byte:02x} at offset {position}; convert it, e.g. with iconv -t UTF-8")
 
 
 def _no_column(where: str, column: str, found: list[str]) -> ValueError:

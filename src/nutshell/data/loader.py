@@ -1,0 +1,196 @@
+"""The two sources of training batches: documents from shards, and conversations.
+
+Both yield ``(inputs, targets)`` of shape (rows, T) for ever, in the order and with the state that `stream` describes.
+Tokenizing and rendering are callables, so that this part knows neither the tokenizer nor the chat format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nutshell.data.packing import Document, Packed, pack
+from nutshell.data.shards import Shards
+from nutshell.data.stream import Batch, PackedStream
+
+CONVERSATIONS_PER_BLOCK = 1024
+
+
+class PretrainLoader(PackedStream):
+    """Endless batches of packed documents from shards; every token is learned and none is cropped.
+
+    ``encode_batch(texts)`` returns ``(flat ids, offsets (N + 1))`` without BOS, which is put in front here. ``rows`` is this
+    rank's batch, a row has ``row_tokens`` = T + 1 tokens. Raises ValueError from ``next()`` if the whole split has less
+    than one row, and whatever reading or encoding raises.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        encode_batch: Callable[[list[str]], tuple[np.ndarray, np.ndarray]],
+        bos_id: int,
+        rows: int,
+        row_tokens: int,
+        split: str = "train",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ):
+        super().__init__(
+            bos_id=bos_id,
+            rows=rows,
+            row_tokens=row_tokens,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            pin_memory=pin_memory,
+        )
+        if shards.blocks(split) == 0:
+            raise ValueError(f"{shards.folder} has no {split}-*.parquet; prepare the data again (nutshell data)")
+        self.shards, self.encode_batch, self.split = shards, encode_batch, split
+
+    def val_batches(self, max_tokens: int | None = None, split: str = "val") -> list[Batch]:
+        """The same batches at every call: about ``max_tokens`` targets over all ranks, at least one row.
+
+        Blocks come in file order. The last batch is filled up with rows without a target, so that all ranks have the
+        same number of batches.
+        """
+        if self.shards.blocks(split) == 0:
+            raise ValueError(f"{self.shards.folder} has no {split}-*.parquet; prepare the data again (nutshell data)")
+        wanted = None if max_tokens is None else max(1, max_tokens // (self.row_tokens - 1))
+        found: list[Packed] = []
+        carry: list[Document] = []
+        last = self.shards.blocks(split) - 1
+        for block in range(last + 1):
+            documents = self._encode(self.shards.read(split, block))
+            packed = pack(documents, self.row_tokens, carry, bos_id=self.bos_id, flush=block == last)
+            carry = packed.carry
+            found.append(packed)
+            if wanted is not None and sum(len(packed.ids) for packed in found) >= wanted:
+                break
+        ids = np.concatenate([packed.ids for packed in found])[:wanted]
+        masks = [np.ones(packed.ids.shape, bool) if packed.mask is None else packed.mask for packed in found]
+        mask = np.concatenate(masks)[:wanted]
+        missing = -len(ids) % (self.rows * self.world_size)
+        ids = np.concatenate([ids, np.full((missing, self.row_tokens), self.bos_id, np.uint32)])
+        mask = np.concatenate([mask, np.zeros((missing, self.row_tokens), bool)])
+        step = self.rows * self.world_size
+        return [self._rank_batch([(ids[i : i + step], mask[i : i + step])]) for i in range(0, len(ids), step)]
+
+    def _encode(self, texts: list[str]) -> list[Document]:
+        if not texts:
+            return []
+        flat, offsets = self.encode_batch(texts)
+        offsets = np.asarray(offsets, np.int64)
+        ids = np.insert(np.asarray(flat, np.uint32), offsets[:-1], self.bos_id)
+        starts = offsets + np.arange(len(offsets))
+        return [(ids[start:end], None) for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
+
+    def _blocks(self) -> int:
+        return self.shards.blocks(self.split)
+
+    def _block_name(self, block: int) -> str:
+        return self.shards.block_name(self.split, block)
+
+    def _documents(self, block: int, epoch: int) -> list[Document]:
+        return self._encode(self.shards.read(self.split, block))
+
+    def _fingerprint(self) -> str:
+        return self.shards.fingerprint(self.split)
+
+    def _needed_tokens(self) -> int:
+        return self.row_tokens
+
+    def _too_little(self, tokens: int) -> str:
+        return (
+            f"the {self.split} part of {self.shards.folder} has {tokens} tokens, less than one row of {self.row_tokens}; "
+            "give more text or a shorter context"
+        )
+
+
+class ConversationLoader(PackedStream):
+    """Endless batches of whole conversations, shuffled anew each epoch, for midtraining and fine-tuning.
+
+    ``render(messages)`` returns ``(ids, mask)``: ids start with BOS, mask is 1 where the model learns to produce the token.
+    A conversation longer than a row keeps its beginning; one without any learned token in what is kept is left out, so
+    that every row has a target. Raises ValueError from ``next()`` if none remains.
+    """
+
+    _split_documents = False
+
+    def __init__(
+        self,
+        conversations: Sequence[Any],
+        render: Callable[[Any], tuple[Sequence[int], Sequence[int]]],
+        bos_id: int,
+        rows: int,
+        row_tokens: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ):
+        super().__init__(
+            bos_id=bos_id,
+            rows=rows,
+            row_tokens=row_tokens,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            pin_memory=pin_memory,
+        )
+        if len(conversations) == 0:
+            raise ValueError("there is no conversation to train on")
+        self.conversations, self.render = conversations, render
+        self._hash = ""
+
+    def epoch_rows(self) -> int:
+        """How many rows one epoch has (the first one; others differ by a few). Renders and packs everything once."""
+        rows = 0
+        carry: list[Document] = []
+        order = self._shuffled("blocks", self._blocks(), 0).tolist()
+        for block in order:
+            flush = block == order[-1]
+            packed = pack(self._documents(block, 0), self.row_tokens, carry, False, bos_id=self.bos_id, flush=flush)
+            rows, carry = rows + len(packed.ids), packed.carry
+        return rows
+
+    def _blocks(self) -> int:
+        return -(-len(self.conversations) // CONVERSATIONS_PER_BLOCK)
+
+    def _block_name(self, block: int) -> str:
+        return f"conversations, block {block} of {self._blocks()}"
+
+    def _documents(self, block: int, epoch: int) -> list[Document]:
+        order = self._shuffled("conversations", len(self.conversations), epoch)
+        documents: list[Document] = []
+        for index in order[block * CONVERSATIONS_PER_BLOCK : (block + 1) * CONVERSATIONS_PER_BLOCK]:
+            conversation = self.conversations[int(index)]
+            messages = conversation["messages"] if isinstance(conversation, dict) else conversation
+            ids, mask = self.render(messages)
+            learned = np.asarray(mask, bool)
+            if learned[1 : self.row_tokens].any():
+                documents.append((np.asarray(ids, np.uint32), learned))
+        return documents
+
+    def _fingerprint(self) -> str:
+        if not self._hash:
+            digest = hashlib.sha256()
+            for conversation in self.conversations:
+                digest.update(json.dumps(conversation, sort_keys=True).encode())
+            self._hash = digest.hexdigest()[:16]
+        return self._hash
+
+    def _needed_tokens(self) -> int:
+        return 1
+
+    def _too_little(self, tokens: int) -> str:
+        return (
+            f"none of the {len(self.conversations)} conversations has a token to learn within a row of {self.row_tokens} "
+            "tokens: they have no assistant message, or their first user message alone is longer than the context"
+        )

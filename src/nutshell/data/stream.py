@@ -1,0 +1,227 @@
+"""A stream of packed batches without end, prefetched, resumable to the bit: what the two loaders share.
+
+The stream of rows depends on the data, the seed and the row length only: epoch by epoch, block by block (a block is one row
+group or some hundred conversations, in an order shuffled by seed and epoch). A global batch is the next
+``rows * world_size`` rows, and rank r takes every row i with i % world_size == r. So another number of ranks or rows sees
+the same rows in the same order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from nutshell.data.packing import Document, Packed, pack
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""inputs (rows, T) and targets (rows, T), both int64; target -1 is ignored by the loss."""
+
+_PREFETCHED_BATCHES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """Where the next batch begins: row ``row`` of block ``block``, which is packed with ``carry``."""
+
+    epoch: int = 0
+    block: int = 0
+    row: int = 0
+    carry: list[Document] = field(default_factory=list)
+
+
+class PackedStream:
+    """A subclass says what the blocks and their documents are: the six methods at the end."""
+
+    _split_documents = True
+
+    def __init__(self, *, bos_id: int, rows: int, row_tokens: int, seed: int, rank: int, world_size: int, pin_memory: bool):
+        if rows < 1 or row_tokens < 2:
+            raise ValueError(f"rows is {rows} and row_tokens {row_tokens}; at least 1 and 2 are needed")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank} of {world_size} ranks; it must be from 0 to {world_size - 1}")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must not be negative")
+        self.bos_id, self.rows, self.row_tokens, self.seed = bos_id, rows, row_tokens, seed
+        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
+        self.sources: list[str] = []
+        """Where the rows of the last batch came from: names of its blocks, for messages."""
+        self.statistics = {"documents": 0, "splits": 0, "tokens": 0, "padding_tokens": 0, "truncated_documents": 0}
+        """Sums over the blocks packed so far by this object."""
+        self._state = _State()
+        self._prefetch: _Prefetch | None = None
+
+    # ---- iteration and state -------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._prefetch is None:
+            self._prefetch = _Prefetch(self._batches(self._state))
+            atexit.register(_close, weakref.ref(self))
+        batch, self._state, self.sources = self._prefetch.next()
+        return batch
+
+    @property
+    def epoch(self) -> float:
+        """How many times the data has been gone through, up to the last batch yielded."""
+        return self._state.epoch + self._state.block / self._blocks()
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able. It belongs to the last batch yielded: a loader that loads it goes on with the next one."""
+        state = self._state
+        carry = [[ids.tolist(), None if mask is None else mask.astype(int).tolist()] for ids, mask in state.carry]
+        return {**self._identity(), "epoch": state.epoch, "block": state.block, "row": state.row, "carry": carry}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where the state was taken. Raises ValueError if data, seed, row length or BOS are not the same."""
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise ValueError(
+                    f"the data stream cannot be resumed: {name} was {state.get(name)!r} and is {value!r} now; "
+                    "use the same data and settings as before, or start the stage afresh"
+                )
+        self.close()
+        carry = [(np.array(ids, np.uint32), None if mask is None else np.array(mask, bool)) for ids, mask in state["carry"]]
+        self._state = _State(epoch=state["epoch"], block=state["block"], row=state["row"], carry=carry)
+
+    def close(self) -> None:
+        """Ends the prefetching thread. The next batch afterwards is the one that would have come anyway."""
+        if self._prefetch is not None:
+            self._prefetch.close()
+            self._prefetch = None
+
+    def __enter__(self) -> PackedStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- the stream, in the prefetching thread -------------------------------------------------------------------
+
+    def _batches(self, state: _State) -> Iterator[tuple[Batch, _State, list[str]]]:
+        global_rows = self.rows * self.world_size
+        pending: list[tuple[np.ndarray, np.ndarray | None]] = []
+        pending_rows, sources = 0, []
+        epoch, block, row, carry = state.epoch, state.block, state.row, state.carry
+        while True:
+            order = self._shuffled("blocks", self._blocks(), epoch)
+            first_block, epoch_tokens = block, 0
+            for block in range(first_block, len(order)):
+                documents = self._documents(int(order[block]), epoch)
+                epoch_tokens += sum(len(ids) for ids, _ in documents)
+                packed = self._pack(documents, carry, flush=not self._split_documents and block == len(order) - 1)
+                shuffled = self._shuffled("rows", len(packed.ids), epoch, block)
+                while row < len(shuffled):
+                    chosen = shuffled[row : row + global_rows - pending_rows]
+                    pending.append((packed.ids[chosen], None if packed.mask is None else packed.mask[chosen]))
+                    sources.append(self._block_name(int(order[block])))
+                    row += len(chosen)
+                    pending_rows += len(chosen)
+                    if pending_rows == global_rows:
+                        after = _State(epoch=epoch, block=block, row=row, carry=carry)
+                        yield self._rank_batch(pending), after, list(dict.fromkeys(sources))
+                        pending, pending_rows, sources = [], 0, []
+                carry, row = packed.carry, 0
+            if first_block == 0 and epoch_tokens < self._needed_tokens():
+                raise ValueError(self._too_little(epoch_tokens))
+            epoch, block = epoch + 1, 0
+
+    def _shuffled(self, what: str, count: int, epoch: int, block: int = 0) -> np.ndarray:
+        """A permutation that depends on nothing but these and the seed."""
+        purpose = ("blocks", "rows", "conversations").index(what)
+        return np.random.default_rng([self.seed, epoch, block, purpose]).permutation(count)
+
+    def _pack(self, documents: list[Document], carry: list[Document], flush: bool) -> Packed:
+        packed = pack(documents, self.row_tokens, carry, split=self._split_documents, bos_id=self.bos_id, flush=flush)
+        self.statistics["documents"] += len(documents)
+        self.statistics["tokens"] += packed.ids.size
+        for name in ("splits", "padding_tokens", "truncated_documents"):
+            self.statistics[name] += getattr(packed, name)
+        return packed
+
+    def _rank_batch(self, pending: list[tuple[np.ndarray, np.ndarray | None]]) -> Batch:
+        ids = np.concatenate([ids for ids, _ in pending])[self.rank :: self.world_size].astype(np.int64)
+        targets = ids[:, 1:].copy()
+        if any(mask is not None for _, mask in pending):
+            masks = [np.ones(ids.shape, bool) if mask is None else mask for ids, mask in pending]
+            targets[~np.concatenate(masks)[self.rank :: self.world_size, 1:]] = -1
+        tensors = torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(targets)
+        return (tensors[0].pin_memory(), tensors[1].pin_memory()) if self.pin_memory else tensors
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "data": self._fingerprint(),
+            "seed": self.seed,
+            "row_tokens": self.row_tokens,
+            "bos_id": self.bos_id,
+        }
+
+    def _blocks(self) -> int:
+        raise NotImplementedError
+
+    def _block_name(self, block: int) -> str:
+        raise NotImplementedError
+
+    def _documents(self, block: int, epoch: int) -> list[Document]:
+        raise NotImplementedError
+
+    def _fingerprint(self) -> str:
+        raise NotImplementedError
+
+    def _needed_tokens(self) -> int:
+        raise NotImplementedError
+
+    def _too_little(self, tokens: int) -> str:
+        raise NotImplementedError
+
+
+class _Prefetch:
+    """Runs an iterator in a thread, a few items ahead. Its exceptions are raised by `next`."""
+
+    def __init__(self, items: Iterator[Any]):
+        self.items = items
+        self.queue: queue.Queue[Any] = queue.Queue(_PREFETCHED_BATCHES)
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="nutshell-data", daemon=True)
+        self.thread.start()
+
+    def next(self) -> Any:
+        item = self.queue.get()
+        if isinstance(item, BaseException):
+            self.queue.put(item)  # a second call must not wait for ever
+            raise item
+        return item
+
+    def close(self) -> None:
+        self.stop.set()
+        while self.thread.is_alive():
+            try:  # the thread may be waiting for room
+                self.queue.get(timeout=0.02)
+            except queue.Empty:
+                continue
+        self.thread.join()
+
+    def _run(self) -> None:
+        try:
+            for item in self.items:
+                self.queue.put(item)
+                if self.stop.is_set():
+                    return
+        except BaseException as error:
+            self.queue.put(error)
+
+
+def _close(reference: weakref.ref[PackedStream]) -> None:
+    """At exit: a thread still inside native code when the interpreter goes would abort the process."""
+    loader = reference()
+    if loader is not None:
+        loader.close()
