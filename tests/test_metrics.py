@@ -1,0 +1,163 @@
+import io
+import json
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from nutshell.metrics import DebiasedMean, GpuSampler, MetricsLog, duration, peak_memory_gib, read_metrics
+
+
+def quiet():
+    return Console(file=io.StringIO(), width=200)
+
+
+def record(step, stage="pretrain", **more):
+    return {"stage": stage, "step": step, "seconds": step * 0.5, "tokens": step * 64, "loss": 5.0 / step, **more}
+
+
+def test_lines_are_json_without_nan(tmp_path):
+    with MetricsLog(tmp_path, console=quiet()) as log:
+        log.step(record(1, loss=math.nan, lr={"matrix": np.float32(0.5)}, norm=torch.tensor(2.0), worst=float("inf")))
+        log.step(record(2, mfu=None))
+        log.evaluation("pretrain", 2, {"val_bpb": 1.5}, baselines={"val_bpb": 8}, targets={"val_bpb": 2})
+        log.samples("pretrain", 2, [{"prompt": "The sky", "reply": "is blü"}])
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert "NaN" not in "".join(lines)
+    assert "Infinity" not in "".join(lines)
+    assert [json.loads(line) for line in lines] == read_metrics(tmp_path)
+    first, _, evaluation, samples = read_metrics(tmp_path)
+    assert first["loss"] is None
+    assert first["worst"] is None
+    assert first["lr"] == {"matrix": 0.5}
+    assert first["norm"] == 2.0
+    assert evaluation["eval"] == {"val_bpb": 1.5}
+    assert evaluation["targets"] == {"val_bpb": 2}
+    assert samples["samples"] == [{"prompt": "The sky", "reply": "is blü"}]
+
+
+def test_other_ranks_write_and_show_nothing(tmp_path):
+    console = quiet()
+    with MetricsLog(tmp_path, rank=1, console=console) as log:
+        log.begin("pretrain", 3)
+        log.step(record(1))
+        log.evaluation("pretrain", 1, {"x": 1})
+        log.note("hello")
+        log.truncate_after("pretrain", 0)
+        log.sync()
+    assert list(tmp_path.iterdir()) == []
+    assert console.file.getvalue() == ""
+
+
+def test_resuming_leaves_no_gap_and_no_double(tmp_path):
+    with MetricsLog(tmp_path, console=quiet()) as log:
+        for step in range(1, 8):
+            log.step(record(step))
+        log.step(record(1, "sft"))
+        log.evaluation("pretrain", 7, {"x": 1})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "pretrain", "st')  # killed while writing
+    assert len(read_metrics(tmp_path)) == 9
+    with MetricsLog(tmp_path, console=quiet()) as log:
+        log.truncate_after("pretrain", 4)
+        for step in range(5, 11):
+            log.step(record(step))
+        log.truncate_after("pretrain", 9)
+        log.step(record(10))
+        log.truncate_after("sft", -1)
+    lines = read_metrics(tmp_path)
+    assert [(line["stage"], line["step"]) for line in lines] == [("pretrain", step) for step in range(1, 11)]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_torn_last_line_is_cut_before_appending(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "a", "step": 1}\n{"stage": "a", "step": 2, "x": "' + "y" * 9000)
+    with MetricsLog(tmp_path, console=quiet()) as log:
+        log.step(record(2, "a"))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("bad", ["{", "[1]", '{"step": 1}'])
+def test_a_broken_line_in_the_middle_is_named(tmp_path, bad):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"stage": "a", "step": 1}}\n{bad}\n{{"stage": "a", "step": 3}}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+        read_metrics(tmp_path)
+    assert read_metrics(tmp_path / "nothing") == []
+
+
+def test_plain_lines_at_intervals(tmp_path):
+    console = quiet()
+    with MetricsLog(tmp_path, console=console, interval_seconds=1000) as log:
+        log.begin("pretrain", 5)
+        for step in range(1, 6):
+            log.step(record(step, lr=0.02, tokens_per_second=12345.6, mfu=0.553))
+        log.evaluation("pretrain", 5, {"val_bpb": 1.23456, "core": None})
+        log.note("saved [step-5]")
+    first, last, evaluation, note = console.file.getvalue().splitlines()
+    assert first.startswith("pretrain 1/5  loss 5.0000  lr 0.02  12,346 tok/s  mfu 55.3%  0:00 eta")
+    assert last.startswith("pretrain 5/5")
+    assert evaluation == "pretrain 5  eval  val_bpb 1.235  core n/a"
+    assert note == "saved [step-5]"
+
+
+def test_progress_bar_in_a_terminal(tmp_path):
+    console = Console(file=io.StringIO(), width=140, force_terminal=True)
+    with MetricsLog(tmp_path, console=console) as log:
+        log.begin("sft", 20, step=10)
+        for step in range(11, 21):
+            log.step(record(step, "sft"))
+    shown = console.file.getvalue()
+    assert "sft" in shown
+    assert "20/20" in shown
+    assert "eta" in shown
+    assert len(read_metrics(tmp_path)) == 10
+
+
+def test_debiased_mean():
+    mean = DebiasedMean(0.9)
+    assert mean.update(None) is None
+    assert mean.update(math.nan) is None
+    assert mean.update(7.0) == pytest.approx(7.0)  # the first loss shows as it is
+    assert mean.update(7.0) == pytest.approx(7.0)
+    assert mean.update(math.inf) == pytest.approx(7.0)
+    assert 7.0 < mean.update(9.0) < 8.0
+
+
+def test_durations():
+    assert [duration(s) for s in (-1, 7, 750, 12300)] == ["0:00", "0:07", "12:30", "3:25:00"]
+
+
+def test_peak_memory():
+    assert 0.01 < peak_memory_gib() < 100
+
+
+def test_no_gpu_is_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert GpuSampler().sample() is None
+
+
+def test_gpu_sample_with_a_missing_reading(monkeypatch):
+    class NVMLError(Exception):
+        pass
+
+    def unsupported(handle):
+        raise NVMLError("not supported")
+
+    NVMLError.__module__ = "pynvml"
+    fake = types.SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetUtilizationRates=lambda handle: types.SimpleNamespace(gpu=97),
+        nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(used=3 * 2**30),
+        nvmlDeviceGetPowerUsage=unsupported,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    assert GpuSampler(uuid="1234").sample() == {"gpu_utilisation": 0.97, "gpu_memory_gib": 3.0}
+    fake.nvmlDeviceGetHandleByIndex = unsupported
+    assert GpuSampler().sample() is None
