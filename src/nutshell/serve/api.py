@@ -1,0 +1,179 @@
+"""The OpenAI-compatible request as pydantic models, and the one shape of every error."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
+
+MAX_CHOICES = 16
+MAX_MESSAGES = 4096
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_TOP_LOGPROBS = 20
+
+TOOL_PARTS = ("python", "python_output")
+"""Parts of an assistant message beside "text": what it asked the calculator, and what came back."""
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    type: Literal["text", "python", "python_output"]
+    text: str
+
+
+class Message(BaseModel):
+    """One message; `content` is text, or text parts (and, of an assistant, the tool parts of an earlier answer)."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _readable_content(cls, content: Any) -> Any:
+        """Turn what we cannot read into one clear message instead of one error for each type of the union."""
+        if content is None:
+            return ""
+        if isinstance(content, str):
+            return content
+        if not isinstance(content, list):
+            raise ValueError(f"content must be a string or a list of parts, not {type(content).__name__}")
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in ("text", *TOOL_PARTS):
+                raise ValueError(f"content part {str(kind)[:40]!r} is not supported: this model reads text only")
+            if not isinstance(part.get("text"), str):
+                raise ValueError(f"a content part of type {kind!r} needs a string in 'text'")
+        return content
+
+    @model_validator(mode="after")
+    def _tools_are_the_assistants(self) -> "Message":
+        if self.role != "assistant" and any(part.type in TOOL_PARTS for part in self.parts()):
+            raise ValueError(f"tool parts belong to messages of the assistant, not of the {self.role}")
+        return self
+
+    def parts(self) -> list[Part]:
+        return [Part(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool | None = None
+
+
+class ChatRequest(BaseModel):
+    """Body of `POST /v1/chat/completions`. Unknown fields are ignored, as clients send many."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: Number | None = Field(default=None, ge=0, le=2)
+    top_p: Number | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=1_000_000)
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _short_stops(cls, stop: Any) -> Any:
+        stops = [stop] if isinstance(stop, str) else stop
+        if stops is None:
+            return None
+        if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
+            raise ValueError("stop must be a string or a list of strings")
+        if len(stops) > MAX_STOPS or any(len(one) > MAX_STOP_CHARACTERS for one in stops):
+            raise ValueError(f"stop takes at most {MAX_STOPS} strings of at most {MAX_STOP_CHARACTERS} characters")
+        return [one for one in stops if one]
+
+    @model_validator(mode="after")
+    def _top_logprobs_need_logprobs(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
+
+    def wanted_tokens(self) -> int | None:
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """The messages in the order a chat model knows: a system message, then user and assistant in turns.
+
+        Clients resend what happened, which is not always so tidy: empty answers (stopped before the first word) are
+        left out, and neighbours of one role are joined by a blank line.
+        """
+        result: list[dict[str, Any]] = []
+        for message in self.messages:
+            role = "system" if message.role == "developer" else message.role
+            parts = [{"type": part.type, "text": part.text} for part in message.parts() if part.text]
+            if role != "assistant":
+                parts = [{"type": "text", "text": "".join(part["text"] for part in parts)}]
+                if role == "system" and not parts[0]["text"].strip():
+                    continue
+            elif not parts:
+                continue
+            if result and result[-1]["role"] == role:
+                result[-1]["content"] += [{"type": "text", "text": "\n\n"}, *parts]
+            else:
+                result.append({"role": role, "content": parts})
+        for message in result:
+            if all(part["type"] == "text" for part in message["content"]):
+                message["content"] = "".join(part["text"] for part in message["content"])
+        return result
+
+
+class APIError(Exception):
+    """An answer other than 200, in the API's own shape."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: int | None = None,
+    ):
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": {"message": message, "type": type, "param": param, "code": code}}
+        self.headers = {} if retry_after_seconds is None else {"Retry-After": str(retry_after_seconds)}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
+
+
+def validation_error(errors: list[dict[str, Any]]) -> APIError:
+    """The first of pydantic's errors as a 400 that names the field and what it received."""
+    error = errors[0]
+    if error["type"] == "json_invalid":
+        reason = error.get("ctx", {}).get("error", "it cannot be parsed")
+        return APIError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
+    param = ""
+    for step in error["loc"][1:]:  # the first is "body"
+        if isinstance(step, int):
+            param += f"[{step}]"
+        elif step in ("str", "float", "int", "bool") or step.startswith("list["):
+            break  # pydantic's name for a member of a union, no field
+        else:
+            param += f".{step}" if param else step
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        message = "this field is required" if param else "a JSON object is expected as the body"
+    elif "value_error" not in error["type"] and not isinstance(error.get("input"), (dict, list)):
+        message += f"; received {_short(error.get('input'))}"
+    return APIError(400, f"{param}: {message}" if param else message, param=param or None, code=error["type"])
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number too large to print"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,336 @@
+"""The HTTP application: the OpenAI-compatible routes, health, metrics and the web page."""
+
+import asyncio
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from nutshell.infer.conversation import fit_conversation
+from nutshell.infer.sampling import Sampling
+from nutshell.serve.answers import Answer, EventStream, sse, wait_for_disconnect
+from nutshell.serve.api import APIError, ChatRequest, validation_error
+from nutshell.serve.guard import Guard
+from nutshell.serve.metrics import Metrics
+from nutshell.serve.worker import StoppedError, Worker
+
+log = logging.getLogger("nutshell.serve")
+
+WEB_FOLDER = Path(__file__).parent / "web"
+MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+RETRY_SECONDS = 1
+
+
+class Service:
+    """The state behind the routes: the model once it is loaded, its worker, and whether new work is taken."""
+
+    def __init__(self, model_name: str, max_queue: int):
+        self.model_name = model_name
+        self.max_queue = max_queue
+        self.created = int(time.time())
+        self.metrics = Metrics()
+        self.tok: Any = None
+        self.loading: asyncio.Task[None] | None = None
+        self.worker: Worker | None = None
+        self.context = 0
+        self.draining = False
+        # Long prompts take a while to tokenize; two threads keep them off the event loop and off each other's way.
+        self.tokenizers = ThreadPoolExecutor(2, thread_name_prefix="nutshell-tokenize")
+
+    def open(self, engine: Any, tok: Any) -> None:
+        """Begin to answer with this engine."""
+        worker = Worker(engine, self.max_queue)
+        self.metrics.in_flight.set_function(lambda: worker.in_flight)
+        self.metrics.waiting.set_function(lambda: max(0, worker.in_flight - engine.max_rows))
+        self.tok, self.context, self.worker = tok, engine.context, worker
+
+    def status(self) -> str:
+        if self.draining:
+            return "shutting down"
+        if self.worker is None:
+            return "loading"
+        return "ok" if self.worker.failed is None else "failed"
+
+    def ready_worker(self) -> Worker:
+        status = self.status()
+        if status == "ok" and self.worker is not None:
+            return self.worker
+        wait = {"loading": 2, "shutting down": 10}.get(status, 30)
+        raise APIError(503, f"the server is not ready: {status}", type="server_error", code="not_ready", retry_after_seconds=wait)
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.model_name:
+            raise APIError(
+                404,
+                f"the model {name[:100]!r} does not exist here; this server has {self.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def close(self) -> None:
+        self.draining = True
+        if self.worker is not None:
+            self.worker.stop()
+        self.tokenizers.shutdown(wait=False, cancel_futures=True)
+
+
+def create_app(
+    engine: Any,
+    tok: Any,
+    model_name: str = "nutshell",
+    *,
+    api_key: str | None = None,
+    max_queue: int = 64,
+    allowed_hosts: Iterable[str] | None = None,
+    on_startup: Callable[[Service], Awaitable[None]] | None = None,
+    **limits: Any,
+) -> FastAPI:
+    """The application for one model.
+
+    `engine` may be None: then health says "loading" until `app.state.service.open(engine, tok)` is called, which
+    `on_startup` may arrange. At most `engine.max_rows + max_queue` answers are accepted at a time. `limits` are
+    those of `Guard`: max_body_bytes, body_seconds, send_seconds.
+    """
+    service = Service(model_name, max_queue)
+    if engine is not None:
+        service.open(engine, tok)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if on_startup is not None:
+            await on_startup(service)
+        yield
+        service.close()
+
+    app = FastAPI(title="nutshell", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.service = service
+    app.add_exception_handler(APIError, _api_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(StoppedError, _stopped)
+    static_paths = _add_page(app)
+    _add_routes(app, service)
+
+    known = {*static_paths, "/health", "/metrics", "/v1/models", "/v1/chat/completions"}
+
+    def observe(path: str, status: int, seconds: float) -> None:
+        label = path if path in known else "other"
+        service.metrics.requests.labels(label, str(status)).inc()
+        service.metrics.request_seconds.labels(label).observe(seconds)
+
+    app.add_middleware(
+        Guard,
+        api_key=api_key,
+        open_paths={*static_paths, "/health"},
+        allowed_hosts=allowed_hosts,
+        observe=observe,
+        **limits,
+    )
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    def described() -> dict[str, Any]:
+        model = {"id": service.model_name, "object": "model", "created": service.created, "owned_by": "nutshell"}
+        return {**model, "max_model_len": service.context} if service.context else model
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [described()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        service.check_model(name)
+        return described()
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        status = service.status()
+        headers = {} if status == "ok" else {"Retry-After": "2"}
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503, headers)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation; as server-sent events when `stream` is true."""
+        answer = await _begin(service, body)
+        if body.stream:
+            include_usage = bool(body.stream_options and body.stream_options.include_usage)
+            return EventStream(_events(service, answer, include_usage), answer.ticket.close)
+        try:
+            whole = asyncio.ensure_future(answer.whole())
+            gone = asyncio.ensure_future(wait_for_disconnect(request.receive))
+            try:
+                await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
+                # Nobody reads what is answered to a client that is gone.
+                return JSONResponse(whole.result()) if whole.done() else Response(status_code=499)
+            finally:
+                for task in (whole, gone):
+                    task.cancel()
+                await asyncio.gather(whole, gone, return_exceptions=True)
+                _count(service, answer)
+        finally:
+            answer.ticket.close()
+
+
+async def _begin(service: Service, body: ChatRequest) -> Answer:
+    """Check the request, take its slots, tokenize off the event loop, and hand it to the worker."""
+    worker = service.ready_worker()
+    service.check_model(body.model)
+    choices = body.n or 1
+    if choices > worker.capacity:
+        raise APIError(400, f"n is {choices}; this server makes at most {worker.capacity} answers", param="n")
+    wanted = body.wanted_tokens()
+    if wanted is not None and wanted > service.context:
+        raise APIError(
+            400,
+            f"max_tokens is {wanted}; this model's context is {service.context} tokens, prompt included",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+    messages = body.conversation()
+    ticket = worker.reserve(choices)
+    if ticket is None:
+        service.metrics.rejected.inc()
+        raise APIError(
+            429,
+            f"the server is busy: {worker.in_flight} answers run or wait; try again",
+            type="rate_limit_error",
+            code="queue_full",
+            retry_after_seconds=RETRY_SECONDS,
+        )
+    try:
+        loop = asyncio.get_running_loop()
+        budget = wanted or service.context
+        try:
+            fitted = await loop.run_in_executor(
+                service.tokenizers, fit_conversation, messages, service.tok, service.context, budget
+            )
+        except ValueError as error:
+            raise APIError(400, str(error), param="messages") from error
+        if fitted.truncated:
+            raise APIError(
+                400,
+                f"the last message does not fit this model's context of {service.context} tokens, answer included; "
+                "send a shorter one",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        prompt_tokens = len(fitted.ids)
+        answer = Answer(
+            ticket,
+            service.tok,
+            model=service.model_name,
+            choices=choices,
+            prompt_tokens=prompt_tokens,
+            dropped=fitted.dropped,
+            logprobs=bool(body.logprobs),
+        )
+        answer.base["id"] = f"chatcmpl-{uuid.uuid4().hex}"
+        room = min(budget, service.context - prompt_tokens)
+        prompts = [(fitted.ids, _sampling(body, room, index)) for index in range(choices)]
+        ticket.submit(prompts, answer.deliver)
+    except BaseException:
+        ticket.close()
+        raise
+    service.metrics.prompt_tokens.inc(prompt_tokens)
+    return answer
+
+
+def _sampling(body: ChatRequest, max_tokens: int, index: int) -> Sampling:
+    """OpenAI's defaults. With a seed, choice 0 is what `n: 1` gives and the others take the seeds after it."""
+    top_p = 1.0 if body.top_p is None else body.top_p
+    temperature = 1.0 if body.temperature is None else body.temperature
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature if top_p > 0 else 0.0,
+        top_p=top_p if top_p > 0 else 1.0,
+        top_k=max(0, body.top_k or 0),
+        seed=None if body.seed is None else (body.seed + index) % 2**63,
+        stop=tuple(body.stop or ()),
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+
+
+async def _events(service: Service, answer: Answer, include_usage: bool) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in answer.chunks(include_usage):
+            yield sse(chunk)
+        yield b"data: [DONE]\n\n"
+    except Exception:
+        log.exception("an answer failed while it was streamed")
+        error = APIError(500, "the server failed in the middle of this answer", type="server_error")
+        yield sse(error.body)
+    finally:
+        _count(service, answer)
+
+
+def _count(service: Service, answer: Answer) -> None:
+    service.metrics.completion_tokens.inc(sum(choice.tokens for choice in answer.choices))
+    if answer.first_token_seconds is not None:
+        service.metrics.first_token_seconds.observe(answer.first_token_seconds)
+
+
+async def _api_error(request: Request, error: Any) -> Response:
+    return error.response()
+
+
+async def _stopped(request: Request, error: Any) -> Response:
+    return APIError(503, str(error), type="server_error", code="not_ready", retry_after_seconds=10).response()
+
+
+async def _invalid_request(request: Request, error: Any) -> Response:
+    return validation_error(error.errors()).response()
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    if error.status_code == 404:
+        path = request.url.path[:100]
+        return APIError(404, f"there is nothing at {path!r}", code="not_found").response()
+    response = APIError(error.status_code, str(error.detail)).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _add_page(app: FastAPI) -> list[str]:
+    """Serve each file of the page from memory; returns their paths, which need no API key."""
+    paths = []
+    for file in sorted(WEB_FOLDER.iterdir()):
+        if file.suffix not in MEDIA_TYPES:
+            continue
+        path = "/" if file.name == "index.html" else f"/web/{file.name}"
+        app.add_api_route(path, _static(file), methods=["GET", "HEAD"], include_in_schema=False)
+        paths.append(path)
+    return paths
+
+
+def _static(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    body = file.read_bytes()
+    etag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+    headers = {"Cache-Control": "no-cache", "ETag": etag}
+
+    async def page(request: Request) -> Response:
+        if request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers=headers)
+        return Response(body, media_type=MEDIA_TYPES[file.suffix], headers=headers)
+
+    return page

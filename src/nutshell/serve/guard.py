@@ -1,0 +1,184 @@
+"""The outermost ASGI layer: request ids, the API key, size and time limits, security headers, and the last 500."""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from nutshell.serve.api import APIError
+
+log = logging.getLogger("nutshell.serve")
+
+MAX_BODY_BYTES = 2 * 1024 * 1024
+BODY_SECONDS = 30.0
+"""Deadline for a whole request body."""
+SEND_SECONDS = 30.0
+"""Deadline for the client to take one chunk of an answer."""
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SECURITY_HEADERS = [
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+
+
+class ClientGoneError(Exception):
+    """The client left, or takes its answer too slowly; nobody is there to be told."""
+
+
+class Guard:
+    """Wraps the app. `open_paths` need no key; `allowed_hosts` (None: any) are the Host names that are answered.
+
+    Checking Host keeps another web site from reaching a server on localhost by pointing its own name at 127.0.0.1.
+    """
+
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        *,
+        api_key: str | None = None,
+        open_paths: Iterable[str] = (),
+        allowed_hosts: Iterable[str] | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        body_seconds: float = BODY_SECONDS,
+        send_seconds: float = SEND_SECONDS,
+        observe: Callable[[str, int, float], None] = lambda path, status, seconds: None,
+    ):
+        self.app = app
+        self.key_hash = None if api_key is None else hashlib.sha256(api_key.encode()).digest()
+        self.open_paths = frozenset(open_paths)
+        self.allowed_hosts = None if allowed_hosts is None else frozenset(allowed_hosts)
+        self.max_body_bytes = max_body_bytes
+        self.body_seconds = body_seconds
+        self.send_seconds = send_seconds
+        self.observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = f"req_{uuid.uuid4().hex}"
+        status = 0
+        began = time.monotonic()
+
+        async def guarded_send(event: Event) -> None:
+            nonlocal status
+            if event["type"] == "http.response.start":
+                status = event["status"]
+                extra = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
+                event = {**event, "headers": [*event.get("headers", []), *extra]}
+            try:
+                await asyncio.wait_for(send(event), self.send_seconds)
+            except (asyncio.TimeoutError, OSError) as error:
+                raise ClientGoneError from error
+
+        try:
+            try:
+                self._check_host(scope)
+                self._check_key(scope)
+                body = await self._read_body(scope, receive)
+                await self.app(scope, _replay(body, receive), guarded_send)
+            except APIError as error:
+                await error.response()(scope, receive, guarded_send)
+            except ClientGoneError:
+                raise
+            except Exception:
+                log.exception("request %s failed", request_id)
+                if status:
+                    raise
+                error = APIError(500, "the server failed on this request; its log says why", type="server_error")
+                await error.response()(scope, receive, guarded_send)
+        except ClientGoneError:
+            log.info("request %s: the client is gone", request_id)
+        finally:
+            with contextlib.suppress(Exception):
+                self.observe(scope["path"], status, time.monotonic() - began)
+
+    def _check_host(self, scope: Scope) -> None:
+        if self.allowed_hosts is None:
+            return
+        host = _header(scope, b"host").decode("latin-1").lower()
+        name = host[: host.rfind("]") + 1] if host.startswith("[") else host.split(":")[0]
+        if name not in self.allowed_hosts:
+            raise APIError(
+                400,
+                "this server answers only to local names (localhost, 127.0.0.1, [::1]); "
+                "start it with an API key or name the host it is reached by",
+                code="unknown_host",
+            )
+
+    def _check_key(self, scope: Scope) -> None:
+        if self.key_hash is None or scope["path"] in self.open_paths:
+            return
+        scheme, _, key = _header(scope, b"authorization").partition(b" ")
+        # Hashes, so that the comparison takes the same time whatever the length of the key that was sent.
+        given = hashlib.sha256(key.strip()).digest()
+        if not hmac.compare_digest(given, self.key_hash) or scheme.lower() != b"bearer":
+            raise APIError(
+                401,
+                "wrong or missing API key; send it as 'Authorization: Bearer KEY'",
+                type="authentication_error",
+                code="invalid_api_key",
+            )
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        too_large = APIError(
+            413, f"the body is larger than {self.max_body_bytes} bytes; send less text", code="request_too_large"
+        )
+        length = _header(scope, b"content-length")
+        if length.isdigit() and int(length[:20]) > self.max_body_bytes:
+            raise too_large
+        chunks: list[bytes] = []
+        size = 0
+        deadline = time.monotonic() + self.body_seconds
+        while True:
+            try:
+                event = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+            except asyncio.TimeoutError:
+                message = f"the body did not arrive within {self.body_seconds:g} seconds"
+                raise APIError(408, message, code="request_timeout") from None
+            if event["type"] == "http.disconnect":
+                raise ClientGoneError
+            chunks.append(event.get("body", b""))
+            size += len(chunks[-1])
+            if size > self.max_body_bytes:
+                raise too_large
+            if not event.get("more_body", False):
+                break
+        if scope["method"] == "POST" and b"json" not in _header(scope, b"content-type").lower():
+            # Browsers send other types to foreign sites without asking; this one they ask for first, and get no leave.
+            raise APIError(400, "send the header 'Content-Type: application/json'", code="wrong_content_type")
+        return b"".join(chunks)
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body read before, then waits for the client to leave as the real one does."""
+    given = False
+
+    async def replay() -> Event:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return replay

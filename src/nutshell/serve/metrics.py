@@ -1,0 +1,26 @@
+"""What `GET /metrics` shows, in a registry of its own so that two servers in one process do not collide."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("nutshell_requests", "HTTP requests answered", ["path", "status"], registry=self.registry)
+        self.request_seconds = Histogram(
+            "nutshell_request_seconds", "Time from request to the end of its answer", ["path"],
+            buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.first_token_seconds = Histogram(
+            "nutshell_first_token_seconds", "Time from request to first token", buckets=SECONDS, registry=self.registry
+        )
+        self.prompt_tokens = Counter("nutshell_prompt_tokens", "Prompt tokens accepted", registry=self.registry)
+        self.completion_tokens = Counter("nutshell_completion_tokens", "Tokens generated", registry=self.registry)
+        self.rejected = Counter("nutshell_rejected", "Requests refused with 429", registry=self.registry)
+        self.in_flight = Gauge("nutshell_answers_in_flight", "Answers waiting or running", registry=self.registry)
+        self.waiting = Gauge("nutshell_answers_waiting", "Answers that wait for a row", registry=self.registry)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,149 @@
+"""`serve`: load a model in the background, listen, and end in good order."""
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from nutshell.checkpoint import load
+from nutshell.infer.engine import Engine
+from nutshell.serve.app import Service, create_app
+
+log = logging.getLogger("uvicorn.error")
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach a server bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Server(uvicorn.Server):
+    """Goes on listening while running answers finish, so that health checks see the 503 and stop sending."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float):
+        super().__init__(config)
+        self.service = service
+        self.drain_seconds = drain_seconds
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        self.service.draining = True
+        worker = self.service.worker
+        deadline = asyncio.get_running_loop().time() + self.drain_seconds
+        if worker is not None and worker.in_flight:
+            log.info("Finishing %d answers, %g seconds at most", worker.in_flight, self.drain_seconds)
+        while worker is not None and worker.in_flight and not self.force_exit:
+            if asyncio.get_running_loop().time() > deadline:
+                log.warning("Giving up %d unfinished answers", worker.in_flight)
+                worker.stop()
+                break
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
+
+
+def serve(
+    model: Any,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    name: str | None = None,
+    device: str = "cpu",
+    api_key: str | None = None,
+    max_rows: int = 16,
+    max_queue: int = 64,
+    drain_seconds: float = 20.0,
+    log_level: str = "info",
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve `model`: a model folder, a run folder, a (model, tok) pair or an Engine. Blocks until it is told to end.
+
+    Listens at once and answers 503 while the model loads; `on_ready` is then called with the address. SIGTERM and
+    Ctrl-C let running answers finish for `drain_seconds`. Raises ValueError for a public `host` without an
+    `api_key`, and whatever loading raised.
+    """
+    if api_key is not None and not api_key.strip():
+        raise ValueError("the API key is empty; give one with at least one character, or none at all")
+    if not is_loopback(host) and api_key is None:
+        raise ValueError(
+            f"host {host!r} can be reached from other machines, and there is no API key; "
+            "set one (--api-key KEY), or use --host 127.0.0.1"
+        )
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port is {port}; it must lie between 0 and 65535 (0 picks a free one)")
+    listener = _listen(host, port)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    failure: list[BaseException] = []
+
+    def open_engine() -> tuple[Any, Any]:
+        if isinstance(model, (str, Path)):
+            return _engine(*load(model, device=device), max_rows)
+        return _engine(*model, max_rows) if isinstance(model, tuple) else (model, model.tok)
+
+    async def load_in_background(service: Service) -> None:
+        async def run() -> None:
+            try:
+                service.open(*await asyncio.to_thread(open_engine))
+                log.info("Serving %s on %s (Ctrl-C ends it)", service.model_name, address)
+                if on_ready is not None:
+                    on_ready(address)
+            except BaseException as error:
+                failure.append(error)
+                server.should_exit = True
+
+        service.loading = asyncio.create_task(run())
+
+    app = create_app(
+        None,
+        None,
+        name or _name(model),
+        api_key=api_key,
+        max_queue=max_queue,
+        allowed_hosts=LOCAL_NAMES if api_key is None else None,
+        on_startup=load_in_background,
+    )
+    config = uvicorn.Config(app, log_level=log_level, timeout_graceful_shutdown=5, server_header=False, ws="none")
+    server = Server(config, app.state.service, drain_seconds)
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:  # raised again by uvicorn after it has shut down in good order
+        pass
+    finally:
+        listener.close()
+    if failure:
+        raise failure[0]
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}); end the other server there, or choose another --port"
+        ) from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: a client that reads nothing for a minute is cut off
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
+    return listener
+
+
+def _engine(model: Any, tok: Any, max_rows: int) -> tuple[Engine, Any]:
+    return Engine(model, tok, max_rows=max_rows), tok
+
+
+def _name(model: Any) -> str:
+    """A run folder's own name, so that `runs/demo/sft/step-000100` and `runs/demo` are both "demo"."""
+    if not isinstance(model, (str, Path)):
+        return "nutshell"
+    folder = Path(model).resolve()
+    return next((parent.name for parent in (folder, *folder.parents) if (parent / "plan.json").is_file()), folder.name)

@@ -1,0 +1,242 @@
+"""Chat in the terminal: one question (`-p`), a conversation, or lines from a pipe."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from nutshell.serve.parts import Parts, add_piece, content_of
+
+HELP = """\
+/new           begin a new conversation
+/retry         answer the last question again
+/system TEXT   begin anew with this system prompt (without TEXT: show it; "none" removes it)
+/temp X        temperature, 0 to 2 (without X: show it)
+/help          this
+/quit          leave (also Ctrl-D)
+Ctrl-C stops an answer. A line that ends in \\ goes on in the next."""
+
+DIM, BOLD, RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
+
+
+@dataclass
+class Conversation:
+    """What was said, and how answers are drawn."""
+
+    engine: Any
+    sampling: dict[str, Any]
+    system: str = ""
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_send(self) -> list[dict[str, Any]]:
+        return ([{"role": "system", "content": self.system}] if self.system.strip() else []) + self.messages
+
+
+@dataclass
+class Screen:
+    """Where answers go. Control characters of the model never reach a terminal."""
+
+    out: TextIO
+    styled: bool
+    show_tools: bool = True
+
+    def write(self, text: str, style: str = "") -> None:
+        if self.styled:
+            text = "".join(character for character in text if character in "\n\t" or character.isprintable())
+        self.out.write(f"{style}{text}{RESET}" if style and self.styled and text else text)
+        self.out.flush()
+
+    def note(self, text: str) -> None:
+        self.write(f"{text}\n", DIM)
+
+
+def chat(
+    engine: Any,
+    *,
+    prompt: str | None = None,
+    system: str = "",
+    temperature: float = 0.6,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    max_tokens: int = 256,
+    seed: int | None = None,
+    name: str = "the model",
+    stdin: TextIO | None = None,
+    stdout: TextIO | None = None,
+) -> None:
+    """Talk to `engine`. With `prompt` ("-" reads it from stdin), print one answer and return.
+
+    Without a terminal at stdin each line is a message, and only answers are printed. Raises ValueError for an empty
+    prompt or a setting that Sampling refuses.
+    """
+    stdin, stdout = stdin or sys.stdin, stdout or sys.stdout
+    styled = stdout.isatty() and "NO_COLOR" not in os.environ
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+    talk = Conversation(engine, sampling, system)
+    if prompt is not None:
+        text = stdin.read() if prompt == "-" else prompt
+        if not text.strip():
+            raise ValueError('the prompt is empty; give a question, for example -p "What is the capital of France?"')
+        _answer(talk, text, Screen(stdout, styled, show_tools=stdout.isatty()))
+        return
+    interactive = stdin.isatty()
+    screen = Screen(stdout, styled, show_tools=interactive or stdout.isatty())
+    if interactive:
+        screen.write(f"Chat with {name}. /help lists the commands.\n", BOLD)
+        with contextlib.suppress(ImportError):  # line editing and history, where there is any
+            import readline  # noqa: F401
+    while (line := _read(stdin, interactive, screen)) is not None:
+        if not line.strip():
+            continue
+        if line.startswith("/"):
+            if not _command(talk, line, screen):
+                break
+            continue
+        with _problems_shown(screen, interactive):
+            _answer(talk, line, screen)
+
+
+def _read(stdin: TextIO, interactive: bool, screen: Screen) -> str | None:
+    """The next message, None at the end. Ctrl-C throws away what was typed."""
+    lines: list[str] = []
+    while True:
+        try:
+            if interactive:
+                line = input("… " if lines else "\n> ")
+            else:
+                line = stdin.readline()
+                if not line:
+                    return "\n".join(lines) if lines else None
+                line = line.rstrip("\r\n")
+        except EOFError:
+            screen.write("\n")
+            return None
+        except KeyboardInterrupt:
+            screen.note("\n(/quit or Ctrl-D leaves)")
+            lines = []
+            continue
+        if not line.endswith("\\"):
+            return "\n".join([*lines, line])
+        lines.append(line[:-1])
+
+
+def _command(talk: Conversation, line: str, screen: Screen) -> bool:
+    """Do what `line` says; False ends the program."""
+    command, _, rest = line.strip().partition(" ")
+    rest = rest.strip()
+    if command in ("/quit", "/exit", "/q"):
+        return False
+    if command == "/new":
+        talk.messages = []
+        screen.note("A new conversation.")
+    elif command == "/system":
+        if rest:
+            talk.system, talk.messages = "" if rest.lower() == "none" else rest, []
+            screen.note("A new conversation, with this system prompt." if talk.system else "No system prompt.")
+        else:
+            screen.note(f"System prompt: {talk.system or 'none'}")
+    elif command == "/temp":
+        if rest:
+            try:
+                value = float(rest)
+            except ValueError:
+                value = -1.0
+            if not 0 <= value <= 2:
+                screen.note(f"{rest!r} is no temperature; it is a number between 0 and 2.")
+                return True
+            talk.sampling["temperature"] = value
+        screen.note(f"Temperature: {talk.sampling['temperature']:g}")
+    elif command == "/retry":
+        questions = [index for index, message in enumerate(talk.messages) if message["role"] == "user"]
+        if not questions:
+            screen.note("There is nothing to answer again.")
+            return True
+        question = talk.messages[questions[-1]]["content"]
+        del talk.messages[questions[-1] :]
+        with _problems_shown(screen, True):
+            _answer(talk, question, screen, again=True)
+    elif command == "/help":
+        screen.note(HELP)
+    else:
+        screen.note(f"There is no command {command}; /help lists them.")
+    return True
+
+
+@contextlib.contextmanager
+def _problems_shown(screen: Screen, shown: bool) -> Iterator[None]:
+    """In a conversation a refused message is no end; without a person at the keyboard it is an error."""
+    try:
+        yield
+    except ValueError as error:
+        if not shown:
+            raise
+        screen.note(f"\n{error}")
+
+
+def _answer(talk: Conversation, question: str, screen: Screen, again: bool = False) -> None:
+    """Stream the answer to `question`, and add both to the conversation."""
+    sampling = dict(talk.sampling)
+    if again and sampling["seed"] is not None:
+        sampling["seed"] = None  # the same seed would give the same answer
+    messages = [*talk.to_send(), {"role": "user", "content": question}]
+    parts: Parts = []
+    tokens, finish, began, kind = 0, None, 0.0, "text"
+    with _stop_by_ctrl_c() as stopped, contextlib.closing(talk.engine.chat(messages, **sampling)) as pieces:
+        for piece in pieces:
+            if not began:
+                began = time.monotonic()
+                _tell_what_is_missing(piece.request, screen)
+            tokens += piece.token_id >= 0
+            add_piece(parts, piece)
+            if piece.kind != kind and screen.show_tools:
+                screen.write({"tool": "[", "output": " = ", "text": "] "}[piece.kind], DIM)
+            kind = piece.kind
+            if kind == "text":
+                screen.write(piece.text)
+            elif screen.show_tools:
+                screen.write(piece.text, DIM)
+            finish = piece.finish
+            if stopped.is_set():
+                break
+    if kind != "text" and screen.show_tools:
+        screen.write("]", DIM)
+    screen.write("\n")
+    seconds = time.monotonic() - began
+    speed = f", {(tokens - 1) / seconds:.0f} tokens/s" if tokens > 1 and seconds > 0 else ""
+    ending = {None: ", stopped", "cancelled": ", stopped", "length": ", cut at the longest length"}.get(finish, "")
+    if screen.styled:
+        screen.note(f"({tokens} tokens{speed}{ending})")
+    if parts:
+        talk.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": content_of(parts)}]
+
+
+def _tell_what_is_missing(request: Any, screen: Screen) -> None:
+    if request.dropped and screen.show_tools:
+        screen.note(f"(the conversation is longer than the context: its {request.dropped} oldest messages are left out)")
+    if request.truncated and screen.show_tools:
+        screen.note("(the message is longer than the context: its beginning is left out)")
+
+
+@contextlib.contextmanager
+def _stop_by_ctrl_c() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of raising in the middle of a step; a second one raises."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,88 @@
+// Server-sent events out of a fetch body. The network may cut bytes anywhere: inside a line, a line end, a character.
+
+// Returns a parser: feed it strings as they come, it calls onData with the data of each complete event.
+export function eventParser(onData) {
+  let rest = "";
+  let data = [];
+  let afterReturn = false;
+  return (text) => {
+    if (afterReturn && text.startsWith("\n")) text = text.slice(1); // the second half of a CRLF that was cut
+    if (text) afterReturn = false;
+    rest += text;
+    let from = 0;
+    for (;;) {
+      const match = /\r\n|\n|\r/g;
+      match.lastIndex = from;
+      const end = match.exec(rest);
+      if (!end) break;
+      const line = rest.slice(from, end.index);
+      from = end.index + end[0].length;
+      if (end[0] === "\r" && from === rest.length) afterReturn = true;
+      if (line === "") {
+        if (data.length) onData(data.join("\n"));
+        data = [];
+      } else if (line.startsWith("data:")) {
+        data.push(line.slice(line[5] === " " ? 6 : 5));
+      }
+    }
+    rest = rest.slice(from);
+  };
+}
+
+export class AnswerError extends Error {
+  constructor(message, status, code) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+// The server's own words about an answer other than 200, or the status when a proxy made it.
+async function failure(response) {
+  let error = {};
+  try {
+    error = (await response.json()).error || {};
+  } catch { /* not ours */ }
+  return new AnswerError(error.message || `the server answered ${response.status}`, response.status, error.code);
+}
+
+export function headers(apiKey) {
+  const all = { "Content-Type": "application/json" };
+  if (apiKey) all.Authorization = `Bearer ${apiKey}`;
+  return all;
+}
+
+export async function getJson(path, apiKey) {
+  const response = await fetch(path, { headers: headers(apiKey), cache: "no-store" });
+  if (!response.ok) throw await failure(response);
+  return response.json();
+}
+
+// POST a chat completion and call onChunk with each chunk. Throws AnswerError, or AbortError when stopped.
+export async function streamChat(body, { apiKey, signal, onChunk }) {
+  const response = await fetch("/v1/chat/completions", {
+    method: "POST",
+    headers: headers(apiKey),
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    signal,
+  });
+  if (!response.ok) throw await failure(response);
+  let done = false;
+  const feed = eventParser((data) => {
+    if (data === "[DONE]") {
+      done = true;
+      return;
+    }
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new AnswerError(chunk.error.message, 500, chunk.error.code);
+    onChunk(chunk);
+  });
+  const reader = response.body.getReader();
+  const decoder = new TextDecoder();
+  for (;;) {
+    const { done: over, value } = await reader.read();
+    feed(decoder.decode(value || new Uint8Array(), { stream: !over }));
+    if (over) break;
+  }
+  if (!done) throw new AnswerError("the connection broke before the answer was finished", 0, "cut");
+}
