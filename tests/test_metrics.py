@@ -117,6 +117,36 @@ def test_progress_bar_in_a_terminal(tmp_path):
     assert len(read_metrics(tmp_path)) == 10
 
 
+def test_steps_alone_are_enough_for_the_console(tmp_path):
+    console = quiet()
+    with MetricsLog(tmp_path, console=console, interval_seconds=0) as log:
+        log.step(record(3, steps=5))
+        log.step(record(4, steps=5))
+    assert [line.split("  ")[0] for line in console.file.getvalue().splitlines()] == ["pretrain 3/5", "pretrain 4/5"]
+
+
+def test_stage_seconds_are_noted_once_and_evaluations_are_found(tmp_path):
+    with MetricsLog(tmp_path, console=quiet()) as log:
+        assert not log.has_evaluation("sft", 5)
+        log.stage_seconds("data", 12.34567)
+        log.stage_seconds("data", 0.01)
+        log.evaluation("sft", 5, {"x": 1.0}, final=True)
+    assert read_metrics(tmp_path)[0] == {"stage": "data", "step": 0, "stage_seconds": 12.346}
+    assert len(read_metrics(tmp_path)) == 2
+    other_rank = MetricsLog(tmp_path, rank=1)
+    assert other_rank.has_evaluation("sft", 5)
+    assert not other_rank.has_evaluation("sft", 4)
+    assert not other_rank.has_evaluation("rl", 5)
+
+
+def test_gpu_readings_are_added_once_a_second(tmp_path):
+    gpu = types.SimpleNamespace(sample=lambda: {"gpu_utilisation": 0.5})
+    with MetricsLog(tmp_path, console=quiet(), gpu=gpu) as log:
+        log.step(record(1))
+        log.step(record(2))
+    assert ["gpu_utilisation" in line for line in read_metrics(tmp_path)] == [True, False]
+
+
 def test_debiased_mean():
     mean = DebiasedMean(0.9)
     assert mean.update(None) is None

@@ -1,9 +1,9 @@
 """One JSON object a line into ``metrics.jsonl``, and the same numbers on the console.
 
 Lines of a step hold ``stage, step, seconds, tokens, loss, lr, tokens_per_second, mfu`` and whatever else the stage has
-(``reward``, ``gpu_utilisation`` ...). ``seconds`` and ``tokens`` count from the beginning of the stage, over all restarts.
-Other lines hold ``stage, step`` and one of ``eval`` (with ``baselines`` and ``targets``) or ``samples``. NaN and infinity are
-written as null.
+(``reward``, ``gpu_utilisation`` ...). ``seconds`` counts from the beginning of the stage, over all restarts; ``tokens`` are those
+of the one step. Other lines hold ``stage, step`` and one of ``eval`` (with ``baselines``, ``targets``, ``eval_seconds``),
+``samples``, or ``stage_seconds`` (a stage without steps). NaN and infinity are written as null.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SHOWN = ("loss", "reward", "lr", "tokens_per_second", "mfu")
 class MetricsLog:
     """Writes and shows the metrics of one run. Ranks other than 0 may call everything; they write and show nothing.
 
-    In a terminal a progress bar with the time left is shown, elsewhere a line every ``interval_seconds``, both on
+    Readings of ``gpu`` are added to the steps, once a second at most. In a terminal a progress bar with the time left is shown, elsewhere a line every ``interval_seconds``, both on
     standard error, so that standard output stays free for results.
     """
 
@@ -40,11 +40,14 @@ class MetricsLog:
         *,
         interval_seconds: float = 10.0,
         console: Console | None = None,
+        gpu: GpuSampler | None = None,
     ):
         self.path = Path(run_folder) / FILE_NAME
         self.active = rank == 0
         self.interval_seconds = interval_seconds
         self.console = console or Console(stderr=True)
+        self.gpu = gpu
+        self._gpu_read = -math.inf
         self._file: Any = None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -81,12 +84,19 @@ class MetricsLog:
         self._progress, self._task, self._stage = None, None, ""
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """Appends one step's record, which must have ``stage`` and ``step`` (the number of steps done), and shows it."""
+        """Appends one step's record and shows it. It must have ``stage`` and ``step``, the number of steps done.
+
+        Where it also has ``steps``, the number of all steps of the stage, `begin` need not be called.
+        """
         if not self.active:
             return
+        now = time.monotonic()
+        if self.gpu is not None and now - self._gpu_read >= 1:
+            self._gpu_read = now
+            record = {**record, **(self.gpu.sample() or {})}
         self._write(record)
         if record["stage"] != self._stage:
-            self.begin(record["stage"], None, record["step"] - 1)
+            self.begin(record["stage"], record.get("steps"), record["step"] - 1)
         smooth = self._loss.update(record["loss"]) if record.get("loss") is not None else None
         shown = {**record, "loss": smooth} if smooth is not None else dict(record)
         line = "  ".join(_shown(name, shown[name]) for name in _SHOWN if shown.get(name) is not None)
@@ -94,7 +104,6 @@ class MetricsLog:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=record["step"], line=line, eta=f"eta {eta}" if eta else "")
             return
-        now = time.monotonic()
         if now - self._shown >= self.interval_seconds or record["step"] == self._total_steps:
             self._shown = now
             total = f"/{self._total_steps}" if self._total_steps else ""
@@ -127,6 +136,15 @@ class MetricsLog:
         """Appends what the model answers: objects with ``prompt`` and ``reply``. They appear in the report."""
         if self.active:
             self._write({"stage": stage, "step": step, "samples": [dict(sample) for sample in samples]})
+
+    def stage_seconds(self, stage: str, seconds: float) -> None:
+        """Appends how long a stage without steps took, unless an earlier start of the run has already done so."""
+        if self.active and not any(line["stage"] == stage and "stage_seconds" in line for line in self._read()):
+            self._write({"stage": stage, "step": 0, "stage_seconds": round(seconds, 3)})
+
+    def has_evaluation(self, stage: str, step: int) -> bool:
+        """Whether an evaluation of this stage at this step is in the file (on any rank)."""
+        return any(line["stage"] == stage and line["step"] == step and "eval" in line for line in self._read())
 
     def note(self, text: str) -> None:
         """Shows one line without disturbing a progress bar."""
@@ -169,6 +187,9 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _read(self) -> list[dict[str, Any]]:
+        return read_metrics(self.path.parent)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._file is None:

@@ -232,9 +232,9 @@ def test_validation_text_shorter_than_a_row(shards):
 USER, ASSISTANT = 301, 302
 
 
-def render(messages):
+def render(conversation):
     ids, mask = [BOS], [0]
-    for message in messages:
+    for message in conversation["messages"]:
         learned = message["role"] == "assistant"
         tokens = [ASSISTANT if learned else USER, *message["content"].encode()]
         ids += tokens
@@ -257,7 +257,7 @@ def test_only_assistant_tokens_are_targets():
     # nanochat 570 and 582: the first answered token is learned too, and nothing of the user's.
     with chat_loader(CONVERSATIONS[1:2], rows=1) as batches:
         ((inputs, targets),) = take(batches, 1)
-    ids, mask = render(CONVERSATIONS[1]["messages"])
+    ids, mask = render(CONVERSATIONS[1])
     assert inputs[0, : len(ids)].tolist() == ids
     expected = [token if learned else -1 for token, learned in zip(ids[1:], mask[1:], strict=True)]
     assert targets[0].tolist() == expected + [-1] * (40 - len(expected))

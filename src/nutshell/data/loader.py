@@ -116,7 +116,8 @@ class PretrainLoader(PackedStream):
 class ConversationLoader(PackedStream):
     """Endless batches of whole conversations, shuffled anew each epoch, for midtraining and fine-tuning.
 
-    ``render(messages)`` returns ``(ids, mask)``: ids start with BOS, mask is 1 where the model learns to produce the token.
+    ``render(conversation)`` gets one of ``conversations`` as it is and returns ``(ids, mask)``: ids start with BOS, mask is 1
+    where the model learns to produce the token.
     A conversation longer than a row keeps its beginning; one without any learned token in what is kept is left out, so
     that every row has a target. Raises ValueError from ``next()`` if none remains.
     """
@@ -170,9 +171,7 @@ class ConversationLoader(PackedStream):
         order = self._shuffled("conversations", len(self.conversations), epoch)
         documents: list[Document] = []
         for index in order[block * CONVERSATIONS_PER_BLOCK : (block + 1) * CONVERSATIONS_PER_BLOCK]:
-            conversation = self.conversations[int(index)]
-            messages = conversation["messages"] if isinstance(conversation, dict) else conversation
-            ids, mask = self.render(messages)
+            ids, mask = self.render(self.conversations[int(index)])
             learned = np.asarray(mask, bool)
             if learned[1 : self.row_tokens].any():
                 documents.append((np.asarray(ids, np.uint32), learned))
