@@ -1,0 +1,57 @@
+//! What can go wrong, each with the offending input.
+
+use std::fmt;
+
+/// Any failure of this crate. The fields are what its message says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Error {
+    /// A split pattern that is neither a known name nor a regex that compiles.
+    Pattern { pattern: String, reason: String },
+    /// A split pattern that gave up on a text, most often by backtracking too much.
+    Split { pattern: String, offset: usize, reason: String },
+    /// A merge that refers to an id that doesn't exist yet, or that repeats an earlier one.
+    Merge { index: usize, left: u32, right: u32 },
+    /// An id that the vocabulary doesn't hold.
+    Id { id: u32, size: usize },
+    /// More text in one piece, or more unique text, than 32-bit positions reach.
+    TooLong { what: &'static str, bytes: usize },
+    /// A file that can't be read.
+    File { path: String, reason: String },
+    /// A file that isn't UTF-8 from this byte on.
+    Encoding { path: String, offset: usize },
+    /// The caller asked for the work to stop.
+    Stopped,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Pattern { pattern, reason } => write!(
+                f,
+                "{pattern:?} is not a split pattern: it is none of the names {}, and as a regex: {reason}",
+                crate::split::NAMES.join(", ")
+            ),
+            Error::Split { pattern, offset, reason } => {
+                write!(f, "the split pattern {pattern:?} failed at byte {offset} of a text: {reason}")
+            }
+            Error::Merge { index, left, right } => write!(
+                f,
+                "merge {index} joins the ids {left} and {right}: each must exist before (below {}), and no pair or token \
+                 may come twice",
+                256 + index
+            ),
+            Error::Id { id, size } => write!(f, "id {id} is not in the vocabulary: accepted are 0 to {}", size - 1),
+            Error::TooLong { what, bytes } => {
+                write!(f, "{what} has {bytes} bytes; up to {} are supported", crate::MAX_BYTES)
+            }
+            Error::File { path, reason } => write!(f, "{path}: {reason}"),
+            Error::Encoding { path, offset } => {
+                write!(f, "{path} is not UTF-8: byte {offset} can't be decoded; convert the file to UTF-8")
+            }
+            Error::Stopped => write!(f, "stopped"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,176 @@
+"""Conversations to token ids, with a mask of the tokens that the model learns to produce.
+
+A conversation is a list of `{"role": ..., "content": ...}`: an optional system message first (merged into the first
+user message with an empty line between), then user and assistant in turn. An assistant's content is a string or a list
+of parts `{"type": "text" | "python" | "python_output", "text": ...}`: what it says, what it asks the tool, and what the
+tool answered. Laid out as
+
+    <|bos|><|user_start|>...<|user_end|><|assistant_start|>...<|python_start|>12*3<|python_end|>
+    <|output_start|>36<|output_end|>...<|assistant_end|>  (without the line break)
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+ROLES = ("system", "user", "assistant")
+PART_TYPES = ("text", "python", "python_output")
+
+
+class Encodes(Protocol):
+    """What rendering needs of a tokenizer."""
+
+    bos_id: int
+
+    def encode(self, text: str) -> list[int]: ...
+    def special_id(self, name: str) -> int: ...
+
+
+CHAT_TEMPLATE = """\
+{%- set ns = namespace(system='') -%}
+{{- '<|bos|>' -}}
+{%- for message in messages -%}
+  {%- if message['content'] is string -%}
+    {%- set parts = [{'type': 'text', 'text': message['content']}] -%}
+  {%- else -%}
+    {%- set parts = message['content'] -%}
+  {%- endif -%}
+  {%- if message['role'] == 'system' -%}
+    {%- for part in parts -%}{%- set ns.system = ns.system + part['text'] -%}{%- endfor -%}
+    {%- if ns.system -%}{%- set ns.system = ns.system + '\\n\\n' -%}{%- endif -%}
+  {%- elif message['role'] == 'user' -%}
+    {{- '<|user_start|>' + ns.system -}}
+    {%- for part in parts -%}{{- part['text'] -}}{%- endfor -%}
+    {{- '<|user_end|>' -}}
+    {%- set ns.system = '' -%}
+  {%- else -%}
+    {{- '<|assistant_start|>' -}}
+    {%- for part in parts -%}
+      {%- if part['type'] == 'python' -%}
+        {{- '<|python_start|>' + part['text'] + '<|python_end|>' -}}
+      {%- elif part['type'] == 'python_output' -%}
+        {{- '<|output_start|>' + part['text'] + '<|output_end|>' -}}
+      {%- else -%}
+        {{- part['text'] -}}
+      {%- endif -%}
+    {%- endfor -%}
+    {{- '<|assistant_end|>' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}
+"""
+"""The same layout as a Jinja template, for `tokenizer_config.json`."""
+
+
+def parse_messages(obj: Any) -> list[dict[str, Any]]:
+    """Check a conversation (a list of messages, or an object with `messages`) and return it with nothing but roles and
+    contents, text parts of system and user joined. Raises ValueError that says which message is wrong and how.
+
+    >>> parse_messages({"messages": [{"role": "user", "content": "Hi"}], "id": 7})
+    [{'role': 'user', 'content': 'Hi'}]
+    """
+    messages = obj
+    if isinstance(obj, dict):
+        if "messages" not in obj:
+            raise ValueError(f'a conversation needs the key "messages"; this one has {", ".join(map(repr, obj)) or "none"}')
+        messages = obj["messages"]
+    if not isinstance(messages, (list, tuple)):
+        raise ValueError(f"messages must be a list, not {type(messages).__name__}: {messages!r:.80}")
+    if not messages:
+        raise ValueError("the conversation is empty; it needs at least one user message")
+    parsed: list[dict[str, Any]] = []
+    expected = "user"
+    for index, message in enumerate(messages):
+        role, content = _parse_message(message, index)
+        if role == "system":
+            if index > 0:
+                raise ValueError(f"message {index} is a system message; only the first message may be one")
+        elif role != expected:
+            raise ValueError(
+                f"message {index} is of role {role!r} where {expected!r} is expected: after an optional system message, "
+                "user and assistant take turns, the user first"
+            )
+        else:
+            expected = "assistant" if role == "user" else "user"
+        parsed.append({"role": role, "content": content})
+    if len(parsed) == 1 and parsed[0]["role"] == "system":
+        raise ValueError("the conversation has only a system message; it needs at least one user message")
+    return parsed
+
+
+def _parse_message(message: Any, index: int) -> tuple[str, Any]:
+    if not isinstance(message, dict):
+        raise ValueError(f'message {index} must be an object with "role" and "content", not {message!r:.80}')
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"message {index} has the role {role!r}; accepted are {', '.join(ROLES)}")
+    if isinstance(content, (list, tuple)):
+        types = PART_TYPES if role == "assistant" else ("text",)
+        parts = [_parse_part(part, f"message {index}, part {number}", types) for number, part in enumerate(content)]
+        # Text next to text is one text: the layout leaves no mark between them, so neither may the ids.
+        joined: list[dict[str, str]] = []
+        for part in parts:
+            if joined and part["type"] == "text" == joined[-1]["type"]:
+                joined[-1]["text"] += part["text"]
+            else:
+                joined.append(part)
+        plain = all(part["type"] == "text" for part in joined)
+        content = "".join(part["text"] for part in joined) if plain else joined
+    elif not isinstance(content, str):
+        raise ValueError(f"message {index} ({role}) has the content {content!r:.80}; it must be a string or a list of parts")
+    if not content and role != "system":
+        raise ValueError(f"message {index} ({role}) is empty")
+    return role, content
+
+
+def _parse_part(part: Any, where: str, types: tuple[str, ...]) -> dict[str, str]:
+    if not isinstance(part, dict) or part.get("type") not in types or not isinstance(part.get("text"), str):
+        raise ValueError(f'{where} is {part!r:.80}; it must be {{"type": {" or ".join(types)}, "text": a string}}')
+    return {"type": part["type"], "text": part["text"]}
+
+
+def render(messages: Any, tok: Encodes, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
+    """Ids of a conversation, and a mask of the same length: 1 where the model learns to produce the token (what the
+    assistant says, its tool calls with their start and end, and `<|assistant_end|>`), 0 for all it is given (the start,
+    the user, `<|assistant_start|>`, tool output). Cut to `max_tokens` where given."""
+    ids, mask = [tok.bos_id], [0]
+
+    def add(new: list[int], learned: int) -> None:
+        ids.extend(new)
+        mask.extend([learned] * len(new))
+
+    def wrapped(name: str, text: str, learned: int) -> None:
+        add([tok.special_id(f"<|{name}_start|>"), *tok.encode(text), tok.special_id(f"<|{name}_end|>")], learned)
+
+    for message in _merge_system(parse_messages(messages)):
+        content = message["content"]
+        if message["role"] == "user":
+            wrapped("user", content, 0)
+            continue
+        add([tok.special_id("<|assistant_start|>")], 0)
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "python":
+                wrapped("python", part["text"], 1)
+            elif part["type"] == "python_output":
+                wrapped("output", part["text"], 0)
+            else:
+                add(tok.encode(part["text"]), 1)
+        add([tok.special_id("<|assistant_end|>")], 1)
+    return ids[:max_tokens], mask[:max_tokens]
+
+
+def _merge_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if messages[0]["role"] != "system":
+        return messages
+    system, user, *rest = messages
+    content = f"{system['content']}\n\n{user['content']}" if system["content"] else user["content"]
+    return [{"role": "user", "content": content}, *rest]
+
+
+def render_prompt(messages: Any, tok: Encodes) -> list[int]:
+    """Ids of a conversation up to where the assistant's reply begins; the last message must be the user's."""
+    parsed = parse_messages(messages)
+    if parsed[-1]["role"] != "user":
+        raise ValueError("the last message is the assistant's; to be answered, a conversation must end with the user's")
+    ids, _ = render(parsed, tok)
+    return [*ids, tok.special_id("<|assistant_start|>")]

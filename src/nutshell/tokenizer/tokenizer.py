@@ -1,0 +1,268 @@
+"""The tokenizer: byte-level BPE, trained, run and saved in the format that the `tokenizers` library opens."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nutshell.tokenizer import huggingface
+from nutshell.tokenizer.sources import feed
+
+try:
+    from nutshell.tokenizer import _bpe
+except ImportError as error:
+    raise ImportError(
+        f"the Rust extension of the tokenizer is not built ({error}); run `make setup`, or `pip install .` with cargo at hand"
+    ) from error
+
+SPECIAL_TOKENS = (
+    "<|bos|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+)
+"""Ids at the end of the vocabulary, in this order. Text that spells one never becomes one."""
+
+SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+
+
+class Tokenizer:
+    """A vocabulary of bytes (ids 0 to 255), merges (from 256 on, in the order learned) and special tokens (at the end).
+
+    >>> tok = Tokenizer.train(["low lower lowest"] * 9, vocab_size=300)
+    >>> tok.decode(tok.encode("lower"))
+    'lower'
+    """
+
+    def __init__(self, merges: Sequence[tuple[int, int]], pattern: str = "nanochat") -> None:
+        """`merges[i]` joins two ids into the id 256 + i; `pattern` is a name or a regex (see `train`)."""
+        self._merges = tuple(merges)
+        self._core = _bpe.Encoder(self._merges, pattern, len(SPECIAL_TOKENS))
+        first = len(self._core)
+        self.special_tokens: dict[str, int] = {name: first + index for index, name in enumerate(SPECIAL_TOKENS)}
+        self.vocab_size: int = first + len(SPECIAL_TOKENS)
+        self.bos_id: int = self.special_tokens["<|bos|>"]
+
+    @classmethod
+    def train(
+        cls,
+        texts_or_paths: Iterable[str | os.PathLike[str]] | os.PathLike[str],
+        vocab_size: int = 32768,
+        pattern: str = "nanochat",
+        *,
+        threads: int = 0,
+        progress: Callable[[str, int], object] | None = None,
+    ) -> Tokenizer:
+        """Learn a vocabulary of `vocab_size` tokens, the special ones included.
+
+        A `str` is a text; a `pathlib.Path` is a file (`.txt` as one text, `.jsonl` and `.parquet` by their column
+        `text`) or a folder of such files. `pattern` is `nanochat`, `gpt2`, `cl100k`, `o200k`, `qwen2` or a regex.
+        Memory grows with the different words, not with the text. The result depends on neither the order of the
+        texts nor `threads` (0: all cores). The pair with the highest count is merged first, among equals the one with
+        the lowest left id, then the lowest right id; where the text holds too few pairs, the vocabulary stays smaller.
+        `progress(stage, done)` hears of "read" in characters and "merge" in merges.
+
+        Raises ValueError for a vocabulary below 265, a pattern that doesn't compile, text with lone surrogates, an
+        unreadable file or no text at all.
+        """
+        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
+            raise ValueError(f"vocab_size is {vocab_size!r}; it must be a whole number of at least {SMALLEST_VOCABULARY}")
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise ValueError(
+                f"vocab_size is {vocab_size}, but 256 bytes and {len(SPECIAL_TOKENS)} special tokens take "
+                f"{SMALLEST_VOCABULARY}; give at least that, for example 4096"
+            )
+        counter = _bpe.Counter(pattern, threads)
+        feed(counter, texts_or_paths, progress)
+        if len(counter) == 0:
+            raise ValueError("there is no text to train a tokenizer on: every text or file given is empty, or none was given")
+        merges = counter.train(vocab_size - SMALLEST_VOCABULARY, progress and (lambda done: progress("merge", done)))
+        return cls(merges, pattern)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, pattern={self.pattern!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._merges, self.pattern)
+
+    @property
+    def pattern(self) -> str:
+        """The regex that cuts text into pieces; merges never cross a cut."""
+        return self._core.pattern
+
+    @property
+    def merges(self) -> tuple[tuple[int, int], ...]:
+        """The pairs joined, in order: the i-th makes the id 256 + i."""
+        return self._merges
+
+    def special_id(self, name: str) -> int:
+        """Id of a special token."""
+        if name not in self.special_tokens:
+            raise ValueError(f"{name!r} is not a special token; there are {', '.join(self.special_tokens)}")
+        return self.special_tokens[name]
+
+    def encode(self, text: str, *, special: Collection[str] = ()) -> list[int]:
+        """Ids of a text. Only the special tokens named in `special` are recognised; all others are plain text.
+
+        >>> Tokenizer([]).encode("hi<|bos|>", special=["<|bos|>"])
+        [104, 105, 256]
+        """
+        if special:
+            return self._encode_with(text, special)
+        try:
+            return self._core.encode(text)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise _bad_text(text, error) from None
+
+    def _encode_with(self, text: str, special: Collection[str]) -> list[int]:
+        known = {name: self.special_id(name) for name in special}
+        ids: list[int] = []
+        for part in re.split("(" + "|".join(map(re.escape, known)) + ")", text):
+            ids.extend([known[part]] if part in known else self.encode(part))
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], *, threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of many texts in one flat uint32 array, and N + 1 int64 offsets: those of text i are
+        `flat[offsets[i]:offsets[i + 1]]`. Runs on all cores (or `threads`) without the GIL."""
+        if isinstance(texts, str):
+            raise ValueError("encode_batch takes a list of texts, not one str; use encode for a single text")
+        texts = texts if isinstance(texts, list) else list(texts)
+        try:
+            ids, offsets = self._core.encode_batch(texts, threads)
+        except (UnicodeEncodeError, TypeError):
+            for index, text in enumerate(texts):
+                check_text(text, f"text {index} of the batch")
+            raise
+        return np.frombuffer(ids, dtype="<u4"), np.frombuffer(offsets, dtype="<i8")
+
+    def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False, errors: str = "replace") -> str:
+        """Text of ids. Special tokens give no text unless `special` asks to spell them; bytes that are not UTF-8 become
+        U+FFFD unless `errors` says otherwise (as in `bytes.decode`)."""
+        if not special:
+            return self.decode_bytes(ids).decode("utf-8", errors)
+        names = {id: name.encode() for name, id in self.special_tokens.items()}
+        parts = [names.get(int(id)) or self.decode_bytes([int(id)]) for id in ids]
+        return b"".join(parts).decode("utf-8", errors)
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """Bytes of ids; special tokens give none."""
+        try:
+            if isinstance(ids, np.ndarray):
+                if ids.dtype == np.uint32 and ids.ndim == 1:
+                    return self._core.decode_array(ids.astype("<u4", copy=False).tobytes())
+                ids = ids.ravel().tolist()
+            return self._core.decode(ids if isinstance(ids, (list, tuple)) else list(ids))
+        except (OverflowError, TypeError) as error:
+            wrong = next((id for id in ids if not _is_id(id)), ids)
+            raise ValueError(f"{wrong!r} is not a token id; accepted are 0 to {self.vocab_size - 1} ({error})") from None
+
+    @cached_property
+    def _tokens(self) -> list[bytes]:
+        return self._core.tokens() + [b""] * len(SPECIAL_TOKENS)
+
+    def token_bytes(self, id: int) -> bytes:
+        """Bytes of one token; none for a special one."""
+        if not 0 <= id < self.vocab_size:
+            raise ValueError(f"id {id} is not in the vocabulary: accepted are 0 to {self.vocab_size - 1}")
+        return self._tokens[id]
+
+    def token_byte_lengths(self) -> np.ndarray:
+        """Bytes of each token as an int64 array (V,), 0 for special tokens: what bits per byte divides by."""
+        return np.fromiter(map(len, self._tokens), dtype=np.int64, count=self.vocab_size)
+
+    def stream(self) -> StreamDecoder:
+        """A decoder for ids that come one at a time."""
+        return StreamDecoder(self)
+
+    def split(self, text: str) -> list[str]:
+        """The pieces that the pattern cuts a text into, before merging."""
+        return self._core.split(check_text(text))
+
+    @cached_property
+    def _json(self) -> bytes:
+        return huggingface.dump(self._tokens[: len(self._core)], self._merges, self.pattern, self.special_tokens)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the file `tokenizer.json` that `save` writes; equal tokenizers have equal fingerprints."""
+        return hashlib.sha256(self._json).hexdigest()
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template) into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = huggingface.dump_config(self.special_tokens)
+        for name, content in ((TOKENIZER_FILE, self._json), (CONFIG_FILE, config)):
+            partial = folder / f"{name}.partial"
+            partial.write_bytes(content)
+            partial.replace(folder / name)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
+        """Open what `save` wrote: a folder, or its `tokenizer.json`."""
+        path = Path(folder)
+        path = path / TOKENIZER_FILE if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; give a folder that holds a {TOKENIZER_FILE}")
+        merges, pattern = huggingface.load(path.read_bytes(), str(path), SPECIAL_TOKENS)
+        return cls(merges, pattern)
+
+
+class StreamDecoder:
+    """Turns ids into text as they come. A character whose bytes are not all there yet is held back, so that the pieces
+    together are what `Tokenizer.decode` gives for all ids at once."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id: int) -> str:
+        """The text that became complete with this id; empty for special tokens."""
+        return self._decoder.decode(self._tokenizer.token_bytes(id))
+
+    def flush(self) -> str:
+        """What was held back, as U+FFFD; the decoder is then as new."""
+        text = self._decoder.decode(b"", True)
+        self._decoder.reset()
+        return text
+
+
+def check_text(text: object, what: str = "the text") -> str:
+    """`text` if it can be encoded, else a ValueError that says why not and where."""
+    if not isinstance(text, str):
+        raise ValueError(f"{what} is {text!r:.80} ({type(text).__name__}); it must be a str")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which no UTF-8 "
+            "text can hold; remove it, or read the source with errors='replace'"
+        ) from None
+    return text
+
+
+def _bad_text(text: object, error: Exception) -> Exception:
+    try:
+        check_text(text)
+    except ValueError as clear:
+        return clear
+    return error
+
+
+def _is_id(id: object) -> bool:
+    return isinstance(id, (int, np.integer)) and 0 <= id < 1 << 32
