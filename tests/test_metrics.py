@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from nutshell.metrics import DebiasedMean, GpuSampler, MetricsLog, duration, peak_memory_gib, read_metrics
+from nutshell.metrics import DebiasedMean, GpuSampler, MetricsLog, duration, read_metrics
 
 
 def quiet():
@@ -159,10 +159,6 @@ def test_debiased_mean():
 
 def test_durations():
     assert [duration(s) for s in (-1, 7, 750, 12300)] == ["0:00", "0:07", "12:30", "3:25:00"]
-
-
-def test_peak_memory():
-    assert 0.01 < peak_memory_gib() < 100
 
 
 def test_no_gpu_is_none(monkeypatch):

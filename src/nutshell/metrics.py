@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,8 +28,8 @@ _SHOWN = ("loss", "reward", "lr", "tokens_per_second", "mfu")
 class MetricsLog:
     """Writes and shows the metrics of one run. Ranks other than 0 may call everything; they write and show nothing.
 
-    Readings of ``gpu`` are added to the steps, once a second at most. In a terminal a progress bar with the time left is shown, elsewhere a line every ``interval_seconds``, both on
-    standard error, so that standard output stays free for results.
+    Readings of ``gpu`` are added to the steps, once a second at most. A terminal gets a progress bar with the time left, other
+    outputs a line every ``interval_seconds``; both go to standard error, so that standard output stays free for results.
     """
 
     def __init__(
@@ -306,16 +305,6 @@ class GpuSampler:
             except nvml.NVMLError:  # MIG slices and some cards lack a reading
                 continue
         return found or None
-
-
-def peak_memory_gib() -> float | None:
-    """The most memory that this process has held, in GiB; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def duration(seconds: float) -> str:
