@@ -128,7 +128,9 @@ def test_check_is_called_and_its_error_gets_the_place(tmp_path):
     def check(messages):
         if messages[0]["role"] != "user":
             raise ValueError("the first role must be user")
+        return messages[:1]
 
+    assert read_conversations(write_lines(tmp_path / "b.jsonl", [CHAT]), check=check) == [{"messages": CHAT[:1]}]
     path = write_lines(tmp_path / "a.jsonl", [CHAT, CHAT[1:]])
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2: the first role must be user"):
         read_conversations(path, check=check)

@@ -45,8 +45,8 @@ def read_conversations(
 ) -> list[dict[str, Any]]:
     """Conversations ``{"messages": [...]}`` from JSON-lines files or folders of those; other fields are left out.
 
-    A line may also be the bare list of messages. ``check`` gets each list of messages and raises ValueError about roles
-    and their order; its message is completed with file and line. ``substitutions`` fills placeholders: with
+    A line may also be the bare list of messages. ``check`` gets each list of messages, raises ValueError about roles and
+    their order, which is completed with file and line, and may return the messages to keep. ``substitutions`` fills placeholders: with
     ``{"name": "Nutty"}`` every ``{{name}}`` becomes ``Nutty``.
     """
     conversations = []
@@ -57,7 +57,7 @@ def read_conversations(
             messages = _fill(_messages(row, where), substitutions or {})
             if check is not None:
                 try:
-                    check(messages)
+                    messages = check(messages) or messages
                 except ValueError as error:
                     raise ValueError(f"{where}: {error}") from error
             conversations.append({"messages": messages})
