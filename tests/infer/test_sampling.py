@@ -30,7 +30,7 @@ from nutshell.infer.sampling import Sampling, log_probabilities, sample
         ("stop", (3,), "texts of at least one character"),
         ("stop", 3, "texts of at least one character"),
         ("top_logprobs", -1, "None"),
-        ("top_logprobs", 1000, "0 to 100"),
+        ("top_logprobs", 1000, r"None \(off\) or 0 to 100"),
     ],
 )
 def test_bad_settings_are_named(field, value, accepted):

@@ -1,0 +1,207 @@
+"""The engine: replies of one model to many requests at once. It knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from nutshell.infer.conversation import fit_conversation
+from nutshell.infer.request import Completion, Piece, Request, Vocabulary
+from nutshell.infer.sampling import Sampling
+from nutshell.infer.scheduler import Prefix, Scheduler
+
+
+class Engine:
+    """Generates replies of `model` for many requests at once.
+
+    `submit`, `cancel` and `busy` may be used from any thread, also while another one is in `step`. `chat`, `generate`
+    and `sample` step by themselves; pieces of submitted requests that appear meanwhile come out of the next `step()`.
+
+    >>> engine = Engine(model, tok)                                                     # doctest: +SKIP
+    >>> for piece in engine.chat([{"role": "user", "content": "Hi"}], temperature=0):   # doctest: +SKIP
+    ...     print(piece.text, end="")
+    """
+
+    def __init__(self, model: Any, tok: Any, max_rows: int = 16, *, context: int | None = None) -> None:
+        if max_rows < 1:
+            raise ValueError(f"max_rows is {max_rows}; accepted: 1 or more rows that are decoded together.")
+        if context is not None and not 2 <= context <= model.config.context:
+            raise ValueError(f"context is {context}; accepted: 2 to {model.config.context}, which the model was made for.")
+        if tok.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tok.vocab_size} tokens and the model {model.config.vocab_size}; accepted: a "
+                "tokenizer that fits the model's weights. Load both from the same folder."
+            )
+        self.model, self.tok, self.max_rows = model, tok, max_rows
+        self.context = context or model.config.context
+        """Longest prompt and reply together, in tokens."""
+        self._vocabulary = Vocabulary.of(tok)
+        self._scheduler: Scheduler | None = None  # made by the first step: it allocates the cache
+        self._numbers = itertools.count()
+        self._parked: list[Piece] = []
+        self._inboxes: dict[Request, deque[Piece]] = {}
+        self._stepping = threading.Lock()
+        self._lock = threading.Lock()  # of the two lists below, never held for long
+        self._submitted: list[tuple[Request, Prefix | None]] = []
+        self._cancelled: list[Request] = []
+
+    # ---- any thread
+
+    def submit(self, prompt_ids: Sequence[int], sampling: Sampling | None = None, tools: bool = True) -> Request:
+        """Queue a prompt. ValueError where it is empty, names an unknown token or leaves no room for a reply."""
+        request = self._request(prompt_ids, sampling or Sampling(), tools=tools)
+        self._enqueue([(request, None)])
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """End a request; its row is free before the next step decodes. Nothing happens if it has ended already."""
+        with self._lock:
+            if request.finish is None and not request.cancelled:
+                request.cancelled = True
+                self._cancelled.append(request)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do."""
+        scheduler = self._scheduler
+        return bool(self._submitted or self._parked or (scheduler and (scheduler.live or scheduler.queue)))
+
+    def _request(self, prompt: Sequence[int], sampling: Sampling, **options: Any) -> Request:
+        ids, limit = list(prompt), self.context - len(prompt)
+        if not ids:
+            raise ValueError("the prompt has no tokens; accepted: at least one, for example <|bos|>.")
+        if limit < 1:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens; accepted: fewer than the context of {self.context}, which has to "
+                "hold the reply too. Shorten the prompt."
+            )
+        if min(ids) < 0 or max(ids) >= self.tok.vocab_size:
+            wrong = next(token for token in ids if not 0 <= token < self.tok.vocab_size)
+            raise ValueError(f"the prompt has the token {wrong}; accepted: 0 to {self.tok.vocab_size - 1}.")
+        limit = min(limit, sampling.max_tokens)
+        return Request(self._vocabulary, ids, sampling, limit, number=next(self._numbers), **options)
+
+    def _enqueue(self, requests: list[tuple[Request, Prefix | None]]) -> None:
+        with self._lock:
+            self._submitted += requests
+
+    # ---- the thread that steps
+
+    def step(self) -> list[Piece]:
+        """Advance every live request by one token; returns what became readable, in no order between requests."""
+        with self._stepping:
+            pieces, self._parked = self._parked, []
+            return pieces + self._advance()
+
+    def _advance(self) -> list[Piece]:
+        """One step. Pieces of requests with an inbox go there; those of the others are returned."""
+        with torch.inference_mode():
+            if self._scheduler is None:
+                self._scheduler = Scheduler(self.model, self.tok.vocab_size, self.max_rows, self.context)
+            with self._lock:
+                submitted, self._submitted = self._submitted, []
+                cancelled, self._cancelled = self._cancelled, []
+            for request, prefix in submitted:
+                self._scheduler.add(request, prefix)
+            pieces = self._scheduler.cancel([request for request in cancelled if request.finish is None])
+            try:
+                pieces += self._scheduler.step()
+            except BaseException:
+                self._scheduler.abandon()
+                raise
+        if not self._inboxes:
+            return pieces
+        others: list[Piece] = []
+        for piece in pieces:
+            inbox = self._inboxes.get(piece.request)
+            (others if inbox is None else inbox).append(piece)
+        return others
+
+    def _step_for_myself(self) -> None:
+        with self._stepping:
+            self._parked += self._advance()
+
+    # ---- whole replies
+
+    def chat(self, messages: list[dict[str, Any]], *, tools: bool = True, **sampling: Any) -> Iterator[Piece]:
+        """The assistant's reply to a conversation, piece by piece; `sampling` are the fields of Sampling.
+
+        A conversation longer than the context loses its oldest turns: `piece.request.dropped` says how many messages,
+        `piece.request.truncated` whether the last one was cut too. Closing the iterator cancels the reply.
+        """
+        settings = Sampling(**sampling)
+        fitted = fit_conversation(messages, self.tok, self.context, settings.max_tokens)
+        request = self._request(fitted.ids, settings, tools=tools, dropped=fitted.dropped, truncated=fitted.truncated)
+        return self._follow(request)
+
+    def _follow(self, request: Request) -> Iterator[Piece]:
+        inbox = self._inboxes[request] = deque()
+        self._enqueue([(request, None)])
+        finished = False
+        try:
+            while inbox or request.finish is None:
+                if not inbox:
+                    self._step_for_myself()
+                while inbox:
+                    piece = inbox.popleft()
+                    finished = piece.finish is not None
+                    yield piece
+            if not finished:
+                raise RuntimeError("a step of the engine failed while this reply was made; ask again.")
+        finally:
+            self.cancel(request)
+            del self._inboxes[request]
+
+    def generate(self, prompts: list[str], **sampling: Any) -> list[str]:
+        """Continue plain texts, as a base model does: no chat, no tools. The prompts are not part of the results."""
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts is the text {prompts[:40]!r}; accepted: a list of texts.")
+        ids = [[self.tok.bos_id, *self.tok.encode(prompt)] for prompt in prompts]
+        return [replies[0].text for replies in self.sample(ids, 1, Sampling(**sampling), tools=False)]
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples: int = 1,
+        sampling: Sampling | None = None,
+        *,
+        tools: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """`samples` replies to each prompt: for evaluation and reinforcement learning.
+
+        A prompt is fed once and its cache row copied to its samples; prompts flow through the rows without waiting for
+        each other. With a seed, each reply has its own random numbers, made of the seed, the prompt's place and its own.
+        `progress(done, total)` is called after each step that completed replies.
+        """
+        if samples < 1:
+            raise ValueError(f"samples is {samples}; accepted: 1 or more replies to each prompt.")
+        settings = sampling or Sampling()
+        groups: list[list[Request]] = []
+        entries: list[tuple[Request, Prefix | None]] = []
+        for place, prompt in enumerate(prompts):
+            options = {"tools": tools, "streaming": False}
+            group = [self._request(prompt, settings, stream=(place, n), **options) for n in range(samples)]
+            prefix = Prefix(group[0].prompt, samples) if samples > 1 else None
+            groups.append(group)
+            entries += [(request, prefix) for request in group]
+        self._enqueue(entries)
+        requests = [request for request, _ in entries]
+        done = 0  # counted in order: a late one hides those behind it for a while
+        try:
+            while done < len(requests):
+                self._step_for_myself()
+                before = done
+                while done < len(requests) and requests[done].finish is not None:
+                    done += 1
+                if progress and done > before:
+                    progress(done, len(requests))
+        finally:
+            for request in requests:
+                self.cancel(request)
+        return [[request.completion() for request in group] for group in groups]

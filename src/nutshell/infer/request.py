@@ -1,0 +1,193 @@
+"""One reply in the making: what its tokens mean, with tool calls, stop strings and text that is complete UTF-8.
+
+A request knows nothing of batches or caches. The engine asks which tokens are `pending` (not yet in the cache), and
+hands it each token it sampled; `accept` answers with the pieces a reader sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nutshell.infer.sampling import Sampling
+from nutshell.infer.tools import calculate
+
+Finish = Literal["stop", "length", "cancelled"]
+Kind = Literal["text", "tool", "output"]
+
+
+@dataclass(slots=True)
+class Piece:
+    """One token of a reply as it is produced."""
+
+    request: Request
+    token_id: int
+    """-1 where the piece is no token: text that was held back, or the end of a cancelled request."""
+    text: str = ""
+    """Complete characters that became readable with this token; never a special token's name."""
+    kind: Kind = "text"
+    """`tool` is an expression that the model wrote for the calculator, `output` the result that was forced in."""
+    logprob: float | None = None
+    top: Sequence[tuple[int, float]] = ()
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole reply."""
+
+    ids: list[int]
+    mask: list[int]
+    """1 = the model sampled this token, 0 = it was forced in."""
+    text: str
+    """What the model says, without tool calls and their results."""
+    finish: Finish
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer with the ids that the engine acts upon."""
+
+    tok: Any
+    ends: frozenset[int]
+    python_start: int
+    python_end: int
+    output_start: int
+    output_end: int
+
+    @classmethod
+    def of(cls, tok: Any) -> Vocabulary:
+        # A model that starts the user's turn has ended its own.
+        ends = frozenset(tok.special_id(f"<|{name}|>") for name in ("bos", "assistant_end", "user_start"))
+        names = ("python_start", "python_end", "output_start", "output_end")
+        return cls(tok, ends, *(tok.special_id(f"<|{name}|>") for name in names))
+
+
+@dataclass(eq=False, repr=False)
+class Request:
+    """A prompt, what was asked for, and the reply so far."""
+
+    vocabulary: Vocabulary
+    prompt: list[int]
+    sampling: Sampling
+    limit: int
+    """Most tokens of the reply: max_tokens or what the context has left."""
+    number: int = 0
+    """Place in the order of arrival."""
+    tools: bool = True
+    streaming: bool = True
+    """Whether pieces are wanted; without them text is only decoded once, at the end."""
+    stream: tuple[int, ...] = ()
+    """Which random numbers of the seed are this request's."""
+    dropped: int = 0
+    """Oldest messages that were left out because the conversation is longer than the context."""
+    truncated: bool = False
+    """Whether the beginning of the last message was cut too."""
+    ids: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+
+    def __post_init__(self) -> None:
+        self.random = self.sampling.random(*self.stream)
+        self.pending = list(self.prompt)
+        self.row = -1
+        self.cancelled = False
+        self._inside_call = False
+        self._expression: list[int] = []
+        self._spoken: list[int] = []
+        self._held = ""  # text that may yet turn out to begin a stop string
+        watched = self.streaming or bool(self.sampling.stop)
+        self._decoder = self.vocabulary.tok.stream() if watched else None
+        self._text: list[str] = []
+
+    def completion(self) -> Completion:
+        text = "".join(self._text) if self._decoder else self.vocabulary.tok.decode(self._spoken)
+        return Completion(self.ids, self.mask, text, self.finish or "cancelled")
+
+    def cancel(self) -> list[Piece]:
+        self.finish, self.pending = "cancelled", []
+        return [Piece(self, -1, finish="cancelled")]
+
+    def accept(self, token_id: int, logprob: float | None = None, top: Sequence[tuple[int, float]] = ()) -> list[Piece]:
+        """Take the token the model sampled; sets `pending` to what it must see next, or `finish`."""
+        self.ids.append(token_id)
+        self.mask.append(1)
+        self.pending = [token_id]
+        forced: list[int] = []
+        kind: Kind = "tool" if self._inside_call else "text"
+        tail = ""
+        if token_id in self.vocabulary.ends:
+            self.finish = "stop"
+        elif self._inside_call:
+            forced = self._inside(token_id)
+        elif self.tools and token_id == self.vocabulary.python_start:
+            self._inside_call, self._expression, kind = True, [], "tool"
+            tail = self._show("", last=True) if self._decoder else ""
+        else:
+            self._spoken.append(token_id)
+        if self.finish is None and len(self.ids) + len(forced) >= self.limit:
+            self.finish = "length"
+            if len(self.ids) + len(forced) > self.limit:  # half a result would be a wrong one
+                forced = []
+        pieces = [Piece(self, -1, tail)] if tail else []
+        if self._decoder:
+            pieces.append(Piece(self, token_id, self._read(token_id, kind), kind, logprob, top))
+        if forced:
+            pieces += self._force(forced)
+        if self.finish:
+            self.pending = []
+            if pieces:
+                pieces[-1].finish = self.finish
+        return pieces if self.streaming else []
+
+    def _inside(self, token_id: int) -> list[int]:
+        """A token of the expression; what must be forced behind it: the result, once the expression is complete."""
+        words = self.vocabulary
+        if token_id == words.python_start:
+            self._expression = []
+        elif token_id != words.python_end:
+            self._expression.append(token_id)
+        else:
+            self._inside_call = False
+            result = calculate(words.tok.decode(self._expression))
+            if result is not None:
+                return [words.output_start, *words.tok.encode(result), words.output_end]
+        return []
+
+    def _force(self, tokens: list[int]) -> list[Piece]:
+        self.ids += tokens
+        self.mask += [0] * len(tokens)
+        self.pending += tokens
+        if self._decoder is None:
+            return []
+        pieces = [Piece(self, token, self._decoder.push(token), "output") for token in tokens]
+        pieces[-1].text += self._decoder.flush()
+        return pieces
+
+    def _read(self, token_id: int, kind: Kind) -> str:
+        """The text that becomes readable with this token."""
+        assert self._decoder is not None
+        text = self._decoder.push(token_id)
+        if kind == "text":
+            return self._show(text, last=self.finish is not None)
+        ends = self.finish is not None or token_id == self.vocabulary.python_end
+        return text + self._decoder.flush() if ends else text
+
+    def _show(self, text: str, last: bool) -> str:
+        """What of the held text and `text` can be shown now; ends the reply where a stop string appears."""
+        assert self._decoder is not None
+        text = self._held + text + (self._decoder.flush() if last else "")
+        self._held = ""
+        stops = self.sampling.stop
+        found = [place for stop in stops if (place := text.find(stop)) >= 0]
+        if found:
+            text, self.finish = text[: min(found)], "stop"
+        elif stops and not last:
+            longest = min(max(map(len, stops)) - 1, len(text))
+            for size in range(longest, 0, -1):
+                if any(stop.startswith(text[-size:]) for stop in stops):
+                    text, self._held = text[:-size], text[-size:]
+                    break
+        self._text.append(text)
+        return text
