@@ -1,0 +1,170 @@
+"""A tiny real engine, one that says what a test wants, and a real server on a free port of this machine."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import uvicorn
+
+from nutshell.infer.engine import Engine
+from nutshell.infer.scheduler import Scheduler
+from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.serve.app import create_app
+from nutshell.serve.server import Server
+from nutshell.tokenizer import Tokenizer
+
+TEXTS = [
+    "The capital of France is Paris. It lies on the river Seine, and many people live there.",
+    "What is 47 plus 85? Let me work that out: 47+85 is 132. How many letters are in the word cheese?",
+    "Once upon a time there was a small nut in a shell, naïve café 日本語 and ☃ too.",
+] * 3
+
+
+@pytest.fixture(scope="session")
+def tok():
+    return Tokenizer.train(TEXTS, vocab_size=400)
+
+
+@pytest.fixture(scope="session")
+def make_model(tok):
+    def make(context=128):
+        config = GPTConfig(
+            vocab_size=tok.vocab_size,
+            depth=2,
+            width=64,
+            heads=4,
+            kv_heads=2,
+            head_dim=16,
+            context=context,
+            window_pattern="SL",
+            bos_id=tok.bos_id,
+        )
+        return GPT(config).eval()
+
+    return make
+
+
+@pytest.fixture
+def engine(make_model, tok):
+    return Engine(make_model(), tok, max_rows=4)
+
+
+class ScriptedScheduler(Scheduler):
+    """The real one, but each reply is what `reply(question)` says: text, with §expression§ for a tool call."""
+
+    reply = None
+    tok = None
+    delay_seconds = 0.0
+    fail = None
+
+    def choose(self, requests, logits, pieces):
+        if self.fail is not None:
+            raise self.fail
+        time.sleep(self.delay_seconds)
+        for request in requests:
+            if not hasattr(request, "script"):
+                request.script = iter(self.tokens(request))
+            pieces += request.accept(next(request.script), -0.5, [])
+
+    def tokens(self, request):
+        special = self.tok.special_id
+        starts = [at for at, token in enumerate(request.prompt) if token == special("<|user_start|>")]
+        question = self.tok.decode(request.prompt[starts[-1] + 1 : -2])
+        tokens = []
+        for number, text in enumerate(self.reply(question).split("§")):
+            call = [special("<|python_start|>"), *self.tok.encode(text), special("<|python_end|>")]
+            tokens += call if number % 2 else self.tok.encode(text)
+        return [*tokens, special("<|assistant_end|>")]
+
+
+@pytest.fixture
+def scripted(make_model, tok):
+    """scripted(reply, delay_seconds=0, context=..., max_rows=4) -> a real Engine around a ScriptedScheduler."""
+
+    def make(reply, delay_seconds=0.0, context=512, max_rows=4):
+        engine = Engine(make_model(context), tok, max_rows=max_rows)
+        scheduler = ScriptedScheduler(engine.model, tok.vocab_size, max_rows, context)
+        scheduler.tok, scheduler.delay_seconds = tok, delay_seconds
+        scheduler.reply = reply if callable(reply) else lambda question: reply
+        engine._scheduler = scheduler
+        return engine
+
+    return make
+
+
+@contextlib.contextmanager
+def running(app, drain_seconds=5.0):
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=2)
+    server = Server(config, app.state.service, drain_seconds)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with httpx.Client(base_url=url, timeout=20, trust_env=False) as client:
+            client.server, client.service, client.url = server, app.state.service, url
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def serving(tok):
+    """serving(engine, **options of create_app) -> an httpx client of a running server, with .service and .server."""
+    with contextlib.ExitStack() as stack:
+
+        def start(engine, name="tiny", drain_seconds=5.0, **options):
+            app = create_app(engine, tok if engine else None, name, **options)
+            return stack.enter_context(running(app, drain_seconds))
+
+        yield start
+
+
+@pytest.fixture
+def ask():
+    """ask(client, text, **fields) posts a chat completion."""
+
+    def post(client, text="What is it?", **fields):
+        messages = fields.pop("messages", None) or [{"role": "user", "content": text}]
+        return client.post("/v1/chat/completions", json={"messages": messages, **fields})
+
+    return post
+
+
+@pytest.fixture
+def stream():
+    """stream(client, text, **fields) -> the parsed events of a streamed answer, "[DONE]" included."""
+
+    def read(client, text="What is it?", **fields):
+        messages = fields.pop("messages", None) or [{"role": "user", "content": text}]
+        body = {"messages": messages, "stream": True, **fields}
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            assert response.status_code == 200, response.read()
+            assert response.headers["content-type"].startswith("text/event-stream")
+            data = [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
+        return [one if one == "[DONE]" else json.loads(one) for one in data]
+
+    return read
+
+
+@pytest.fixture
+def eventually():
+    """eventually(condition, seconds=2) waits until it holds."""
+
+    def wait(condition, seconds=2.0):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            time.sleep(0.01)
+
+    return wait

@@ -1,0 +1,296 @@
+"""Bad input, overload, clients that leave, keys, and the end of the server."""
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from nutshell.serve.server import is_loopback, serve
+
+CHAT = "/v1/chat/completions"
+USER = [{"role": "user", "content": "Hello"}]
+SLOW = " ".join(["word"] * 300)
+
+
+def error_of(response, status):
+    assert response.status_code == status, response.text
+    assert response.headers["x-request-id"].startswith("req_")
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": "hello"}, "messages", "list"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "'wizard'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "'tool'"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "required"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "string"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content",
+            "'image_url' is not supported",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "python", "text": "1"}]}]},
+            "messages[0]",
+            "belong to messages of the assistant",
+        ),
+        ({"messages": [*USER, {"role": "assistant", "content": "Hi"}]}, "messages", "user"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}, *USER]}, "messages", "user"),
+        ({"messages": [*USER, {"role": "system", "content": "Hi"}, *USER]}, "messages", "system"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages", "empty"),
+        ({"messages": [{"role": "user", "content": "so long " * 500}]}, "messages", "context"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": 10**9}, "max_tokens", "context is 128"),
+        ({"max_completion_tokens": 10**9}, "max_tokens", "context is 128"),
+        ({"max_tokens": "many"}, "max_tokens", "'many'"),
+        ({"n": 10**6}, "n", "less than or equal to 16"),
+        ({"temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"temperature": 2.5}, "temperature", "less than or equal to 2"),
+        ({"top_p": 1.5}, "top_p", "less than or equal to 1"),
+        ({"top_logprobs": 3}, None, "needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 50}, "top_logprobs", "less than or equal to 20"),
+        ({"stop": ["x"] * 50}, "stop", "at most 16"),
+        ({"stop": 5}, "stop", "a string or a list"),
+        ({"seed": 2**70}, "seed", "less than or equal"),
+        ({"stream_options": 3}, "stream_options", ""),
+    ],
+)
+def test_bad_requests_are_400_and_name_the_field(serving, engine, fields, param, words):
+    client = serving(engine)
+    error = error_of(client.post(CHAT, json={"messages": USER, **fields}), 400)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert words in error["message"]
+    assert client.service.worker.in_flight == 0
+    assert client.service.worker.steps == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"text"',
+        b"null",
+        b"\xff\xfe",
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+        b'{"messages": [{"role": "user", "content": "x"}], "temperature": Infinity}',
+        b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 1' + b"0" * 5000 + b"}",
+        b'{"messages":' + b"[" * 100_000,
+    ],
+)
+def test_bodies_that_are_no_request(serving, engine, body):
+    client = serving(engine)
+    error_of(client.post(CHAT, content=body, headers={"Content-Type": "application/json"}), 400)
+
+
+def test_other_content_types_are_refused(serving, engine):
+    """What a browser sends to a foreign site without asking it first must not start any work."""
+    client = serving(engine)
+    body = json.dumps({"messages": USER})
+    error_of(client.post(CHAT, content=body, headers={"Content-Type": "text/plain"}), 400)
+    error_of(client.post(CHAT, content=body), 400)
+
+
+def test_unknown_paths_and_methods(serving, engine):
+    client = serving(engine)
+    assert error_of(client.get("/nothing"), 404)["code"] == "not_found"
+    assert error_of(client.get(CHAT), 405)
+    assert error_of(client.get("/web/../app.py"), 404)
+    assert error_of(client.post(CHAT, json={"messages": USER, "model": "gpt-4"}), 404)["param"] == "model"
+
+
+def test_large_bodies_are_413_whether_or_not_they_say_so(serving, engine):
+    client = serving(engine, max_body_bytes=10_000)
+    big = json.dumps({"messages": [{"role": "user", "content": "x" * 20_000}]}).encode()
+    error_of(client.post(CHAT, content=big, headers={"Content-Type": "application/json"}), 413)
+
+    def chunks():
+        for start in range(0, len(big), 1000):
+            yield big[start : start + 1000]
+
+    error_of(client.post(CHAT, content=chunks(), headers={"Content-Type": "application/json"}), 413)
+    assert client.get("/health").status_code == 200
+
+
+def test_queue_full_is_429_at_once(serving, scripted, ask, eventually):
+    client = serving(scripted(SLOW, delay_seconds=0.01, max_rows=1), max_queue=1)
+    threads = [threading.Thread(target=ask, args=(client,), kwargs={"max_tokens": 60}) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: client.service.worker.in_flight == 2)
+    began = time.monotonic()
+    response = ask(client)
+    assert time.monotonic() - began < 0.3
+    assert error_of(response, 429)["type"] == "rate_limit_error"
+    assert int(response.headers["Retry-After"]) >= 1
+    assert error_of(ask(client, n=3), 400)["param"] == "n"
+    for thread in threads:
+        thread.join()
+    assert ask(client, max_tokens=2).status_code == 200
+    assert "nutshell_rejected_total 1.0" in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_client_that_leaves_ends_its_answer_within_a_second(serving, scripted, eventually, streaming):
+    engine = scripted(SLOW, delay_seconds=0.01)
+    client = serving(engine)
+    body = json.dumps({"messages": USER, "stream": streaming}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", int(client.url.rsplit(":", 1)[1])))
+    connection.sendall(head.encode() + body)
+    eventually(lambda: client.service.worker.steps > 3)
+    connection.close()
+    eventually(lambda: client.service.worker.in_flight == 0, seconds=1.0)
+    eventually(lambda: not engine.busy, seconds=1.0)
+    assert client.service.worker.steps < 200
+
+
+def test_a_slow_sender_is_cut_off(serving, engine):
+    client = serving(engine, body_seconds=0.3)
+    connection = socket.create_connection(("127.0.0.1", int(client.url.rsplit(":", 1)[1])))
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    connection.sendall(head.encode() + b"{")
+    connection.settimeout(5)
+    assert b" 408 " in connection.recv(4096).split(b"\r\n")[0]
+    connection.close()
+
+
+def test_health_answers_while_the_server_is_busy(serving, scripted, ask):
+    """Ten times as many requests as rows, each of them calling tools; health stays under 100 ms (median)."""
+    client = serving(scripted("§9**9**2§ " * 20, max_rows=4), max_queue=40)
+    threads = [threading.Thread(target=ask, args=(client,), kwargs={"max_tokens": 200}) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    times = []
+    for _ in range(20):
+        began = time.monotonic()
+        assert client.get("/health").status_code == 200
+        times.append(time.monotonic() - began)
+    for thread in threads:
+        thread.join()
+    assert sorted(times)[10] < 0.1
+
+
+def test_api_key(serving, engine, ask):
+    client = serving(engine, api_key="right")
+    for path in ("/health", "/", "/web/app.js"):
+        assert client.get(path).status_code == 200
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "right"}, {"Authorization": "Bearer"}):
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
+            error = error_of(client.get(path, headers=headers), 401)
+            assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+        assert error_of(client.post(CHAT, content=b"x" * 100, headers=headers), 401)
+    client.headers["Authorization"] = "Bearer right"
+    assert client.get("/v1/models").status_code == 200
+    assert ask(client, max_tokens=2).status_code == 200
+
+
+def test_without_a_key_any_bearer_passes(serving, engine):
+    client = serving(engine)
+    for value in ("Bearer", "Bearer abc", "Basic abc"):
+        assert client.get("/v1/models", headers={"Authorization": value}).status_code == 200
+
+
+def test_no_cors_and_the_security_headers(serving, engine):
+    client = serving(engine)
+    for path in ("/", "/health", "/nothing"):
+        response = client.get(path, headers={"Origin": "https://example.org"})
+        assert not [name for name in response.headers if name.startswith("access-control")]
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+        assert response.headers["x-content-type-options"] == "nosniff"
+    asked = client.options(CHAT, headers={"Origin": "https://example.org", "Access-Control-Request-Method": "POST"})
+    assert asked.status_code == 405
+
+
+def test_foreign_host_names_are_refused(serving, engine):
+    """A web site that points its own name at 127.0.0.1 (DNS rebinding) gets nothing."""
+    client = serving(engine, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
+    assert client.get("/health").status_code == 200
+    for host, status in (("localhost:80", 200), ("[::1]:80", 200), ("evil.example", 400), ("localhost.evil.org", 400)):
+        assert client.get("/health", headers={"Host": host}).status_code == status
+
+
+def test_engine_failure_is_an_error_and_the_server_goes_on(serving, scripted, ask, stream):
+    engine = scripted("Yes.")
+    client = serving(engine)
+    engine._scheduler.fail = RuntimeError("a kernel broke")
+    error = error_of(ask(client), 500)
+    assert "kernel" not in error["message"]
+    events = stream(client)
+    assert events[-1]["error"]["type"] == "server_error"
+    engine._scheduler.fail = None
+    assert ask(client).json()["choices"][0]["message"]["content"] == "Yes."
+    assert client.service.worker.in_flight == 0
+
+
+def test_loading_is_503_everywhere_but_the_page(serving, engine, ask, tok):
+    client = serving(None)
+    health = client.get("/health")
+    assert (health.status_code, health.json()) == (503, {"status": "loading"})
+    response = ask(client)
+    error_of(response, 503)
+    assert response.headers["Retry-After"]
+    assert client.get("/").status_code == 200
+    client.service.open(engine, tok)
+    assert client.get("/health").json() == {"status": "ok"}
+    assert ask(client, max_tokens=2).status_code == 200
+
+
+def test_shutdown_finishes_running_answers_and_takes_no_new_ones(serving, scripted, ask, eventually):
+    client = serving(scripted("The capital of France is Paris. " * 3, delay_seconds=0.02))
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(ask(client)))
+    thread.start()
+    eventually(lambda: client.service.worker.steps > 2)
+    client.server.should_exit = True
+    eventually(lambda: client.service.draining)
+    assert client.get("/health").json() == {"status": "shutting down"}
+    assert client.get("/health").status_code == 503
+    error_of(ask(client), 503)
+    thread.join(10)
+    assert answers[0].json()["choices"][0]["message"]["content"] == "The capital of France is Paris. " * 3
+
+
+def test_shutdown_gives_up_after_its_deadline(serving, scripted, ask, eventually):
+    client = serving(scripted(SLOW, delay_seconds=0.05), drain_seconds=0.3)
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(ask(client)))
+    thread.start()
+    eventually(lambda: client.service.worker.steps > 2)
+    began = time.monotonic()
+    client.server.should_exit = True
+    thread.join(10)
+    assert time.monotonic() - began < 3
+    error_of(answers[0], 503)
+
+
+def test_serve_refuses_a_public_bind_without_a_key(engine):
+    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
+        with pytest.raises(ValueError, match="no API key"):
+            serve(engine, host)
+    with pytest.raises(ValueError, match="key is empty"):
+        serve(engine, api_key=" ")
+    with pytest.raises(ValueError, match="port is 70000"):
+        serve(engine, port=70000)
+    assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.3.2.1", "::1")))
+
+
+def test_serve_says_when_the_port_is_taken(engine):
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="cannot listen on"):
+        serve(engine, port=other.getsockname()[1])
+
+
+def test_serve_raises_what_loading_raised(tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError)):
+        serve(tmp_path / "nothing", port=0, log_level="error")
