@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nutshell.model.attention import causal_attention, decode_attention, rotary_tables
+from nutshell.model.attention import Mask, causal_attention, decode_attention, make_mask, rotary_tables
 from nutshell.model.kernels import relu_squared, rms_norm, rotate
 from nutshell.model.kv_cache import KVCache
 from nutshell.model.loss import SOFTCAP, softcap_cross_entropy
@@ -51,9 +51,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         if self.architecture != "speed":
-            raise ValueError(
-                f"architecture is {self.architecture!r}; accepted: 'speed'. Load a folder saved by nutshell."
-            )
+            raise ValueError(f"architecture is {self.architecture!r}; accepted: 'speed'. Load a folder saved by nutshell.")
         for name in ("vocab_size", "depth", "width", "heads", "kv_heads", "head_dim", "context"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -64,9 +62,7 @@ class GPTConfig:
                 f"Accepted: {', '.join(str(k) for k in range(1, self.heads + 1) if self.heads % k == 0)}."
             )
         if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim is {self.head_dim}; rotary embeddings need an even number. Try {self.head_dim + 1}."
-            )
+            raise ValueError(f"head_dim is {self.head_dim}; rotary embeddings need an even number. Try {self.head_dim + 1}.")
         if self.width < SMEAR_CHANNELS:
             raise ValueError(f"width is {self.width}; accepted: at least {SMEAR_CHANNELS}.")
         if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:
@@ -125,11 +121,9 @@ class Attention(nn.Module):
             v = v + gate.unsqueeze(-1) * value_embedding.view(B, T, self.kv_heads, self.head_dim)
         return q, k, v
 
-    def forward(
-        self, x: Tensor, value_embedding: Tensor | None, rotary: tuple[Tensor, Tensor], documents: Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, value_embedding: Tensor | None, rotary: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
         q, k, v = self.qkv(x, value_embedding, rotary)
-        y = causal_attention(q, k, v, self.window, documents)  # (B, T, H, D)
+        y = causal_attention(q, k, v, mask)  # (B, T, H, D)
         return self.out(y.flatten(2))
 
     def decode(
@@ -171,14 +165,11 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
+        self.attention_kernel = "blocked"  # or "flex"; the runtime decides
         kv_width = config.kv_heads * config.head_dim
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.value_embeddings = nn.ModuleDict(
-            {
-                str(i): nn.Embedding(config.vocab_size, kv_width)
-                for i in range(config.depth)
-                if config.has_value_embedding(i)
-            }
+            {str(i): nn.Embedding(config.vocab_size, kv_width) for i in range(config.depth) if config.has_value_embedding(i)}
         )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.lm_head = Linear(config.width, config.vocab_size)
@@ -191,6 +182,11 @@ class GPT(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.initialize()
+
+    def use(self, dtype: torch.dtype, attention_kernel: str = "blocked") -> GPT:
+        """Compute in `dtype` with this attention kernel (the weights stay as they are stored)."""
+        self.compute_dtype, self.attention_kernel = dtype, attention_kernel
+        return self
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
@@ -256,8 +252,23 @@ class GPT(nn.Module):
             raise ValueError(f"a row has {T} tokens; the model's context is {self.config.context}. Shorten the row.")
         x = self.embed(ids)
         documents = (ids == self.config.bos_id).cumsum(1)
+        masks = {w: make_mask(documents, w, self.attention_kernel, x.dtype) for w in set(self.config.windows())}
         rotary = (self.cos[:T].to(x.dtype), self.sin[:T].to(x.dtype))
-        return self.trunk(ids, x, lambda attention, y, ve: attention(y, ve, rotary, documents))
+        return self.trunk(ids, x, lambda attention, y, ve: attention(y, ve, rotary, masks[attention.window]))
+
+    @torch.no_grad()
+    def for_inference(self) -> GPT:
+        """A frozen copy whose weights are stored in the compute dtype, so that decoding casts nothing."""
+        with torch.device("meta"):
+            copy = GPT(self.config)
+        copy = copy.to_empty(device=self.cos.device)
+        copy.use(self.compute_dtype, self.attention_kernel)
+        copy.load_state_dict(self.state_dict())
+        copy.cos, copy.sin = self.cos, self.sin
+        for module in copy.modules():
+            if isinstance(module, (Linear, nn.Embedding)):
+                module.to(self.compute_dtype)
+        return copy.requires_grad_(False).eval()
 
     @torch.inference_mode()
     def decode(self, ids: Tensor, cache: KVCache, rows: Tensor, counts: Tensor | None = None) -> Tensor:
@@ -280,9 +291,13 @@ class GPT(nn.Module):
         """fp32 logits, capped smoothly to +-15."""
         return SOFTCAP * torch.tanh(self.lm_head(hidden).float() / SOFTCAP)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) in fp32, or with `targets` (B, T; -1 = ignored) the mean cross-entropy in nats."""
+    def forward(self, ids: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) in fp32, or with `targets` (B, T; -1 = ignored) the mean cross-entropy in nats.
+
+        `weights` (B, T) multiplies each target's term of the loss.
+        """
         hidden = self.hidden(ids)
         if targets is None:
             return self.head(hidden)
-        return softcap_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        weights = None if weights is None else weights.flatten()
+        return softcap_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), weights)

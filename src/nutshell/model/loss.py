@@ -13,45 +13,50 @@ CHUNK_ELEMENTS = 1 << 20  # fp32 logits alive at once on CPU (4 MB: about one L2
 
 
 class _SoftcapCrossEntropy(torch.autograd.Function):
-    """loss = mean over targets >= 0 of -log softmax(15 tanh(h W^T / 15))[target]."""
+    """loss = sum_i w_i * -log softmax(15 tanh(h_i W^T / 15))[target_i] / count, over the targets >= 0."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         N, V = hidden.size(0), weight.size(0)
         chunk = max(128, CHUNK_ELEMENTS // V) if hidden.device.type == "cpu" else 8192
         needs_grad = hidden.requires_grad or weight.requires_grad
         head = weight.to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        count = (targets >= 0).sum().clamp(min=1)
-        scale = 1.0 / count.float()
+        row_weight = (targets >= 0).float()
+        row_weight /= row_weight.sum().clamp(min=1)
+        if weights is not None:
+            row_weight *= weights
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = torch.zeros_like(weight) if needs_grad else None
         for start in range(0, N, chunk):
             h, target = hidden[start : start + chunk], targets[start : start + chunk]
-            valid = target >= 0
+            w = row_weight[start : start + chunk].unsqueeze(1)
             index = target.clamp(min=0).unsqueeze(1)
             capped = (h @ head.t()).float().div_(SOFTCAP).tanh_()  # (chunk, V)
             # Capped logits cannot overflow, so the softmax needs no maximum.
             unnormalised = (capped * SOFTCAP).exp_()
             z = unnormalised.sum(dim=1, keepdim=True)
-            total += ((z.log() - SOFTCAP * capped.gather(1, index)).squeeze(1) * valid).sum()
+            total += ((z.log() - SOFTCAP * capped.gather(1, index)) * w).sum()
             if needs_grad:
-                weight_of_row = (valid * scale).unsqueeze(1)
-                grad = unnormalised.mul_(weight_of_row / z)
-                grad.scatter_add_(1, index, -weight_of_row)
+                grad = unnormalised.mul_(w / z)
+                grad.scatter_add_(1, index, -w)
                 grad.addcmul_(grad, capped.square_(), value=-1)  # d(15 tanh(z/15))/dz = 1 - tanh^2
                 low = grad.to(hidden.dtype)
                 torch.mm(low, head, out=grad_hidden[start : start + chunk])
                 grad_weight += low.t() @ h
         ctx.save_for_backward(grad_hidden, grad_weight)
-        return total * scale
+        return total
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss.to(grad_hidden.dtype), grad_weight * grad_loss, None
+        return grad_hidden * grad_loss.to(grad_hidden.dtype), grad_weight * grad_loss, None, None
 
 
-def softcap_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of hidden (N, C) through the head weight (V, C) at targets (N,); -1 is ignored."""
-    return _SoftcapCrossEntropy.apply(hidden, weight, targets)
+def softcap_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy in nats of hidden (N, C) through the head weight (V, C) at targets (N,); -1 is ignored.
+
+    `weights` (N,) multiplies each target's term (the count it is divided by stays the number of targets): with advantages
+    as weights this is the on-policy policy gradient.
+    """
+    return _SoftcapCrossEntropy.apply(hidden, weight, targets, weights)

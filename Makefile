@@ -1,0 +1,83 @@
+# Every target sets up what it needs. `make demo` is the place to begin.
+RUN    ?= runs/demo
+BUDGET ?= 9min
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUST   := $(wildcard rust/src/*.rs) rust/Cargo.toml
+
+.PHONY: help setup demo chat serve test test-all lint format bench fuzz wheel clean
+
+help:
+	@echo "make demo      train a chat model end to end on this machine ($(BUDGET); BUDGET=2min for a quick look)"
+	@echo "make chat      talk to it in the terminal"
+	@echo "make serve     talk to it in the browser, http://localhost:8000"
+	@echo "make test      all tests but the slow ones;  make test-all: those too"
+	@echo "make lint      ruff, mypy, clippy, rustfmt;  make format: put code in form"
+	@echo "make bench     the benchmarks behind the README's figures"
+	@echo "make fuzz      hypothesis with many more examples"
+	@echo "make wheel     dist/*.whl;  make clean: remove what was built (runs/ stays)"
+
+# uv is used where it is; else it goes into an environment of its own.
+UV := $(shell command -v uv 2>/dev/null || echo .venv-uv/bin/uv)
+
+.venv-uv/bin/uv:
+	$(PYTHON) -m venv .venv-uv || { echo "python3 -m venv failed. On Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
+	.venv-uv/bin/pip install -q uv
+
+$(BIN)/python: | $(filter .venv-uv/%,$(UV))
+	@command -v cargo >/dev/null || { echo "cargo is missing: the tokenizer is Rust. Install it with rustup, or apt-get install cargo."; exit 2; }
+	$(UV) venv -q --python $(PYTHON) $(VENV)
+
+$(VENV)/.installed: pyproject.toml $(RUST) | $(BIN)/python
+	$(UV) pip install -q --python $(BIN)/python -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(UV) pip install -q --python $(BIN)/python -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed
+
+demo: setup
+	$(BIN)/nutshell speedrun recipes/demo --out $(RUN) --budget $(BUDGET)
+
+chat: setup
+	$(BIN)/nutshell chat $(RUN)
+
+serve: setup
+	$(BIN)/nutshell serve $(RUN)
+
+test: $(VENV)/.installed-dev
+	cargo test -q --manifest-path rust/Cargo.toml
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed-dev
+	cargo test -q --manifest-path rust/Cargo.toml
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cargo fmt --manifest-path rust/Cargo.toml --check
+	cargo clippy -q --manifest-path rust/Cargo.toml --all-targets --all-features -- -D warnings
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cargo fmt --manifest-path rust/Cargo.toml
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/tokenizer.py
+
+fuzz: $(VENV)/.installed-dev
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -m "not browser" tests/tokenizer tests/infer tests/data
+
+wheel: $(VENV)/.installed-dev
+	$(BIN)/maturin build --release --out dist
+
+clean:
+	rm -rf $(VENV) .venv-uv rust/target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f src/nutshell/tokenizer/_bpe.*.so

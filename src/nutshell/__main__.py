@@ -1,0 +1,3 @@
+from nutshell.cli import main
+
+main()

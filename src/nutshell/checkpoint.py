@@ -1,0 +1,203 @@
+"""Atomic model folders: what is there is whole, and what is whole is verified by hash before it is used.
+
+Commit protocol: write into a temporary folder, fsync every file, write `manifest.json` last, fsync, rename, fsync the parent.
+A folder without a valid manifest does not exist. Tensors are whole and keyed by parameter name, so any number of ranks reopens
+them. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.tokenizer import Tokenizer
+
+STAGES = ("pretrain", "midtrain", "sft", "rl")
+KEEP_LAST = 2
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # folders cannot be synced on some systems (Windows, some network mounts)
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _fsync(temporary)
+    os.replace(temporary, path)
+    _fsync(path.parent)
+
+
+def step_folder(stage_folder: Path, step: int) -> Path:
+    return stage_folder / f"step-{step:06d}"
+
+
+def save_model_folder(folder: Path, model: GPT, tok: Tokenizer, *, meta: dict | None = None, training: dict | None = None,
+                      tensors: dict[str, Tensor] | None = None) -> Path:  # fmt: skip
+    """Write a model folder atomically; an existing one of the same name is replaced.
+
+    `meta` describes the run (stage, step, metrics). `training` (JSON) and `tensors` (by name) are what resuming needs.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".tmp-{folder.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        (temporary / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        weights = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in model.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        tok.save(temporary)
+        if training is not None:
+            (temporary / "training").mkdir()
+            (temporary / "training" / "state.json").write_text(json.dumps(training) + "\n", encoding="utf-8")
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in (tensors or {}).items()},
+                temporary / "training" / "state.safetensors",
+            )
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        manifest = {
+            "format": 1,
+            "tokenizer": tok.fingerprint,
+            "meta": meta or {},
+            "files": {p.relative_to(temporary).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files},
+        }
+        for p in files:
+            _fsync(p)
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        _fsync(temporary / "manifest.json")
+        _fsync(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+        _fsync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a complete folder; None where there is none (the folder then does not count)."""
+    try:
+        manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+
+
+def verify(folder: Path) -> dict:
+    """Check size and hash of every file against the manifest; ValueError names the first that differs."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ValueError(f"{folder} is not a complete model folder (no valid manifest.json). Give a folder saved by nutshell.")
+    for name, expected in manifest["files"].items():
+        path = Path(folder) / name
+        if not path.is_file():
+            problem = "is missing"
+        elif path.stat().st_size != expected["bytes"]:
+            problem = f"has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
+        elif _sha256(path) != expected["sha256"]:
+            problem = "has another sha256 than the manifest says"
+        else:
+            continue
+        raise ValueError(f"checkpoint file {path} {problem}: it is damaged. Delete {folder} to go on from the one before it.")
+    return manifest
+
+
+def checkpoints(stage_folder: Path) -> list[tuple[int, Path]]:
+    """Complete checkpoints of a stage, oldest first."""
+    found = []
+    for path in Path(stage_folder).glob("step-*"):
+        number = path.name.removeprefix("step-")
+        if number.isdigit() and read_manifest(path) is not None:
+            found.append((int(number), path))
+    return sorted(found)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a stage folder, or of the last stage of a run that has one."""
+    folder = Path(folder)
+    if read_manifest(folder) is not None:
+        return folder
+    if own := checkpoints(folder):
+        return own[-1][1]
+    for stage in reversed(STAGES):
+        if own := checkpoints(folder / stage):
+            return own[-1][1]
+    return None
+
+
+def prune(stage_folder: Path, keep: int = KEEP_LAST) -> None:
+    """Delete all but the newest checkpoints, and what a killed process left half written."""
+    for _, path in checkpoints(stage_folder)[:-keep]:
+        shutil.rmtree(path)
+    for path in Path(stage_folder).glob(".tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[GPT, Tokenizer, dict]:
+    """Verify a model folder and open it: (model, tokenizer, manifest)."""
+    folder = Path(folder)
+    manifest = verify(folder)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    unknown = set(settings) - set(GPTConfig.__dataclass_fields__)
+    if unknown:
+        raise ValueError(
+            f"{folder}/config.json has unknown settings {sorted(unknown)}: it is not a nutshell model of this version."
+        )
+    tok = Tokenizer.load(folder)
+    config = GPTConfig(**settings)
+    if tok.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {tok.vocab_size} tokens, the model's weights are for {config.vocab_size}. "
+            "Use the tokenizer that the model was trained with."
+        )
+    model = GPT(config)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.to(device), tok, manifest
+
+
+def load_training(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+    """What resuming needs: the JSON state and the tensors by name."""
+    folder = Path(folder) / "training"
+    return json.loads((folder / "state.json").read_text(encoding="utf-8")), load_file(folder / "state.safetensors")
+
+
+def load(folder_or_run: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Tokenizer]:
+    """The model and tokenizer of a model folder, a stage folder, or a run (its last stage's newest checkpoint)."""
+    path = Path(folder_or_run)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist. Give a run folder (runs/demo) or a model folder (runs/demo/sft/step-000100)."
+        )
+    newest = latest(path)
+    if newest is None:
+        raise ValueError(f"{path} holds no complete checkpoint. Train one first: nutshell speedrun recipes/demo --out {path}")
+    model, tok, _ = load_model(newest, device)
+    return model.eval(), tok

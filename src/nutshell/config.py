@@ -1,0 +1,77 @@
+"""TOML recipe -> frozen dataclasses -> flags. A recipe cannot name a field that does not exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def _plain(hint: Any) -> Any:
+    """The type inside Optional[...]."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(a for a in typing.get_args(hint) if a is not type(None))
+    return hint
+
+
+def from_dict(cls: type[T], values: dict, where: str, prefix: str = "") -> T:
+    """Build dataclass `cls` from nested dictionaries; ValueError names an unknown key or a value of the wrong type."""
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f" Did you mean {prefix}{close[0]}?" if close else ""
+            raise ValueError(f"{where}: unknown key {prefix}{key}.{hint} Accepted: {', '.join(names)}.")
+        expected = _plain(hints[key])
+        if dataclasses.is_dataclass(expected):
+            if not isinstance(value, dict):
+                raise ValueError(f"{where}: {prefix}{key} is {value!r}; accepted: a table [{prefix}{key}].")
+            arguments[key] = from_dict(expected, value, where, f"{prefix}{key}.")  # type: ignore[arg-type]
+            continue
+        if typing.get_origin(expected) is dict and isinstance(value, dict):
+            key_type, value_type = typing.get_args(expected)
+            if dataclasses.is_dataclass(value_type):
+                value = {k: from_dict(value_type, v, where, f"{prefix}{key}.{k}.") for k, v in value.items()}  # type: ignore[arg-type]
+            value = {key_type(k): v for k, v in value.items()}
+        if typing.get_origin(expected) is tuple and isinstance(value, list):
+            value = tuple(value)
+        kinds = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}.get(expected)
+        if kinds and value is not None and (not isinstance(value, kinds) or (expected is not bool and isinstance(value, bool))):
+            raise ValueError(f"{where}: {prefix}{key} is {value!r}; accepted: {expected.__name__}.")
+        arguments[key] = value
+    return cls(**arguments)
+
+
+def load_toml(cls: type[T], path: str | Path) -> T:
+    """Read a recipe: a .toml file or a folder that holds config.toml."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    path = Path(path)
+    file = path / "config.toml" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"recipe {path} not found: expected a .toml file or a folder with config.toml, such as recipes/demo."
+        )
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not valid TOML: {error}") from None
+    return from_dict(cls, values, str(file))
+
+
+def parse(cls: type[T], arguments: list[str], *, prog: str, description: str, default: T | None = None) -> T:
+    """Flags for every field of `cls`, the docstring under each field its help. Bad flags exit with code 2."""
+    import tyro
+
+    kwargs = {} if default is None else {"default": default}
+    return tyro.cli(cls, args=arguments, prog=prog, description=description, **kwargs)

@@ -1,0 +1,44 @@
+"""Parameters by group and floating-point operations per token, counted with the real windows."""
+
+from __future__ import annotations
+
+from nutshell.model.gpt import GPT, SMEAR_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
+
+
+def parameters_by_group(config: GPTConfig) -> dict[str, int]:
+    """How many numbers each part of the model holds; the sum is the model's parameter count."""
+    C, V, D = config.width, config.vocab_size, config.head_dim
+    gated = sum(config.has_value_embedding(layer) for layer in range(config.depth))
+    return {
+        "embedding": V * C,
+        "value embeddings": gated * V * config.kv_heads * D,
+        "attention": config.depth * C * D * (2 * config.heads + 2 * config.kv_heads)
+        + gated * VALUE_GATE_CHANNELS * config.kv_heads,
+        "mlp": config.depth * 8 * C * C,
+        "lm_head": V * C,
+        "scalars": 2 * config.depth + 2 + SMEAR_CHANNELS,
+    }
+
+
+def matrix_parameters(config: GPTConfig) -> int:
+    """P of the scaling rules: block matrices and lm_head, the parameters that every token is multiplied with."""
+    groups = parameters_by_group(config)
+    return groups["attention"] + groups["mlp"] + groups["lm_head"]
+
+
+def flops_per_token(config: GPTConfig, row_tokens: int) -> float:
+    """Forward and backward FLOPs of one training token in rows of `row_tokens`.
+
+    6 per matrix parameter (2 forward, 4 backward), and 12 C for each key a query sees on average: about half the window's
+    keys while the row is filling it, all of them afterwards.
+    """
+    T = row_tokens
+    keys_seen = 0.0
+    for window in config.windows():
+        W = min(window, T)
+        keys_seen += (W * (W + 1) / 2 + (T - W) * W) / T
+    return 6 * matrix_parameters(config) + 12 * config.heads * config.head_dim * keys_seen
+
+
+def count_parameters(model: GPT) -> int:
+    return sum(p.numel() for p in model.parameters())

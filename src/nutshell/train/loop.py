@@ -1,0 +1,96 @@
+"""The one step generator: accumulation, optimizer step, timing and the finite check. Stages keep their order visible."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nutshell.model.gpt import GPT
+from nutshell.runtime import Runtime
+from nutshell.train.optim import MuonAdamW, average_gradients
+from nutshell.train.schedule import Schedule
+
+MOST_SKIPPED_IN_A_ROW = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one optimizer step did."""
+
+    step: int
+    """Steps done so far, this one included (1-based)."""
+    loss: float
+    """Mean over all ranks, in nats."""
+    grad_norm: float
+    lr_scale: float
+    tokens: int
+    """Of all ranks."""
+    seconds: float
+    skipped: bool
+    """The loss or a gradient was not finite, so nothing was changed."""
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many steps in a row had no finite loss or gradient."""
+
+
+def gradient_norm(model: GPT) -> Tensor:
+    """Euclidean norm of all gradients, as a scalar tensor (inf or nan where one is)."""
+    return torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])).norm()
+
+
+def train_steps(
+    model: GPT,
+    optimizer: MuonAdamW,
+    micro_batch: Callable[[], tuple[Tensor, int]],
+    *,
+    accumulation: int,
+    schedule: Schedule,
+    lr_scale: float,
+    first_step: int,
+    steps: int,
+    runtime: Runtime,
+    describe: Callable[[], str] = lambda: "",
+) -> Iterator[StepResult]:
+    """Yield after each of the optimizer steps first_step + 1 ... steps.
+
+    `micro_batch()` fetches the next data and returns (loss to differentiate, its number of tokens); it is called `accumulation`
+    times a step. `describe()` names the documents of the last batch, for the message of TrainingDiverged.
+    """
+    skipped_in_a_row = 0
+    for step in range(first_step, steps):
+        start = time.perf_counter()
+        for p in model.parameters():
+            p.grad = None
+        total, tokens = torch.zeros((), device=runtime.device), 0
+        for _ in range(accumulation):
+            loss, count = micro_batch()
+            (loss / accumulation).backward()
+            total += loss.detach() / accumulation
+            tokens += count
+        average_gradients(model)
+        norm = float(gradient_norm(model))
+        loss_value = runtime.mean(float(total))
+        finite = math.isfinite(norm) and math.isfinite(loss_value)
+        factor = schedule.lr_scale(step, steps)
+        if finite:
+            optimizer.step(
+                lr_scale=factor * lr_scale, momentum=schedule.momentum(step, steps), decay_scale=schedule.decay_scale(step, steps)
+            )
+        skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
+        if skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise TrainingDiverged(
+                f"the last {skipped_in_a_row} steps up to step {step + 1} had no finite loss or gradient (loss {loss_value}, "
+                f"gradient norm {norm}). Data of the last batch: {describe() or 'unknown'}. The last good checkpoint is in the "
+                "run folder; lower the learning rates (--optimizer.matrix-lr ...) or look at that data."
+            )
+        runtime.synchronize()
+        yield StepResult(
+            step=step + 1, loss=loss_value, grad_norm=norm, lr_scale=factor * lr_scale, tokens=tokens * runtime.world_size,
+            seconds=time.perf_counter() - start, skipped=not finite,
+        )  # fmt: skip

@@ -1,0 +1,197 @@
+"""Muon for the matrices, AdamW for everything else: one optimizer, its state kept by parameter name.
+
+Sources: Muon (Jordan et al., 2024); Polar Express arXiv 2505.16932; row equilibration arXiv 2603.28254; Frobenius
+renormalisation arXiv 2602.21545; NorMuon arXiv 2510.05491; cautious weight decay arXiv 2510.12402; AdamW arXiv 1711.05101.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+# Five quintic iterations of Polar Express, computed for safety 2e-2 and cushion 2 (table of arXiv 2505.16932).
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+ADAM_EPS = 1e-10
+MUON_BETA2 = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Learning rates at width 768 and 2^19 tokens a step; the plan scales them (see `scaled`)."""
+
+    matrix_lr: float = 0.02
+    """Muon, all block matrices and gates."""
+    head_lr: float = 0.008
+    """AdamW, the output head."""
+    embedding_lr: float = 0.3
+    """AdamW, the token embedding."""
+    value_embedding_lr: float = 0.15
+    """AdamW, the value embeddings."""
+    residual_lr: float = 0.005
+    """AdamW, the residual scale of each layer (r)."""
+    x0_lr: float = 0.5
+    """AdamW, how much of the embedding each layer adds (a)."""
+    smear_lr: float = 0.2
+    """AdamW, smear and backout."""
+    weight_decay: float = 0.28
+    """Muon's cautious decay at 2^19 tokens a step; the plan scales it too."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; accepted: a finite number of at least 0.")
+
+
+@dataclass(kw_only=True)
+class Group:
+    """Parameters that share a rule. `lr` is the peak learning rate; the schedule multiplies it."""
+
+    names: list[str]
+    kind: str  # "muon" or "adamw"
+    lr: float
+    weight_decay: float
+    betas: tuple[float, float] = (0.8, 0.95)
+    parameters: list[nn.Parameter] = field(default_factory=list)
+
+
+def group_parameters(model: nn.Module, config: OptimizerConfig, *, width: int, tokens_per_step: int) -> list[Group]:
+    """Every parameter in exactly one group, with rates scaled to this width and batch (RECIPE: s and k)."""
+    width_scale = (width / 768) ** -0.5
+    batch_scale = (tokens_per_step / 2**19) ** 0.5
+    both = width_scale * batch_scale
+    adamw = {
+        "lm_head": (config.head_lr * both, (0.8, 0.96), 0.01),
+        "embedding": (config.embedding_lr * both, (0.8, 0.995), 0.001),
+        "value_embeddings": (config.value_embedding_lr * both, (0.8, 0.995), 0.01),
+        "residual_scale": (config.residual_lr * batch_scale, (0.8, 0.95), 0.05),
+        "embedding_scale": (config.x0_lr * batch_scale, (0.96, 0.95), 0.0),
+        "smear_gate": (config.smear_lr, (0.8, 0.95), 0.0),
+        "smear_lambda": (config.smear_lr, (0.8, 0.95), 0.0),
+        "backout": (config.smear_lr, (0.8, 0.95), 0.0),
+    }
+    groups: dict[object, Group] = {}
+    for name, parameter in model.named_parameters():
+        root = name.split(".")[0]
+        if root in adamw:
+            lr, betas, decay = adamw[root]
+            group = groups.setdefault(root, Group(names=[], kind="adamw", lr=lr, betas=betas, weight_decay=decay))
+        elif parameter.ndim == 2:
+            rows, columns = parameter.shape
+            lr = config.matrix_lr * batch_scale * max(1.0, rows / columns) ** 0.5
+            key = ("muon", rows, columns)  # one shape a group, so that a group is one batched product
+            group = groups.setdefault(key, Group(names=[], kind="muon", lr=lr, weight_decay=config.weight_decay))
+        else:
+            raise ValueError(f"no optimizer group for parameter {name} of shape {tuple(parameter.shape)}; add one in optim.py.")
+        group.names.append(name)
+        group.parameters.append(parameter)
+    return list(groups.values())
+
+
+def polar(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Nearly the orthogonal factor U V^T of each matrix of x (N, rows, columns), by five products in `dtype`."""
+    tall = x.size(-2) > x.size(-1)
+    x = x.mT if tall else x
+    x = (x / (1.01 * x.norm(dim=(-2, -1), keepdim=True)).clamp(min=1e-12)).to(dtype)
+    for a, b, c in POLAR_EXPRESS:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).float()
+
+
+def muon_direction(gradient: Tensor, second_moment: Tensor, dtype: torch.dtype) -> Tensor:
+    """The update of gradients (N, rows, columns) that already carry momentum; `second_moment` is updated in place."""
+    rows, columns = gradient.shape[-2:]
+    row_norm = gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    mean_norm = gradient.norm(dim=(-2, -1), keepdim=True) / rows**0.5
+    update = polar(gradient * (mean_norm / row_norm), dtype)
+    update *= min(rows, columns) ** 0.5 / update.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
+    longer_side = -1 if columns >= rows else -2
+    second_moment.lerp_(update.square().mean(dim=longer_side, keepdim=True), 1 - MUON_BETA2)
+    norm = update.norm(dim=(-2, -1), keepdim=True)
+    update = update * second_moment.clamp(min=1e-12).rsqrt()
+    return update * (norm / update.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12))
+
+
+class MuonAdamW:
+    """The optimizer. `step` takes the schedule's values; the state is saved by parameter name, whole, rank-free."""
+
+    def __init__(self, groups: list[Group], dtype: torch.dtype = torch.float32) -> None:
+        self.groups = groups
+        self.dtype = dtype
+        self.steps = 0
+        self.state: dict[str, Tensor] = {}
+        for group in groups:
+            for name, p in zip(group.names, group.parameters, strict=True):
+                self.state[f"{name}.momentum"] = torch.zeros_like(p, dtype=torch.float32)
+                if group.kind == "adamw":
+                    self.state[f"{name}.second_moment"] = torch.zeros_like(p, dtype=torch.float32)
+                else:
+                    rows, columns = p.shape
+                    shape = (rows, 1) if columns >= rows else (1, columns)
+                    self.state[f"{name}.second_moment"] = torch.zeros(shape, device=p.device)
+
+    @torch.no_grad()
+    def step(self, *, lr_scale: float, momentum: float, decay_scale: float) -> None:
+        """Update every parameter from its gradient; a parameter without a gradient stays as it is."""
+        self.steps += 1
+        for group in self.groups:
+            (self._muon if group.kind == "muon" else self._adamw)(group, group.lr * lr_scale, momentum, decay_scale)
+
+    def _muon(self, group: Group, lr: float, momentum: float, decay_scale: float) -> None:
+        gradients = torch.stack([p.grad.float() for p in group.parameters])  # (N, rows, columns)
+        buffers = torch.stack([self.state[f"{name}.momentum"] for name in group.names])
+        second = torch.stack([self.state[f"{name}.second_moment"] for name in group.names])
+        buffers.lerp_(gradients, 1 - momentum)
+        update = muon_direction(gradients.lerp_(buffers, momentum), second, self.dtype)  # Nesterov
+        decay = group.weight_decay * decay_scale
+        for i, (name, p) in enumerate(zip(group.names, group.parameters, strict=True)):
+            self.state[f"{name}.momentum"].copy_(buffers[i])
+            self.state[f"{name}.second_moment"].copy_(second[i])
+            # Cautious decay: only where it does not work against the update.
+            p.sub_(update[i] + decay * p * (update[i] * p >= 0), alpha=lr)
+
+    def _adamw(self, group: Group, lr: float, momentum: float, decay_scale: float) -> None:
+        beta1, beta2 = group.betas
+        for name, p in zip(group.names, group.parameters, strict=True):
+            if p.grad is None:
+                continue
+            gradient = p.grad.float()
+            first, second = self.state[f"{name}.momentum"], self.state[f"{name}.second_moment"]
+            p.mul_(1 - lr * group.weight_decay)
+            first.lerp_(gradient, 1 - beta1)
+            second.lerp_(gradient.square(), 1 - beta2)
+            denominator = (second / (1 - beta2**self.steps)).sqrt_().add_(ADAM_EPS)
+            p.addcdiv_(first, denominator, value=-lr / (1 - beta1**self.steps))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.state)
+
+    def load_state_dict(self, state: dict[str, Tensor], steps: int) -> None:
+        """Take over a saved state; ValueError names the first tensor that is missing or has another shape."""
+        for key, tensor in self.state.items():
+            if key not in state or state[key].shape != tensor.shape:
+                found = tuple(state[key].shape) if key in state else "nothing"
+                raise ValueError(f"optimizer state {key}: expected shape {tuple(tensor.shape)}, found {found}.")
+            tensor.copy_(state[key])
+        self.steps = steps
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Average the gradients over all ranks, in one flat reduction (nothing on one rank)."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -1,0 +1,49 @@
+"""Pretraining: documents from shards, next-token loss, bits per byte on held-out text."""
+
+from __future__ import annotations
+
+import torch
+
+from nutshell.data.loader import PretrainLoader
+from nutshell.data.shards import open_shards
+from nutshell.eval.bpb import bits_per_byte
+from nutshell.train.loop import train_steps
+from nutshell.train.run import Run, evaluate_stage, open_stage
+
+VALIDATION_TOKENS = 65_536
+VALIDATIONS = 4  # during the stage, the last one at its end
+
+
+def pretrain(run: Run) -> None:
+    """Train from drawn weights to the plan's last step, or go on where the newest checkpoint stands."""
+    if run.finished("pretrain"):
+        return
+    plan, runtime = run.plan, run.runtime
+    stage = open_stage(run, "pretrain", previous=None)
+    model = torch.compile(stage.model) if runtime.compiled else stage.model
+    loader = PretrainLoader(
+        open_shards(run.folder / "data"), run.tok.encode_batch, run.tok.bos_id, plan.rows, plan.row_tokens + 1,
+        seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
+    )  # fmt: skip
+    if stage.loader_state:
+        loader.load_state_dict(stage.loader_state)
+    validation = loader.val_batches(VALIDATION_TOKENS)
+    byte_lengths = torch.from_numpy(run.tok.token_byte_lengths())
+
+    def micro_batch():
+        ids, targets = (x.to(runtime.device, non_blocking=True) for x in next(loader))
+        return model(ids, targets), ids.numel()
+
+    every = max(1, -(-stage.steps // VALIDATIONS))
+    with loader:
+        for result in train_steps(
+            stage.model, stage.optimizer, micro_batch, accumulation=plan.accumulation, schedule=plan.schedule,
+            lr_scale=plan.stages["pretrain"].lr_scale, first_step=stage.step, steps=stage.steps, runtime=runtime,
+            describe=lambda: ", ".join(loader.sources),
+        ):  # fmt: skip
+            stage.record(result)
+            stage.save_if_due(loader.state_dict())
+            if stage.step % every == 0 and stage.step < stage.steps:
+                bpb = bits_per_byte(stage.model, validation, byte_lengths)
+                run.log.evaluation("pretrain", stage.step, {"val_bpb": bpb})
+    evaluate_stage(run, stage, val_bpb=bits_per_byte(stage.model, validation, byte_lengths))

@@ -1,0 +1,239 @@
+"""A run folder while it trains: its plan, lock, checkpoints and what every stage does alike."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from nutshell import checkpoint
+from nutshell.eval.chat import evaluate
+from nutshell.metrics import GpuSampler, MetricsLog, peak_memory_gib, read_metrics
+from nutshell.model.gpt import GPT
+from nutshell.runtime import Runtime
+from nutshell.tasks import load_task
+from nutshell.tokenizer import Tokenizer
+from nutshell.train.loop import StepResult
+from nutshell.train.optim import MuonAdamW, group_parameters
+from nutshell.train.plan import Plan
+
+PREEMPTED_EXIT = 75
+PRIMER_TASKS = ("primer-facts", "primer-sums", "primer-letters")
+TARGETS = {"primer-facts": 0.90, "primer-sums": 0.85, "primer-letters": 0.85}
+
+
+class Preempted(Exception):
+    """SIGTERM or Ctrl-C: the state is saved, the same command goes on."""
+
+
+@dataclass
+class Run:
+    """Everything a stage needs; one object made by the verb and passed in."""
+
+    folder: Path
+    plan: Plan
+    runtime: Runtime
+    tok: Tokenizer
+    log: MetricsLog
+    gpu: GpuSampler = field(default_factory=GpuSampler)
+    stop: list[int] = field(default_factory=list)
+    """Signals received; the next step boundary saves and leaves."""
+
+    def stage_folder(self, stage: str) -> Path:
+        return self.folder / stage
+
+    def finished(self, stage: str) -> bool:
+        """All steps of the stage are done and evaluated."""
+        newest = checkpoint.latest(self.stage_folder(stage)) if self.stage_folder(stage).is_dir() else None
+        manifest = checkpoint.read_manifest(newest) if newest else None
+        done = manifest is not None and manifest["meta"].get("step") == self.plan.stages[stage].steps
+        return done and any(line["stage"] == stage and line.get("final") for line in read_metrics(self.folder))
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Refuse a second job on a run folder; the lock vanishes with its process, kill -9 included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file: IO[str] = open(folder / ".lock", "a+")  # noqa: SIM115 - held open as long as the run
+    try:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except OSError:
+        file.close()
+        raise ValueError(f"another job is working in {folder}. Wait for it, stop it, or give another --out.") from None
+    try:
+        yield
+    finally:
+        file.close()
+
+
+@contextmanager
+def stop_signals(stop: list[int]) -> Iterator[None]:
+    """Collect SIGTERM and the first Ctrl-C instead of dying in the middle of a step; a second Ctrl-C interrupts at once."""
+
+    def note(number: int, _frame: object) -> None:
+        stop.append(number)
+        if stop.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Stage:
+    """One stage's model and optimizer, started fresh from the stage before it or from this stage's newest checkpoint."""
+
+    run: Run
+    name: str
+    model: GPT
+    optimizer: MuonAdamW
+    step: int
+    seconds: float
+    tokens: int
+    loader_state: dict | None
+    last_save: float = field(default_factory=time.monotonic)
+
+    @property
+    def steps(self) -> int:
+        return self.run.plan.stages[self.name].steps
+
+    def record(self, result: StepResult, **more: Any) -> None:
+        """Count a step and log it."""
+        self.step, self.seconds, self.tokens = result.step, self.seconds + result.seconds, self.tokens + result.tokens
+        runtime, plan = self.run.runtime, self.run.plan
+        rate, peak = result.tokens / result.seconds, runtime.peak_flops
+        record = {
+            "stage": self.name,
+            "step": result.step,
+            "seconds": round(self.seconds, 3),
+            "tokens": self.tokens,
+            "loss": result.loss,
+            "lr": result.lr_scale * plan.optimizer.matrix_lr,
+            "grad_norm": result.grad_norm,
+            "tokens_per_second": rate,
+            "mfu": rate * plan.flops_per_token / (peak * runtime.world_size) if peak and self.name != "rl" else None,
+            "peak_memory_gib": peak_memory_gib(),
+            **(self.run.gpu.sample() or {}),
+            **more,
+        }
+        if result.skipped:
+            record["skipped"] = True
+        self.run.log.step(record)
+
+    def save_if_due(self, loader_state: dict | None) -> None:
+        """Save when the interval is over, at the last step, and when told to stop (then raise Preempted)."""
+        runtime = self.run.runtime
+        stopping = bool(runtime.agree(float(bool(self.run.stop))))
+        due = bool(runtime.agree(float(time.monotonic() - self.last_save >= self.run.plan.recipe.save_every_seconds)))
+        if due or stopping or self.step == self.steps:
+            self.save(loader_state)
+        if stopping and self.step < self.steps:
+            if runtime.is_main:
+                (self.run.folder / "preempted").write_text(f"{self.name} step {self.step}\n", encoding="utf-8")
+            raise Preempted(f"stopped after step {self.step} of {self.name}; everything is saved. The same command goes on.")
+
+    def save(self, loader_state: dict | None) -> None:
+        if self.run.runtime.is_main:
+            self.run.log.sync()
+            checkpoint.save_model_folder(
+                checkpoint.step_folder(self.run.stage_folder(self.name), self.step),
+                self.model,
+                self.run.tok,
+                meta={"stage": self.name, "step": self.step, "steps": self.steps},
+                training={
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "tokens": self.tokens,
+                    "loader": loader_state,
+                    "optimizer_steps": self.optimizer.steps,
+                },
+                tensors=self.optimizer.state_dict(),
+            )
+            checkpoint.prune(self.run.stage_folder(self.name))
+        self.run.runtime.barrier()
+        self.last_save = time.monotonic()
+
+
+def open_stage(run: Run, name: str, previous: str | None) -> Stage:
+    """Go on from the stage's newest checkpoint, or start it from `previous` (None: from drawn weights)."""
+    plan, runtime = run.plan, run.runtime
+    newest = checkpoint.latest(run.stage_folder(name)) if run.stage_folder(name).is_dir() else None
+    training: dict = {"step": 0, "seconds": 0.0, "tokens": 0, "loader": None, "optimizer_steps": 0}
+    tensors = None
+    if newest is not None:
+        model, _, _ = checkpoint.load_model(newest, runtime.device)
+        training, tensors = checkpoint.load_training(newest)
+    elif previous is not None:
+        source = checkpoint.latest(run.stage_folder(previous)) if run.stage_folder(previous).is_dir() else None
+        if source is None:
+            raise ValueError(f"{run.folder} has no {previous} checkpoint to start {name} from. Run: nutshell {previous} first.")
+        model, _, _ = checkpoint.load_model(source, runtime.device)
+    else:
+        torch.manual_seed(plan.recipe.seed)
+        model = GPT(plan.model).to(runtime.device)
+    if model.config != plan.model:
+        raise ValueError(
+            f"the checkpoint in {run.folder} has another shape than its plan.json. Give another --out to start anew."
+        )
+    model.use(runtime.dtype, runtime.attention)
+    model.train()
+    step_tokens = plan.stages[name].tokens_per_step
+    groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=step_tokens)
+    if name != "pretrain":
+        for group in groups:
+            group.weight_decay = 0.0
+    optimizer = MuonAdamW(groups, runtime.dtype)
+    if tensors is not None:
+        optimizer.load_state_dict({key: value.to(runtime.device) for key, value in tensors.items()}, training["optimizer_steps"])
+    if runtime.is_main:
+        run.log.truncate_after(name, training["step"])
+        run.log.begin(name, plan.stages[name].steps, training["step"])
+        (run.folder / "preempted").unlink(missing_ok=True)
+    return Stage(
+        run=run, name=name, model=model, optimizer=optimizer, step=training["step"], seconds=training["seconds"],
+        tokens=training["tokens"], loader_state=training["loader"],
+    )  # fmt: skip
+
+
+def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> dict[str, float]:
+    """The tasks on the saved model, logged beside their baselines and some samples; rank 0 does it, the others wait."""
+    recipe = run.plan.recipe
+    values: dict[str, float] = dict(metrics)
+    if run.runtime.is_main:
+        names = list(PRIMER_TASKS)
+        if recipe.eval_data:
+            names += ["arc-easy", "gsm8k"]
+        model = stage.model.for_inference()
+        start = time.perf_counter()
+        baselines, samples = {}, []
+        for name in names:
+            task = load_task(name, limit=recipe.eval_items, seed=recipe.seed, data_folder=recipe.eval_data or None)
+            result = evaluate(task, model, run.tok)
+            values[name], baselines[name] = result["accuracy"], task.baseline
+            samples += [{"task": name, **example} for example in result["examples"][:3]]
+        seconds = time.perf_counter() - start
+        targets = {} if stage.name == "pretrain" else TARGETS
+        run.log.evaluation(
+            stage.name, stage.step, values, baselines=baselines, targets=targets, samples=samples, eval_seconds=round(seconds, 2),
+            final=True,
+        )  # fmt: skip
+        run.log.sync()
+    run.runtime.barrier()
+    return values

@@ -1,0 +1,52 @@
+"""Learning rate, momentum and weight decay as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Trapezoid: linear warm-up, constant, linear warm-down to `final_fraction`."""
+
+    warmup_steps: int = 40
+    """Steps until the full learning rate."""
+    warmdown_fraction: float = 0.65
+    """Share of all steps over which the learning rate falls."""
+    final_fraction: float = 0.05
+    """Learning rate of the last step, as a share of the peak."""
+    momentum_warmup_steps: int = 400
+    """Steps over which Muon's momentum rises from 0.85 to 0.97."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0 or self.momentum_warmup_steps < 0:
+            raise ValueError("warmup_steps and momentum_warmup_steps must be at least 0.")
+        for name in ("warmdown_fraction", "final_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; accepted: 0 to 1.")
+
+    def lr_scale(self, step: int, steps: int) -> float:
+        """Factor on the peak learning rate of step `step` (from 0) of `steps`."""
+        warmup = min(self.warmup_steps, max(1, steps // 4))
+        warmdown = round(self.warmdown_fraction * steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        if step < steps - warmdown:
+            return 1.0
+        remaining = (steps - step) / max(1, warmdown)
+        return remaining + (1 - remaining) * self.final_fraction
+
+    def momentum(self, step: int, steps: int) -> float:
+        """Muon's momentum: 0.85 to 0.97 while warming up, down to 0.90 in the warm-down."""
+        warmup = min(self.momentum_warmup_steps, max(1, steps // 3))
+        warmdown_start = steps - round(self.warmdown_fraction * steps)
+        value = 0.85 + 0.12 * min(1.0, step / warmup)
+        if step > warmdown_start:
+            value -= 0.07 * (step - warmdown_start) / max(1, steps - warmdown_start)
+        return value
+
+    @staticmethod
+    def decay_scale(step: int, steps: int) -> float:
+        """Factor on Muon's weight decay: cosine to 0."""
+        return 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))

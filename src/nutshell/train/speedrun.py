@@ -1,0 +1,141 @@
+"""All stages in order in one run folder; what is finished is passed over, so the same command always goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from nutshell import checkpoint
+from nutshell.config import from_dict
+from nutshell.data import primer
+from nutshell.data.shards import open_shards, prepare_shards, write_shards
+from nutshell.metrics import MetricsLog, read_metrics
+from nutshell.runtime import Runtime
+from nutshell.tokenizer import Tokenizer
+from nutshell.train.measure import measure
+from nutshell.train.plan import Hardware, Plan, default_vocab_size, make_plan
+from nutshell.train.pretrain import pretrain
+from nutshell.train.recipe import PRIMER, Recipe, seconds
+from nutshell.train.rl import reinforce
+from nutshell.train.run import Run, run_lock, stop_signals
+from nutshell.train.tune import tune
+
+TOKENIZER_CHARACTERS = 8_000_000  # of the training text; more no longer changes the merges that matter at these sizes
+STAGES = {
+    "pretrain": pretrain,
+    "midtrain": lambda run: tune(run, "midtrain"),
+    "sft": lambda run: tune(run, "sft"),
+    "rl": reinforce,
+}
+
+
+def prepare_data(recipe: Recipe, runtime: Runtime) -> Path:
+    """Write the run's shards once: the user's text, or the primer."""
+    folder = Path(recipe.out) / "data"
+    if runtime.is_main and not (folder / "manifest.json").exists():
+        if recipe.data == PRIMER:
+            documents = primer.documents(recipe.seed, recipe.primer_characters)
+            write_shards(documents, folder, val_fraction=0.01, seed=recipe.seed, source={"primer": recipe.primer_characters})
+        else:
+            prepare_shards(recipe.data, folder, seed=recipe.seed)
+    runtime.barrier()
+    return folder
+
+
+def prepare_tokenizer(recipe: Recipe, runtime: Runtime) -> Tokenizer:
+    """Train the run's tokenizer once, on the training shards and the primer's conversations."""
+    folder = Path(recipe.out) / "tokenizer"
+    if runtime.is_main and not (folder / "tokenizer.json").exists():
+        tok = Tokenizer.train(_training_text(recipe), vocab_size=default_vocab_size(recipe, runtime.device.type))
+        tok.save(folder)
+    runtime.barrier()
+    return Tokenizer.load(folder)
+
+
+def _training_text(recipe: Recipe) -> Iterator[str]:
+    shards = open_shards(Path(recipe.out) / "data")
+    characters = 0
+    for block in range(shards.blocks("train")):
+        for text in shards.read("train", block):
+            yield text
+            characters += len(text)
+        if characters >= TOKENIZER_CHARACTERS:
+            break
+    for conversation in primer.conversations(recipe.seed, 4000):
+        for message in conversation["messages"]:
+            content = message["content"]
+            yield from [content] if isinstance(content, str) else (part["text"] for part in content)
+
+
+def load_plan(folder: Path) -> Plan | None:
+    """The plan of a run, if it has one. ValueError where the file is damaged."""
+    path = folder / "plan.json"
+    if not path.exists():
+        return None
+    try:
+        return from_dict(Plan, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete the run folder {folder} to start anew.") from None
+
+
+def prepare_plan(recipe: Recipe, runtime: Runtime, tok: Tokenizer, started: float) -> Plan:
+    """The run's plan: the saved one, or a new one, fitted to what is left of the budget since `started`."""
+    folder = Path(recipe.out)
+    if plan := load_plan(folder):
+        return plan
+    budget = seconds(recipe.budget)
+    hardware = Hardware(
+        device=runtime.device.type, dtype=runtime.dtype_name, world_size=runtime.world_size, threads=runtime.threads
+    )
+    if budget:
+        left = budget - (time.monotonic() - started)
+        hardware = measure(recipe, runtime, tok.vocab_size, left)
+        hardware = replace(hardware, seconds_left=max(1.0, budget - (time.monotonic() - started)))
+    plan = make_plan(recipe, hardware, vocab_size=tok.vocab_size, bos_id=tok.bos_id)
+    if runtime.is_main:
+        checkpoint.write_json(folder / "plan.json", plan.to_dict())
+    runtime.barrier()
+    # Read back what was saved: a plan and its copy on disk, on every rank, are the same to the last digit.
+    return load_plan(folder) or plan
+
+
+@contextmanager
+def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
+    """Data, tokenizer and plan are there (made now if not); the folder is locked; signals save before they stop."""
+    started = time.monotonic()
+    folder = Path(recipe.out)
+    with ExitStack() as stack:
+        if runtime.is_main:
+            stack.enter_context(run_lock(folder))
+        log = stack.enter_context(MetricsLog(folder, rank=runtime.rank))
+        with timed(log, "data"):
+            prepare_data(recipe, runtime)
+        with timed(log, "tokenizer"):
+            tok = prepare_tokenizer(recipe, runtime)
+        with timed(log, "plan"):
+            plan = prepare_plan(recipe, runtime, tok, started)
+        run = Run(folder=folder, plan=plan, runtime=runtime, tok=tok, log=log)
+        stack.enter_context(stop_signals(run.stop))
+        yield run
+
+
+@contextmanager
+def timed(log: MetricsLog, stage: str) -> Iterator[None]:
+    """Note the seconds of a stage that has no steps, the first time it runs."""
+    start = time.monotonic()
+    yield
+    if not any(line["stage"] == stage for line in read_metrics(log.path.parent)):
+        log.step({"stage": stage, "step": 1, "seconds": round(time.monotonic() - start, 3)})
+
+
+def run_stages(recipe: Recipe, runtime: Runtime, names: tuple[str, ...] = tuple(STAGES)) -> Run:
+    """Run the named stages (default: all of them) and return the run."""
+    with open_run(recipe, runtime) as run:
+        for name in names:
+            if run.plan.stages[name].steps:
+                STAGES[name](run)
+        return run
