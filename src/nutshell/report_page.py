@@ -1,0 +1,201 @@
+"""The text of report.md: tables, plots and samples, from what report.json holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from nutshell.metrics import duration
+
+STAGES = ("pretrain", "midtrain", "sft", "rl")
+COLUMN_NAMES = {"pretrain": "base"}
+_SAMPLES_PER_STAGE = 6
+_SAMPLE_CHARACTERS = 600
+_CAPTIONS = {
+    "metrics": "Share of held-out items answered right after each stage.",
+    "loss": "Training loss: each step faint, its moving average strong.",
+    "validation": "Bits per byte on held-out text.",
+    "reward": "Mean reward of the sampled answers, in RL.",
+    "learning-rate": "Learning rate of the matrices.",
+    "speed": "Speed of training.",
+    "gpu": "Readings of the first GPU.",
+}
+
+
+def ordered(stages: Iterable[str]) -> list[str]:
+    """Stages in the order of the pipeline; others follow as they come."""
+    given = list(stages)
+    return [stage for stage in STAGES if stage in given] + [stage for stage in given if stage not in STAGES]
+
+
+def write_page(
+    name: str, report: dict[str, Any], table: dict[str, Any], plots: dict[str, str], lines: list[dict[str, Any]]
+) -> str:
+    """The whole page as Markdown. ``table`` is that of `metric_table`, ``plots`` the file names of the plots there are."""
+
+    def plot(which: str) -> str:
+        return f"![{_CAPTIONS[which]}](report/{plots[which]})\n\n*{_CAPTIONS[which]}*" if which in plots else ""
+
+    sections = [
+        ("", f"# Report of `{name}`\n\n{_summary(report)}"),
+        ("Results", _join(_metrics(report, table), _verdicts(report), plot("metrics"))),
+        ("Training", _join(_training(report), plot("loss"), plot("validation"), plot("reward"), plot("learning-rate"))),
+        ("Time, speed and cost", _join(_times(report), plot("speed"), plot("gpu"))),
+        ("Model", _model(report["plan"])),
+        ("Samples", _samples(lines)),
+        ("Environment", _environment(report["environment"])),
+    ]
+    return "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections if text) + "\n"
+
+
+def _summary(report: dict[str, Any]) -> str:
+    seconds, plan = report["seconds"], report["plan"]
+    parameters = sum((plan.get("parameters") or {}).values())
+    facts = [f"{len(report['training'])} of {len(STAGES)} stages trained"]
+    if parameters:
+        facts.append(f"{_count(parameters)} parameters")
+    tokens = sum(training["tokens"] for training in report["training"].values())
+    if tokens:
+        facts.append(f"{_count(tokens)} tokens")
+    facts.append(f"{duration(sum(seconds.values()))} in all")
+    if report["usd"]:
+        facts.append(f"${sum(report['usd'].values()):.2f}")
+    peak = _most(report, "peak_memory_bytes")
+    if peak:
+        facts.append(f"{peak / 2**30:.2f} GiB peak memory")
+    return ", ".join(facts) + "."
+
+
+def _metrics(report: dict[str, Any], table: dict[str, Any]) -> str:
+    stages = ordered(report["stages"])
+    if not stages:
+        return "No evaluation yet."
+    rows = []
+    for name, values in table["metrics"].items():
+        share = name in table["baselines"]
+        row = [name, _value(table["baselines"].get(name), share)] if table["baselines"] else [name]
+        row += [_value(values.get(stage), share) for stage in stages]
+        rows.append([*row, _value(table["targets"].get(name), share)] if table["targets"] else row)
+    head = ["metric"] + ["random"] * bool(table["baselines"]) + [COLUMN_NAMES.get(stage, stage) for stage in stages]
+    return _table(head + ["target"] * bool(table["targets"]), rows)
+
+
+def _verdicts(report: dict[str, Any]) -> str:
+    """Targets met or missed, and by how much, in the last two stages that had any."""
+    stages = ordered(report["targets"])[-2:]
+    lines = []
+    for stage in stages:
+        for name, verdict in report["targets"][stage].items():
+            share = name in report["baselines"]
+            value, target = _value(verdict["value"], share), _value(verdict["target"], share)
+            if verdict["margin"] is None:
+                lines.append(f"- after {stage}, **{name}** was not measured (target {target})")
+                continue
+            points = f"{abs(verdict['margin']) * 100:.1f} points" if share else f"{abs(verdict['margin']):.4g}"
+            word = "met" if verdict["met"] else "**missed**"
+            lines.append(f"- after {stage}, {name} {value}: target {target} {word} by {points}")
+    return "\n".join(lines)
+
+
+def _training(report: dict[str, Any]) -> str:
+    rows = [
+        [
+            stage,
+            f"{training['steps']:,}",
+            _count(training["tokens"]) if training["tokens"] else "n/a",
+            _value(training["first_loss"]),
+            _value(training["last_loss"]),
+            f"{training['skipped_steps']}",
+        ]
+        for stage, training in report["training"].items()
+    ]
+    head = ["stage", "steps", "tokens", "first loss", "last loss (smoothed)", "skipped steps"]
+    return _table(head, rows) if rows else "No step yet."
+
+
+def _times(report: dict[str, Any]) -> str:
+    usd = report["usd"]
+    rows = []
+    for stage, seconds in report["seconds"].items():
+        training = report["training"].get(stage, {})
+        rate, mfu, peak = (training.get(field) for field in ("tokens_per_second", "mfu", "peak_memory_bytes"))
+        row = [stage, duration(seconds)] + [f"${usd.get(stage, 0):.2f}"] * bool(usd)
+        row += [f"{rate:,.0f}" if rate else "", f"{mfu:.1%}" if mfu else "n/a" if training else ""]
+        rows.append([*row, f"{peak / 2**30:.2f}" if peak else ""])
+    total = ["**all**", f"**{duration(sum(report['seconds'].values()))}**"]
+    total += [f"**${sum(usd.values()):.2f}**"] * bool(usd) + ["", "", ""]
+    head = ["stage", "time"] + ["cost"] * bool(usd) + ["tokens/s", "MFU", "peak memory [GiB]"]
+    return _table(head, [*rows, total])
+
+
+def _model(plan: dict[str, Any]) -> str:
+    parameters, shape = plan.get("parameters") or {}, plan.get("model") or {}
+    whole = sum(parameters.values())
+    rows = [[group, f"{count:,}", f"{count / whole:.1%}"] for group, count in parameters.items()] if whole else []
+    fields = ("depth", "width", "heads", "kv_heads", "head_dim", "context", "vocab_size", "window_pattern")
+    described = ", ".join(f"{field.replace('_', ' ')} {shape[field]}" for field in fields if field in shape)
+    text = described[:1].upper() + described[1:] + "." if described else ""
+    return _join(text, _table(["group", "parameters", "share"], [*rows, ["**all**", f"**{whole:,}**", ""]]) if rows else "")
+
+
+def _samples(lines: list[dict[str, Any]]) -> str:
+    """The newest samples of each stage, of different tasks by turns, fenced so that no text of the model is markup."""
+    newest = {line["stage"]: line["samples"] for line in lines if line.get("samples")}
+    texts = []
+    for stage in ordered(newest):
+        by_task: dict[str, list[dict[str, Any]]] = {}
+        for sample in newest[stage]:
+            by_task.setdefault(sample.get("task", ""), []).append(sample)
+        longest = max(map(len, by_task.values()))
+        turns = [sample for turn in range(longest) for group in by_task.values() for sample in group[turn : turn + 1]]
+        texts.append(f"### After {stage}")
+        texts += [_sample(sample) for sample in turns[:_SAMPLES_PER_STAGE]]
+    return _join(*texts)
+
+
+def _sample(sample: dict[str, Any]) -> str:
+    shown = [("prompt", "prompt"), ("reply", "reply"), ("answer", "wanted")]
+    text = "\n".join(f"{label}: {_cut(sample[field])}" for field, label in shown if sample.get(field) is not None)
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    verdict = "" if sample.get("correct") is None else "(right)" if sample["correct"] else "(wrong)"
+    title = " ".join(filter(None, [sample.get("task"), verdict]))
+    return _join(f"*{title}*" if title else "", f"{ticks}text\n{text}\n{ticks}")
+
+
+def _environment(environment: dict[str, Any]) -> str:
+    rows = []
+    for name, value in environment.items():
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        if text not in (None, ""):
+            rows.append([name.replace("_gib", " [GiB]").replace("_", " "), str(text)])
+    return "\n".join(f"- {name}: {text}" for name, text in rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows])
+
+
+def _join(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
+
+
+def _value(value: float | None, share: bool = False) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1%}" if share else f"{value:.4f}"
+
+
+def _count(number: float) -> str:
+    unit, name = next(((u, n) for u, n in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if number >= u), (1, ""))
+    return f"{number / unit:.3g}{name}"
+
+
+def _cut(text: Any) -> str:
+    text = str(text)
+    return text if len(text) <= _SAMPLE_CHARACTERS else text[:_SAMPLE_CHARACTERS] + " ..."
+
+
+def _most(report: dict[str, Any], field: str) -> float | None:
+    return max((t[field] for t in report["training"].values() if t.get(field)), default=None)

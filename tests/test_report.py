@@ -1,0 +1,175 @@
+import io
+import json
+import math
+import random
+
+import pytest
+from rich.console import Console
+
+from nutshell.metrics import MetricsLog
+from nutshell.report import build_report
+
+PLAN = {
+    "model": {"depth": 4, "width": 256, "heads": 4, "kv_heads": 4, "head_dim": 64, "context": 512, "vocab_size": 4096},
+    "parameters": {"embedding": 1_048_576, "attention": 1_050_000, "mlp": 2_097_152, "lm_head": 1_048_576, "scalars": 34},
+    "recipe": {"usd_per_hour": 0.0},
+}
+BASELINES = {"primer-facts": 0.25, "primer-sums": 0.0, "primer-letters": 0.2}
+TARGETS = {"primer-facts": 0.90, "primer-sums": 0.85, "primer-letters": 0.85}
+ENVIRONMENT = {"python": "3.11.7", "cpu": "A CPU", "cores": 2, "gpus": [], "git_commit": None}
+
+
+def write_run(folder, stages=("pretrain", "midtrain", "sft", "rl"), gpu=False, steps=300):
+    """A run folder as training leaves it, with made-up numbers."""
+    random.seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.json").write_text(json.dumps(PLAN))
+    with MetricsLog(folder, console=Console(file=io.StringIO())) as log:
+        log.stage_seconds("data", 4.2)
+        log.stage_seconds("tokenizer", 6.5)
+        for number, stage in enumerate(stages):
+            count = {"pretrain": steps, "midtrain": steps // 3, "sft": steps // 4, "rl": steps // 6}[stage]
+            for step in range(1, count + 1):
+                record = {
+                    "stage": stage,
+                    "step": step,
+                    "steps": count,
+                    "seconds": step * 0.8,
+                    "tokens": 8192,
+                    "loss": (8.3 if number == 0 else 2.5) * step**-0.25 / (number + 1) + random.gauss(0, 0.05),
+                    "lr": 0.04 * min(1, step / 10, 1.3 * (1 - step / count) + 0.05),
+                    "tokens_per_second": 10_000 + random.gauss(0, 300),
+                    "mfu": None if stage == "rl" else 0.56 + random.gauss(0, 0.01),
+                    "peak_memory_bytes": (1.2 + 0.1 * number) * 2**30,
+                }
+                if stage == "rl":
+                    record["reward"] = min(1.0, 0.6 + 0.35 * (1 - math.exp(-step / 15)) + random.gauss(0, 0.08))
+                if gpu:
+                    power = 640 + random.gauss(0, 20)
+                    record |= {"gpu_utilisation": 0.97, "gpu_memory_gib": 61 + number, "gpu_power_watts": power}
+                log.step(record)
+                if stage == "pretrain" and step % (count // 4) == 0 and step < count:
+                    log.evaluation(stage, step, {"val_bpb": 2.4 * step**-0.1})
+            values = {
+                name: min(0.99, 0.3 + 0.2 * number + 0.03 * place + (0.12 if name == "primer-facts" else 0))
+                for place, name in enumerate(BASELINES)
+            }
+            if stage == "pretrain":
+                values = {"val_bpb": 1.2345, **values}
+            log.evaluation(
+                stage, count, values, baselines=BASELINES, targets={} if stage == "pretrain" else TARGETS,
+                samples=[{"task": "primer-sums", "prompt": f"What is {n} + 3?", "reply": str(n + 3), "correct": True}
+                         for n in range(9)] + [{"prompt": "Say ```", "reply": "``` | <b>bold</b>\n# not a title"}],
+                eval_seconds=3.0,
+            )  # fmt: skip
+    return folder
+
+
+def test_the_report_of_a_whole_run(tmp_path):
+    folder = write_run(tmp_path / "demo", gpu=True)
+    report = build_report(folder, usd_per_hour=3.6, environment=ENVIRONMENT)
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert {"plan", "environment", "seconds", "usd", "stages"} <= report.keys()
+    assert report["plan"] == PLAN
+    assert report["seconds"] == {
+        "data": 4.2, "tokenizer": 6.5, "pretrain": 243.0, "midtrain": 83.0, "sft": 63.0, "rl": 43.0,
+    }  # fmt: skip
+    assert report["usd"]["pretrain"] == pytest.approx(0.243)
+    assert report["stages"]["pretrain"]["val_bpb"] == 1.2345
+    assert report["stages"]["rl"]["primer-facts"] == pytest.approx(0.99)
+    verdict = report["targets"]["sft"]["primer-sums"]
+    assert verdict["met"] is False
+    assert verdict["margin"] == pytest.approx(0.73 - 0.85)
+    assert report["training"]["pretrain"]["tokens"] == 300 * 8192
+    assert report["training"]["rl"]["last_reward"] == pytest.approx(0.93, abs=0.05)
+    plots = {path.name for path in (folder / "report").iterdir()}
+    names = ("metrics", "loss", "validation", "reward", "learning-rate", "speed", "gpu")
+    assert plots == {f"{name}.png" for name in names}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (folder / "report").iterdir())
+    page = (folder / "report.md").read_text()
+    for text in [
+        "# Report of `demo`",
+        "| metric | random | base | midtrain | sft | rl | target |",
+        "| primer-facts | 25.0% | 42.0% | 62.0% | 82.0% | 99.0% | 90.0% |",
+        "| val_bpb |  | 1.2345 |  |  |  |  |",
+        "- after sft, primer-sums 73.0%: target 85.0% **missed** by 12.0 points",
+        "- after rl, primer-facts 99.0%: target 90.0% met by 9.0 points",
+        "| pretrain | 4:03 | $0.24 |",
+        "| attention | 1,050,000 | 20.0% |",
+        "prompt: What is 0 + 3?\nreply: 3",
+        "- cpu: A CPU",
+        "$0.44",
+    ]:
+        assert text in page, text
+    assert "after midtrain" not in page
+    assert all(f"(report/{name})" in page for name in plots)
+
+
+def test_model_text_cannot_break_out_of_its_fence(tmp_path):
+    folder = write_run(tmp_path / "demo", stages=("pretrain",))
+    build_report(folder, environment=ENVIRONMENT)
+    page = (folder / "report.md").read_text()
+    start = page.index("prompt: Say ```")
+    fence = page[:start].splitlines()[-1].removesuffix("text")
+    assert set(fence) == {"`"}
+    assert len(fence) > 3
+    assert "# not a title\n" + fence in page[start:]
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    folder = write_run(tmp_path / "demo", stages=("pretrain",))
+    (folder / "plan.json").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:5]) + "\n" + lines[5][:10])
+    report = build_report(folder, environment=ENVIRONMENT)
+    assert report["stages"] == {}
+    assert report["usd"] == {}
+    assert report["plan"] == {}
+    assert report["training"]["pretrain"]["steps"] == 3
+    assert "No evaluation yet." in (folder / "report.md").read_text()
+    assert {path.name for path in (folder / "report").iterdir()} == {"loss.png", "learning-rate.png", "speed.png"}
+
+
+def test_only_stages_without_steps(tmp_path):
+    with MetricsLog(tmp_path, console=Console(file=io.StringIO())) as log:
+        log.stage_seconds("data", 1.0)
+    report = build_report(tmp_path, environment=ENVIRONMENT)
+    assert report["seconds"] == {"data": 1.0}
+    assert "No step yet." in (tmp_path / "report.md").read_text()
+
+
+def test_numbers_that_are_missing_leave_gaps(tmp_path):
+    with MetricsLog(tmp_path, console=Console(file=io.StringIO())) as log:
+        for step in range(1, 40):
+            log.step({"stage": "sft", "step": step, "loss": math.nan if step in (1, 20) else 2.0, "lr": {"matrix": 0.1}})
+        log.step({"stage": "rl", "step": 1, "loss": math.nan, "reward": math.nan})
+        log.evaluation("sft", 39, {"x": None}, targets={"x": 0.5})
+    report = build_report(tmp_path, environment=ENVIRONMENT)
+    assert report["training"]["sft"]["first_loss"] is None
+    assert report["training"]["sft"]["last_loss"] == pytest.approx(2.0)
+    assert "**x** was not measured" in (tmp_path / "report.md").read_text()
+
+
+def test_the_price_of_the_recipe_is_the_default(tmp_path):
+    folder = write_run(tmp_path / "demo", stages=("pretrain",), steps=8)
+    (folder / "plan.json").write_text(json.dumps({"recipe": {"usd_per_hour": 36.0}}))
+    assert build_report(folder, environment=ENVIRONMENT)["usd"]["pretrain"] == pytest.approx(0.094)
+
+
+def test_this_machine_is_described(tmp_path):
+    environment = build_report(write_run(tmp_path / "demo", stages=("pretrain",), steps=4))["environment"]
+    assert environment["cores"] >= 1
+    assert environment["torch"]
+    assert set(environment) == {"python", "torch", "system", "cpu", "cores", "memory_gib", "gpus", "git_commit"}
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nope is not a folder"):
+        build_report(tmp_path / "nope")
+    with pytest.raises(ValueError, match=r"has no metrics\.jsonl"):
+        build_report(tmp_path)
+    folder = write_run(tmp_path / "demo", stages=("pretrain",), steps=4)
+    (folder / "plan.json").write_text("{")
+    with pytest.raises(ValueError, match=r"plan\.json is damaged"):
+        build_report(folder)
+    assert not (folder / "report.md").exists()
