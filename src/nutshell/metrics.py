@@ -277,16 +277,15 @@ class GpuSampler:
         self._nvml: Any = None
         try:
             import pynvml
-
+        except ImportError:
+            return
+        name = uuid if uuid is None or uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+        try:
             pynvml.nvmlInit()
-            name = uuid if uuid is None or uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(name) if name else pynvml.nvmlDeviceGetHandleByIndex(index)
-            self._nvml = pynvml
-        except (ImportError, OSError):
-            pass
-        except Exception as error:  # NVMLError, whose class exists only where pynvml does
-            if type(error).__module__ != "pynvml":
-                raise
+        except pynvml.NVMLError:  # no driver, or no such card
+            return
+        self._nvml = pynvml
 
     def sample(self) -> dict[str, float] | None:
         """``gpu_utilisation`` (0 to 1), ``gpu_memory_gib`` and ``gpu_power_watts`` as far as known; None without a GPU."""

@@ -57,7 +57,7 @@ class PretrainLoader(PackedStream):
     def val_batches(self, max_tokens: int | None = None, split: str = "val") -> list[Batch]:
         """The same batches at every call: about ``max_tokens`` targets over all ranks, at least one row.
 
-        Blocks come in file order. The last batch is filled up with rows without a target, so that all ranks have the
+        Blocks come in file order, rows in a fixed random one. The last batch is filled up with rows without a target, so that all ranks have the
         same number of batches.
         """
         if self.shards.blocks(split) == 0:
@@ -73,9 +73,11 @@ class PretrainLoader(PackedStream):
             found.append(packed)
             if wanted is not None and sum(len(packed.ids) for packed in found) >= wanted:
                 break
-        ids = np.concatenate([packed.ids for packed in found])[:wanted]
+        ids = np.concatenate([packed.ids for packed in found])
         masks = [np.ones(packed.ids.shape, bool) if packed.mask is None else packed.mask for packed in found]
-        mask = np.concatenate(masks)[:wanted]
+        # Packing puts long documents first; a part of the rows must not hold those alone.
+        chosen = np.random.default_rng(0).permutation(len(ids))[:wanted]
+        ids, mask = ids[chosen], np.concatenate(masks)[chosen]
         missing = -len(ids) % (self.rows * self.world_size)
         ids = np.concatenate([ids, np.full((missing, self.row_tokens), self.bos_id, np.uint32)])
         mask = np.concatenate([mask, np.zeros((missing, self.row_tokens), bool)])
