@@ -57,8 +57,8 @@ class PretrainLoader(PackedStream):
     def val_batches(self, max_tokens: int | None = None, split: str = "val") -> list[Batch]:
         """The same batches at every call: about ``max_tokens`` targets over all ranks, at least one row.
 
-        Blocks come in file order, rows in a fixed random one. The last batch is filled up with rows without a target, so that all ranks have the
-        same number of batches.
+        Blocks come in file order, rows in a fixed random one. The last batch is filled up with rows without a target, so that
+        all ranks have the same number of batches.
         """
         if self.shards.blocks(split) == 0:
             raise ValueError(f"{self.shards.folder} has no {split}-*.parquet; prepare the data again (nutshell data)")
