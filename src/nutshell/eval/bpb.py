@@ -1,0 +1,43 @@
+"""Bits per byte: how well a model predicts text, comparable between tokenizers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@torch.inference_mode()
+def bits_per_byte(
+    model: Any,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    token_byte_lengths: np.ndarray | Tensor,
+    *,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """Bits the model needs for each byte of the targets, over all `batches` of (ids, targets), both (B, T).
+
+    Bytes are those of the raw tokens (V,), not of decoded text, where a split character would count as the three bytes
+    of U+FFFD (nanochat issue 693). Targets of -1 and special tokens, which have no bytes, count neither as bits nor as
+    bytes. Sums are float64. `reduce` adds up the tensor (nats, bytes) over ranks where there are several. ValueError
+    where not a single byte was scored.
+    """
+    device = next(model.parameters()).device
+    lengths = torch.as_tensor(token_byte_lengths, dtype=torch.long, device=device)
+    nats, count = 0.0, 0
+    for ids, targets in batches:
+        ids, targets = ids.to(device), targets.to(device)
+        sizes = lengths[targets.clamp(min=0)] * (targets >= 0)  # (B, T)
+        scored = int((sizes > 0).sum())
+        if scored:
+            nats += float(model(ids, targets.masked_fill(sizes == 0, -1))) * scored  # the model gives a mean
+            count += int(sizes.sum())
+    if reduce is not None:
+        nats, count = reduce(torch.tensor([nats, count], dtype=torch.float64)).tolist()
+    if not count:
+        raise ValueError("bits per byte of 0 bytes; accepted: batches with at least one target that is text.")
+    return nats / count / math.log(2)

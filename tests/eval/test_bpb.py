@@ -1,0 +1,63 @@
+"""Bits per byte against a naive float64 computation."""
+
+import math
+
+import pytest
+import torch
+
+from nutshell.eval.bpb import bits_per_byte
+
+
+def naive(model, batches, lengths):
+    bits, count = 0.0, 0
+    for ids, targets in batches:
+        for row_ids, row_targets in zip(ids, targets, strict=True):
+            table = model(row_ids.unsqueeze(0))[0].double().log_softmax(-1)
+            for position, target in enumerate(row_targets.tolist()):
+                if target >= 0 and lengths[target] > 0:
+                    bits -= float(table[position, target]) / math.log(2)
+                    count += int(lengths[target])
+    return bits / count
+
+
+def make_batches(tok, count=3):
+    generator = torch.Generator().manual_seed(1)
+    batches = []
+    for _ in range(count):
+        rows = torch.randint(0, tok.vocab_size, (4, 21), generator=generator)
+        rows[0, 5] = tok.bos_id  # special tokens have no bytes
+        targets = rows[:, 1:].clone()
+        targets[torch.rand(targets.shape, generator=generator) < 0.2] = -1
+        batches.append((rows[:, :-1], targets))
+    return batches
+
+
+def test_equals_the_naive_computation(model, tok):
+    batches, lengths = make_batches(tok), tok.token_byte_lengths()
+    assert bits_per_byte(model, batches, lengths) == pytest.approx(naive(model, batches, lengths), rel=1e-5)
+
+
+def test_counts_bytes_of_raw_tokens(model, tok):
+    """nanochat issue 693: a token that is half a character has its own bytes, not those of U+FFFD."""
+    ids = tok.encode("日本")
+    assert sum(int(tok.token_byte_lengths()[i]) for i in ids) == 6
+    row = torch.tensor([[tok.bos_id, *ids]])
+    nats = float(model(row[:, :-1], row[:, 1:])) * len(ids)
+    got = bits_per_byte(model, [(row[:, :-1], row[:, 1:])], tok.token_byte_lengths())
+    assert got == pytest.approx(nats / math.log(2) / 6, rel=1e-5)
+
+
+def test_ranks_are_added_up(model, tok):
+    batches, lengths = make_batches(tok), tok.token_byte_lengths()
+    parts = []
+    for batch in batches:
+        bits_per_byte(model, [batch], lengths, reduce=lambda total: parts.append(total) or total)
+    together = bits_per_byte(model, [batches[0]], lengths, reduce=lambda total: sum(parts))
+    assert together == pytest.approx(bits_per_byte(model, batches, lengths), rel=1e-9)
+
+
+def test_no_bytes_is_an_error(model, tok):
+    row = torch.full((1, 4), tok.bos_id)
+    for targets in (row, torch.full((1, 4), -1)):
+        with pytest.raises(ValueError, match="0 bytes"):
+            bits_per_byte(model, [(row, targets)], tok.token_byte_lengths())
