@@ -58,7 +58,7 @@ def write_run(folder, stages=("pretrain", "midtrain", "sft", "rl"), gpu=False, s
                 values = {"val_bpb": 1.2345, **values}
             log.evaluation(
                 stage, count, values, baselines=BASELINES, targets={} if stage == "pretrain" else TARGETS,
-                samples=[{"task": "primer-sums", "prompt": f"What is {n} + 3?", "reply": str(n + 3), "correct": True}
+                samples=[{"task": "primer-sums", "question": f"What is {n} + 3?", "reply": "3", "answer": str(n + 3), "right": n == 0}
                          for n in range(9)] + [{"prompt": "Say ```", "reply": "``` | <b>bold</b>\n# not a title"}],
                 eval_seconds=3.0,
             )  # fmt: skip
@@ -96,7 +96,8 @@ def test_the_report_of_a_whole_run(tmp_path):
         "- after rl, primer-facts 99.0%: target 90.0% met by 9.0 points",
         "| pretrain | 4:03 | $0.24 |",
         "| attention | 1,050,000 | 20.0% |",
-        "prompt: What is 0 + 3?\nreply: 3",
+        "*primer-sums (right)*\n\n```text\nprompt: What is 0 + 3?\nreply: 3\nwanted: 3\n```",
+        "*primer-sums (wrong)*\n\n```text\nprompt: What is 1 + 3?",
         "- cpu: A CPU",
         "$0.44",
     ]:

@@ -155,10 +155,10 @@ def _samples(lines: list[dict[str, Any]]) -> str:
 
 
 def _sample(sample: dict[str, Any]) -> str:
-    shown = [("prompt", "prompt"), ("reply", "reply"), ("answer", "wanted")]
+    shown = [("prompt", "prompt"), ("question", "prompt"), ("reply", "reply"), ("answer", "wanted")]
     text = "\n".join(f"{label}: {_cut(sample[field])}" for field, label in shown if sample.get(field) is not None)
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    verdict = "" if sample.get("correct") is None else "(right)" if sample["correct"] else "(wrong)"
+    verdict = ("(right)" if sample["right"] else "(wrong)") if "right" in sample else ""
     title = " ".join(filter(None, [sample.get("task"), verdict]))
     return _join(f"*{title}*" if title else "", f"{ticks}text\n{text}\n{ticks}")
 
