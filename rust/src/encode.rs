@@ -445,12 +445,14 @@ mod tests {
         for merges in [&[(97, 256)][..], &[(97, 98), (97, 98)], &[(97, 98), (98, 99), (256, 99), (97, 257)]] {
             assert!(matches!(build(merges), Err(Error::Merge { .. })), "{merges:?}");
         }
-        let doubling: Vec<(u32, u32)> =
-            std::iter::once((97, 97)).chain((256..300).map(|id| (id, id))).collect();
+        let doubling: Vec<(u32, u32)> = std::iter::once((97, 97)).chain((256..300).map(|id| (id, id))).collect();
         assert!(matches!(build(&doubling), Err(Error::TooLong { .. })));
         let encoder = build(&[(97, 98)]).unwrap();
         assert_eq!(encoder.decode([256, 99, 257].into_iter(), 1).unwrap(), b"abc");
-        assert_eq!(encoder.decode([258].into_iter(), 1).unwrap_err().to_string(), "id 258 is not in the vocabulary: accepted are 0 to 257");
+        assert_eq!(
+            encoder.decode([258].into_iter(), 1).unwrap_err().to_string(),
+            "id 258 is not in the vocabulary: accepted are 0 to 257"
+        );
     }
 
     #[test]

@@ -183,7 +183,11 @@ impl O200k {
         let end = run_of(kinds, bytes, at, TAIL);
         // Without a small letter after the head, the regex steps back to the head's last character
         // that may also stand in a tail; what follows that one is capitals only.
-        if end > at { Some(end) } else { caseless_end }
+        if end > at {
+            Some(end)
+        } else {
+            caseless_end
+        }
     }
 
     /// End of `HEAD+ TAIL*` from `at`, or `None`.

@@ -155,18 +155,12 @@ impl Trainer {
 
 /// Learns up to `merges` merges, fewer where no pair is left. Every so often `tick` hears how many
 /// there are; when it returns false, the work stops with [`Error::Stopped`].
-pub fn train(
-    words: &WordCounts,
-    merges: usize,
-    mut tick: impl FnMut(usize) -> bool,
-) -> Result<Vec<(u32, u32)>, Error> {
+pub fn train(words: &WordCounts, merges: usize, mut tick: impl FnMut(usize) -> bool) -> Result<Vec<(u32, u32)>, Error> {
     let mut trainer = Trainer::new(words)?;
     let mut learned: Vec<(u32, u32)> = Vec::with_capacity(merges);
     let first = (0..1u32 << 16).map(|key| pack(key >> 8, key & 255));
-    let mut heap: BinaryHeap<(i64, Reverse<u64>)> = first
-        .map(|pair| (trainer.count_of(pair), Reverse(pair)))
-        .filter(|(count, _)| *count > 0)
-        .collect();
+    let mut heap: BinaryHeap<(i64, Reverse<u64>)> =
+        first.map(|pair| (trainer.count_of(pair), Reverse(pair))).filter(|(count, _)| *count > 0).collect();
     let mut fresh = Vec::new();
     while learned.len() < merges {
         let Some((count, Reverse(pair))) = heap.pop() else { break };

@@ -96,16 +96,18 @@ def _file(path: Path) -> Iterator[str | Path]:
 
 
 def _jsonl(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not UTF-8 ({error})") from None
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
             if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-                raise ValueError(f'{path}, line {number}: expected an object with a string "text", got {line.strip():.80}')
+                raise ValueError(f'{path}, line {number}: expected an object with a string "text", got {record!r:.80}')
             yield record["text"]
 
 

@@ -265,4 +265,4 @@ def _bad_text(text: object, error: Exception) -> Exception:
 
 
 def _is_id(id: object) -> bool:
-    return isinstance(id, (int, np.integer)) and 0 <= id < 1 << 32
+    return isinstance(id, (int, np.integer)) and 0 <= int(id) < 1 << 32

@@ -1,0 +1,112 @@
+import json
+import random
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from nutshell.tokenizer import Tokenizer
+
+TEXTS = [f"document {number}: it's number {number * 7} of many;\n\nthe quick  brown fox" for number in range(300)]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return Tokenizer.train(TEXTS, vocab_size=500)
+
+
+def test_neither_order_nor_threads_nor_laziness_matter(trained):
+    shuffled = random.Random(0).sample(TEXTS, len(TEXTS))
+    for texts, threads in ((shuffled, 1), (iter(TEXTS), 3), (TEXTS, 8)):
+        assert Tokenizer.train(texts, vocab_size=500, threads=threads).fingerprint == trained.fingerprint
+
+
+def test_files_give_what_their_texts_give(trained, tmp_path):
+    with (tmp_path / "a.jsonl").open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps({"text": text}) + "\n\n" for text in TEXTS[:100])
+    table = pyarrow.table({"id": list(range(101)), "text": [*TEXTS[100:200], None]})
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "c.txt").write_text(TEXTS[200], encoding="utf-8")
+    (tmp_path / "ignored.csv").write_text("not,text")
+    files = [tmp_path / "a.jsonl", tmp_path / "b.parquet", tmp_path / "deeper" / "c.txt"]
+    for source in (tmp_path, files, [tmp_path]):
+        mixed = [*([source] if isinstance(source, Path) else source), *TEXTS[201:]]
+        assert Tokenizer.train(mixed, vocab_size=500).fingerprint == trained.fingerprint
+    assert Tokenizer.train(tmp_path, vocab_size=400).merges == Tokenizer.train(TEXTS[:201], vocab_size=400).merges
+
+
+def test_a_text_file_is_one_text_however_long(tmp_path):
+    """It is read by blocks; no piece may be torn where a block ends, a character neither."""
+    text = "It's tëxt, 12345 of it!\r\n\n  漢字 and  \t\n so on...\n" * 250_000
+    path = tmp_path / "long.txt"
+    path.write_bytes(text.encode())
+    assert path.stat().st_size > 1 << 23
+    for pattern in ("nanochat", "gpt2"):
+        from_file = Tokenizer.train(path, vocab_size=320, pattern=pattern)
+        assert from_file.merges == Tokenizer.train([text], vocab_size=320, pattern=pattern).merges
+
+
+def test_progress_is_told_and_may_raise(tmp_path):
+    heard = []
+    Tokenizer.train(TEXTS, vocab_size=400, progress=lambda *now: heard.append(now))
+    assert heard[0] == ("read", sum(map(len, TEXTS)))
+    assert heard[-1][0] == "merge"
+    assert heard == sorted(heard, key=lambda now: (now[0] != "read", now[1]))
+
+    def stop(stage, done):
+        raise RuntimeError(f"enough of {stage}")
+
+    with pytest.raises(RuntimeError, match="enough of read"):
+        Tokenizer.train(TEXTS, vocab_size=400, progress=stop)
+
+
+def test_a_text_with_few_pairs_gives_a_smaller_vocabulary():
+    tok = Tokenizer.train(["aaaa"], vocab_size=1000)
+    assert tok.merges == ((97, 97), (256, 256))
+    assert tok.vocab_size == 267
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "cl100k", "o200k", "qwen2", r"\S+|\s+", r"\d"])
+def test_other_patterns(pattern, tmp_path):
+    tok = Tokenizer.train(TEXTS, vocab_size=400, pattern=pattern)
+    text = "It's NewText 1234,\n\n漢字  end "
+    assert tok.decode(tok.encode(text)) == text
+    assert "".join(tok.split(text)) == text
+    tok.save(tmp_path)
+    assert Tokenizer.load(tmp_path).encode(text) == tok.encode(text)
+
+
+@pytest.mark.parametrize("vocab_size", [264, 0, -1, 300.0, "300", None, True])
+def test_impossible_vocabularies(vocab_size):
+    with pytest.raises(ValueError, match=r"vocab_size is .*265"):
+        Tokenizer.train(TEXTS, vocab_size=vocab_size)
+    assert Tokenizer.train(TEXTS, vocab_size=265).vocab_size == 265
+
+
+def test_wrong_sources(tmp_path):
+    def refused(source, message, kind=ValueError):
+        with pytest.raises(kind, match=message):
+            Tokenizer.train(source, vocab_size=300)
+
+    refused("text", r"got one str; give \[text\] for a text and pathlib\.Path")
+    refused([], "no text to train a tokenizer on")
+    refused(["", ""], "no text to train a tokenizer on")
+    refused(["fine", 7], r"7 \(int\) is neither a text \(str\) nor a file")
+    refused(tmp_path / "missing.txt", r"missing\.txt does not exist", FileNotFoundError)
+    refused(tmp_path, r"holds no file to train on; accepted are \.txt, \.jsonl, \.parquet")
+    for name, content, message in [
+        ("a.csv", b"x", r"a\.csv is of an unknown kind '\.csv'"),
+        ("a.txt", b"good \xff", r"a\.txt is not UTF-8: byte 5 can't be decoded"),
+        ("a.jsonl", b'{"text": "a"}\n{"txt": 1}', r'a\.jsonl, line 2: expected an object with a string "text"'),
+        ("b.jsonl", b"text", r"b\.jsonl, line 1: not JSON"),
+        ("c.jsonl", b'{"text": "\xff"}', r"c\.jsonl, line 1: not UTF-8"),
+        ("a.parquet", b"text", r"a\.parquet can't be read as Parquet"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, message)
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["a"]}), tmp_path / "c.parquet")
+    refused(tmp_path / "c.parquet", r"c\.parquet has no column 'text'; it has body")
+    with pytest.raises(ValueError, match=r'"\(" is not a split pattern: it is none of the names nanochat, gpt2'):
+        Tokenizer.train(TEXTS, vocab_size=300, pattern="(")
