@@ -58,8 +58,10 @@ def write_run(folder, stages=("pretrain", "midtrain", "sft", "rl"), gpu=False, s
                 values = {"val_bpb": 1.2345, **values}
             log.evaluation(
                 stage, count, values, baselines=BASELINES, targets={} if stage == "pretrain" else TARGETS,
-                samples=[{"task": "primer-sums", "question": f"What is {n} + 3?", "reply": "3", "answer": str(n + 3), "right": n == 0}
-                         for n in range(9)] + [{"prompt": "Say ```", "reply": "``` | <b>bold</b>\n# not a title"}],
+                samples=[
+                    {"task": "primer-sums", "question": f"What is {n} + 3?", "reply": "3", "answer": str(n + 3), "right": n == 0}
+                    for n in range(9)
+                ] + [{"prompt": "Say ```", "reply": "``` | <b>bold</b>\n# not a title"}],
                 eval_seconds=3.0,
             )  # fmt: skip
     return folder
