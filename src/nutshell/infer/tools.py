@@ -24,7 +24,7 @@ _TOKEN = re.compile(
 )
 
 
-class _Invalid(ValueError):  # noqa: N818 - never leaves this module
+class _Invalid(ValueError):
     """The expression has no value: not well formed, out of bounds, or undefined."""
 
 
