@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyByteArray, PyBytes};
+use pyo3::types::{PyByteArray, PyBytes, PyInt, PyList};
 
 use crate::{Error, Splitter};
 
@@ -81,6 +81,8 @@ impl Counter {
 struct Encoder {
     inner: crate::Encoder,
     silent: usize,
+    /// The ids as Python integers, made once: filling a list then makes no object per token.
+    integers: Vec<Py<PyInt>>,
 }
 
 #[pymethods]
@@ -90,7 +92,8 @@ impl Encoder {
     fn new(py: Python<'_>, merges: Vec<(u32, u32)>, pattern: &str, silent: usize) -> PyResult<Self> {
         let splitter = Splitter::new(pattern)?;
         let inner = py.detach(|| crate::Encoder::new(splitter, &merges))?;
-        Ok(Encoder { inner, silent })
+        let integers = (0..inner.size()).map(|id| Ok(id.into_pyobject(py)?.unbind())).collect::<PyResult<_>>()?;
+        Ok(Encoder { inner, silent, integers })
     }
 
     /// The pattern as a regex.
@@ -105,8 +108,9 @@ impl Encoder {
     }
 
     /// Ids of a text.
-    fn encode(&self, py: Python<'_>, text: PyBackedStr) -> PyResult<Vec<u32>> {
-        Ok(py.detach(|| self.inner.encode(&text))?)
+    fn encode<'py>(&self, py: Python<'py>, text: PyBackedStr) -> PyResult<Bound<'py, PyList>> {
+        let ids = py.detach(|| self.inner.encode(&text))?;
+        PyList::new(py, ids.iter().map(|&id| self.integers[id as usize].bind(py)))
     }
 
     /// Ids of many texts as the bytes of a uint32 array, and their N + 1 offsets as those of an int64

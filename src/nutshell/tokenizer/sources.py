@@ -111,6 +111,12 @@ def _jsonl(path: Path) -> Iterator[str]:
             yield record["text"]
 
 
+def texts_of(source: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
+    """Every text of `source`, files read and `.txt` files whole."""
+    for item in _texts(source):
+        yield item.read_text(encoding="utf-8") if isinstance(item, Path) else item
+
+
 def _parquet(path: Path) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
