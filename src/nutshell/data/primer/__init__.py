@@ -1,0 +1,26 @@
+"""The primer: a small schoolbook written by a generator, nothing downloaded.
+
+`documents` are its pages for pretraining, `conversations` are for midtraining and fine-tuning, `rl_problems` for RL, and
+`held_out` gives test problems with numbers, words and phrasings that none of the former contain.
+
+    from nutshell.data import primer
+    pages = list(primer.documents(seed=0, characters=1_000_000))
+    chats = list(primer.conversations(seed=0, count=1000))
+"""
+
+from nutshell.data.primer.conversations import CONVERSATION_WEIGHTS, KINDS, conversations
+from nutshell.data.primer.documents import DOCUMENT_SHARES, documents
+from nutshell.data.primer.held_out import RL_SHARES, held_out, rl_problems
+from nutshell.data.primer.problem import Problem
+
+__all__ = [
+    "CONVERSATION_WEIGHTS",
+    "DOCUMENT_SHARES",
+    "KINDS",
+    "RL_SHARES",
+    "Problem",
+    "conversations",
+    "documents",
+    "held_out",
+    "rl_problems",
+]

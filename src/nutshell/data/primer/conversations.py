@@ -1,0 +1,128 @@
+"""Conversations for midtraining and fine-tuning: one to five exchanges of mixed kinds, worded as people type."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from nutshell.data.primer.facts import choices_turns, facts_turns
+from nutshell.data.primer.identity import identity_turns, smalltalk_turns
+from nutshell.data.primer.letters import letters_turns, spelling_turns
+from nutshell.data.primer.names import NAMES
+from nutshell.data.primer.problem import Message
+from nutshell.data.primer.stories import story_turns
+from nutshell.data.primer.sums import sums_turns
+from nutshell.data.primer.unknown import unknown_turns
+
+CONVERSATION_WEIGHTS: dict[str, float] = {
+    "facts": 0.26,
+    "choices": 0.08,
+    "sums": 0.20,
+    "letters": 0.22,
+    "spelling": 0.07,
+    "identity": 0.05,
+    "smalltalk": 0.05,
+    "unknown": 0.03,
+    "story": 0.04,
+}
+"""How often each kind of exchange is drawn."""
+EXCHANGES = (1, 1, 1, 2, 2, 3, 3, 4, 5)
+"""Number of exchanges of a conversation, drawn uniformly from this list."""
+FOLLOW_UP = 0.3
+"""How often an exchange of facts, sums, letters or spelling is followed by a short one on the same subject."""
+
+LOWER_CASE = 0.25
+"""How often a user's message is all lower case, ..."""
+NO_PUNCTUATION = 0.25
+"""... has lost its last mark, ..."""
+PLEASE = 0.05
+HELLO = 0.04
+TYPO = 0.03
+"""... says please or hello, or has two letters swapped."""
+
+WRITERS: dict[str, Callable[[random.Random, int], list[Message]]] = {
+    "facts": facts_turns,
+    "choices": lambda rng, turns: choices_turns(rng),
+    "sums": sums_turns,
+    "letters": letters_turns,
+    "spelling": spelling_turns,
+    "identity": lambda rng, turns: identity_turns(rng),
+    "smalltalk": lambda rng, turns: smalltalk_turns(rng, NAMES),
+    "unknown": lambda rng, turns: unknown_turns(rng),
+    "story": lambda rng, turns: story_turns(rng),
+}
+KINDS = tuple(WRITERS)
+_WITH_FOLLOW_UPS = ("facts", "sums", "letters", "spelling")
+_EXACT_WORDS = ("letters", "spelling", "choices")
+"""Kinds whose questions keep their words: a swapped letter would change what is asked."""
+
+
+def conversations(
+    seed: int,
+    count: int,
+    kinds: Sequence[str] | None = None,
+    weights: dict[str, float] | None = None,
+    exchanges: Sequence[int] = EXCHANGES,
+) -> Iterator[dict[str, list[Message]]]:
+    """`count` conversations as `{"messages": [...]}`; assistant messages with a tool call have a list of parts.
+
+    The same seed gives the same conversations; a larger count only goes on. `kinds` restricts the kinds of exchange,
+    `weights` replaces `CONVERSATION_WEIGHTS`, `exchanges` are the lengths to draw from.
+
+    Raises ValueError for a negative count, an unknown kind, or weights without a positive one.
+    """
+    weights = CONVERSATION_WEIGHTS if weights is None else weights
+    kinds = tuple(weights) if kinds is None else tuple(kinds)
+    if count < 0:
+        raise ValueError(f"count must be 0 or more, got {count}")
+    unknown = sorted((set(kinds) | set(weights)) - set(KINDS))
+    if unknown or not kinds:
+        raise ValueError(f"kinds must be one or more of {', '.join(KINDS)}, got {', '.join(unknown) or 'none'}")
+    chosen = [weights.get(kind, CONVERSATION_WEIGHTS[kind]) for kind in kinds]
+    if min(chosen) < 0 or sum(chosen) <= 0:
+        raise ValueError(f"weights must be >= 0 with at least one above 0 among the kinds used, got {weights}")
+    if not exchanges or min(exchanges) < 1:
+        raise ValueError(f"exchanges must be one or more numbers >= 1, got {list(exchanges)}")
+    rng = random.Random(f"primer conversations {seed}")
+    return ({"messages": _converse(rng, kinds, chosen, exchanges)} for _ in range(count))
+
+
+def _converse(rng: random.Random, kinds: Sequence[str], weights: Sequence[float], exchanges: Sequence[int]) -> list[Message]:
+    wanted = 2 * rng.choice(exchanges)
+    messages: list[Message] = []
+    told_story = False
+    while len(messages) < wanted:
+        kind = rng.choices(kinds, weights)[0]
+        if kind == "story" and told_story and len(kinds) > 1:
+            continue  # one story a conversation keeps it within a small context
+        told_story = told_story or kind == "story"
+        turns = 2 if kind in _WITH_FOLLOW_UPS and wanted - len(messages) > 2 and rng.random() < FOLLOW_UP else 1
+        messages += [_as_typed(rng, message, kind) for message in WRITERS[kind](rng, turns)]
+    return messages
+
+
+def _as_typed(rng: random.Random, message: Message, kind: str) -> Message:
+    """A user's message the way people type: lower case, no full stop, a please, rarely a slip."""
+    text = message["content"]
+    if message["role"] != "user" or not isinstance(text, str):
+        return message
+    chance = rng.random()
+    if chance < PLEASE and text[-1] in ".?" and "lease" not in text and kind not in ("choices", "smalltalk"):
+        text = f"{text[:-1]} please{text[-1]}"
+    elif chance < PLEASE + HELLO and kind not in ("choices", "smalltalk", "identity"):
+        text = f"{rng.choice(('Hi, ', 'Hello! ', 'Hey, ', 'ok, '))}{text}"
+    elif chance < PLEASE + HELLO + TYPO and kind not in _EXACT_WORDS:
+        text = _with_typo(rng, text)
+    if kind != "choices":
+        if rng.random() < NO_PUNCTUATION and text[-1] in ".?!":
+            text = text[:-1]
+        if rng.random() < LOWER_CASE:
+            text = text.lower()
+    return {"role": "user", "content": text}
+
+
+def _with_typo(rng: random.Random, text: str) -> str:
+    """Two neighbouring letters inside a word swapped, away from digits."""
+    spots = [index for index in range(1, len(text) - 2) if text[index - 1 : index + 3].isalpha()]
+    if not spots:
+        return text
+    spot = rng.choice(spots)
+    return text[:spot] + text[spot + 1] + text[spot] + text[spot + 2 :]

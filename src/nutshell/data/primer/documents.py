@@ -1,0 +1,52 @@
+"""The pages of the schoolbook, for pretraining."""
+
+import random
+from collections.abc import Callable, Iterator
+
+from nutshell.data.primer.facts import facts_document
+from nutshell.data.primer.identity import identity_document
+from nutshell.data.primer.letters import letters_document
+from nutshell.data.primer.stories import story_document
+from nutshell.data.primer.sums import sums_document
+
+DOCUMENT_SHARES: dict[str, float] = {"stories": 0.30, "facts": 0.35, "letters": 0.20, "sums": 0.12, "identity": 0.03}
+"""Share of the characters by kind of page."""
+
+WRITERS: dict[str, Callable[[random.Random], str]] = {
+    "stories": story_document,
+    "facts": facts_document,
+    "letters": letters_document,
+    "sums": sums_document,
+    "identity": identity_document,
+}
+
+
+def documents(seed: int, characters: int, shares: dict[str, float] | None = None) -> Iterator[str]:
+    """Pages of the primer until at least `characters` characters are written.
+
+    The same seed gives the same pages; a larger `characters` only goes on. `shares` replaces `DOCUMENT_SHARES`.
+    Each page is of the kind that is furthest behind its share, so that every stretch of text holds the mixture.
+
+    Raises ValueError for a negative number of characters or an unknown kind.
+    """
+    shares = DOCUMENT_SHARES if shares is None else shares
+    if characters < 0:
+        raise ValueError(f"characters must be 0 or more, got {characters}")
+    unknown = sorted(set(shares) - set(WRITERS))
+    if unknown or not shares or min(shares.values()) < 0 or sum(shares.values()) <= 0:
+        raise ValueError(f"shares must give weights >= 0 for kinds among {', '.join(WRITERS)}, got {shares}")
+    rng = random.Random(f"primer documents {seed}")
+    return _write(rng, characters, {kind: share for kind, share in shares.items() if share > 0})
+
+
+def _write(rng: random.Random, characters: int, shares: dict[str, float]) -> Iterator[str]:
+    # Written characters over share: the kind with the least is due. A random start keeps the order from being the same
+    # for every seed.
+    progress = {kind: rng.random() * 2000 / share for kind, share in shares.items()}
+    written = 0
+    while written < characters:
+        kind = min(progress, key=progress.__getitem__)
+        text = WRITERS[kind](rng)
+        progress[kind] += len(text) / shares[kind]
+        written += len(text)
+        yield text

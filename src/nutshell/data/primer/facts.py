@@ -1,0 +1,159 @@
+"""All facts: pages and questions for training, and test questions held out by their phrasing."""
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+from nutshell.data.primer.facts_animals import ANIMALS
+from nutshell.data.primer.facts_language import LANGUAGE
+from nutshell.data.primer.facts_things import THINGS
+from nutshell.data.primer.facts_world import WORLD
+from nutshell.data.primer.problem import Message, Problem, assistant, user
+from nutshell.data.primer.relation import Relation, capital
+
+RELATIONS: tuple[Relation, ...] = WORLD + ANIMALS + THINGS + LANGUAGE
+OPTION_LETTERS = "ABCDE"
+LETTER_ONLY = 0.35
+"""How often a multiple-choice question asks for the letter alone."""
+LETTER_ONLY_REQUESTS = ("Reply with the letter only.", "Answer with the letter.", "Only the letter, please.")
+CHOICE_REQUESTS = ("", "", "", "Which one is right?", "Choose one.", "Pick the right answer.", "A, B, C or D?")
+
+
+@dataclass(frozen=True, eq=False)
+class Fact:
+    """A subject and its answer in a relation, with every sentence about it written out once."""
+
+    relation: Relation
+    subject: str
+    answer: str
+    reply: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    test_questions: tuple[str, ...]
+    follow_ups: tuple[str, ...]
+    wrong: tuple[str, ...]
+    """Answers of the same relation that are wrong here."""
+
+    def wrong_reply(self, wrong: str) -> str:
+        return self.relation.fill(self.relation.reply, self.subject, wrong)
+
+
+@lru_cache(maxsize=1)
+def facts() -> tuple[Fact, ...]:
+    """Every fact, relation by relation."""
+    return tuple(_fact(relation, *pair) for relation in RELATIONS for pair in relation.pairs)
+
+
+def _fact(relation: Relation, subject: str, answer: str) -> Fact:
+    def fill(templates: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(relation.fill(template, subject, answer) for template in templates)
+
+    reply = relation.fill(relation.reply, subject, answer)
+    return Fact(
+        relation=relation,
+        subject=subject,
+        answer=answer,
+        reply=reply,
+        statements=(reply, *fill(relation.statements)),
+        questions=fill(relation.training_questions),
+        test_questions=fill(relation.test_questions),
+        follow_ups=fill(relation.follow_ups),
+        wrong=tuple(relation.wrong_answers(subject, answer)),
+    )
+
+
+@lru_cache(maxsize=1)
+def _by_relation() -> tuple[tuple[Fact, ...], ...]:
+    return tuple(tuple(fact for fact in facts() if fact.relation is relation) for relation in RELATIONS)
+
+
+@lru_cache(maxsize=1)
+def _by_subject() -> tuple[tuple[Fact, ...], ...]:
+    """Subjects that several relations know something about, such as France or the dog."""
+    groups: dict[str, list[Fact]] = {}
+    for fact in facts():
+        groups.setdefault(fact.subject, []).append(fact)
+    return tuple(tuple(group) for group in groups.values() if len(group) >= 3)
+
+
+def facts_turns(rng: random.Random, turns: int = 1) -> list[Message]:
+    """A question about a fact; later turns ask for the same of other subjects ("And of Italy?")."""
+    fact = rng.choice(facts())
+    if turns == 1 and rng.random() < 0.1:
+        return _yes_or_no(rng, fact)
+    messages = [user(rng.choice(fact.questions)), assistant(fact.reply)]
+    if turns > 1 and fact.follow_ups:
+        group = _by_relation()[RELATIONS.index(fact.relation)]
+        for other in rng.sample(group, min(turns - 1, len(group) - 1)):
+            if other is not fact:
+                messages += [user(rng.choice(other.follow_ups)), assistant(other.reply)]
+    return messages
+
+
+def _yes_or_no(rng: random.Random, fact: Fact) -> list[Message]:
+    """A statement to confirm or to put right."""
+    if rng.random() < 0.5:
+        return [user(f"Is this true? {fact.reply}"), assistant(f"Yes, that is true. {fact.reply}")]
+    wrong = fact.wrong_reply(rng.choice(fact.wrong))
+    return [user(f"Is this true? {wrong}"), assistant(f"No, that is not true. {fact.reply}")]
+
+
+def choices_turns(rng: random.Random) -> list[Message]:
+    """A multiple-choice question with lettered options."""
+    question, reply = _choice(rng, rng.choice(facts()))
+    return [user(question), assistant(reply)]
+
+
+def _choice(rng: random.Random, fact: Fact) -> tuple[str, str]:
+    count = min(rng.choice((2, 3, 4, 4, 4)), len(fact.wrong) + 1)
+    options = [fact.answer, *rng.sample(fact.wrong, count - 1)]
+    rng.shuffle(options)
+    mark = rng.choice((")", ")", "."))
+    listed = "\n".join(f"{OPTION_LETTERS[index]}{mark} {option}" for index, option in enumerate(options))
+    letter = OPTION_LETTERS[options.index(fact.answer)]
+    question = f"{rng.choice(fact.questions)}\n{listed}"
+    if rng.random() < LETTER_ONLY:
+        return f"{question}\n{rng.choice(LETTER_ONLY_REQUESTS)}", letter
+    request = rng.choice(CHOICE_REQUESTS)
+    if request == "A, B, C or D?" and count < 4:
+        request = ""
+    return f"{question}\n{request}".rstrip("\n"), f"{fact.reply} The answer is {letter}."
+
+
+def facts_document(rng: random.Random) -> str:
+    """A page of facts: about one relation, about one subject, mixed, as questions and answers, or as a quiz."""
+    chance = rng.random()
+    if chance < 0.2:
+        group = rng.choice(_by_subject())
+        several = rng.sample(group, len(group))
+        return capital(" ".join(rng.choice(fact.statements) for fact in several + rng.sample(group, 2)))
+    if chance < 0.4:
+        group = rng.choice(_by_relation())
+        chosen = rng.sample(group, min(len(group), rng.randint(4, 9)))
+        return " ".join(rng.choice(fact.statements) for fact in chosen)
+    chosen = [rng.choice(facts()) for _ in range(rng.randint(4, 9))]
+    if chance < 0.6:
+        return " ".join(rng.choice(fact.statements) for fact in chosen)
+    if chance < 0.92:
+        return "\n".join(f"Question: {rng.choice(fact.questions)}\nAnswer: {fact.reply}" for fact in chosen)
+    pairs = (_choice(rng, fact) for fact in chosen[:4])
+    return "\n".join(f"Question: {question}\nAnswer: {reply}" for question, reply in pairs)
+
+
+def held_out_questions() -> tuple[str, ...]:
+    """Every test question of every fact."""
+    return tuple(question for fact in facts() for question in fact.test_questions)
+
+
+def held_out_facts(rng: random.Random) -> Problem:
+    """A test problem: a fact in a held-out phrasing, its reply, and the replies with three wrong answers."""
+    fact = rng.choice(facts())
+    wrong = rng.sample(fact.wrong, min(3, len(fact.wrong)))
+    options = [fact.reply, *map(fact.wrong_reply, wrong)]
+    rng.shuffle(options)
+    return Problem(
+        kind="facts",
+        messages=[user(rng.choice(fact.test_questions))],
+        answer=fact.reply,
+        options=tuple(options),
+    )

@@ -1,0 +1,209 @@
+"""Spelling words and counting letters in them.
+
+One format serves both skills, because a small model learns each faster when they share it:
+
+    I spell banana: b a n a n a.
+    I count a in banana: b0 a1 n1 a2 n2 a3. The letter a appears 3 times in banana.
+
+A tokenizer sees a word as a few pieces, never as letters, so the model has to learn the letters of every piece and
+where in the word each piece begins. After the colon every letter is one token with its leading space, and in the count
+each is followed by the running count: letter k stands 2k - 1 tokens after the colon, the last count one token before,
+and the asked letter is repeated in front of the word. Each step then needs one look-up and one comparison.
+
+Words always follow a space (`training_word` says which), so they are cut into the same pieces in question and answer.
+"""
+
+import random
+from collections import Counter
+
+from nutshell.data.primer.problem import Message, Problem, assistant, user
+from nutshell.data.primer.words import held_out_words, invented_word, training_word
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+ABSENT_LETTER = 0.15
+"""How often the asked letter does not occur in the word."""
+REPEATED_LETTER = 0.45
+"""How often a letter that occurs more than once is asked for, where the word has one."""
+INVENTED_WORDS_IN_CHAT = 0.35
+INVENTED_WORDS_IN_DOCUMENTS = 0.6
+INVENTED_WORDS_IN_RL = 0.3
+
+COUNT_QUESTIONS = (
+    "How many times does the letter {l} appear in the word {w}?",
+    "How many times does the letter {l} appear in {w}?",
+    "How many times does {l} appear in {w}?",
+    "How often does the letter {l} occur in {w}?",
+    "How often does {l} appear in the word {w}?",
+    "How many {l} are in {w}?",
+    "How many {l} are there in the word {w}?",
+    "How many {l}'s are in {w}?",
+    "How many {l}'s in {w}?",
+    "How many {l} in {w}?",
+    "How many letters {l} are in the word {w}?",
+    "How many times is the letter {l} in {w}?",
+    "How many times do you see {l} in {w}?",
+    "Count the letter {l} in {w}.",
+    "Count the letter {l} in the word {w}.",
+    "Count how many times {l} appears in {w}.",
+    "Count the {l}'s in {w}.",
+    "Please count the letter {l} in {w}.",
+    "Can you count the letter {l} in {w}?",
+    "Can you tell me how many {l} are in {w}?",
+    "Tell me how many times {l} is in the word {w}.",
+    "In the word {w}, how many times does the letter {l} appear?",
+    "Look at the word {w}. How many {l} does it have?",
+    "What is the number of {l} in {w}?",
+    "Does the word {w} have the letter {l}? How many times?",
+)
+COUNT_FOLLOW_UPS = (
+    "And the letter {l}?",
+    "And {l}?",
+    "How many {l}?",
+    "What about {l}?",
+    "What about the letter {l}?",
+    "Now count {l}.",
+)
+SPELL_QUESTIONS = (
+    "How do you spell {w}?",
+    "How do you spell the word {w}?",
+    "How is {w} spelled?",
+    "How is the word {w} spelled?",
+    "Spell {w}.",
+    "Spell the word {w}.",
+    "Please spell {w}.",
+    "Can you spell {w}?",
+    "Can you spell the word {w} for me?",
+    "Spell the word {w} please",
+    "What are the letters of {w}?",
+    "Which letters are in the word {w}?",
+    "Write {w} letter by letter.",
+    "Say the letters of {w}.",
+)
+SPELL_FOLLOW_UPS = ("And {w}?", "And the word {w}?", "What about {w}?", "Now spell {w}.", "Now {w}.")
+LENGTH_QUESTIONS = (
+    "How many letters are in {w}?",
+    "How many letters are in the word {w}?",
+    "How many letters does {w} have?",
+    "How many letters does the word {w} have?",
+    "How long is the word {w}?",
+    "Count the letters of {w}.",
+    "Count the letters in the word {w}.",
+    "What is the number of letters in {w}?",
+)
+FIRST_QUESTIONS = (
+    "What is the first letter of {w}?",
+    "Which letter does {w} start with?",
+    "Tell me the first letter of the word {w}.",
+    "What letter does the word {w} begin with?",
+)
+LAST_QUESTIONS = (
+    "What is the last letter of {w}?",
+    "Which letter does {w} end with?",
+    "Tell me the last letter of the word {w}.",
+    "What letter does the word {w} end in?",
+)
+TEST_COUNT_QUESTIONS = COUNT_QUESTIONS[:6] + COUNT_QUESTIONS[13:15] + COUNT_QUESTIONS[21:22]
+"""Letters are held out by word, not by phrasing: the tests ask in the commonest of the trained ways."""
+
+
+def times(count: int) -> str:
+    return "1 time" if count == 1 else f"{count} times"
+
+
+def spelling(word: str) -> str:
+    return f"I spell {word}: {' '.join(word)}."
+
+
+def counting(word: str, letter: str) -> str:
+    """Example: counting("tree", "e") -> "I count e in tree: t0 r0 e1 e2. The letter e appears 2 times in tree." """
+    count = 0
+    steps = []
+    for each in word:
+        count += each == letter
+        steps.append(f"{each}{count}")
+    return f"I count {letter} in {word}: {' '.join(steps)}. The letter {letter} appears {times(count)} in {word}."
+
+
+def measuring(word: str) -> str:
+    steps = " ".join(f"{each}{index}" for index, each in enumerate(word, start=1))
+    return f"I count the letters of {word}: {steps}. The word {word} has {len(word)} letters."
+
+
+def draw_letter(rng: random.Random, word: str) -> str:
+    """A letter to count in the word: sometimes absent, often repeated, else any letter of it."""
+    chance = rng.random()
+    if chance < ABSENT_LETTER:
+        while (letter := rng.choice(LETTERS)) in word:
+            pass
+        return letter
+    if chance < ABSENT_LETTER + REPEATED_LETTER:
+        repeated = [letter for letter, count in Counter(word).items() if count > 1]
+        if repeated:
+            return rng.choice(repeated)
+    return rng.choice(word)
+
+
+def letters_turns(rng: random.Random, turns: int = 1) -> list[Message]:
+    """Questions about the letters of a word; later turns may ask about the same word again."""
+    word = training_word(rng, INVENTED_WORDS_IN_CHAT)
+    if rng.random() < 0.12:
+        return [user(rng.choice(LENGTH_QUESTIONS).format(w=word)), assistant(measuring(word))]
+    letter = draw_letter(rng, word)
+    messages = [user(rng.choice(COUNT_QUESTIONS).format(l=letter, w=word)), assistant(counting(word, letter))]
+    for _ in range(turns - 1):
+        letter = draw_letter(rng, word)
+        messages += [user(rng.choice(COUNT_FOLLOW_UPS).format(l=letter)), assistant(counting(word, letter))]
+    return messages
+
+
+def spelling_turns(rng: random.Random, turns: int = 1) -> list[Message]:
+    """Questions how a word is spelled, or for its first or last letter."""
+    word = training_word(rng, INVENTED_WORDS_IN_CHAT)
+    chance = rng.random()
+    if chance < 0.1:
+        reply = f"I spell {word}: {' '.join(word)}. The first letter is {word[0]}."
+        return [user(rng.choice(FIRST_QUESTIONS).format(w=word)), assistant(reply)]
+    if chance < 0.2:
+        reply = f"I spell {word}: {' '.join(word)}. The last letter is {word[-1]}."
+        return [user(rng.choice(LAST_QUESTIONS).format(w=word)), assistant(reply)]
+    messages = [user(rng.choice(SPELL_QUESTIONS).format(w=word)), assistant(spelling(word))]
+    for _ in range(turns - 1):
+        word = training_word(rng, INVENTED_WORDS_IN_CHAT)
+        messages += [user(rng.choice(SPELL_FOLLOW_UPS).format(w=word)), assistant(spelling(word))]
+    return messages
+
+
+def letters_document(rng: random.Random) -> str:
+    """A page of spelled and counted words, or of questions and answers about them."""
+    lines = []
+    asked = rng.random() < 0.35
+    for _ in range(rng.randint(4, 9)):
+        word = training_word(rng, INVENTED_WORDS_IN_DOCUMENTS)
+        chance = rng.random()
+        if chance < 0.35:
+            question, reply = rng.choice(SPELL_QUESTIONS), spelling(word)
+            letter = ""
+        elif chance < 0.92:
+            letter = draw_letter(rng, word)
+            question, reply = rng.choice(COUNT_QUESTIONS), counting(word, letter)
+        else:
+            question, reply, letter = rng.choice(LENGTH_QUESTIONS), measuring(word), ""
+        lines.append(f"Question: {question.format(l=letter, w=word)}\nAnswer: {reply}" if asked else reply)
+    return "\n".join(lines)
+
+
+def letters_problem(rng: random.Random) -> Problem:
+    """A training problem for RL, never with a held-out word."""
+    word = training_word(rng, INVENTED_WORDS_IN_RL)
+    return _problem(rng, word, rng.choice(COUNT_QUESTIONS))
+
+
+def held_out_letters(rng: random.Random, invented: float = 0.0) -> Problem:
+    """A test problem with a held-out word. With probability `invented` the word is a made-up one of training's kind."""
+    word = invented_word(rng, held_out=True) if rng.random() < invented else rng.choice(held_out_words())
+    return _problem(rng, word, rng.choice(TEST_COUNT_QUESTIONS))
+
+
+def _problem(rng: random.Random, word: str, question: str) -> Problem:
+    letter = draw_letter(rng, word)
+    return Problem(kind="letters", messages=[user(question.format(l=letter, w=word))], answer=str(word.count(letter)))
