@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use rayon::ThreadPool;
 
 use crate::hash::hash_bytes;
-use crate::split::{chunks, last_safe_cut, Splitter};
+use crate::split::{jobs, last_safe_cut, Splitter};
 use crate::Error;
 
 /// Bytes that one thread takes at a time, and that a file is read by.
@@ -129,24 +129,11 @@ impl Counter {
 
     /// Counts the pieces of each text.
     pub fn add<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<(), Error> {
-        let mut jobs: Vec<Vec<&str>> = vec![Vec::new()];
-        let mut filled = 0;
-        for text in texts {
-            let text = text.as_ref();
-            let parts = if self.splitter.is_scanner() { chunks(text, JOB_BYTES) } else { vec![text] };
-            for part in parts {
-                if filled >= JOB_BYTES {
-                    jobs.push(Vec::new());
-                    filled = 0;
-                }
-                filled += part.len();
-                jobs.last_mut().expect("never empty").push(part);
-            }
-        }
+        let jobs = jobs(texts, &self.splitter, JOB_BYTES);
         self.pool.install(|| {
             jobs.par_iter().with_max_len(1).try_for_each(|job| {
                 let mut counts = lock(&self.counts[rayon::current_thread_index().unwrap_or(0)]);
-                job.iter().try_for_each(|text| self.splitter.for_each(text, |piece| counts.add(piece, 1)))
+                job.iter().try_for_each(|(_, text)| self.splitter.for_each(text, |piece| counts.add(piece, 1)))
             })
         })
     }

@@ -6,6 +6,7 @@ mod count;
 mod encode;
 mod error;
 mod hash;
+mod merge;
 #[cfg(feature = "python")]
 mod python;
 mod scan;
@@ -13,6 +14,7 @@ pub mod split;
 mod symbols;
 mod train;
 mod unicode;
+mod vocabulary;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -165,3 +165,22 @@ pub fn chunks(text: &str, size: usize) -> Vec<&str> {
     parts.push(rest);
     parts
 }
+
+/// Texts, long ones cut where the pattern allows it, in groups of about `size` bytes for threads to
+/// take. Each part comes with the index of its text.
+pub(crate) fn jobs<'t, T: AsRef<str>>(texts: &'t [T], splitter: &Splitter, size: usize) -> Vec<Vec<(usize, &'t str)>> {
+    let mut jobs = vec![Vec::new()];
+    let mut filled = 0;
+    for (index, text) in texts.iter().enumerate() {
+        let text = text.as_ref();
+        for part in if splitter.is_scanner() { chunks(text, size) } else { vec![text] } {
+            if filled >= size {
+                jobs.push(Vec::new());
+                filled = 0;
+            }
+            filled += part.len();
+            jobs.last_mut().expect("never empty").push((index, part));
+        }
+    }
+    jobs
+}

@@ -1,0 +1,157 @@
+//! Merging one piece: lowest rank first, from left to right. Three ways to find it, by the length
+//! of the piece, with the same result.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::symbols::{Symbols, WALL};
+use crate::vocabulary::{Vocabulary, NONE};
+
+/// Up to this many bytes all pairs are looked at for each merge: a handful of compares beats a heap.
+const SHORT: usize = 96;
+/// Up to this many bytes a heap orders the pairs. Beyond, its jumps through memory cost more than a
+/// list for each rank does.
+const MEDIUM: usize = 4096;
+
+/// Buffers kept between pieces.
+#[derive(Default)]
+pub struct Scratch {
+    tokens: Vec<u32>,
+    ranks: Vec<u32>,
+}
+
+impl Vocabulary {
+    /// Appends the ids of a piece of up to [`crate::MAX_BYTES`].
+    #[inline]
+    pub fn merge(&self, piece: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        if piece.len() <= SHORT {
+            self.merge_short(piece, scratch, ids);
+        } else if piece.len() <= MEDIUM {
+            self.merge_medium(piece, ids);
+        } else {
+            self.merge_long(piece, ids);
+        }
+    }
+
+    fn merge_short(&self, piece: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        let (tokens, ranks) = (&mut scratch.tokens, &mut scratch.ranks);
+        tokens.clear();
+        tokens.extend(piece.iter().map(|&byte| u32::from(byte)));
+        ranks.clear();
+        ranks.extend(piece.windows(2).map(|pair| self.rank(u32::from(pair[0]), u32::from(pair[1]))));
+        while let Some(lowest) = ranks.iter().copied().min().filter(|&rank| rank != NONE) {
+            let at = ranks.iter().position(|&rank| rank == lowest).expect("it was just found");
+            tokens[at] = lowest; // a merge's rank is the id that it makes
+            tokens.remove(at + 1);
+            ranks.remove(at);
+            if at > 0 {
+                ranks[at - 1] = self.rank(tokens[at - 1], lowest);
+            }
+            if at < ranks.len() {
+                ranks[at] = self.rank(lowest, tokens[at + 1]);
+            }
+        }
+        ids.extend_from_slice(tokens);
+    }
+
+    /// With a heap of rank and place: `n log n` in the length.
+    fn merge_medium(&self, piece: &[u8], ids: &mut Vec<u32>) {
+        let entry = |(rank, place): (u32, usize)| Reverse(u64::from(rank) << 32 | place as u64);
+        let mut symbols = Symbols::of(piece);
+        let mut heap: BinaryHeap<Reverse<u64>> = self.pairs(piece).map(entry).collect::<Vec<_>>().into();
+        while let Some(Reverse(lowest)) = heap.pop() {
+            let (rank, place) = ((lowest >> 32) as u32, lowest as u32 as usize);
+            for found in self.join(&mut symbols, rank, place).into_iter().flatten() {
+                heap.push(entry(found));
+            }
+        }
+        self.collect(&symbols, ids);
+    }
+
+    /// With a list of places for each rank. A merge only makes pairs of higher ranks than its own, so
+    /// one walk over the ranks is enough, and each step goes through the text from left to right.
+    fn merge_long(&self, piece: &[u8], ids: &mut Vec<u32>) {
+        let mut symbols = Symbols::of(piece);
+        let mut places_of: Vec<Vec<u32>> = vec![Vec::new(); self.size()];
+        for (rank, place) in self.pairs(piece) {
+            places_of[rank as usize].push(place as u32);
+        }
+        for rank in 256..self.size() {
+            let mut places = std::mem::take(&mut places_of[rank]);
+            places.sort(); // made of a few ascending runs, which this sort is quick on
+            for place in places {
+                for (found, place) in self.join(&mut symbols, rank as u32, place as usize).into_iter().flatten() {
+                    places_of[found as usize].push(place as u32);
+                }
+            }
+        }
+        self.collect(&symbols, ids);
+    }
+
+    /// Rank and place of each pair of bytes that merges.
+    fn pairs<'a>(&'a self, piece: &'a [u8]) -> impl Iterator<Item = (u32, usize)> + 'a {
+        let ranks = piece.windows(2).map(|pair| self.rank(u32::from(pair[0]), u32::from(pair[1])));
+        ranks.zip(1..).filter(|&(rank, _)| rank != NONE)
+    }
+
+    /// Merges the pair at `place` if it still is the one that has this rank. Returns the rank and place
+    /// of each pair that came about and merges.
+    #[inline(always)]
+    fn join(&self, symbols: &mut Symbols, rank: u32, place: usize) -> [Option<(u32, usize)>; 2] {
+        let left = symbols.get(place);
+        if left as usize >= self.size() {
+            return [None, None]; // no token starts here any more
+        }
+        let middle = place + self.length(left);
+        let right = symbols.get(middle);
+        if right == WALL || self.rank(left, right) != rank {
+            return [None, None]; // another merge took one of the two
+        }
+        let end = middle + self.length(right);
+        symbols.join(place, middle, end, rank);
+        let before = symbols.before(place).map(|before| (self.rank(before, rank), place - self.length(before)));
+        let after = (self.rank(rank, symbols.get(end)), place);
+        [before.filter(|found| found.0 != NONE), Some(after).filter(|found| found.0 != NONE)]
+    }
+
+    fn collect(&self, symbols: &Symbols, ids: &mut Vec<u32>) {
+        let mut place = 1;
+        while symbols.get(place) != WALL {
+            ids.push(symbols.get(place));
+            place += self.length(symbols.get(place));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{train, WordCounts};
+
+    #[test]
+    fn all_ways_agree() {
+        let mut state = 1u64;
+        let mut generated = |length: usize, letters: u64| -> Vec<u8> {
+            let mut next = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) % letters
+            };
+            (0..length).map(|_| b'a' + next() as u8).collect()
+        };
+        for letters in 1..5 {
+            let mut words = WordCounts::default();
+            words.add(&generated(3000, letters), 1);
+            let vocabulary = Vocabulary::new(&train(&words, 300, |_| true).unwrap()).unwrap();
+            for length in 1..300 {
+                let piece = generated(length, letters);
+                let (mut short, mut medium, mut long) = (Vec::new(), Vec::new(), Vec::new());
+                vocabulary.merge_short(&piece, &mut Scratch::default(), &mut short);
+                vocabulary.merge_medium(&piece, &mut medium);
+                vocabulary.merge_long(&piece, &mut long);
+                assert_eq!(short, medium);
+                assert_eq!(short, long);
+                assert_eq!(short.iter().flat_map(|&id| vocabulary.token(id)).copied().collect::<Vec<_>>(), piece);
+            }
+        }
+    }
+}
