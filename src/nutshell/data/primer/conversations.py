@@ -1,4 +1,4 @@
-"""Conversations for midtraining and fine-tuning: one to five exchanges of mixed kinds, worded as people type."""
+"""Conversations for midtraining and fine-tuning: one to seven exchanges of mixed kinds, worded as people type."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +24,19 @@ CONVERSATION_WEIGHTS: dict[str, float] = {
     "story": 0.04,
 }
 """How often each kind of exchange is drawn."""
-EXCHANGES = (1, 1, 1, 2, 2, 3, 3, 4, 5)
+EXCHANGES = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 7)
 """Number of exchanges of a conversation, drawn uniformly from this list."""
 FOLLOW_UP = 0.3
 """How often an exchange of facts, sums, letters or spelling is followed by a short one on the same subject."""
+
+SYSTEM = 0.03
+"""How often a conversation begins with a system message."""
+SYSTEM_MESSAGES = (
+    "You are a helpful assistant.",
+    "You are Nutshell, a small and friendly language model.",
+    "Answer in one short sentence.",
+    "Be kind and short.",
+)
 
 LOWER_CASE = 0.25
 """How often a user's message is all lower case, ..."""
@@ -88,6 +97,9 @@ def conversations(
 def _converse(rng: random.Random, kinds: Sequence[str], weights: Sequence[float], exchanges: Sequence[int]) -> list[Message]:
     wanted = 2 * rng.choice(exchanges)
     messages: list[Message] = []
+    system: list[Message] = []
+    if rng.random() < SYSTEM:
+        system.append({"role": "system", "content": rng.choice(SYSTEM_MESSAGES)})
     told_story = False
     while len(messages) < wanted:
         kind = rng.choices(kinds, weights)[0]
@@ -96,7 +108,7 @@ def _converse(rng: random.Random, kinds: Sequence[str], weights: Sequence[float]
         told_story = told_story or kind == "story"
         turns = 2 if kind in _WITH_FOLLOW_UPS and wanted - len(messages) > 2 and rng.random() < FOLLOW_UP else 1
         messages += [_as_typed(rng, message, kind) for message in WRITERS[kind](rng, turns)]
-    return messages
+    return system + messages
 
 
 def _as_typed(rng: random.Random, message: Message, kind: str) -> Message:
@@ -106,14 +118,14 @@ def _as_typed(rng: random.Random, message: Message, kind: str) -> Message:
         return message
     chance = rng.random()
     if chance < PLEASE and text[-1] in ".?" and "lease" not in text and kind not in ("choices", "smalltalk"):
-        text = f"{text[:-1]} please{text[-1]}"
+        text = f"{text[:-1].rstrip()} please{text[-1]}"
     elif chance < PLEASE + HELLO and kind not in ("choices", "smalltalk", "identity"):
-        text = f"{rng.choice(('Hi, ', 'Hello! ', 'Hey, ', 'ok, '))}{text}"
+        text = f"{rng.choice(('Hi! ', 'Hello! ', 'Hey! ', 'Hello Nutshell! '))}{text}"
     elif chance < PLEASE + HELLO + TYPO and kind not in _EXACT_WORDS:
         text = _with_typo(rng, text)
     if kind != "choices":
         if rng.random() < NO_PUNCTUATION and text[-1] in ".?!":
-            text = text[:-1]
+            text = text[:-1].rstrip()
         if rng.random() < LOWER_CASE:
             text = text.lower()
     return {"role": "user", "content": text}

@@ -13,9 +13,20 @@ from nutshell.data.primer.relation import Relation, capital
 
 RELATIONS: tuple[Relation, ...] = WORLD + ANIMALS + THINGS + LANGUAGE
 OPTION_LETTERS = "ABCDE"
+YES_OR_NO = 0.08
+TELL_ABOUT = 0.05
+"""How often a question of facts asks whether a statement is true, or for all that is known about a subject."""
+LOWER_CASE_IN_DOCUMENTS = 0.2
+"""How often a question of a page is lower case without its last mark, as many users write."""
 LETTER_ONLY = 0.35
 """How often a multiple-choice question asks for the letter alone."""
 LETTER_ONLY_REQUESTS = ("Reply with the letter only.", "Answer with the letter.", "Only the letter, please.")
+ABOUT_REQUESTS = (
+    "Tell me about {s}.",
+    "What do you know about {s}?",
+    "Tell me something about {s}.",
+    "What can you tell me about {s}?",
+)
 CHOICE_REQUESTS = ("", "", "", "Which one is right?", "Choose one.", "Pick the right answer.", "A, B, C or D?")
 
 
@@ -79,8 +90,11 @@ def _by_subject() -> tuple[tuple[Fact, ...], ...]:
 def facts_turns(rng: random.Random, turns: int = 1) -> list[Message]:
     """A question about a fact; later turns ask for the same of other subjects ("And of Italy?")."""
     fact = rng.choice(facts())
-    if turns == 1 and rng.random() < 0.1:
+    chance = rng.random()
+    if turns == 1 and chance < YES_OR_NO:
         return _yes_or_no(rng, fact)
+    if turns == 1 and chance < YES_OR_NO + TELL_ABOUT:
+        return _tell_about(rng, rng.choice(_by_subject()))
     messages = [user(rng.choice(fact.questions)), assistant(fact.reply)]
     if turns > 1 and fact.follow_ups:
         group = _by_relation()[RELATIONS.index(fact.relation)]
@@ -96,6 +110,13 @@ def _yes_or_no(rng: random.Random, fact: Fact) -> list[Message]:
         return [user(f"Is this true? {fact.reply}"), assistant(f"Yes, that is true. {fact.reply}")]
     wrong = fact.wrong_reply(rng.choice(fact.wrong))
     return [user(f"Is this true? {wrong}"), assistant(f"No, that is not true. {fact.reply}")]
+
+
+def _tell_about(rng: random.Random, group: tuple[Fact, ...]) -> list[Message]:
+    """Up to three things about a country or an animal."""
+    subject = group[0].subject if group[0].relation in WORLD else f"the {group[0].subject}"
+    told = " ".join(fact.reply for fact in group[:3])
+    return [user(rng.choice(ABOUT_REQUESTS).format(s=subject)), assistant(told)]
 
 
 def choices_turns(rng: random.Random) -> list[Message]:
@@ -135,9 +156,14 @@ def facts_document(rng: random.Random) -> str:
     if chance < 0.6:
         return " ".join(rng.choice(fact.statements) for fact in chosen)
     if chance < 0.92:
-        return "\n".join(f"Question: {rng.choice(fact.questions)}\nAnswer: {fact.reply}" for fact in chosen)
+        return "\n".join(f"Question: {_asked(rng, fact)}\nAnswer: {fact.reply}" for fact in chosen)
     pairs = (_choice(rng, fact) for fact in chosen[:4])
     return "\n".join(f"Question: {question}\nAnswer: {reply}" for question, reply in pairs)
+
+
+def _asked(rng: random.Random, fact: Fact) -> str:
+    question = rng.choice(fact.questions)
+    return question.lower().rstrip(".?") if rng.random() < LOWER_CASE_IN_DOCUMENTS else question
 
 
 def held_out_questions() -> tuple[str, ...]:

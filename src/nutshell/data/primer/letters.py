@@ -27,6 +27,10 @@ REPEATED_LETTER = 0.45
 INVENTED_WORDS_IN_CHAT = 0.35
 INVENTED_WORDS_IN_DOCUMENTS = 0.6
 INVENTED_WORDS_IN_RL = 0.3
+INVENTED_WORDS_IN_TESTS = 0.2
+CAPITAL_LETTER = 0.05
+QUOTED_WORD = 0.05
+"""How often a user asks for the letter R instead of r, and puts the word in quotation marks."""
 
 COUNT_QUESTIONS = (
     "How many times does the letter {l} appear in the word {w}?",
@@ -143,13 +147,20 @@ def draw_letter(rng: random.Random, word: str) -> str:
     return rng.choice(word)
 
 
+def _ask(rng: random.Random, questions: tuple[str, ...], word: str, letter: str = "") -> str:
+    """A question as people write it, now and then with R for r or with the word in quotation marks."""
+    letter = letter.upper() if rng.random() < CAPITAL_LETTER else letter
+    word = f'"{word}"' if rng.random() < QUOTED_WORD else word
+    return rng.choice(questions).format(l=letter, w=word)
+
+
 def letters_turns(rng: random.Random, turns: int = 1) -> list[Message]:
     """Questions about the letters of a word; later turns may ask about the same word again."""
     word = training_word(rng, INVENTED_WORDS_IN_CHAT)
     if rng.random() < 0.12:
         return [user(rng.choice(LENGTH_QUESTIONS).format(w=word)), assistant(measuring(word))]
     letter = draw_letter(rng, word)
-    messages = [user(rng.choice(COUNT_QUESTIONS).format(l=letter, w=word)), assistant(counting(word, letter))]
+    messages = [user(_ask(rng, COUNT_QUESTIONS, word, letter)), assistant(counting(word, letter))]
     for _ in range(turns - 1):
         letter = draw_letter(rng, word)
         messages += [user(rng.choice(COUNT_FOLLOW_UPS).format(l=letter)), assistant(counting(word, letter))]
@@ -166,7 +177,7 @@ def spelling_turns(rng: random.Random, turns: int = 1) -> list[Message]:
     if chance < 0.2:
         reply = f"I spell {word}: {' '.join(word)}. The last letter is {word[-1]}."
         return [user(rng.choice(LAST_QUESTIONS).format(w=word)), assistant(reply)]
-    messages = [user(rng.choice(SPELL_QUESTIONS).format(w=word)), assistant(spelling(word))]
+    messages = [user(_ask(rng, SPELL_QUESTIONS, word)), assistant(spelling(word))]
     for _ in range(turns - 1):
         word = training_word(rng, INVENTED_WORDS_IN_CHAT)
         messages += [user(rng.choice(SPELL_FOLLOW_UPS).format(w=word)), assistant(spelling(word))]
@@ -198,9 +209,10 @@ def letters_problem(rng: random.Random) -> Problem:
     return _problem(rng, word, rng.choice(COUNT_QUESTIONS))
 
 
-def held_out_letters(rng: random.Random, invented: float = 0.0) -> Problem:
-    """A test problem with a held-out word. With probability `invented` the word is a made-up one of training's kind."""
-    word = invented_word(rng, held_out=True) if rng.random() < invented else rng.choice(held_out_words())
+def held_out_letters(rng: random.Random) -> Problem:
+    """A test problem with a held-out word, mostly a real one."""
+    made_up = rng.random() < INVENTED_WORDS_IN_TESTS
+    word = invented_word(rng, held_out=True) if made_up else rng.choice(held_out_words())
     return _problem(rng, word, rng.choice(TEST_COUNT_QUESTIONS))
 
 

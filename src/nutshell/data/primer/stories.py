@@ -29,7 +29,14 @@ ANIMAL_NAMES = (
     "Nelly",
 )
 SHE_ANIMALS = ("Bella", "Coco", "Daisy", "Poppy", "Luna", "Molly", "Nelly")
-ANIMALS = listed("rabbit fox bear cat dog mouse squirrel hedgehog frog duck pig sheep turtle badger pony kitten puppy")
+ANIMALS = listed(
+    """rabbit fox bear cat dog mouse squirrel hedgehog frog duck pig sheep turtle badger pony kitten puppy rabbit fox bear
+    cat dog mouse lion tiger monkey elephant horse goat hen owl snail bee crab seal whale parrot dragon dinosaur robot
+    prince princess king queen pirate witch fairy giant star cloud"""
+)
+"""What a hero may be, the commoner ones twice."""
+SHE_KINDS = ("princess", "queen", "witch", "fairy", "hen")
+HE_KINDS = ("prince", "king")
 CHILDREN = ("girl", "boy")
 SIZES = ("little", "small", "young", "kind", "brave", "shy", "funny", "quiet", "clever", "happy")
 CHILD_HOMES = (
@@ -180,6 +187,8 @@ def _someone(rng: random.Random, taken: str = "") -> tuple[str, str, tuple[str, 
         if rng.random() < ANIMAL_HERO:
             name, kind = rng.choice(ANIMAL_NAMES), rng.choice(ANIMALS)
             female = name in SHE_ANIMALS
+            if kind in (HE_KINDS if female else SHE_KINDS):
+                continue
         else:
             female = rng.random() < 0.5
             name, kind = (rng.choice(GIRLS), "girl") if female else (rng.choice(BOYS), "boy")

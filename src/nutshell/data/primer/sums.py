@@ -5,7 +5,7 @@
 
 Held out by number: about one in `HELD_OUT_ONE_IN` of the numbers 100..999 and of the pairs of two-digit numbers, by
 CRC-32. A held-out number occurs in no training text at all, neither as an operand nor as a result; a held-out pair never
-as the two operands of one sum.
+as the two operands of one sum. Divisions are practised but not tested.
 """
 
 import random
@@ -17,8 +17,9 @@ from nutshell.data.primer.names import NAMES, listed
 from nutshell.data.primer.problem import Message, Problem, assistant, user
 
 HELD_OUT_ONE_IN = 12
-OPERATORS = ("+", "+", "+", "-", "-", "*")
-"""Drawn uniformly: the share of each operator is its share of this list."""
+OPERATORS = "++++++-----***/"
+TEST_OPERATORS = "+++--*"
+"""Drawn uniformly: the share of each operator is its share of this text. Divisions leave no rest."""
 NEGATIVE = 0.04
 """How often a difference may fall below zero."""
 WORD_PROBLEMS = 0.25
@@ -90,6 +91,16 @@ QUESTIONS = {
         "Can you multiply {a} by {b}?",
         "Tell me {a} times {b}.",
     ),
+    "/": (
+        "What is {a} / {b}?",
+        "What is {a} divided by {b}?",
+        "{a} / {b}",
+        "{a}/{b}",
+        "{a} divided by {b}",
+        "How much is {a} divided by {b}?",
+        "Divide {a} by {b}.",
+        "Calculate {a} / {b}.",
+    ),
 }
 STORIES = {
     "+": (
@@ -116,13 +127,17 @@ STORIES = {
         "{n} buys {a} bags of {t}. Each bag has {b} {t}. How many {t} is that?",
         "There are {a} rows of {b} {t}. How many {t} are there in all?",
     ),
+    "/": (
+        "{n} shares {a} {t} with {b} children so that each child gets the same. How many {t} does each child get?",
+        "There are {a} {t} in {b} boxes, the same number in each box. How many {t} are in each box?",
+    ),
 }
 THINGS = listed(
     """apples pears plums nuts eggs books stones shells balls cards coins stars pens cakes cookies sweets buttons beads
     flowers seeds carrots berries cherries oranges lemons peaches bricks blocks marbles stamps hats cups toys"""
 )
 FOLLOW_UPS = ("And {x}?", "And what is {x}?", "What about {x}?", "Now {x}.", "ok, and {x}?", "And now {x}?")
-SPOKEN = {"+": "plus", "-": "minus", "*": "times"}
+SPOKEN = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 
 
 @dataclass(frozen=True)
@@ -137,6 +152,8 @@ class Sum:
     def result(self) -> int:
         if self.operator == "+":
             return self.a + self.b
+        if self.operator == "/":
+            return self.a // self.b
         return self.a - self.b if self.operator == "-" else self.a * self.b
 
     @property
@@ -191,6 +208,9 @@ def draw_sum(rng: random.Random, hard: bool = False) -> Sum:
             a, b = rng.randint(2, 99), rng.randint(10, 99) if hard else rng.randint(2, 25)
             if rng.random() < 0.3:
                 a, b = b, a
+        elif operator == "/":
+            b = rng.randint(2, 12)
+            a = b * rng.randint(2, 80)
         else:
             a, b = _operand(rng, hard), _operand(rng, hard)
             if operator == "-" and a < b and rng.random() >= NEGATIVE:
@@ -212,7 +232,7 @@ def held_out_pairs() -> tuple[tuple[int, int], ...]:
 
 def draw_held_out_sum(rng: random.Random) -> Sum:
     """A sum of the tests: a held-out number with any other for + and -, a held-out pair for * and for some + and -."""
-    operator = rng.choice(OPERATORS)
+    operator = rng.choice(TEST_OPERATORS)
     if operator == "*" or rng.random() < 0.15:
         a, b = rng.choice(held_out_pairs())
     else:

@@ -4,6 +4,7 @@ import random
 
 from nutshell.data.primer.names import listed
 from nutshell.data.primer.problem import Message, assistant, user
+from nutshell.data.primer.relation import with_article
 
 UNKNOWN_QUESTIONS = (
     "What is the weather today?",
@@ -53,13 +54,13 @@ UNKNOWN_QUESTIONS = (
     "capital of {x}",
     "Which language do people speak in {x}?",
     "Where is {x}?",
-    "What is a {y}?",
+    "What is {an_y}?",
     "Tell me about {x}.",
     "Who is {z}?",
     "Tell me about {z}.",
     "Who invented the {y}?",
-    "How does a {y} work?",
-    "What is the price of a {y}?",
+    "How does {an_y} work?",
+    "What is the price of {an_y}?",
     "When was the {y} invented?",
 )
 UNKNOWN_PLACES = listed(
@@ -85,7 +86,8 @@ UNKNOWN_REPLIES = (
 def _fill(rng: random.Random, text: str) -> str:
     if "{" not in text:
         return text
-    return text.format(x=rng.choice(UNKNOWN_PLACES), y=rng.choice(UNKNOWN_THINGS), z=rng.choice(UNKNOWN_PEOPLE))
+    thing = rng.choice(UNKNOWN_THINGS)
+    return text.format(x=rng.choice(UNKNOWN_PLACES), y=thing, an_y=with_article(thing), z=rng.choice(UNKNOWN_PEOPLE))
 
 
 def unknown_turns(rng: random.Random) -> list[Message]:

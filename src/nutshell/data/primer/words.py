@@ -51,7 +51,7 @@ content contest control convert cookie cordial correct cottage cotton council co
 cradle crater crayon credit cricket crimson crisp critic crowd crown crystal cuckoo curtain cushion custom cycle daisy
 damage danger daring darling dawn debate decade decide deck degree delay demand denim dentist depart depend depth deputy
 desire despair dessert detail develop device devote diagram dialog differ digest digital dignity dinner direct discuss
-disease dismiss display distant divide doctrine dollar dolphin domain donate donkey double dragon drama drawer drift
+disease dismiss display distant doctrine dollar dolphin domain donate donkey double dragon drama drawer drift
 drill drought dummy duty dwarf dynamo eager early earnest echo eclipse economy edge editor effect effort either elastic
 elbow elegant element eleventh embark embassy emerald emotion empire enable endless enemy engine enjoy enough ensure
 entire entry equal error escape essay estate event evident exact example except excite exhibit exist exotic expand
