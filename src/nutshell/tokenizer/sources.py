@@ -1,4 +1,4 @@
-"""Feeding texts and files to the counter that tokenizer training starts with."""
+"""Texts on their way in: checked one by one, read from files, fed to the counter that training starts with."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ BATCH_CHARACTERS = 1 << 24
 """Text held at a time, so that memory does not grow with the source."""
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+def check_text(text: object, what: str = "the text") -> str:
+    """`text` if it can be encoded, else a ValueError that says why not and where."""
+    if not isinstance(text, str):
+        raise ValueError(f"{what} is {text!r:.80} ({type(text).__name__}); it must be a str")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which no UTF-8 "
+            "text can hold; remove it, or read the source with errors='replace'"
+        ) from None
+    return text
 
 
 def feed(
@@ -55,8 +69,6 @@ def feed(
 
 
 def _count(counter: Counter, batch: list[str]) -> None:
-    from nutshell.tokenizer.tokenizer import check_text
-
     try:
         counter.add(batch)
     except (UnicodeEncodeError, TypeError):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nutshell.tokenizer import huggingface
-from nutshell.tokenizer.sources import feed
+from nutshell.tokenizer.sources import check_text, feed
 
 try:
     from nutshell.tokenizer import _bpe
@@ -240,20 +240,6 @@ class StreamDecoder:
         text = self._decoder.decode(b"", True)
         self._decoder.reset()
         return text
-
-
-def check_text(text: object, what: str = "the text") -> str:
-    """`text` if it can be encoded, else a ValueError that says why not and where."""
-    if not isinstance(text, str):
-        raise ValueError(f"{what} is {text!r:.80} ({type(text).__name__}); it must be a str")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{what} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which no UTF-8 "
-            "text can hold; remove it, or read the source with errors='replace'"
-        ) from None
-    return text
 
 
 def _bad_text(text: object, error: Exception) -> Exception:
