@@ -59,6 +59,7 @@ def serve(
     *,
     name: str | None = None,
     device: str = "cpu",
+    open_model: Callable[[Any, str], tuple[Any, Any]] | None = None,
     api_key: str | None = None,
     max_rows: int = 16,
     max_queue: int = 64,
@@ -68,9 +69,9 @@ def serve(
 ) -> None:
     """Serve `model`: a model folder, a run folder, a (model, tok) pair or an Engine. Blocks until it is told to end.
 
-    Listens at once and answers 503 while the model loads; `on_ready` is then called with the address. SIGTERM and
-    Ctrl-C let running answers finish for `drain_seconds`. Raises ValueError for a public `host` without an
-    `api_key`, and whatever loading raised.
+    A folder is opened by `open_model(folder, device)`, by plain loading where that is None. Listens at once and answers
+    503 while the model loads; `on_ready` is then called with the address. SIGTERM and Ctrl-C let running answers finish
+    for `drain_seconds`. Raises ValueError for a public `host` without an `api_key`, and whatever loading raised.
     """
     if api_key is not None and not api_key.strip():
         raise ValueError("the API key is empty; give one with at least one character, or none at all")
@@ -87,14 +88,18 @@ def serve(
 
     def open_engine() -> tuple[Any, Any]:
         if isinstance(model, (str, Path)):
-            return _engine(*load(model, device=device), max_rows)
-        return _engine(*model, max_rows) if isinstance(model, tuple) else (model, model.tok)
+            opened, tok = (open_model or _open)(model, device)
+        elif isinstance(model, tuple):
+            opened, tok = model
+        else:
+            return model, model.tok
+        return Engine(opened, tok, max_rows=max_rows), tok
 
     async def load_in_background(service: Service) -> None:
         async def run() -> None:
             try:
                 service.open(*await asyncio.to_thread(open_engine))
-                log.info("Serving %s on %s (Ctrl-C ends it)", service.model_name, address)
+                log.info("%s is ready: %s (Ctrl-C ends it)", service.model_name, address)
                 if on_ready is not None:
                     on_ready(address)
             except BaseException as error:
@@ -114,6 +119,7 @@ def serve(
     )
     config = uvicorn.Config(app, log_level=log_level, timeout_graceful_shutdown=5, server_header=False, ws="none")
     server = Server(config, app.state.service, drain_seconds)
+    log.info("Listening on %s; the model loads", address)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:  # raised again by uvicorn after it has shut down in good order
@@ -137,8 +143,9 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _engine(model: Any, tok: Any, max_rows: int) -> tuple[Engine, Any]:
-    return Engine(model, tok, max_rows=max_rows), tok
+def _open(folder: Any, device: str) -> tuple[Any, Any]:
+    model, tok = load(folder, device=device)
+    return model.for_inference(), tok
 
 
 def _name(model: Any) -> str:

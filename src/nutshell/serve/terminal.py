@@ -59,7 +59,7 @@ def chat(
     engine: Any,
     *,
     prompt: str | None = None,
-    system: str = "",
+    system: str | None = None,
     temperature: float = 0.6,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -77,7 +77,7 @@ def chat(
     stdin, stdout = stdin or sys.stdin, stdout or sys.stdout
     styled = stdout.isatty() and "NO_COLOR" not in os.environ
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
-    talk = Conversation(engine, sampling, system)
+    talk = Conversation(engine, sampling, system or "")
     if prompt is not None:
         text = stdin.read() if prompt == "-" else prompt
         if not text.strip():

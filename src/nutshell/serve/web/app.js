@@ -239,7 +239,9 @@ question.addEventListener("keydown", (event) => {
     submit();
   } else if (event.key === "ArrowUp" && !question.value) {
     const all = document.querySelectorAll("article.user .edit");
-    if (all.length && !running) all[all.length - 1].click();
+    if (!all.length || running) return;
+    event.preventDefault(); // else the key moves the cursor in the box that opens
+    all[all.length - 1].click();
   }
 });
 $("composer").addEventListener("submit", (event) => {

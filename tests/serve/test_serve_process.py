@@ -1,0 +1,72 @@
+"""`serve` as a process of its own: 503 while the model loads, then 200, and a SIGTERM that loses no answer."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+PROGRAM = """
+import sys, threading, time
+import nutshell.serve.server as server
+from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.tokenizer import Tokenizer
+
+def slow_load(folder, device):
+    tok = Tokenizer.train(["some words to learn from, a few of them"] * 3, vocab_size=300)
+    config = GPTConfig(vocab_size=300, depth=2, width=64, heads=4, kv_heads=2, head_dim=16, context=2048, bos_id=tok.bos_id)
+    while not sys.stdin.readline():
+        time.sleep(0.01)
+    return GPT(config).eval(), tok
+
+server.load = slow_load
+server.serve(sys.argv[1], port=0, drain_seconds=20)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTERM")
+def test_loading_serving_and_sigterm(tmp_path, ask):
+    run_folder = tmp_path / "my-run"
+    run_folder.mkdir()
+    (run_folder / "plan.json").write_text("{}")
+    command = [sys.executable, "-c", PROGRAM, str(run_folder)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        lines = []
+        reader = threading.Thread(target=lambda: lines.extend(process.stderr))
+        try:
+            for line in process.stderr:
+                if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    break
+            reader.start()
+            with httpx.Client(base_url=found[0], timeout=30, trust_env=False) as client:
+                health = client.get("/health")
+                assert (health.status_code, health.json()["status"]) == (503, "loading")
+                assert client.get("/").status_code == 200
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                deadline = time.monotonic() + 30
+                while client.get("/health").status_code == 503:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+                assert client.get("/v1/models").json()["data"][0]["id"] == "my-run"
+                assert client.get("/health", headers={"Host": "evil.example"}).status_code == 400
+                answers = []
+                asking = threading.Thread(target=lambda: answers.append(ask(client, max_tokens=150)))
+                asking.start()
+                while "answers_in_flight 1.0" not in client.get("/metrics").text:
+                    time.sleep(0.01)
+                process.send_signal(signal.SIGTERM)
+                asking.join(30)
+                assert answers[0].json()["choices"][0]["finish_reason"] in ("stop", "length")
+            assert process.wait(20) in (0, -signal.SIGTERM)
+        finally:
+            process.kill()
+            reader.join(5)
+    assert "Traceback" not in "".join(lines)
