@@ -8,7 +8,6 @@ import time
 
 import httpx
 import pytest
-import uvicorn
 
 from nutshell.infer.engine import Engine
 from nutshell.infer.scheduler import Scheduler
@@ -99,8 +98,7 @@ def scripted(make_model, tok):
 @contextlib.contextmanager
 def running(app, drain_seconds=5.0):
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=2)
-    server = Server(config, app.state.service, drain_seconds)
+    server = Server(app, drain_seconds=drain_seconds, log_level="warning")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,5 +1,7 @@
 """Bad input, overload, clients that leave, keys, and the end of the server."""
 
+import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -7,6 +9,8 @@ import time
 
 import pytest
 
+from nutshell.serve.answers import EventStream
+from nutshell.serve.guard import Guard
 from nutshell.serve.server import is_loopback, serve
 
 CHAT = "/v1/chat/completions"
@@ -164,6 +168,62 @@ def test_a_slow_sender_is_cut_off(serving, engine):
     connection.settimeout(5)
     assert b" 408 " in connection.recv(4096).split(b"\r\n")[0]
     connection.close()
+
+
+def test_slow_headers_are_cut_off(serving, engine, monkeypatch):
+    monkeypatch.setattr("nutshell.serve.server.HEADER_SECONDS", 0.3)
+    client = serving(engine)
+    with socket.create_connection(("127.0.0.1", int(client.url.rsplit(":", 1)[1]))) as connection:
+        connection.settimeout(5)
+        connection.sendall(b"POST / HTTP/1.1\r\nHost:")
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
+    assert client.get("/health").status_code == 200
+
+
+def test_a_reader_that_stalls_is_given_up():
+    """The connection takes nothing any more: the stream ends and its slot is freed."""
+    closed = []
+
+    async def words():
+        while True:
+            yield b"data: word\n\n"
+
+    async def stalled(event):
+        if event["type"] == "http.response.body":
+            await asyncio.sleep(60)
+
+    async def silent():
+        await asyncio.sleep(60)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    guard = Guard(EventStream(words(), lambda: closed.append(True)), send_seconds=0.1)
+    body = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive():
+        return next(body, None) or await silent()
+
+    began = time.monotonic()
+    asyncio.run(guard(scope, receive, stalled))
+    assert closed == [True]
+    assert time.monotonic() - began < 5
+
+
+def test_logs_hold_no_prompts_keys_or_line_breaks(serving, scripted, ask, caplog):
+    caplog.set_level("DEBUG")
+    engine = scripted("Yes.")
+    client = serving(engine, api_key="s3cret-key")
+    ask(client, "my private words")
+    client.headers["Authorization"] = "Bearer s3cret-key"
+    ask(client, "my private words")
+    ask(client, "my private words", temperature=9)
+    client.get("/a%0aFORGED%0d%0aline")
+    engine._scheduler.fail = RuntimeError("broken")
+    ask(client, "my private words")
+    ours = "".join(record.getMessage() for record in caplog.records if not record.name.startswith(("httpx", "httpcore")))
+    assert "failed" in ours
+    for secret in ("private words", "s3cret", "\nFORGED"):
+        assert secret not in ours
 
 
 def test_health_answers_while_the_server_is_busy(serving, scripted, ask):

@@ -182,7 +182,8 @@ class EventStream(Response):
             await send(start)
             while True:
                 following = following or asyncio.ensure_future(_next_or_none(self.events))
-                await asyncio.wait({gone, following}, timeout=PING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                either: set[asyncio.Future[Any]] = {gone, following}
+                await asyncio.wait(either, timeout=PING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
                     return
                 if not following.done():

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nutshell.checkpoint import load
 from nutshell.infer.engine import Engine
@@ -16,6 +18,8 @@ from nutshell.serve.app import Service, create_app
 
 log = logging.getLogger("uvicorn.error")
 
+HEADER_SECONDS = 15.0
+"""Deadline for the headers of a connection's first request."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -29,12 +33,32 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class HeaderDeadline(H11Protocol):
+    """HTTP/1.1 that closes a connection whose first request does not begin to arrive whole in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(HEADER_SECONDS, self._check_that_headers_came)
+
+    def _check_that_headers_came(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.abort()
+
+
 class Server(uvicorn.Server):
     """Goes on listening while running answers finish, so that health checks see the 503 and stop sending."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float):
+    def __init__(self, app: FastAPI, *, drain_seconds: float = 20.0, log_level: str = "info"):
+        config = uvicorn.Config(
+            app,
+            http=HeaderDeadline,
+            ws="none",
+            log_level=log_level,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
         super().__init__(config)
-        self.service = service
+        self.service: Service = app.state.service
         self.drain_seconds = drain_seconds
 
     async def shutdown(self, sockets: Any = None) -> None:
@@ -117,8 +141,7 @@ def serve(
         allowed_hosts=LOCAL_NAMES if api_key is None else None,
         on_startup=load_in_background,
     )
-    config = uvicorn.Config(app, log_level=log_level, timeout_graceful_shutdown=5, server_header=False, ws="none")
-    server = Server(config, app.state.service, drain_seconds)
+    server = Server(app, drain_seconds=drain_seconds, log_level=log_level)
     log.info("Listening on %s; the model loads", address)
     try:
         server.run(sockets=[listener])

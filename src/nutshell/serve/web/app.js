@@ -7,8 +7,8 @@ import * as store from "./store.js";
 import { AnswerView, QuestionView, button, plainText } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
-const EXAMPLES = ["What is the capital of France?", "How many times is the letter e in “cheese”?",
-  "What is 47 plus 85?", "Tell me a very short story."];
+const EXAMPLES = ["What is the capital of France?", "How many times does the letter e appear in cheese?",
+  "What is 47 plus 85?", "Tell me a short story."];
 
 const values = store.settings();
 let chat = null;
