@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import difflib
 import json
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nutshell.runtime import Runtime
@@ -20,7 +24,6 @@ def _recipe(verb: str, arguments: list[str], description: str) -> Recipe:
     """[RECIPE] and flags -> the recipe. In a run that has a plan its recipe is the default, and must stay as it is."""
     from nutshell.config import load_toml, parse
     from nutshell.train.recipe import Recipe
-    from nutshell.train.speedrun import load_plan
 
     given, default = None, Recipe()
     if arguments and not arguments[0].startswith("-"):
@@ -28,7 +31,11 @@ def _recipe(verb: str, arguments: list[str], description: str) -> Recipe:
         default = load_toml(Recipe, given)
     out = next((b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--out"), default.out)
     out = next((a.removeprefix("--out=") for a in arguments if a.startswith("--out=")), out)
-    plan = load_plan(Path(out))
+    plan = None
+    if (Path(out) / "plan.json").exists():
+        from nutshell.train.speedrun import load_plan
+
+        plan = load_plan(Path(out))
     if plan and not given:
         default = replace(plan.recipe, out=out)
     recipe = parse(Recipe, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default)
@@ -104,144 +111,82 @@ def _plan(arguments: list[str]) -> Any:
         return run.plan.to_dict()
 
 
+def _arguments(verb: str, arguments: list[str], description: str, **options: Any) -> argparse.Namespace:
+    """Parse the flags of a small verb: a name with underscores is a flag, `_name` a positional argument."""
+    parser = argparse.ArgumentParser(
+        f"nutshell {verb}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    for name, settings in options.items():
+        flags = [name[1:]] if name.startswith("_") else [f"--{name.replace('_', '-')}", *settings.pop("short", [])]
+        parser.add_argument(*flags, **settings)
+    return parser.parse_args(arguments)
+
+
+TOKENIZER_ACTIONS = {
+    "train": "Train the run's tokenizer on its data (prepared first where needed).",
+    "encode": "Print the token ids of a text.",
+    "decode": "Print the text of token ids.",
+    "show": "Print a text with its tokens in colours.",
+    "eval": "Print bytes per token on text files: higher is better.",
+}
+DEVICE = {"default": "auto", "help": "auto, cpu, cuda or mps"}
+MODEL = {"nargs": "?", "default": "runs/demo", "help": "run folder or model folder"}
+
+
 def _tokenizer(arguments: list[str]) -> Any:
-    actions = {"train": _tokenizer_train, "encode": _tokenizer_encode, "decode": _tokenizer_decode, "show": _tokenizer_show,
-               "eval": _tokenizer_eval}  # fmt: skip
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: nutshell tokenizer {{{','.join(actions)}}} ... [--help]\n\n{VERBS['tokenizer'][1]}")
+    action = arguments[0] if arguments else "--help"
+    if action in ("-h", "--help"):
+        print("usage: nutshell tokenizer ACTION [--help] ...\n")
+        print("\n".join(f"  {name:8} {text}" for name, text in TOKENIZER_ACTIONS.items()))
         return None
-    if arguments[0] not in actions:
-        raise ValueError(f"nutshell tokenizer {arguments[0]}: unknown. Accepted: {', '.join(actions)}.")
-    return actions[arguments[0]](arguments[1:])
+    if action not in TOKENIZER_ACTIONS:
+        raise ValueError(f"nutshell tokenizer {action}: unknown. Accepted: {', '.join(TOKENIZER_ACTIONS)}.")
+    if action == "train":
+        return _tokenizer_train(arguments[1:])
+    inputs: dict[str, Any] = {
+        "encode": {"_text": {"help": "the text; - reads standard input"}},
+        "show": {"_text": {"help": "the text; - reads standard input"}},
+        "decode": {"_ids": {"nargs": "+", "type": int, "help": "token ids"}},
+        "eval": {"_files": {"nargs": "+", "help": "text files"}},
+    }[action]
+    folder = {"help": "run or tokenizer folder"}
+    options = _arguments(f"tokenizer {action}", arguments[1:], TOKENIZER_ACTIONS[action], _folder=folder, **inputs)
+    from nutshell.tokenizer import Tokenizer, tools
+
+    path = Path(options.folder)
+    tok = Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path)
+    if action == "decode":
+        print(text := tok.decode(options.ids))
+        return {"text": text}
+    if action == "eval":
+        ratios = tools.compression(tok, {name: Path(name).read_text(encoding="utf-8") for name in options.files})
+        print("\n".join(f"{ratio:6.3f}  {name}" for name, ratio in ratios.items()))
+        return ratios
+    text = sys.stdin.read() if options.text == "-" else options.text
+    ids = tok.encode(text)
+    print(tools.show(tok, text) if action == "show" else " ".join(map(str, ids)))
+    return {"ids": ids}
 
 
 def _tokenizer_train(arguments: list[str]) -> Any:
-    recipe = _recipe("tokenizer train", arguments, "Train the run's tokenizer on its data (prepared first where needed).")
+    recipe = _recipe("tokenizer train", arguments, TOKENIZER_ACTIONS["train"])
     from nutshell.train.speedrun import prepare_data, prepare_tokenizer
 
     runtime = _runtime(recipe)
-    prepare_data(recipe, runtime)
-    tok = prepare_tokenizer(recipe, runtime)
+    tok = prepare_tokenizer(recipe, runtime, prepare_data(recipe, runtime))
     print(f"{recipe.out}/tokenizer: {tok.vocab_size} tokens")
     return {"folder": f"{recipe.out}/tokenizer", "vocab_size": tok.vocab_size}
 
 
-def _positional() -> Any:
-    import tyro
-
-    return tyro.conf.Positional
-
-
-def _open_tokenizer(folder: str) -> Any:
-    from nutshell.tokenizer import Tokenizer
-
-    path = Path(folder)
-    return Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path)
-
-
-def _parse_verb(name: str, arguments: list[str], options: type) -> Any:
-    from nutshell.config import parse
-
-    return parse(options, arguments, prog=f"nutshell {name}", description=(options.__doc__ or "").strip())
-
-
-def _tokenizer_encode(arguments: list[str]) -> Any:
-    positional = _positional()
-
-    @dataclass(frozen=True)
-    class Encode:
-        """Print the token ids of a text."""
-
-        folder: Annotated[str, positional]
-        """Run or tokenizer folder."""
-        text: Annotated[str, positional]
-        """The text; - reads standard input."""
-
-    options = _parse_verb("tokenizer encode", arguments, Encode)
-    text = sys.stdin.read() if options.text == "-" else options.text
-    ids = _open_tokenizer(options.folder).encode(text)
-    print(" ".join(map(str, ids)))
-    return {"ids": ids}
-
-
-def _tokenizer_decode(arguments: list[str]) -> Any:
-    positional = _positional()
-
-    @dataclass(frozen=True)
-    class Decode:
-        """Print the text of token ids."""
-
-        folder: Annotated[str, positional]
-        """Run or tokenizer folder."""
-        ids: Annotated[tuple[int, ...], positional]
-        """Token ids."""
-
-    options = _parse_verb("tokenizer decode", arguments, Decode)
-    text = _open_tokenizer(options.folder).decode(list(options.ids))
-    print(text)
-    return {"text": text}
-
-
-def _tokenizer_show(arguments: list[str]) -> Any:
-    positional = _positional()
-
-    @dataclass(frozen=True)
-    class Show:
-        """Print a text with its tokens in colours."""
-
-        folder: Annotated[str, positional]
-        """Run or tokenizer folder."""
-        text: Annotated[str, positional]
-        """The text; - reads standard input."""
-
-    options = _parse_verb("tokenizer show", arguments, Show)
-    from nutshell.tokenizer.tools import show
-
-    print(show(_open_tokenizer(options.folder), sys.stdin.read() if options.text == "-" else options.text))
-
-
-def _tokenizer_eval(arguments: list[str]) -> Any:
-    positional = _positional()
-
-    @dataclass(frozen=True)
-    class Compression:
-        """Print bytes per token on text files: higher is better."""
-
-        folder: Annotated[str, positional]
-        """Run or tokenizer folder."""
-        files: Annotated[tuple[str, ...], positional]
-        """Text files."""
-
-    options = _parse_verb("tokenizer eval", arguments, Compression)
-    from nutshell.tokenizer.tools import compression
-
-    texts = {name: Path(name).read_text(encoding="utf-8") for name in options.files}
-    ratios = compression(_open_tokenizer(options.folder), texts)
-    for name, ratio in ratios.items():
-        print(f"{ratio:6.3f}  {name}")
-    return ratios
-
-
 def _eval(arguments: list[str]) -> Any:
-    positional = _positional()
-
-    @dataclass(frozen=True)
-    class Evaluate:
-        """Score a model on tasks."""
-
-        model: Annotated[str, positional]
-        """Run folder or model folder."""
-        tasks: tuple[str, ...] = ("primer-facts", "primer-sums", "primer-letters")
-        """primer-facts, primer-sums, primer-letters, arc-easy, arc-challenge, gsm8k."""
-        limit: int = 200
-        """Items of each task; 0 takes all."""
-        data: str = ""
-        """Folder with arc/ and gsm8k/, for those tasks."""
-        seed: int = 42
-        device: str = "auto"
-        """auto, cpu, cuda or mps."""
-
-    options = _parse_verb("eval", arguments, Evaluate)
+    options = _arguments(
+        "eval", arguments, VERBS["eval"][1], _model=MODEL, device=dict(DEVICE),
+        tasks={"nargs": "+", "default": ["primer-facts", "primer-sums", "primer-letters"], "metavar": "TASK",
+               "help": "primer-facts, primer-sums, primer-letters, arc-easy, arc-challenge, gsm8k"},
+        limit={"type": int, "default": 200, "help": "items of each task; 0 takes all"},
+        data={"default": "", "help": "folder with arc/ and gsm8k/, for those tasks"},
+        seed={"type": int, "default": 42, "help": "which items a limit takes"},
+    )  # fmt: skip
     if options.limit < 0:
         raise ValueError(f"--limit is {options.limit}; accepted: 0 (all items) or more.")
     from nutshell.eval.chat import evaluate
@@ -250,7 +195,7 @@ def _eval(arguments: list[str]) -> Any:
     tasks = [
         load_task(n, limit=options.limit or None, seed=options.seed, data_folder=options.data or None) for n in options.tasks
     ]
-    model, tok, _ = _open_model(options.model, options.device)
+    model, tok = _open_model(options.model, options.device)
     results = {}
     for task in tasks:
         result = evaluate(task, model, tok)
@@ -260,18 +205,10 @@ def _eval(arguments: list[str]) -> Any:
 
 
 def _report(arguments: list[str]) -> Any:
-    positional = _positional()
-
-    @dataclass(frozen=True)
-    class Report:
-        """Write report.md, its plots and report.json of a run, finished or not."""
-
-        run: Annotated[str, positional]
-        """Run folder."""
-        usd_per_hour: float = 0.0
-        """Price of the machine, for the cost table."""
-
-    options = _parse_verb("report", arguments, Report)
+    options = _arguments(
+        "report", arguments, VERBS["report"][1], _run={"help": "run folder, finished or not"},
+        usd_per_hour={"type": float, "default": 0.0, "help": "price of the machine, for the cost table"},
+    )  # fmt: skip
     from nutshell.report import build_report
 
     report = build_report(Path(options.run), usd_per_hour=options.usd_per_hour or None)
@@ -279,71 +216,45 @@ def _report(arguments: list[str]) -> Any:
     return report
 
 
-def _open_model(folder: str, device: str = "auto") -> tuple[Any, Any, str]:
-    """A frozen model in the dtype this machine is quick in, its tokenizer, and its name."""
+def _open_model(folder: str, device: str) -> tuple[Any, Any]:
+    """A frozen model in the dtype this machine is quick in, and its tokenizer."""
     from nutshell.checkpoint import load
     from nutshell.runtime import start_runtime
 
     runtime = start_runtime(device=device)
     model, tok = load(folder, runtime.device)
-    model.use(runtime.dtype, runtime.attention)
-    return model.for_inference(), tok, Path(folder).resolve().name
+    return model.use(runtime.dtype).for_inference(), tok
 
 
 def _chat(arguments: list[str]) -> Any:
-    import tyro
-
-    @dataclass(frozen=True)
-    class Chat:
-        """Talk to a model in the terminal."""
-
-        model: Annotated[str, tyro.conf.Positional] = "runs/demo"
-        """Run folder or model folder."""
-        prompt: Annotated[str, tyro.conf.arg(aliases=["-p"])] = ""
-        """Answer this and leave."""
-        temperature: float = 0.6
-        """0 always takes the most likely token."""
-        top_k: int = 50
-        """Draw among this many tokens; 0 is off."""
-        max_tokens: int = 256
-        """Longest answer."""
-        system: str = ""
-        """System prompt."""
-        device: str = "auto"
-        """auto, cpu, cuda or mps."""
-
-    options = _parse_verb("chat", arguments, Chat)
+    options = _arguments(
+        "chat", arguments, VERBS["chat"][1], _model=MODEL, device=dict(DEVICE),
+        prompt={"short": ["-p"], "default": None, "help": "answer this and leave"},
+        temperature={"type": float, "default": 0.6, "help": "0 always takes the most likely token"},
+        top_k={"type": int, "default": 50, "help": "draw among this many tokens; 0 is off"},
+        max_tokens={"type": int, "default": 256, "help": "longest answer"},
+        system={"default": None, "help": "system prompt"},
+    )  # fmt: skip
     from nutshell.infer.engine import Engine
     from nutshell.serve.terminal import chat
 
-    model, tok, name = _open_model(options.model, options.device)
+    model, tok = _open_model(options.model, options.device)
     chat(
-        Engine(model, tok), prompt=options.prompt or None, temperature=options.temperature, top_k=options.top_k,
-        max_tokens=options.max_tokens, system=options.system or None, name=name,
+        Engine(model, tok), prompt=options.prompt, temperature=options.temperature, top_k=options.top_k,
+        max_tokens=options.max_tokens, system=options.system,
     )  # fmt: skip
 
 
 def _serve(arguments: list[str]) -> Any:
-    import tyro
-
-    @dataclass(frozen=True)
-    class Serve:
-        """Open the web page and the OpenAI-compatible API."""
-
-        model: Annotated[str, tyro.conf.Positional] = "runs/demo"
-        """Run folder or model folder."""
-        host: str = "127.0.0.1"
-        """Address to listen on; any other than loopback needs --api-key."""
-        port: int = 8000
-        api_key: str = ""
-        """Key that clients must send as a Bearer token."""
-        device: str = "auto"
-        """auto, cpu, cuda or mps."""
-
-    options = _parse_verb("serve", arguments, Serve)
+    options = _arguments(
+        "serve", arguments, VERBS["serve"][1], _model=MODEL, device=dict(DEVICE),
+        host={"default": "127.0.0.1", "help": "address to listen on; any other than loopback needs --api-key"},
+        port={"type": int, "default": 8000, "help": "port to listen on"},
+        api_key={"default": None, "help": "key that clients must send as a Bearer token"},
+    )  # fmt: skip
     from nutshell.serve.server import serve
 
-    serve(lambda: _open_model(options.model, options.device), options)
+    serve(options.model, host=options.host, port=options.port, api_key=options.api_key)
 
 
 def _verbs() -> dict[str, tuple[Callable[[list[str]], Any], str]]:
@@ -386,6 +297,9 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a verb. Exit codes: 0 success, 1 failure, 2 bad input, 75 stopped by a signal with everything saved."""
+    # Waiting threads sleep instead of spinning: a busy neighbour on the machine then costs its share, not 5 to 10 times the run
+    # (docs/experiments.md). OpenMP reads this when torch is imported, so it stands before every import of ours.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in arguments
     arguments = [a for a in arguments if a != "--json"]
@@ -401,12 +315,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(verb: str, arguments: list[str], as_json: bool) -> int:
-    import contextlib
-
     try:
         if verb not in VERBS:
-            import difflib
-
             close = difflib.get_close_matches(verb, VERBS, n=1)
             raise ValueError(
                 f"unknown verb {verb!r}.{f' Did you mean {close[0]}?' if close else ''} Accepted: {', '.join(VERBS)}."

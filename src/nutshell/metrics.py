@@ -219,6 +219,20 @@ def read_metrics(run_folder: Path | str) -> list[dict[str, Any]]:
     return list(_lines(path)) if path.exists() else []
 
 
+def seconds_by_stage(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Time of each stage: its steps, and what evaluations and stages without steps noted."""
+    steps: dict[str, float] = {}
+    other: dict[str, float] = {}
+    for line in lines:
+        stage = line["stage"]
+        if "eval" in line or "stage_seconds" in line:
+            other[stage] = other.get(stage, 0.0) + (line.get("eval_seconds") or 0.0) + (line.get("stage_seconds") or 0.0)
+        else:
+            steps[stage] = max(steps.get(stage, 0.0), line.get("seconds") or 0.0)
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    return {stage: round(steps.get(stage, 0.0) + other.get(stage, 0.0), 2) for stage in stages}
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from nutshell.metrics import read_metrics
+from nutshell.metrics import read_metrics, seconds_by_stage
 from nutshell.report_page import ordered, write_page
 from nutshell.report_plots import draw_all, smoothed
 
@@ -60,7 +60,7 @@ def summarise(
         for stage, wanted in goals.items()
         if wanted
     }
-    seconds = _seconds(lines)
+    seconds = seconds_by_stage(lines)
     usd = {} if usd_per_hour is None else {stage: round(s / 3600 * usd_per_hour, 4) for stage, s in seconds.items()}
     training = {stage: _training(records) for stage, records in steps_by_stage(lines).items()}
     return {
@@ -139,20 +139,6 @@ def _lower_is_better(metric: str) -> bool:
 def _verdict(name: str, value: float | None, target: float) -> dict[str, Any]:
     margin = None if value is None else (target - value if _lower_is_better(name) else value - target)
     return {"target": target, "value": value, "met": margin is not None and margin >= 0, "margin": margin}
-
-
-def _seconds(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """Time of each stage: its steps, and what evaluations and stages without steps noted."""
-    steps: dict[str, float] = {}
-    other: dict[str, float] = {}
-    for line in lines:
-        stage = line["stage"]
-        if "eval" in line or "stage_seconds" in line:
-            other[stage] = other.get(stage, 0.0) + (line.get("eval_seconds") or 0.0) + (line.get("stage_seconds") or 0.0)
-        else:
-            steps[stage] = max(steps.get(stage, 0.0), line.get("seconds") or 0.0)
-    stages = list(dict.fromkeys(line["stage"] for line in lines))
-    return {stage: round(steps.get(stage, 0.0) + other.get(stage, 0.0), 2) for stage in stages}
 
 
 def _training(records: list[dict[str, Any]]) -> dict[str, Any]:

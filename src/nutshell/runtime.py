@@ -71,6 +71,18 @@ class Runtime:
         return float(tensor.item()) / self.world_size
 
 
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Most memory this process has held: of the GPU where it computes on one, else resident; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -131,6 +143,7 @@ def start_runtime(*, device: str = "auto", dtype: str = "auto", threads: int = 0
         torch.set_float32_matmul_precision("high")
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    on_gpu = chosen.type == "cuda"
     peak: float | None = None
     if chosen.type == "cpu":
         rates = {name: matmul_flops(chosen, DTYPES[name]) for name in DTYPES}
@@ -146,7 +159,7 @@ def start_runtime(*, device: str = "auto", dtype: str = "auto", threads: int = 0
         dtype = "float32"
     runtime = Runtime(
         device=chosen, dtype=DTYPES[dtype], threads=torch.get_num_threads(), rank=rank, world_size=world, local_rank=local,
-        peak_flops=peak, compiled=chosen.type == "cuda", attention="flex" if chosen.type == "cuda" and _flex_launches(chosen) else "blocked",
+        peak_flops=peak, compiled=on_gpu, attention="flex" if on_gpu and _flex_launches(chosen) else "blocked",
     )  # fmt: skip
     if world > 1:  # every rank computes alike, whatever its own measurement said
         same = runtime.agree(float(runtime.dtype == torch.bfloat16))

@@ -41,7 +41,7 @@ class ScriptedGPT(GPT):
         self.script: dict[int, int] = {}
         self.calls: list[tuple[int, int]] = []  # (rows, tokens per row)
 
-    def decode(self, ids, cache, rows, counts=None):
+    def decode(self, ids, cache, rows, counts=None, *, last_only=False):
         start = cache.lengths[rows].tolist()
         logits = super().decode(ids, cache, rows, counts).clone()
         self.calls.append(tuple(ids.shape))
@@ -49,6 +49,9 @@ class ScriptedGPT(GPT):
             for t in range(ids.size(1)):
                 if position + t + 1 in self.script:
                     logits[row, t, self.script[position + t + 1]] += 1000
+        if last_only:
+            last = (counts - 1).clamp(min=0) if counts is not None else torch.full((len(start),), ids.size(1) - 1)
+            return logits[torch.arange(len(start)), last].unsqueeze(1)
         return logits
 
     def say(self, start: int, tokens: list[int]) -> None:

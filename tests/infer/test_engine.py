@@ -191,7 +191,7 @@ def test_a_step_that_fails_leaves_a_working_engine(model, tok, monkeypatch):
     requests = [engine.submit(prompt_of(5, seed), GREEDY) for seed in range(3)]
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(model, "decode", lambda *args: 1 / 0)
+        patch.setattr(model, "decode", lambda *args, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step()
     assert [request.finish for request in requests] == ["cancelled"] * 3

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nutshell.model.gpt import GPT, GPTConfig
-from nutshell.train.optim import MuonAdamW, OptimizerConfig, group_parameters, muon_direction, polar
+from nutshell.train.optim import MuonAdamW, group_parameters, muon_direction, polar
+from nutshell.train.recipe import OptimizerConfig
 
 
 def model() -> GPT:
@@ -53,7 +54,9 @@ def test_a_zero_gradient_changes_nothing():
 
 def test_adamw_equals_its_formula_in_float64():
     net = model()
-    group = next(g for g in group_parameters(net, OptimizerConfig(), width=32, tokens_per_step=4096) if g.names == ["lm_head.weight"])
+    group = next(
+        g for g in group_parameters(net, OptimizerConfig(), width=32, tokens_per_step=4096) if g.names == ["lm_head.weight"]
+    )
     optimizer = MuonAdamW([group])
     p = group.parameters[0].detach().double().clone()
     first = second = torch.zeros_like(p)

@@ -46,8 +46,8 @@ def read_conversations(
     """Conversations ``{"messages": [...]}`` from JSON-lines files or folders of those; other fields are left out.
 
     A line may also be the bare list of messages. ``check`` gets each list of messages, raises ValueError about roles and
-    their order, which is completed with file and line, and may return the messages to keep. ``substitutions`` fills placeholders: with
-    ``{"name": "Nutty"}`` every ``{{name}}`` becomes ``Nutty``.
+    their order, which is completed with file and line, and may return the messages to keep. ``substitutions`` fills
+    placeholders: with ``{"name": "Nutty"}`` every ``{{name}}`` becomes ``Nutty``.
     """
     conversations = []
     files = find_files(paths, CONVERSATION_SUFFIXES)

@@ -142,9 +142,8 @@ class Scheduler:
         T = max(counts)
         ids = torch.tensor([row + [0] * (T - len(row)) for row in tokens], device=self.device)
         count = torch.tensor(counts, device=self.device)
-        logits = self.model.decode(ids, self.cache, rows, count if min(counts) < T else None)  # (B, T, V)
-        last = logits[:, 0] if T == 1 else logits[self.rows[: len(rows)], (count - 1).clamp(min=0)]
-        return last[:, : self.vocab_size]
+        logits = self.model.decode(ids, self.cache, rows, count if min(counts) < T else None, last_only=True)  # (B, 1, V)
+        return logits[:, 0, : self.vocab_size]
 
     def feed_prefixes(self) -> None:
         while self.prefixes and self.prefix_rows:

@@ -72,7 +72,7 @@ def _flex_attention() -> Any:
 
 
 def _blocked_attention(q: Tensor, k: Tensor, v: Tensor, pieces: list) -> Tensor:
-    """Plain products of blocks: on CPU they run bf16 at full rate, torch's fused kernel at a third of it (docs/experiments.md)."""
+    """Plain products of blocks: on CPU bf16 runs at full rate, in torch's fused kernel at a third (docs/experiments.md)."""
     q = q * q.size(-1) ** -0.5
     outputs = []
     for start, end, first, bias in pieces:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nutshell.model.attention import Mask, causal_attention, decode_attention, make_mask, rotary_tables
 from nutshell.model.kernels import relu_squared, rms_norm, rotate
-from nutshell.model.kv_cache import KVCache
+from nutshell.model.kv_cache import KVCache, Place
 from nutshell.model.loss import SOFTCAP, softcap_cross_entropy
 
 QK_SCALE = 1.2
@@ -126,12 +126,10 @@ class Attention(nn.Module):
         y = causal_attention(q, k, v, mask)  # (B, T, H, D)
         return self.out(y.flatten(2))
 
-    def decode(
-        self, x: Tensor, value_embedding: Tensor | None, rotary: tuple[Tensor, Tensor], cache: KVCache, rows: Tensor
-    ) -> Tensor:
+    def decode(self, x: Tensor, value_embedding: Tensor | None, rotary: tuple[Tensor, Tensor], place: Place) -> Tensor:
         q, k, v = self.qkv(x, value_embedding, rotary)
-        keys, values = cache.append(self.layer, rows, k, v)
-        y = decode_attention(q, keys, values, cache.lengths[rows], self.window)
+        keys, values = place.append(self.layer, k, v)
+        y = decode_attention(q, keys, values, place.start, self.window)
         return self.out(y.flatten(2))
 
 
@@ -271,20 +269,25 @@ class GPT(nn.Module):
         return copy.requires_grad_(False).eval()
 
     @torch.inference_mode()
-    def decode(self, ids: Tensor, cache: KVCache, rows: Tensor, counts: Tensor | None = None) -> Tensor:
+    def decode(
+        self, ids: Tensor, cache: KVCache, rows: Tensor, counts: Tensor | None = None, *, last_only: bool = False
+    ) -> Tensor:
         """Append tokens ids (B, T) to the cache rows `rows` (B,), each at its own length: fp32 logits (B, T, V).
 
         Rows may be padded on the right: only the first counts[b] tokens of row b are real (all T where counts is None).
-        The caller keeps a row within the cache's capacity.
+        With `last_only` just the logits of each row's last real token are computed: (B, 1, V). The caller keeps a row within
+        the cache's capacity.
         """
-        start, T = cache.lengths[rows], ids.size(1)
         if counts is None:
-            counts = torch.full_like(start, T)
+            counts = torch.full((ids.size(0),), ids.size(1), device=ids.device)
+        place = cache.place(rows, ids.size(1))
         x = self.embed(ids, cache.previous[rows])
-        positions = (start.unsqueeze(1) + torch.arange(T, device=ids.device)).clamp_(max=cache.capacity - 1)
+        positions = place.positions.clamp(max=cache.capacity - 1)
         rotary = (self.cos[positions].to(x.dtype), self.sin[positions].to(x.dtype))  # (B, T, 1, D/2)
-        x = self.trunk(ids, x, lambda attention, y, ve: attention.decode(y, ve, rotary, cache, rows))
+        x = self.trunk(ids, x, lambda attention, y, ve: attention.decode(y, ve, rotary, place))
         cache.advance(rows, ids, counts)
+        if last_only:
+            x = x[torch.arange(x.size(0), device=x.device), (counts - 1).clamp(min=0)].unsqueeze(1)
         return self.head(x)
 
     def head(self, hidden: Tensor) -> Tensor:

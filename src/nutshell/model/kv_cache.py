@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -39,23 +41,46 @@ class KVCache:
         self.lengths[targets] = length
         self.previous[targets] = int(self.previous[source])
 
-    def append(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values (B, T, K, D) behind the rows' tokens; returns all of theirs, (B, K, S, D) each.
-
-        The lengths stay as they are until `advance`: every layer writes at the same place.
-        """
+    def place(self, rows: Tensor, tokens: int) -> Place:
+        """Where the next `tokens` tokens of the rows (B,) go, worked out once for all layers."""
         start = self.lengths[rows]
-        T = keys.size(1)
-        positions = (start.unsqueeze(1) + torch.arange(T, device=keys.device)).clamp_(max=self.capacity)  # (B, T)
-        longest = min(int(start.max()) + T, self.capacity + 1)
-        results = []
-        for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            store.transpose(1, 2)[rows.unsqueeze(1), positions] = new
-            results.append(store[rows, :, :longest])
-        return results[0], results[1]
+        positions = (start.unsqueeze(1) + torch.arange(tokens, device=start.device)).clamp_(max=self.capacity)  # (B, T)
+        longest = min(int(start.max()) + tokens, self.capacity + 1)
+        first, count = int(rows[0]), rows.numel()
+        neighbours = int(rows[-1]) - first == count - 1 and (count < 3 or bool((rows.diff() == 1).all()))
+        return Place(self, slice(first, first + count) if neighbours else rows, start, positions, longest)
 
     def advance(self, rows: Tensor, ids: Tensor, counts: Tensor) -> None:
         """Count the first counts[b] tokens of ids (B, T) as part of the rows."""
         self.lengths[rows] += counts
         last = ids.gather(1, (counts - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
         self.previous[rows] = torch.where(counts > 0, last, self.previous[rows])
+
+
+@dataclass(frozen=True)
+class Place:
+    """The positions that one decoding step writes, and how far its rows reach."""
+
+    cache: KVCache
+    rows: slice | Tensor
+    """Neighbouring rows are a slice, whose keys are read in place; others are gathered."""
+    start: Tensor
+    positions: Tensor
+    longest: int
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values (B, T, K, D) behind the rows' tokens; returns all of theirs, (B, K, S, D) each.
+
+        The lengths stay as they are until `advance`: every layer writes at the same place.
+        """
+        every = torch.arange(keys.size(0), device=keys.device).unsqueeze(1)
+        results = []
+        for store, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
+            if isinstance(self.rows, slice):
+                mine = store[self.rows]
+                mine.transpose(1, 2)[every, self.positions] = new
+            else:
+                store.transpose(1, 2)[self.rows.unsqueeze(1), self.positions] = new
+                mine = store[self.rows]
+            results.append(mine[:, :, : self.longest])
+        return results[0], results[1]

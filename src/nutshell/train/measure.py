@@ -91,6 +91,6 @@ def measure(recipe: Recipe, runtime: Runtime, vocab_size: int, seconds_left: flo
         if timings[depth].tokens_per_second * seconds_left * (1 - EVALUATION_SHARE) * recipe.stages.pretrain.share < tokens:
             break
     return Hardware(
-        device=runtime.device.type, dtype=runtime.dtype_name, world_size=runtime.world_size, threads=runtime.threads, timings=timings,
-        seconds_left=seconds_left,
+        device=runtime.device.type, dtype=runtime.dtype_name, world_size=runtime.world_size, threads=runtime.threads,
+        timings=timings, seconds_left=seconds_left,
     )  # fmt: skip

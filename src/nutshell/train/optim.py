@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nutshell.train.recipe import OptimizerConfig
+
 # Five quintic iterations of Polar Express, computed for safety 2e-2 and cushion 2 (table of arXiv 2505.16932).
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -22,33 +24,6 @@ POLAR_EXPRESS = (
 )
 ADAM_EPS = 1e-10
 MUON_BETA2 = 0.9
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """Learning rates at width 768 and 2^19 tokens a step; the plan scales them (see `scaled`)."""
-
-    matrix_lr: float = 0.02
-    """Muon, all block matrices and gates."""
-    head_lr: float = 0.008
-    """AdamW, the output head."""
-    embedding_lr: float = 0.3
-    """AdamW, the token embedding."""
-    value_embedding_lr: float = 0.15
-    """AdamW, the value embeddings."""
-    residual_lr: float = 0.005
-    """AdamW, the residual scale of each layer (r)."""
-    x0_lr: float = 0.5
-    """AdamW, how much of the embedding each layer adds (a)."""
-    smear_lr: float = 0.2
-    """AdamW, smear and backout."""
-    weight_decay: float = 0.28
-    """Muon's cautious decay at 2^19 tokens a step; the plan scales it too."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} is {value}; accepted: a finite number of at least 0.")
 
 
 @dataclass(kw_only=True)

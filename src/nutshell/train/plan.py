@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
 from nutshell.model.gpt import GPTConfig
-from nutshell.train.optim import OptimizerConfig
-from nutshell.train.recipe import Recipe, StageConfig, seconds
+from nutshell.train.recipe import OptimizerConfig, Recipe, StageConfig, seconds
 from nutshell.train.schedule import Schedule
 
 D12 = GPTConfig(vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048)
@@ -74,6 +73,8 @@ class Plan:
     flops_per_token: float
     hardware: Hardware
     recipe: Recipe
+    refitted: tuple[str, ...] = ()
+    """Stages whose steps were fitted again to what was left of the budget when they began; they never change after that."""
 
     @property
     def row_tokens(self) -> int:
@@ -192,6 +193,25 @@ def make_plan(recipe: Recipe, hardware: Hardware, *, vocab_size: int, bos_id: in
         schedule=recipe.schedule, parameters=parameters_by_group(shape),
         flops_per_token=flops_per_token(shape, shape.context), hardware=hardware, recipe=recipe,
     )  # fmt: skip
+
+
+def refit(plan: Plan, stage: str, *, seconds_left: float, slowdown: float) -> Plan:
+    """Fit the steps of `stage` and those after it to what is left of the budget. Pure.
+
+    `slowdown` is how much longer than planned the steps took so far: on a shared machine the first measurement is only a guess.
+    A stage keeps between a quarter and twice its steps.
+    """
+    names = list(plan.stages)
+    ahead = names[names.index(stage) :]
+    planned = sum(plan.stages[name].seconds or 0.0 for name in ahead)
+    stages = dict(plan.stages)
+    if planned > 0:
+        factor = min(2.0, max(0.25, seconds_left * (1 - EVALUATION_SHARE) / (planned * slowdown)))
+        for name in ahead:
+            old = stages[name]
+            steps = max(1, round(old.steps * factor)) if old.steps else 0
+            stages[name] = replace(old, steps=steps, seconds=(old.seconds or 0.0) * factor)
+    return replace(plan, stages=stages, refitted=(*plan.refitted, stage))
 
 
 def rl_step_seconds(recipe: Recipe, timing: Timing) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from nutshell.data.loader import PretrainLoader
@@ -22,7 +24,7 @@ def pretrain(run: Run) -> None:
     stage = open_stage(run, "pretrain", previous=None)
     model = torch.compile(stage.model) if runtime.compiled else stage.model
     loader = PretrainLoader(
-        open_shards(run.folder / "data"), run.tok.encode_batch, run.tok.bos_id, plan.rows, plan.row_tokens + 1,
+        open_shards(run.data), run.tok.encode_batch, run.tok.bos_id, plan.rows, plan.row_tokens + 1,
         seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
     )  # fmt: skip
     if stage.loader_state:
@@ -44,6 +46,7 @@ def pretrain(run: Run) -> None:
             stage.record(result)
             stage.save_if_due(loader.state_dict())
             if stage.step % every == 0 and stage.step < stage.steps:
+                start = time.monotonic()
                 bpb = bits_per_byte(stage.model, validation, byte_lengths)
-                run.log.evaluation("pretrain", stage.step, {"val_bpb": bpb})
+                run.log.evaluation("pretrain", stage.step, {"val_bpb": bpb}, eval_seconds=time.monotonic() - start)
     evaluate_stage(run, stage, val_bpb=bits_per_byte(stage.model, validation, byte_lengths))

@@ -1,14 +1,43 @@
-"""A recipe is data: everything a user may set before a run. The plan turns it into numbers of steps."""
+"""A recipe is data: everything a user may set before a run. The plan turns it into numbers of steps.
+
+Nothing here needs torch, so that `nutshell VERB --help` answers at once.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
 
-from nutshell.train.optim import OptimizerConfig
 from nutshell.train.schedule import Schedule
 
 PRIMER = "primer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Learning rates at width 768 and 2^19 tokens a step; the plan scales them (see `scaled_optimizer`)."""
+
+    matrix_lr: float = 0.02
+    """Muon, all block matrices and gates."""
+    head_lr: float = 0.008
+    """AdamW, the output head."""
+    embedding_lr: float = 0.3
+    """AdamW, the token embedding."""
+    value_embedding_lr: float = 0.15
+    """AdamW, the value embeddings."""
+    residual_lr: float = 0.005
+    """AdamW, the residual scale of each layer (r)."""
+    x0_lr: float = 0.5
+    """AdamW, how much of the embedding each layer adds (a)."""
+    smear_lr: float = 0.2
+    """AdamW, smear and backout."""
+    weight_decay: float = 0.28
+    """Muon's cautious decay at 2^19 tokens a step; the plan scales it too."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; accepted: a finite number of at least 0.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,10 @@ import time
 import torch
 from torch import Tensor
 
-from nutshell.data import primer
 from nutshell.infer.engine import Engine
 from nutshell.infer.request import Completion
 from nutshell.infer.sampling import Sampling
-from nutshell.tasks.primer import grade_problem
+from nutshell.tasks.primer import GRADERS, rl_items
 from nutshell.tokenizer.chat import render_prompt
 from nutshell.train.loop import train_steps
 from nutshell.train.run import Run, evaluate_stage, open_stage
@@ -70,13 +69,17 @@ def reinforce(run: Run) -> None:
     def micro_batch():
         step_seed = plan.recipe.seed * 1_000_003 + stage.step
         start = time.perf_counter()
-        problems = primer.rl_problems(step_seed, settings.prompts)
+        problems = rl_items(step_seed, settings.prompts)
         problems = problems[runtime.rank :: runtime.world_size] or problems[:1]
-        prompts = [render_prompt(problem.messages, run.tok) for problem in problems]
-        engine = Engine(stage.model.for_inference(), run.tok, max_rows=rows)
+        prompts = [render_prompt(item.messages, run.tok) for _, item in problems]
+        longest = min(plan.model.context, max(map(len, prompts)) + settings.max_tokens)
+        engine = Engine(stage.model.for_inference(), run.tok, max_rows=rows, context=longest)
         sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=step_seed)
         answers = engine.sample(prompts, settings.samples, sampling)
-        rewards = [[float(grade_problem(p, a.text)) for a in group] for p, group in zip(problems, answers, strict=True)]
+        rewards = [
+            [float(GRADERS[kind](item, answer.text)) for answer in group]
+            for (kind, item), group in zip(problems, answers, strict=True)
+        ]
         ids, targets, weights = pack_answers(prompts, answers, advantages(rewards), plan.model.context)
         flat = [reward for group in rewards for reward in group]
         facts["reward"] = runtime.mean(sum(flat) / len(flat))

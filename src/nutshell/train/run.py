@@ -14,9 +14,9 @@ import torch
 
 from nutshell import checkpoint
 from nutshell.eval.chat import evaluate
-from nutshell.metrics import GpuSampler, MetricsLog, peak_memory_gib, read_metrics
+from nutshell.metrics import MetricsLog
 from nutshell.model.gpt import GPT
-from nutshell.runtime import Runtime
+from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.tasks import load_task
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.loop import StepResult
@@ -37,11 +37,12 @@ class Run:
     """Everything a stage needs; one object made by the verb and passed in."""
 
     folder: Path
+    data: Path
+    """Folder of train and val shards: the run's own, or the user's where --data names shards."""
     plan: Plan
     runtime: Runtime
     tok: Tokenizer
     log: MetricsLog
-    gpu: GpuSampler = field(default_factory=GpuSampler)
     stop: list[int] = field(default_factory=list)
     """Signals received; the next step boundary saves and leaves."""
 
@@ -53,7 +54,7 @@ class Run:
         newest = checkpoint.latest(self.stage_folder(stage)) if self.stage_folder(stage).is_dir() else None
         manifest = checkpoint.read_manifest(newest) if newest else None
         done = manifest is not None and manifest["meta"].get("step") == self.plan.stages[stage].steps
-        return done and any(line["stage"] == stage and line.get("final") for line in read_metrics(self.folder))
+        return done and self.log.has_evaluation(stage, self.plan.stages[stage].steps)
 
 
 @contextmanager
@@ -106,7 +107,6 @@ class Stage:
     optimizer: MuonAdamW
     step: int
     seconds: float
-    tokens: int
     loader_state: dict | None
     last_save: float = field(default_factory=time.monotonic)
 
@@ -116,21 +116,21 @@ class Stage:
 
     def record(self, result: StepResult, **more: Any) -> None:
         """Count a step and log it."""
-        self.step, self.seconds, self.tokens = result.step, self.seconds + result.seconds, self.tokens + result.tokens
+        self.step, self.seconds = result.step, self.seconds + result.seconds
         runtime, plan = self.run.runtime, self.run.plan
         rate, peak = result.tokens / result.seconds, runtime.peak_flops
         record = {
             "stage": self.name,
             "step": result.step,
+            "steps": self.steps,
             "seconds": round(self.seconds, 3),
-            "tokens": self.tokens,
+            "tokens": result.tokens,
             "loss": result.loss,
             "lr": result.lr_scale * plan.optimizer.matrix_lr,
             "grad_norm": result.grad_norm,
             "tokens_per_second": rate,
             "mfu": rate * plan.flops_per_token / (peak * runtime.world_size) if peak and self.name != "rl" else None,
-            "peak_memory_gib": peak_memory_gib(),
-            **(self.run.gpu.sample() or {}),
+            "peak_memory_bytes": peak_memory_bytes(runtime.device),
             **more,
         }
         if result.skipped:
@@ -150,6 +150,7 @@ class Stage:
             raise Preempted(f"stopped after step {self.step} of {self.name}; everything is saved. The same command goes on.")
 
     def save(self, loader_state: dict | None) -> None:
+        start = time.monotonic()
         if self.run.runtime.is_main:
             self.run.log.sync()
             checkpoint.save_model_folder(
@@ -160,7 +161,6 @@ class Stage:
                 training={
                     "step": self.step,
                     "seconds": self.seconds,
-                    "tokens": self.tokens,
                     "loader": loader_state,
                     "optimizer_steps": self.optimizer.steps,
                 },
@@ -169,13 +169,14 @@ class Stage:
             checkpoint.prune(self.run.stage_folder(self.name))
         self.run.runtime.barrier()
         self.last_save = time.monotonic()
+        self.seconds += self.last_save - start
 
 
 def open_stage(run: Run, name: str, previous: str | None) -> Stage:
     """Go on from the stage's newest checkpoint, or start it from `previous` (None: from drawn weights)."""
     plan, runtime = run.plan, run.runtime
     newest = checkpoint.latest(run.stage_folder(name)) if run.stage_folder(name).is_dir() else None
-    training: dict = {"step": 0, "seconds": 0.0, "tokens": 0, "loader": None, "optimizer_steps": 0}
+    training: dict = {"step": 0, "seconds": 0.0, "loader": None, "optimizer_steps": 0}
     tensors = None
     if newest is not None:
         model, _, _ = checkpoint.load_model(newest, runtime.device)
@@ -208,7 +209,7 @@ def open_stage(run: Run, name: str, previous: str | None) -> Stage:
         (run.folder / "preempted").unlink(missing_ok=True)
     return Stage(
         run=run, name=name, model=model, optimizer=optimizer, step=training["step"], seconds=training["seconds"],
-        tokens=training["tokens"], loader_state=training["loader"],
+        loader_state=training["loader"],
     )  # fmt: skip
 
 
@@ -227,7 +228,7 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> dict[str, float]
             task = load_task(name, limit=recipe.eval_items, seed=recipe.seed, data_folder=recipe.eval_data or None)
             result = evaluate(task, model, run.tok)
             values[name], baselines[name] = result["accuracy"], task.baseline
-            samples += [{"task": name, **example} for example in result["examples"][:3]]
+            samples += [{"task": name, **example} for example in result["examples"]]
         seconds = time.perf_counter() - start
         targets = {} if stage.name == "pretrain" else TARGETS
         run.log.evaluation(

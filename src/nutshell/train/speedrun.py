@@ -9,15 +9,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from nutshell import checkpoint
 from nutshell.config import from_dict
 from nutshell.data import primer
-from nutshell.data.shards import open_shards, prepare_shards, write_shards
-from nutshell.metrics import MetricsLog, read_metrics
+from nutshell.data.shards import is_shard_folder, open_shards, prepare_shards, write_shards
+from nutshell.metrics import GpuSampler, MetricsLog, read_metrics, seconds_by_stage
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.measure import measure
-from nutshell.train.plan import Hardware, Plan, default_vocab_size, make_plan
+from nutshell.train.plan import Hardware, Plan, default_vocab_size, make_plan, refit
 from nutshell.train.pretrain import pretrain
 from nutshell.train.recipe import PRIMER, Recipe, seconds
 from nutshell.train.rl import reinforce
@@ -34,30 +36,32 @@ STAGES = {
 
 
 def prepare_data(recipe: Recipe, runtime: Runtime) -> Path:
-    """Write the run's shards once: the user's text, or the primer."""
+    """The folder of the run's shards, written once from the primer or the user's text; a user's shards are used in place."""
     folder = Path(recipe.out) / "data"
-    if runtime.is_main and not (folder / "manifest.json").exists():
-        if recipe.data == PRIMER:
+    if recipe.data != PRIMER and is_shard_folder(recipe.data):
+        return Path(recipe.data)
+    if runtime.is_main:
+        if recipe.data != PRIMER:
+            prepare_shards(recipe.data, folder, seed=recipe.seed)
+        elif not is_shard_folder(folder):
             documents = primer.documents(recipe.seed, recipe.primer_characters)
             write_shards(documents, folder, val_fraction=0.01, seed=recipe.seed, source={"primer": recipe.primer_characters})
-        else:
-            prepare_shards(recipe.data, folder, seed=recipe.seed)
     runtime.barrier()
     return folder
 
 
-def prepare_tokenizer(recipe: Recipe, runtime: Runtime) -> Tokenizer:
+def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path) -> Tokenizer:
     """Train the run's tokenizer once, on the training shards and the primer's conversations."""
     folder = Path(recipe.out) / "tokenizer"
     if runtime.is_main and not (folder / "tokenizer.json").exists():
-        tok = Tokenizer.train(_training_text(recipe), vocab_size=default_vocab_size(recipe, runtime.device.type))
+        tok = Tokenizer.train(_training_text(data, recipe.seed), vocab_size=default_vocab_size(recipe, runtime.device.type))
         tok.save(folder)
     runtime.barrier()
     return Tokenizer.load(folder)
 
 
-def _training_text(recipe: Recipe) -> Iterator[str]:
-    shards = open_shards(Path(recipe.out) / "data")
+def _training_text(data: Path, seed: int) -> Iterator[str]:
+    shards = open_shards(data)
     characters = 0
     for block in range(shards.blocks("train")):
         for text in shards.read("train", block):
@@ -65,7 +69,7 @@ def _training_text(recipe: Recipe) -> Iterator[str]:
             characters += len(text)
         if characters >= TOKENIZER_CHARACTERS:
             break
-    for conversation in primer.conversations(recipe.seed, 4000):
+    for conversation in primer.conversations(seed, 4000):
         for message in conversation["messages"]:
             content = message["content"]
             yield from [content] if isinstance(content, str) else (part["text"] for part in content)
@@ -111,16 +115,45 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
     with ExitStack() as stack:
         if runtime.is_main:
             stack.enter_context(run_lock(folder))
-        log = stack.enter_context(MetricsLog(folder, rank=runtime.rank))
+        log = stack.enter_context(MetricsLog(folder, rank=runtime.rank, gpu=gpu_sampler(runtime)))
         with timed(log, "data"):
-            prepare_data(recipe, runtime)
+            data = prepare_data(recipe, runtime)
         with timed(log, "tokenizer"):
-            tok = prepare_tokenizer(recipe, runtime)
+            tok = prepare_tokenizer(recipe, runtime, data)
         with timed(log, "plan"):
             plan = prepare_plan(recipe, runtime, tok, started)
-        run = Run(folder=folder, plan=plan, runtime=runtime, tok=tok, log=log)
+        run = Run(folder=folder, data=data, plan=plan, runtime=runtime, tok=tok, log=log)
         stack.enter_context(stop_signals(run.stop))
         yield run
+
+
+def fit_to_budget(run: Run, stage: str) -> Plan:
+    """The plan as it stands when a stage begins: what is left of the budget decides its steps, once, and is saved.
+
+    Time is what the log has counted, so an interruption does not shorten a run, and a saved decision is never taken again.
+    """
+    plan = run.plan
+    if not seconds(plan.recipe.budget) or stage in plan.refitted or getattr(plan.recipe.stages, stage).steps:
+        return plan
+    lines = read_metrics(run.folder)
+    left = seconds(plan.recipe.budget) - sum(seconds_by_stage(lines).values())
+    done = [line for line in lines if "loss" in line]
+    planned = sum(plan.stages[name].seconds or 0.0 for name in {line["stage"] for line in done})
+    took = seconds_by_stage(done)
+    slowdown = sum(took.values()) / planned if planned else 1.0
+    left, slowdown = run.runtime.agree(left), run.runtime.agree(slowdown)
+    plan = refit(plan, stage, seconds_left=left, slowdown=slowdown)
+    if run.runtime.is_main:
+        checkpoint.write_json(run.folder / "plan.json", plan.to_dict())
+    run.runtime.barrier()
+    return plan
+
+
+def gpu_sampler(runtime: Runtime) -> GpuSampler | None:
+    """Readings of the GPU that this rank computes on."""
+    if runtime.device.type != "cuda":
+        return None
+    return GpuSampler(uuid=str(torch.cuda.get_device_properties(runtime.device).uuid))
 
 
 @contextmanager
@@ -128,14 +161,15 @@ def timed(log: MetricsLog, stage: str) -> Iterator[None]:
     """Note the seconds of a stage that has no steps, the first time it runs."""
     start = time.monotonic()
     yield
-    if not any(line["stage"] == stage for line in read_metrics(log.path.parent)):
-        log.step({"stage": stage, "step": 1, "seconds": round(time.monotonic() - start, 3)})
+    log.stage_seconds(stage, time.monotonic() - start)
 
 
 def run_stages(recipe: Recipe, runtime: Runtime, names: tuple[str, ...] = tuple(STAGES)) -> Run:
     """Run the named stages (default: all of them) and return the run."""
     with open_run(recipe, runtime) as run:
         for name in names:
+            if name != "pretrain":
+                run.plan = fit_to_budget(run, name)
             if run.plan.stages[name].steps:
                 STAGES[name](run)
         return run

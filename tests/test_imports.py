@@ -1,0 +1,103 @@
+"""Who may import whom, short files, and imports without side effects (docs/design.md)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "nutshell"
+ALLOWED = {
+    "config": set(),
+    "runtime": set(),
+    "metrics": set(),
+    "data": set(),
+    "tokenizer": set(),
+    "model": set(),
+    "report": {"metrics", "report_page", "report_plots"},
+    "report_page": {"metrics", "report_plots"},
+    "report_plots": {"metrics"},
+    "checkpoint": {"model", "tokenizer"},
+    "tasks": {"data", "tokenizer"},
+    "infer": {"model", "tokenizer"},
+    "eval": {"infer", "tasks", "data", "tokenizer", "model"},
+    "serve": {"infer", "checkpoint", "tokenizer"},
+    "train": {"config", "runtime", "metrics", "data", "tokenizer", "model", "checkpoint", "tasks", "infer", "eval"},
+}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def part_of(file: Path) -> str:
+    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_parts(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports hide who imports whom"
+            names = [node.module] if node.module != "nutshell" else [f"nutshell.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name and name.startswith("nutshell.")}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(SOURCE)))
+def test_imports_follow_the_rules(file):
+    part = part_of(file)
+    if part in ("cli", "__init__", "__main__"):
+        return
+    assert part in ALLOWED, f"{part} has no rule; add one here and in docs/design.md"
+    extra = imported_parts(file) - ALLOWED[part] - {part}
+    assert not extra, f"{part} may not import {sorted(extra)}"
+
+
+def test_only_the_command_line_reads_argv():
+    readers = [str(f.relative_to(SOURCE)) for f in FILES if "sys.argv" in f.read_text(encoding="utf-8")]
+    assert readers == ["cli.py"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(SOURCE)))
+def test_no_file_has_two_subjects(file):
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_importing_everything_opens_no_file():
+    modules = [".".join(f.relative_to(SOURCE.parent).with_suffix("").parts) for f in FILES if f.name != "__main__.py"]
+    modules = [m.removesuffix(".__init__") for m in modules]
+    code = f"""
+import sys, importlib
+modules = {modules!r}
+import torch, numpy, pyarrow.parquet, safetensors.torch, fastapi, uvicorn, tyro, rich.progress, prometheus_client  # theirs may
+def hook(event, args):
+    if event == "open" and isinstance(args[0], str) and not args[0].endswith((".py", ".pyc", ".so", ".pyd")):
+        if "__pycache__" not in args[0]:
+            import traceback
+            ours = [f for f in traceback.extract_stack() if "nutshell" in f.filename and "<frozen" not in f.filename]
+            if ours and ours[-1].line and "import" not in ours[-1].line:
+                raise SystemExit(f"importing opens {{args[0]}} at {{ours[-1]}}")
+sys.addaudithook(hook)
+for name in modules:
+    importlib.import_module(name)
+print("clean")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip().endswith("clean"), result.stderr[-2000:] + result.stdout
+
+
+def test_no_environment_is_read_at_module_level():
+    for file in FILES:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        top = [n for n in tree.body if not isinstance(n, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)]
+        for node in top:
+            assert "environ" not in ast.dump(node), file
+            assert "getenv" not in ast.dump(node), file
+
+
+def test_importing_nutshell_is_light():
+    code = "import sys, nutshell, nutshell.cli; print('torch' in sys.modules or 'tyro' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "False"
