@@ -121,9 +121,9 @@ class ChatRequest(BaseModel):
                 result[-1]["content"] += [{"type": "text", "text": "\n\n"}, *parts]
             else:
                 result.append({"role": role, "content": parts})
-        for message in result:
-            if all(part["type"] == "text" for part in message["content"]):
-                message["content"] = "".join(part["text"] for part in message["content"])
+        for turn in result:
+            if all(part["type"] == "text" for part in turn["content"]):
+                turn["content"] = "".join(part["text"] for part in turn["content"])
         return result
 
 

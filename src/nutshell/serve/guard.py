@@ -101,8 +101,8 @@ class Guard:
                 log.exception("request %s failed", request_id)
                 if status:
                     raise
-                error = APIError(500, "the server failed on this request; its log says why", type="server_error")
-                await error.response()(scope, receive, guarded_send)
+                failure = APIError(500, "the server failed on this request; its log says why", type="server_error")
+                await failure.response()(scope, receive, guarded_send)
         except ClientGoneError:
             log.info("request %s: the client is gone", request_id)
         finally:

@@ -59,7 +59,7 @@ export class AnswerView {
     this.notes = element("div", "notes");
     this.stats = element("span", "stats");
     const copy = copyButton(() => plainText(message));
-    const again = button("Regenerate", "", () => onRegenerate(message));
+    const again = button("Regenerate", "again", () => onRegenerate(message));
     this.tools = element("div", "actions", copy, again, this.stats);
     this.node = element("article", "assistant", element("h3", "hidden", "Answer"), this.body, this.notes, this.tools);
     this.drawn = [];
