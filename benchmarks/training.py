@@ -13,8 +13,6 @@ import subprocess
 import sys
 import time
 
-import torch
-
 from nutshell.model.flops import flops_per_token
 from nutshell.runtime import matmul_flops, peak_memory_bytes, start_runtime
 from nutshell.train.measure import time_training

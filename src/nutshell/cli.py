@@ -254,7 +254,9 @@ def _serve(arguments: list[str]) -> Any:
     )  # fmt: skip
     from nutshell.serve.server import serve
 
-    serve(options.model, host=options.host, port=options.port, api_key=options.api_key)
+    serve(
+        options.model, host=options.host, port=options.port, device=options.device, open_model=_open_model, api_key=options.api_key
+    )  # fmt: skip
 
 
 def _verbs() -> dict[str, tuple[Callable[[list[str]], Any], str]]:

@@ -144,9 +144,7 @@ def test_padding_at_the_end_of_the_capacity_overwrites_nothing():
     ids = documents(32)
     cache = KVCache(model.config, rows=2, capacity=32)
     model.decode(ids[None, :30], cache, torch.tensor([0]))
-    model.decode(
-        torch.cat([ids[30:32], torch.zeros(4, dtype=torch.long)])[None], cache, torch.tensor([0]), torch.tensor([1])
-    )
+    model.decode(torch.cat([ids[30:32], torch.zeros(4, dtype=torch.long)])[None], cache, torch.tensor([0]), torch.tensor([1]))
     got = model.decode(ids[None, 31:32], cache, torch.tensor([0]))
     with torch.no_grad():
         assert torch.allclose(got[0, 0], model(ids[None])[0, -1], atol=1e-4)
