@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -62,13 +63,14 @@ def save_model_folder(folder: Path, model: GPT, tok: Tokenizer, *, meta: dict | 
     """Write a model folder atomically; an existing one of the same name is replaced.
 
     `meta` describes the run (stage, step, metrics). `training` (JSON) and `tensors` (by name) are what resuming needs.
+    Raises OSError where it cannot be written (a full disk); what was saved before then stays as it is.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".tmp-{folder.name}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary, old = (folder.parent / f".tmp-{kind}-{folder.name}-{os.getpid()}" for kind in ("new", "old"))
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         (temporary / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
         weights = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in model.state_dict().items()}
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
@@ -87,28 +89,41 @@ def save_model_folder(folder: Path, model: GPT, tok: Tokenizer, *, meta: dict | 
             "meta": meta or {},
             "files": {p.relative_to(temporary).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files},
         }
+        manifest["sha256"] = _manifest_hash(manifest)
         for p in files:
             _fsync(p)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         _fsync(temporary / "manifest.json")
         _fsync(temporary)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)
         os.replace(temporary, folder)
         _fsync(folder.parent)
-    except BaseException:
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"cannot save {folder}: {error}. What was saved before is whole. Make room on the disk and run the command again."
+        ) from error
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return folder
 
 
+def _manifest_hash(manifest: dict) -> str:
+    """Hash of all of a manifest but this hash, so that no bit of it can change unseen."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a complete folder; None where there is none (the folder then does not count)."""
+    """The manifest of a complete folder; None where there is no valid one (the folder then does not count)."""
     try:
         manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
-    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+    if not isinstance(manifest, dict) or manifest.get("format") != 1 or "files" not in manifest:
+        return None
+    return manifest if manifest.get("sha256") in (None, _manifest_hash(manifest)) else None
 
 
 def verify(folder: Path) -> dict:
@@ -165,21 +180,26 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[GPT, T
     """Verify a model folder and open it: (model, tokenizer, manifest)."""
     folder = Path(folder)
     manifest = verify(folder)
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    unknown = set(settings) - set(GPTConfig.__dataclass_fields__)
-    if unknown:
-        raise ValueError(
-            f"{folder}/config.json has unknown settings {sorted(unknown)}: it is not a nutshell model of this version."
-        )
+    try:
+        config = GPTConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:  # a setting too many, too few, or impossible
+        raise ValueError(f"{folder}/config.json is not of a nutshell model of this version: {error}") from None
     tok = Tokenizer.load(folder)
-    config = GPTConfig(**settings)
     if tok.vocab_size != config.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has {tok.vocab_size} tokens, the model's weights are for {config.vocab_size}. "
             "Use the tokenizer that the model was trained with."
         )
     model = GPT(config)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    weights = load_file(folder / "model.safetensors")
+    for name, expected in model.state_dict().items():
+        found = tuple(weights[name].shape) if name in weights else "nothing"
+        if found != tuple(expected.shape):
+            raise ValueError(
+                f"{folder}/model.safetensors has {found} for {name}, where its config.json asks for {tuple(expected.shape)}: "
+                "these are the weights of another architecture. Give a folder saved by nutshell."
+            )
+    model.load_state_dict(weights)
     return model.to(device), tok, manifest
 
 
