@@ -35,9 +35,7 @@ def main() -> None:
     recipe = Recipe(depth=options.depth, width=options.width, context=options.context)
     shape = make_shape(recipe, options.depth, options.vocab_size)
     size = 8192 if runtime.device.type == "cuda" else 2048
-    print(
-        f"{runtime.device} {runtime.dtype_name}, {runtime.threads} threads, {runtime.attention} attention, torch {torch.__version__}"
-    )
+    print(f"{runtime.device} {runtime.dtype_name}, {runtime.threads} threads, {runtime.attention} attention")
     products, steps = [], []
     for _ in range(options.repeats):  # in turn, so that a noisy neighbour hits both
         products.append(matmul_flops(runtime.device, runtime.dtype, size, seconds=1.0))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nutshell.runtime import Runtime
     from nutshell.train.recipe import Recipe
 
+BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 FREE_IN_A_RUN = {"out", "save_every_seconds", "usd_per_hour", "budget"}  # may differ from the plan of a run that goes on
 
 
@@ -143,14 +144,14 @@ def _tokenizer(arguments: list[str]) -> Any:
         raise ValueError(f"nutshell tokenizer {action}: unknown. Accepted: {', '.join(TOKENIZER_ACTIONS)}.")
     if action == "train":
         return _tokenizer_train(arguments[1:])
-    inputs: dict[str, Any] = {
+    all_inputs: dict[str, dict[str, Any]] = {
         "encode": {"_text": {"help": "the text; - reads standard input"}},
         "show": {"_text": {"help": "the text; - reads standard input"}},
         "decode": {"_ids": {"nargs": "+", "type": int, "help": "token ids"}},
         "eval": {"_files": {"nargs": "+", "help": "text files"}},
-    }[action]
+    }
     folder = {"help": "run or tokenizer folder"}
-    options = _arguments(f"tokenizer {action}", arguments[1:], TOKENIZER_ACTIONS[action], _folder=folder, **inputs)
+    options = _arguments(f"tokenizer {action}", arguments[1:], TOKENIZER_ACTIONS[action], _folder=folder, **all_inputs[action])
     from nutshell.tokenizer import Tokenizer, tools
 
     path = Path(options.folder)
@@ -255,7 +256,8 @@ def _serve(arguments: list[str]) -> Any:
     from nutshell.serve.server import serve
 
     serve(
-        options.model, host=options.host, port=options.port, device=options.device, open_model=_open_model, api_key=options.api_key
+        options.model, host=options.host, port=options.port, device=options.device, open_model=_open_model,
+        api_key=options.api_key,
     )  # fmt: skip
 
 
@@ -329,7 +331,7 @@ def _run(verb: str, arguments: list[str], as_json: bool) -> int:
             print(json.dumps(result))
     except (ValueError, OSError) as error:
         print(f"nutshell: error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, BAD_INPUT) else 1  # a full disk is no fault of the command
     except KeyboardInterrupt:
         print("nutshell: interrupted", file=sys.stderr)
         return 130

@@ -66,16 +66,25 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
 
 
+def _rotate_into(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    half = x.size(-1) // 2
+    first, second = x.split(half, dim=-1)
+    y = torch.empty_like(x)
+    torch.mul(first, cos, out=y[..., :half]).addcmul_(second, sin, value=direction)
+    torch.mul(second, cos, out=y[..., half:]).addcmul_(first, sin, value=-direction)
+    return y
+
+
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin)
+        return _rotate_into(x, cos, sin, 1)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         cos, sin = ctx.saved_tensors
-        return _rotate(grad, cos, -sin), None, None
+        return _rotate_into(grad, cos, sin, -1), None, None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

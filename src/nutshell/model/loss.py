@@ -26,13 +26,14 @@ class _SoftcapCrossEntropy(torch.autograd.Function):
         row_weight /= row_weight.sum().clamp(min=1)
         if weights is not None:
             row_weight *= weights
-        grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        grad_weight = torch.zeros_like(weight) if needs_grad else None
+        grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0])
+        grad_weight = torch.zeros_like(weight if needs_grad else weight[:0])
         for start in range(0, N, chunk):
             h, target = hidden[start : start + chunk], targets[start : start + chunk]
             w = row_weight[start : start + chunk].unsqueeze(1)
             index = target.clamp(min=0).unsqueeze(1)
-            capped = (h @ head.t()).float().div_(SOFTCAP).tanh_()  # (chunk, V)
+            # tanh x = 1 - 2 / (e^2x + 1), within 2e-7: exp is twice as fast as tanh on CPU.
+            capped = (h @ head.t()).float().mul_(2 / SOFTCAP).exp_().add_(1).reciprocal_().mul_(-2).add_(1)  # (chunk, V)
             # Capped logits cannot overflow, so the softmax needs no maximum.
             unnormalised = (capped * SOFTCAP).exp_()
             z = unnormalised.sum(dim=1, keepdim=True)

@@ -122,7 +122,9 @@ class MuonAdamW:
             (self._muon if group.kind == "muon" else self._adamw)(group, group.lr * lr_scale, momentum, decay_scale)
 
     def _muon(self, group: Group, lr: float, momentum: float, decay_scale: float) -> None:
-        gradients = torch.stack([p.grad.float() for p in group.parameters])  # (N, rows, columns)
+        gradients = torch.stack(
+            [torch.zeros_like(p) if p.grad is None else p.grad.float() for p in group.parameters]
+        )  # (N, rows, columns)
         buffers = torch.stack([self.state[f"{name}.momentum"] for name in group.names])
         second = torch.stack([self.state[f"{name}.second_moment"] for name in group.names])
         buffers.lerp_(gradients, 1 - momentum)

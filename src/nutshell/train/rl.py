@@ -17,8 +17,9 @@ from nutshell.infer.request import Completion
 from nutshell.infer.sampling import Sampling
 from nutshell.tasks.primer import GRADERS, rl_items
 from nutshell.tokenizer.chat import render_prompt
+from nutshell.train.evaluation import evaluate_stage
 from nutshell.train.loop import train_steps
-from nutshell.train.run import Run, evaluate_stage, open_stage
+from nutshell.train.run import Run, open_stage
 
 
 def advantages(rewards: list[list[float]]) -> list[list[float]]:

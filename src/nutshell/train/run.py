@@ -13,19 +13,15 @@ from typing import IO, Any
 import torch
 
 from nutshell import checkpoint
-from nutshell.eval.chat import evaluate
 from nutshell.metrics import MetricsLog
 from nutshell.model.gpt import GPT
 from nutshell.runtime import Runtime, peak_memory_bytes
-from nutshell.tasks import load_task
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.loop import StepResult
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.plan import Plan
 
 PREEMPTED_EXIT = 75
-PRIMER_TASKS = ("primer-facts", "primer-sums", "primer-letters")
-TARGETS = {"primer-facts": 0.90, "primer-sums": 0.85, "primer-letters": 0.85}
 
 
 class Preempted(Exception):
@@ -126,7 +122,7 @@ class Stage:
             "seconds": round(self.seconds, 3),
             "tokens": result.tokens,
             "loss": result.loss,
-            "lr": result.lr_scale * plan.optimizer.matrix_lr,
+            "lr": result.lr_scale * min(group.lr for group in self.optimizer.groups if group.kind == "muon"),
             "grad_norm": result.grad_norm,
             "tokens_per_second": rate,
             "mfu": rate * plan.flops_per_token / (peak * runtime.world_size) if peak and self.name != "rl" else None,
@@ -211,30 +207,3 @@ def open_stage(run: Run, name: str, previous: str | None) -> Stage:
         run=run, name=name, model=model, optimizer=optimizer, step=training["step"], seconds=training["seconds"],
         loader_state=training["loader"],
     )  # fmt: skip
-
-
-def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> dict[str, float]:
-    """The tasks on the saved model, logged beside their baselines and some samples; rank 0 does it, the others wait."""
-    recipe = run.plan.recipe
-    values: dict[str, float] = dict(metrics)
-    if run.runtime.is_main:
-        names = list(PRIMER_TASKS)
-        if recipe.eval_data:
-            names += ["arc-easy", "gsm8k"]
-        model = stage.model.for_inference()
-        start = time.perf_counter()
-        baselines, samples = {}, []
-        for name in names:
-            task = load_task(name, limit=recipe.eval_items, seed=recipe.seed, data_folder=recipe.eval_data or None)
-            result = evaluate(task, model, run.tok)
-            values[name], baselines[name] = result["accuracy"], task.baseline
-            samples += [{"task": name, **example} for example in result["examples"]]
-        seconds = time.perf_counter() - start
-        targets = {} if stage.name == "pretrain" else TARGETS
-        run.log.evaluation(
-            stage.name, stage.step, values, baselines=baselines, targets=targets, samples=samples, eval_seconds=round(seconds, 2),
-            final=True,
-        )  # fmt: skip
-        run.log.sync()
-    run.runtime.barrier()
-    return values

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,7 +72,7 @@ def _training_text(data: Path, seed: int) -> Iterator[str]:
             break
     for conversation in primer.conversations(seed, 4000):
         for message in conversation["messages"]:
-            content = message["content"]
+            content: Any = message["content"]
             yield from [content] if isinstance(content, str) else (part["text"] for part in content)
 
 

@@ -8,9 +8,10 @@ from nutshell.data import primer
 from nutshell.data.loader import ConversationLoader
 from nutshell.data.sources import read_conversations
 from nutshell.tokenizer.chat import parse_messages, render
+from nutshell.train.evaluation import evaluate_stage
 from nutshell.train.loop import train_steps
 from nutshell.train.recipe import PRIMER
-from nutshell.train.run import Run, evaluate_stage, open_stage
+from nutshell.train.run import Run, open_stage
 
 PREVIOUS = {"midtrain": "pretrain", "sft": "midtrain"}
 CONVERSATION_TOKENS = 60  # a primer conversation is at least about this long; the plan's tokens never see one twice

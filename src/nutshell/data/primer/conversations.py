@@ -15,12 +15,12 @@ from nutshell.data.primer.unknown import unknown_turns
 CONVERSATION_WEIGHTS: dict[str, float] = {
     "facts": 0.26,
     "choices": 0.08,
-    "sums": 0.20,
+    "sums": 0.17,
     "letters": 0.22,
     "spelling": 0.07,
     "identity": 0.05,
     "smalltalk": 0.05,
-    "unknown": 0.03,
+    "unknown": 0.06,
     "story": 0.04,
 }
 """How often each kind of exchange is drawn."""

@@ -8,7 +8,7 @@ from nutshell.data.primer.letters import held_out_letters, letters_problem
 from nutshell.data.primer.problem import Problem
 from nutshell.data.primer.sums import held_out_sums, sums_problem
 
-RL_SHARES: dict[str, float] = {"sums": 0.4, "letters": 0.6}
+RL_SHARES: dict[str, float] = {"sums": 0.25, "letters": 0.75}
 RL_HARD_SUMS = 0.5
 """Share of RL's sums that have large numbers on both sides."""
 

@@ -63,6 +63,46 @@ UNKNOWN_QUESTIONS = (
     "What is the price of {an_y}?",
     "When was the {y} invented?",
 )
+UNKNOWN_PATTERNS = (
+    "How do I {v} {o}?",
+    "how do i {v} {o}",
+    "How can I {v} {o}?",
+    "Can you {v} {o} for me?",
+    "Where can I {v} {o}?",
+    "Should I {v} {o}?",
+    "What is the best way to {v} {o}?",
+    "How long does it take to {v} {o}?",
+    "Help me {v} {o}.",
+    "Tell me how to {v} {o}.",
+    "Why do people {v} {o}?",
+    "What do you think about {t}?",
+    "Explain {t} to me.",
+    "What is {t}?",
+    "Tell me about {t}.",
+    "Write {w} about {t}.",
+    "Write me {w}.",
+    "Who invented {t}?",
+    "Is {t} good or bad?",
+    "Give me advice about {t}.",
+)
+"""Filled with every verb, thing and topic, so that the model learns the manner of such questions, not a list of them."""
+UNKNOWN_VERBS = listed(
+    "cook bake fix buy sell build clean find draw paint open send wash repair cut grow rent move install download "
+    "choose compare design measure pack plan print record store teach test use"
+)
+UNKNOWN_OBJECTS = listed(
+    "pasta;pizza;rice;soup;a cake;my car;a house;a website;my phone;a new job;a flight;a ticket;my hair;a garden;a letter;"
+    "my password;an email;a business;the dishes;a shirt;some wine;a camera;my homework;a video;a game;an app;a dress;the roof",
+    ";",
+)
+UNKNOWN_TOPICS = listed(
+    "politics;football;love;money;history;art;science;health;war;peace;philosophy;religion;the economy;the stock market;"
+    "chemistry;biology;democracy;climate change;evolution;gravity;electricity;the Roman Empire;machine learning;blockchain;"
+    "bitcoin;psychology;jazz;yoga;medicine;algebra;justice",
+    ";",
+)
+UNKNOWN_WRITINGS = listed("an essay;a poem;a song;a letter;a report;a program;a speech;a recipe;a review;an email", ";")
+PATTERN_SHARE = 0.55
 UNKNOWN_PLACES = listed(
     "Gabon Bhutan Malta Latvia Estonia Laos Oman Qatar Zambia Malawi Fiji Samoa Togo Benin Mali Niger Belize Guyana Serbia "
     "Albania Moldova Armenia Georgia Yemen Kuwait Brunei Rwanda Burundi Angola Namibia Narnia Atlantis Texas Bavaria Ohio"
@@ -92,4 +132,12 @@ def _fill(rng: random.Random, text: str) -> str:
 
 def unknown_turns(rng: random.Random) -> list[Message]:
     """A question about the world outside the primer and an honest "I do not know"."""
+    if rng.random() < PATTERN_SHARE:
+        question = rng.choice(UNKNOWN_PATTERNS).format(
+            v=rng.choice(UNKNOWN_VERBS),
+            o=rng.choice(UNKNOWN_OBJECTS),
+            t=rng.choice(UNKNOWN_TOPICS),
+            w=rng.choice(UNKNOWN_WRITINGS),
+        )
+        return [user(question), assistant(rng.choice(UNKNOWN_REPLIES))]
     return [user(_fill(rng, rng.choice(UNKNOWN_QUESTIONS))), assistant(rng.choice(UNKNOWN_REPLIES))]
