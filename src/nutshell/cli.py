@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from nutshell.train.recipe import Recipe
 
 BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
-FREE_IN_A_RUN = {"out", "save_every_seconds", "usd_per_hour", "budget"}  # may differ from the plan of a run that goes on
 
 
 def _recipe(verb: str, arguments: list[str], description: str) -> Recipe:
@@ -34,7 +33,7 @@ def _recipe(verb: str, arguments: list[str], description: str) -> Recipe:
     out = next((a.removeprefix("--out=") for a in arguments if a.startswith("--out=")), out)
     plan = None
     if (Path(out) / "plan.json").exists():
-        from nutshell.train.speedrun import load_plan
+        from nutshell.train.speedrun import FREE_IN_A_RUN, load_plan
 
         plan = load_plan(Path(out))
     if plan and not given:
@@ -91,8 +90,10 @@ def _speedrun(arguments: list[str]) -> Any:
 def _data(arguments: list[str]) -> Any:
     recipe = _recipe("data", arguments, VERBS["data"][1])
     from nutshell.data.shards import open_shards
+    from nutshell.train.check import check_data
     from nutshell.train.speedrun import prepare_data
 
+    check_data(recipe)
     folder = prepare_data(recipe, _runtime(recipe))
     shards = open_shards(folder)
     sample = shards.read("train", 0)[0]
@@ -171,8 +172,10 @@ def _tokenizer(arguments: list[str]) -> Any:
 
 def _tokenizer_train(arguments: list[str]) -> Any:
     recipe = _recipe("tokenizer train", arguments, TOKENIZER_ACTIONS["train"])
+    from nutshell.train.check import check_data
     from nutshell.train.speedrun import prepare_data, prepare_tokenizer
 
+    check_data(recipe)
     runtime = _runtime(recipe)
     tok = prepare_tokenizer(recipe, runtime, prepare_data(recipe, runtime))
     print(f"{recipe.out}/tokenizer: {tok.vocab_size} tokens")

@@ -21,7 +21,9 @@ def _plain(hint: Any) -> Any:
 
 
 def from_dict(cls: type[T], values: dict, where: str, prefix: str = "") -> T:
-    """Build dataclass `cls` from nested dictionaries; ValueError names an unknown key or a value of the wrong type."""
+    """Build dataclass `cls` from nested dictionaries; ValueError names a key that is unknown or missing, or a wrong value."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: {prefix.rstrip('.') or 'the whole'} is {values!r}; accepted: a table of keys and values.")
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
@@ -32,8 +34,6 @@ def from_dict(cls: type[T], values: dict, where: str, prefix: str = "") -> T:
             raise ValueError(f"{where}: unknown key {prefix}{key}.{hint} Accepted: {', '.join(names)}.")
         expected = _plain(hints[key])
         if dataclasses.is_dataclass(expected):
-            if not isinstance(value, dict):
-                raise ValueError(f"{where}: {prefix}{key} is {value!r}; accepted: a table [{prefix}{key}].")
             arguments[key] = from_dict(expected, value, where, f"{prefix}{key}.")  # type: ignore[arg-type]
             continue
         if typing.get_origin(expected) is dict and isinstance(value, dict):
@@ -47,7 +47,14 @@ def from_dict(cls: type[T], values: dict, where: str, prefix: str = "") -> T:
         if kinds and value is not None and (not isinstance(value, kinds) or (expected is not bool and isinstance(value, bool))):
             raise ValueError(f"{where}: {prefix}{key} is {value!r}; accepted: {expected.__name__}.")
         arguments[key] = value
-    return cls(**arguments)
+    none = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = {f.name for f in dataclasses.fields(cls) if (f.default, f.default_factory) == none}  # type: ignore[arg-type]
+    if missing := sorted(needed - set(arguments)):
+        raise ValueError(f"{where}: {', '.join(prefix + name for name in missing)} missing.")
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{where}: {f'[{prefix[:-1]}] ' if prefix else ''}{error}") from None
 
 
 def load_toml(cls: type[T], path: str | Path) -> T:
@@ -73,5 +80,5 @@ def parse(cls: type[T], arguments: list[str], *, prog: str, description: str, de
     """Flags for every field of `cls`, the docstring under each field its help. Bad flags exit with code 2."""
     import tyro
 
-    kwargs = {} if default is None else {"default": default}
+    kwargs: Any = {} if default is None else {"default": default}
     return tyro.cli(cls, args=arguments, prog=prog, description=description, **kwargs)

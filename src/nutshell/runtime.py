@@ -70,6 +70,13 @@ class Runtime:
         dist.all_reduce(tensor)
         return float(tensor.item()) / self.world_size
 
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all ranks."""
+        if self.world_size > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values
+
 
 def peak_memory_bytes(device: torch.device) -> int | None:
     """Most memory this process has held: of the GPU where it computes on one, else resident; None where unknown."""

@@ -38,7 +38,7 @@ def prepare_shards(paths: Path | str | list[Path | str], folder: Path | str, **o
     files = find_files(many, DOCUMENT_SUFFIXES)
     source = {"files": [[file.name, _sha256(file)] for file in files], "options": options}
     if (folder / MANIFEST).exists():
-        existing = _read_manifest(folder).get("source")
+        existing = read_manifest(folder).get("source")
         if existing == json.loads(json.dumps(source)):
             return folder
         raise ValueError(f"{folder} holds shards of other data or settings; delete it or choose another folder")
@@ -256,7 +256,7 @@ def open_shards(
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; prepare shards there first (nutshell data)")
     if verify and (folder / MANIFEST).exists():
-        for name, entry in _read_manifest(folder)["files"].items():
+        for name, entry in read_manifest(folder)["files"].items():
             if not (folder / name).exists():
                 raise ValueError(f"shard {folder / name} of the manifest is missing; prepare the data again")
             if _sha256(folder / name) != entry["sha256"]:
@@ -280,7 +280,8 @@ def _row_groups(file: Path, column: str) -> int:
     return groups
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that `write_shards` wrote; ValueError where it is damaged."""
     try:
         return json.loads((folder / MANIFEST).read_text("utf-8"))
     except ValueError as error:

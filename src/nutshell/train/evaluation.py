@@ -10,6 +10,8 @@ from nutshell.tasks import load_task
 from nutshell.train.run import Run, Stage
 
 PRIMER_TASKS = ("primer-facts", "primer-sums", "primer-letters")
+FILE_TASKS = ("arc-easy", "gsm8k")
+"""Only with --eval-data, which names their files."""
 PRACTISED = ("primer-sums", "primer-letters")
 """What RL practises; their mean is logged as `primer-practised`."""
 TARGETS = {"primer-facts": 0.90, "primer-sums": 0.85, "primer-letters": 0.85}
@@ -25,7 +27,7 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
         recipe = run.plan.recipe
         model = stage.model.for_inference()
         values, baselines, samples = dict(metrics), {}, []
-        for name in PRIMER_TASKS + (("arc-easy", "gsm8k") if recipe.eval_data else ()):
+        for name in PRIMER_TASKS + (FILE_TASKS if recipe.eval_data else ()):
             task = load_task(name, limit=recipe.eval_items, seed=recipe.seed, data_folder=recipe.eval_data or None)
             result = evaluate(task, model, run.tok)
             values[name], baselines[name] = result["accuracy"], task.baseline

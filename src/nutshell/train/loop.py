@@ -60,7 +60,7 @@ def train_steps(
     """Yield after each of the optimizer steps first_step + 1 ... steps.
 
     `micro_batch()` fetches the next data and returns (loss to differentiate, its number of tokens); it is called `accumulation`
-    times a step. `describe()` names the documents of the last batch, for the message of TrainingDiverged.
+    times a step. `describe()` names the last batch's documents and what is saved, for the message of TrainingDiverged.
     """
     skipped_in_a_row = 0
     for step in range(first_step, steps):
@@ -86,8 +86,7 @@ def train_steps(
         if skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise TrainingDiverged(
                 f"the last {skipped_in_a_row} steps up to step {step + 1} had no finite loss or gradient (loss {loss_value}, "
-                f"gradient norm {norm}). Data of the last batch: {describe() or 'unknown'}. The last good checkpoint is in the "
-                "run folder; lower the learning rates (--optimizer.matrix-lr ...) or look at that data."
+                f"gradient norm {norm}). {describe()}. Look at that data, or lower the rates (--optimizer.matrix-lr ...)."
             )
         runtime.synchronize()
         yield StepResult(

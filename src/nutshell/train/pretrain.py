@@ -22,7 +22,7 @@ def pretrain(run: Run) -> None:
     if run.finished("pretrain"):
         return
     plan, runtime = run.plan, run.runtime
-    stage = open_stage(run, "pretrain", previous=None)
+    stage = open_stage(run, "pretrain")
     model = torch.compile(stage.model) if runtime.compiled else stage.model
     loader = PretrainLoader(
         open_shards(run.data), run.tok.encode_batch, run.tok.bos_id, plan.rows, plan.row_tokens + 1,
@@ -37,17 +37,25 @@ def pretrain(run: Run) -> None:
         ids, targets = (x.to(runtime.device, non_blocking=True) for x in next(loader))
         return model(ids, targets), ids.numel()
 
+    def validation_bpb() -> float:
+        return bits_per_byte(stage.model, validation, byte_lengths, reduce=runtime.total)
+
+    def validate() -> None:
+        start = time.monotonic()
+        bpb = validation_bpb()
+        run.log.evaluation("pretrain", stage.step, {"val_bpb": bpb}, eval_seconds=time.monotonic() - start)
+
     every = max(1, -(-stage.steps // VALIDATIONS))
+    if 0 < stage.step < stage.steps and stage.step % every == 0 and not run.log.has_evaluation("pretrain", stage.step):
+        validate()  # the run was stopped between saving and validating
     with loader:
         for result in train_steps(
             stage.model, stage.optimizer, micro_batch, accumulation=plan.accumulation, schedule=plan.schedule,
             lr_scale=plan.stages["pretrain"].lr_scale, first_step=stage.step, steps=stage.steps, runtime=runtime,
-            describe=lambda: ", ".join(loader.sources),
+            describe=lambda: stage.describe(loader.sources),
         ):  # fmt: skip
             stage.record(result)
             stage.save_if_due(loader.state_dict())
             if stage.step % every == 0 and stage.step < stage.steps:
-                start = time.monotonic()
-                bpb = bits_per_byte(stage.model, validation, byte_lengths)
-                run.log.evaluation("pretrain", stage.step, {"val_bpb": bpb}, eval_seconds=time.monotonic() - start)
-    evaluate_stage(run, stage, val_bpb=bits_per_byte(stage.model, validation, byte_lengths))
+                validate()
+    evaluate_stage(run, stage, val_bpb=validation_bpb())

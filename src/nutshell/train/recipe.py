@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from nutshell.train.schedule import Schedule
 
 PRIMER = "primer"
+SHORTEST_CONTEXT = 16  # a question and the beginning of an answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,10 @@ class RLConfig(StageConfig):
         super().__post_init__()
         if self.prompts < 1 or self.samples < 2:
             raise ValueError(f"rl has prompts {self.prompts} and samples {self.samples}; accepted: at least 1 and at least 2.")
+        if self.max_tokens < 1 or not 0 < self.temperature < float("inf"):
+            raise ValueError(
+                f"rl has max_tokens {self.max_tokens} and temperature {self.temperature}; accepted: at least 1 and above 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +163,11 @@ class Recipe:
         for name, top in limits.items():
             if not 0 <= getattr(self, name) <= top:
                 raise ValueError(f"{name} is {getattr(self, name)}; accepted: 0 (the plan decides) to {top}.")
+        for name in ("seed", "tokens_per_step"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 0.")
+        if 0 < self.context < SHORTEST_CONTEXT:
+            raise ValueError(f"context is {self.context}; accepted: at least {SHORTEST_CONTEXT} (0: the plan decides).")
         if self.vocab_size and self.vocab_size < 256 + 9:
             raise ValueError(f"vocab_size is {self.vocab_size}; accepted: at least 265 (256 bytes and 9 special tokens).")
         if self.eval_items < 1:
@@ -166,7 +176,7 @@ class Recipe:
             raise ValueError(f"primer_characters is {self.primer_characters}; accepted: at least 10000.")
         if not 0 < self.tokens_per_parameter < float("inf"):
             raise ValueError(f"tokens_per_parameter is {self.tokens_per_parameter}; accepted: a number above 0.")
-        if self.save_every_seconds <= 0 or self.usd_per_hour < 0:
+        if not self.save_every_seconds > 0 or not self.usd_per_hour >= 0:
             raise ValueError("save_every_seconds must be above 0 and usd_per_hour at least 0.")
         seconds(self.budget)
 

@@ -12,11 +12,11 @@ import time
 import torch
 from torch import Tensor
 
+from nutshell.infer.conversation import fit_conversation
 from nutshell.infer.engine import Engine
 from nutshell.infer.request import Completion
 from nutshell.infer.sampling import Sampling
 from nutshell.tasks.primer import GRADERS, rl_items
-from nutshell.tokenizer.chat import render_prompt
 from nutshell.train.evaluation import evaluate_stage
 from nutshell.train.loop import train_steps
 from nutshell.train.run import Run, open_stage
@@ -63,7 +63,7 @@ def reinforce(run: Run) -> None:
         return
     plan, runtime = run.plan, run.runtime
     settings = plan.recipe.stages.rl
-    stage = open_stage(run, "rl", previous="sft")
+    stage = open_stage(run, "rl")
     rows = settings.prompts * settings.samples
     facts: dict[str, float] = {}
 
@@ -72,7 +72,7 @@ def reinforce(run: Run) -> None:
         start = time.perf_counter()
         problems = rl_items(step_seed, settings.prompts)
         problems = problems[runtime.rank :: runtime.world_size] or problems[:1]
-        prompts = [render_prompt(item.messages, run.tok) for _, item in problems]
+        prompts = [fit_conversation(item.messages, run.tok, plan.model.context, settings.max_tokens).ids for _, item in problems]
         longest = min(plan.model.context, max(map(len, prompts)) + settings.max_tokens)
         engine = Engine(stage.model.for_inference(), run.tok, max_rows=rows, context=longest)
         sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=step_seed)
@@ -92,6 +92,7 @@ def reinforce(run: Run) -> None:
     for result in train_steps(
         stage.model, stage.optimizer, micro_batch, accumulation=1, schedule=plan.schedule, lr_scale=plan.stages["rl"].lr_scale,
         first_step=stage.step, steps=stage.steps, runtime=runtime,
+        describe=lambda: stage.describe([f"RL problems of seed {plan.recipe.seed}, step {stage.step + 1}"]),
     ):  # fmt: skip
         stage.record(result, **facts)
         stage.save_if_due(None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -56,8 +57,10 @@ class Run:
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Refuse a second job on a run folder; the lock vanishes with its process, kill -9 included."""
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    file: IO[str] = open(folder / ".lock", "a+")  # noqa: SIM115 - held open as long as the run
+    path = folder / ".lock"
+    file: IO[str] = open(path, "a+")  # noqa: SIM115 - held open as long as the run
     try:
         try:
             import fcntl
@@ -67,12 +70,18 @@ def run_lock(folder: Path) -> Iterator[None]:
             import msvcrt
 
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # its last holder has just removed it
+            raise OSError
     except OSError:
         file.close()
         raise ValueError(f"another job is working in {folder}. Wait for it, stop it, or give another --out.") from None
     try:
         yield
     finally:
+        if new and list(folder.iterdir()) == [path]:  # bad input: leave nothing behind
+            with suppress(OSError):
+                path.unlink()
+                folder.rmdir()
         file.close()
 
 
@@ -133,6 +142,12 @@ class Stage:
             record["skipped"] = True
         self.run.log.step(record)
 
+    def describe(self, sources: list[str]) -> str:
+        """What somebody needs to know who finds this stage diverged: the last batch, and where to go back to."""
+        saved = checkpoint.checkpoints(self.run.stage_folder(self.name))
+        kept = f"The last good checkpoint is {saved[-1][1]}" if saved else f"{self.name} has saved no checkpoint yet"
+        return f"Data of the last batch: {', '.join(sources)}. {kept}"
+
     def save_if_due(self, loader_state: dict | None) -> None:
         """Save when the interval is over, at the last step, and when told to stop (then raise Preempted)."""
         runtime = self.run.runtime
@@ -168,23 +183,37 @@ class Stage:
         self.seconds += self.last_save - start
 
 
-def open_stage(run: Run, name: str, previous: str | None) -> Stage:
-    """Go on from the stage's newest checkpoint, or start it from `previous` (None: from drawn weights)."""
+def last_of_previous(run: Run, name: str) -> Path:
+    """The last checkpoint of the stage before `name`; stages without steps are passed over."""
+    previous = [stage for stage in checkpoint.STAGES[: checkpoint.STAGES.index(name)] if run.plan.stages[stage].steps][-1]
+    source = checkpoint.latest(run.stage_folder(previous)) if run.stage_folder(previous).is_dir() else None
+    manifest = checkpoint.read_manifest(source) if source else None
+    done, steps = manifest["meta"]["step"] if manifest else 0, run.plan.stages[previous].steps
+    if source is None or done < steps:
+        raise ValueError(f"{name} starts from the end of {previous}, which stands at step {done} of {steps} in {run.folder}. "
+                         f"Run: nutshell {previous} first.")  # fmt: skip
+    return source
+
+
+def open_stage(run: Run, name: str) -> Stage:
+    """Go on from the stage's newest checkpoint, or start it from the stage before it (pretrain: from drawn weights)."""
     plan, runtime = run.plan, run.runtime
     newest = checkpoint.latest(run.stage_folder(name)) if run.stage_folder(name).is_dir() else None
     training: dict = {"step": 0, "seconds": 0.0, "loader": None, "optimizer_steps": 0}
     tensors = None
     if newest is not None:
-        model, _, _ = checkpoint.load_model(newest, runtime.device)
+        model, tok, _ = checkpoint.load_model(newest, runtime.device)
         training, tensors = checkpoint.load_training(newest)
-    elif previous is not None:
-        source = checkpoint.latest(run.stage_folder(previous)) if run.stage_folder(previous).is_dir() else None
-        if source is None:
-            raise ValueError(f"{run.folder} has no {previous} checkpoint to start {name} from. Run: nutshell {previous} first.")
-        model, _, _ = checkpoint.load_model(source, runtime.device)
+    elif name != "pretrain":
+        model, tok, _ = checkpoint.load_model(last_of_previous(run, name), runtime.device)
     else:
         torch.manual_seed(plan.recipe.seed)
-        model = GPT(plan.model).to(runtime.device)
+        model, tok = GPT(plan.model).to(runtime.device), run.tok
+    if tok.fingerprint != run.tok.fingerprint:
+        raise ValueError(
+            f"{run.folder}/tokenizer is not the one that the checkpoints in {run.folder} were trained with. "
+            "Put that one back (every checkpoint holds a copy), or give another --out to start anew."
+        )
     if model.config != plan.model:
         raise ValueError(
             f"the checkpoint in {run.folder} has another shape than its plan.json. Give another --out to start anew."

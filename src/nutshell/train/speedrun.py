@@ -15,10 +15,11 @@ import torch
 from nutshell import checkpoint
 from nutshell.config import from_dict
 from nutshell.data import primer
-from nutshell.data.shards import is_shard_folder, open_shards, prepare_shards, write_shards
+from nutshell.data.shards import is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
 from nutshell.metrics import GpuSampler, MetricsLog, read_metrics, seconds_by_stage
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
+from nutshell.train.check import check_order, check_recipe
 from nutshell.train.measure import measure
 from nutshell.train.plan import Hardware, Plan, default_vocab_size, make_plan, refit
 from nutshell.train.pretrain import pretrain
@@ -36,6 +37,10 @@ STAGES = {
 }
 
 
+FREE_IN_A_RUN = ("out", "save_every_seconds", "usd_per_hour", "budget")
+"""Settings that may differ from the plan of a run that goes on."""
+
+
 def prepare_data(recipe: Recipe, runtime: Runtime) -> Path:
     """The folder of the run's shards, written once from the primer or the user's text; a user's shards are used in place."""
     folder = Path(recipe.out) / "data"
@@ -44,9 +49,13 @@ def prepare_data(recipe: Recipe, runtime: Runtime) -> Path:
     if runtime.is_main:
         if recipe.data != PRIMER:
             prepare_shards(recipe.data, folder, seed=recipe.seed)
-        elif not is_shard_folder(folder):
-            documents = primer.documents(recipe.seed, recipe.primer_characters)
-            write_shards(documents, folder, val_fraction=0.01, seed=recipe.seed, source={"primer": recipe.primer_characters})
+        else:
+            source = {"primer": recipe.primer_characters, "seed": recipe.seed}
+            if not is_shard_folder(folder):
+                documents = primer.documents(recipe.seed, recipe.primer_characters)
+                write_shards(documents, folder, val_fraction=0.01, seed=recipe.seed, source=source)
+            elif (found := read_manifest(folder).get("source")) != source:
+                raise ValueError(f"{folder} holds {found}, not {source}. Delete it, or give another --out.")
     runtime.barrier()
     return folder
 
@@ -91,7 +100,7 @@ def prepare_plan(recipe: Recipe, runtime: Runtime, tok: Tokenizer, started: floa
     """The run's plan: the saved one, or a new one, fitted to what is left of the budget since `started`."""
     folder = Path(recipe.out)
     if plan := load_plan(folder):
-        return plan
+        return replace(plan, recipe=replace(plan.recipe, **{name: getattr(recipe, name) for name in FREE_IN_A_RUN}))
     budget = seconds(recipe.budget)
     hardware = Hardware(
         device=runtime.device.type, dtype=runtime.dtype_name, world_size=runtime.world_size, threads=runtime.threads
@@ -113,6 +122,8 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
     """Data, tokenizer and plan are there (made now if not); the folder is locked; signals save before they stop."""
     started = time.monotonic()
     folder = Path(recipe.out)
+    if not (folder / "plan.json").exists():
+        check_recipe(recipe, runtime)
     with ExitStack() as stack:
         if runtime.is_main:
             stack.enter_context(run_lock(folder))
@@ -167,6 +178,7 @@ def timed(log: MetricsLog, stage: str) -> Iterator[None]:
 
 def run_stages(recipe: Recipe, runtime: Runtime, names: tuple[str, ...] = tuple(STAGES)) -> Run:
     """Run the named stages (default: all of them) and return the run."""
+    check_order(Path(recipe.out), names[0])
     with open_run(recipe, runtime) as run:
         for name in names:
             if name != "pretrain":

@@ -13,7 +13,6 @@ from nutshell.train.loop import train_steps
 from nutshell.train.recipe import PRIMER
 from nutshell.train.run import Run, open_stage
 
-PREVIOUS = {"midtrain": "pretrain", "sft": "midtrain"}
 CONVERSATION_TOKENS = 60  # a primer conversation is at least about this long; the plan's tokens never see one twice
 SUBSTITUTIONS = {"name": "Nutshell", "author": "the person who trained me"}
 
@@ -37,7 +36,7 @@ def tune(run: Run, name: str) -> None:
     if run.finished(name):
         return
     plan, runtime = run.plan, run.runtime
-    stage = open_stage(run, name, previous=PREVIOUS[name])
+    stage = open_stage(run, name)
     model = torch.compile(stage.model) if runtime.compiled else stage.model
     loader = ConversationLoader(
         conversations_for(run, name), lambda c: render(c["messages"], run.tok, plan.row_tokens + 1), run.tok.bos_id, plan.rows,
@@ -54,7 +53,7 @@ def tune(run: Run, name: str) -> None:
         for result in train_steps(
             stage.model, stage.optimizer, micro_batch, accumulation=plan.accumulation, schedule=plan.schedule,
             lr_scale=plan.stages[name].lr_scale, first_step=stage.step, steps=stage.steps, runtime=runtime,
-            describe=lambda: ", ".join(loader.sources),
+            describe=lambda: stage.describe(loader.sources),
         ):  # fmt: skip
             stage.record(result)
             stage.save_if_due(loader.state_dict())
