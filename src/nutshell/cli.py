@@ -8,8 +8,8 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,16 +40,25 @@ def _recipe(verb: str, arguments: list[str], description: str) -> Recipe:
         default = replace(plan.recipe, out=out)
     recipe = parse(Recipe, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default)
     if plan:
-        for f in fields(Recipe):
-            planned, asked = getattr(plan.recipe, f.name), getattr(recipe, f.name)
-            if planned != asked and f.name not in FREE_IN_A_RUN:
+        for name, planned, asked in _differences(plan.recipe, recipe):
+            if name not in FREE_IN_A_RUN:
                 raise ValueError(
-                    f"{out} was planned with {f.name} = {planned!r}, now it is {asked!r}. "
+                    f"{out} was planned with {name} = {planned!r}, now it is {asked!r}. "
                     "Leave that flag out to go on with the run, or give another --out for a new one."
                 )
         # What a saved run computes must not depend on what this machine measures today.
         recipe = replace(recipe, dtype=plan.hardware.dtype, threads=plan.hardware.threads)
     return recipe
+
+
+def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name, value, other value) of every setting that differs; stages.sft.steps is the name of a nested one."""
+    for f in fields(one):
+        a, b = getattr(one, f.name), getattr(other, f.name)
+        if is_dataclass(a):
+            yield from _differences(a, b, f"{prefix}{f.name}.")
+        elif a != b:
+            yield prefix + f.name, a, b
 
 
 def _runtime(recipe: Recipe) -> Runtime:
@@ -109,7 +118,8 @@ def _plan(arguments: list[str]) -> Any:
     from nutshell.train.speedrun import open_run
 
     with open_run(recipe, _runtime(recipe)) as run:
-        print(describe(run.plan))
+        if run.runtime.is_main:
+            print(describe(run.plan))
         return run.plan.to_dict()
 
 
@@ -186,9 +196,9 @@ def _eval(arguments: list[str]) -> Any:
     options = _arguments(
         "eval", arguments, VERBS["eval"][1], _model=MODEL, device=dict(DEVICE),
         tasks={"nargs": "+", "default": ["primer-facts", "primer-sums", "primer-letters"], "metavar": "TASK",
-               "help": "primer-facts, primer-sums, primer-letters, arc-easy, arc-challenge, gsm8k"},
+               "help": "primer-facts, primer-sums, primer-letters, arc-easy, arc-challenge, gsm8k, custom"},
         limit={"type": int, "default": 200, "help": "items of each task; 0 takes all"},
-        data={"default": "", "help": "folder with arc/ and gsm8k/, for those tasks"},
+        data={"default": "", "help": "folder with arc/ and gsm8k/ for those tasks; a .jsonl file for custom"},
         seed={"type": int, "default": 42, "help": "which items a limit takes"},
     )  # fmt: skip
     if options.limit < 0:

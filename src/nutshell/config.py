@@ -20,8 +20,21 @@ def _plain(hint: Any) -> Any:
     return hint
 
 
-def from_dict(cls: type[T], values: dict, where: str, prefix: str = "") -> T:
-    """Build dataclass `cls` from nested dictionaries; ValueError names a key that is unknown or missing, or a wrong value."""
+def _default(cls: Any, base: Any, name: str) -> Any:
+    """What field `name` is where nothing is given: that of `base`, else the field's own default; None where it has none."""
+    if base is not None:
+        return getattr(base, name)
+    field = next(f for f in dataclasses.fields(cls) if f.name == name)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def from_dict(cls: type[T], values: dict, where: str, prefix: str = "", base: T | None = None) -> T:
+    """Build dataclass `cls` from nested dictionaries; what they leave out stays as in `base` or as the default has it.
+
+    ValueError names a key that is unknown or missing, or a wrong value.
+    """
     if not isinstance(values, dict):
         raise ValueError(f"{where}: {prefix.rstrip('.') or 'the whole'} is {values!r}; accepted: a table of keys and values.")
     hints = typing.get_type_hints(cls)
@@ -34,7 +47,7 @@ def from_dict(cls: type[T], values: dict, where: str, prefix: str = "") -> T:
             raise ValueError(f"{where}: unknown key {prefix}{key}.{hint} Accepted: {', '.join(names)}.")
         expected = _plain(hints[key])
         if dataclasses.is_dataclass(expected):
-            arguments[key] = from_dict(expected, value, where, f"{prefix}{key}.")  # type: ignore[arg-type]
+            arguments[key] = from_dict(expected, value, where, f"{prefix}{key}.", _default(cls, base, key))  # type: ignore[arg-type]
             continue
         if typing.get_origin(expected) is dict and isinstance(value, dict):
             key_type, value_type = typing.get_args(expected)
@@ -49,10 +62,10 @@ def from_dict(cls: type[T], values: dict, where: str, prefix: str = "") -> T:
         arguments[key] = value
     none = (dataclasses.MISSING, dataclasses.MISSING)
     needed = {f.name for f in dataclasses.fields(cls) if (f.default, f.default_factory) == none}  # type: ignore[arg-type]
-    if missing := sorted(needed - set(arguments)):
+    if base is None and (missing := sorted(needed - set(arguments))):
         raise ValueError(f"{where}: {', '.join(prefix + name for name in missing)} missing.")
     try:
-        return cls(**arguments)
+        return cls(**arguments) if base is None else dataclasses.replace(base, **arguments)  # type: ignore[type-var]
     except ValueError as error:
         raise ValueError(f"{where}: {f'[{prefix[:-1]}] ' if prefix else ''}{error}") from None
 

@@ -21,7 +21,7 @@ from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.check import check_order, check_recipe
 from nutshell.train.measure import measure
-from nutshell.train.plan import Hardware, Plan, default_vocab_size, make_plan, refit
+from nutshell.train.plan import Hardware, Plan, default_vocab_size, describe, make_plan, refit
 from nutshell.train.pretrain import pretrain
 from nutshell.train.recipe import PRIMER, Recipe, seconds
 from nutshell.train.rl import reinforce
@@ -180,6 +180,7 @@ def run_stages(recipe: Recipe, runtime: Runtime, names: tuple[str, ...] = tuple(
     """Run the named stages (default: all of them) and return the run."""
     check_order(Path(recipe.out), names[0])
     with open_run(recipe, runtime) as run:
+        run.log.note(describe(run.plan))
         for name in names:
             if name != "pretrain":
                 run.plan = fit_to_budget(run, name)
