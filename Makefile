@@ -26,7 +26,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .venv-uv/bin/uv)
 	.venv-uv/bin/pip install -q uv
 
 $(BIN)/python: | $(filter .venv-uv/%,$(UV))
-	@command -v cargo >/dev/null || { echo "cargo is missing: the tokenizer is Rust. Install it with rustup, or apt-get install cargo."; exit 2; }
+	@command -v cargo >/dev/null || { echo "cargo is missing: the tokenizer is Rust (1.85 or newer). Install it with rustup."; exit 2; }
 	$(UV) venv -q --python $(PYTHON) $(VENV)
 
 $(VENV)/.installed: pyproject.toml $(RUST) | $(BIN)/python

@@ -1,6 +1,7 @@
 """The primer's own tests: facts in unseen phrasings, sums of unseen numbers, letters of unseen words."""
 
 import re
+from collections import Counter
 
 from nutshell.data import primer
 from nutshell.tasks.task import Item, Task, guessing, last_number, same_text, subsample
@@ -19,7 +20,9 @@ def load(kind: str, limit: int | None, seed: int) -> Task:
         return Task(name="primer-facts", kind="choice", items=items, baseline=guessing(items), grade=same_text)
     if kind == "sums":
         return Task(name="primer-sums", kind="generate", items=items, baseline=0.0, grade=grade_sums)
-    return Task(name="primer-letters", kind="generate", items=items, baseline=0.25, grade=grade_letters)
+    # Always saying the commonest count is the best that a model blind to the letters can do.
+    commonest = max(Counter(item.answer for item in items).values()) / len(items)
+    return Task(name="primer-letters", kind="generate", items=items, baseline=commonest, grade=grade_letters)
 
 
 def to_item(problem: primer.Problem) -> Item:

@@ -24,6 +24,8 @@ ABSENT_LETTER = 0.15
 """How often the asked letter does not occur in the word."""
 REPEATED_LETTER = 0.45
 """How often a letter that occurs more than once is asked for, where the word has one."""
+COUNT_WEIGHTS = (1.0, 1.5, 4.0, 8.0)
+"""How often a problem asks for a letter that occurs 0, 1, 2, 3 or more times, among those that its word offers."""
 INVENTED_WORDS_IN_CHAT = 0.35
 INVENTED_WORDS_IN_DOCUMENTS = 0.6
 INVENTED_WORDS_IN_RL = 0.3
@@ -147,6 +149,15 @@ def draw_letter(rng: random.Random, word: str) -> str:
     return rng.choice(word)
 
 
+def draw_balanced_letter(rng: random.Random, word: str) -> str:
+    """A letter for a problem: every count that the word offers comes up, so that no one count is a good guess."""
+    by_count: dict[int, list[str]] = {0: [letter for letter in LETTERS if letter not in word]}
+    for letter, count in sorted(Counter(word).items()):
+        by_count.setdefault(count, []).append(letter)
+    counts = list(by_count)
+    return rng.choice(by_count[rng.choices(counts, [COUNT_WEIGHTS[min(count, 3)] for count in counts])[0]])
+
+
 def _ask(rng: random.Random, questions: tuple[str, ...], word: str, letter: str = "") -> str:
     """A question as people write it, now and then with R for r or with the word in quotation marks."""
     letter = letter.upper() if rng.random() < CAPITAL_LETTER else letter
@@ -217,5 +228,5 @@ def held_out_letters(rng: random.Random) -> Problem:
 
 
 def _problem(rng: random.Random, word: str, question: str) -> Problem:
-    letter = draw_letter(rng, word)
+    letter = draw_balanced_letter(rng, word)
     return Problem(kind="letters", messages=[user(question.format(l=letter, w=word))], answer=str(word.count(letter)))
