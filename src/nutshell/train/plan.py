@@ -17,7 +17,7 @@ from nutshell.train.schedule import Schedule
 
 D12 = GPTConfig(vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048)
 D12_TOKENS = 12 * matrix_parameters(D12)
-FEWEST_STEPS = 600  # a horizon shorter than this many steps takes a smaller batch
+FEWEST_STEPS = 400  # a horizon shorter than this many steps takes a smaller batch
 SMALL_BATCH = 16_384  # up to here learning rates are doubled
 EVALUATION_SHARE = 0.10  # of a budget, for evaluations, checkpoints and the report
 LARGEST_MICRO_BATCH_TOKENS = 65_536
