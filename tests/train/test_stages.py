@@ -1,0 +1,386 @@
+"""Every stage goes on exactly where it was interrupted, loses nothing to an evaluation that fails, and learns what it should."""
+
+import json
+import math
+import os
+import shutil
+
+import pytest
+import torch
+from tiny_run import RUNTIME, STEPS, lines, recipe, weights
+
+from nutshell import checkpoint
+from nutshell.metrics import MetricsLog
+from nutshell.tokenizer import Tokenizer
+from nutshell.train import evaluation
+from nutshell.train.loop import TrainingDiverged
+from nutshell.train.run import Preempted, Stage, open_stage
+from nutshell.train.speedrun import STAGES, open_run, run_stages
+
+
+class Crash(Exception):
+    """Whatever may happen."""
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """interrupt(step, how): the next start of a stage ends at that step, once."""
+
+    def plan(step: int, how: str) -> None:
+        record, save = Stage.record, checkpoint.save_model_folder
+        done = []
+
+        def interrupted(self, result, **more):
+            record(self, result, **more)
+            if result.step == step and how != "full disk" and not done:
+                done.append(step)
+                if how == "signal":
+                    self.run.stop.append(15)
+                elif how == "crash":
+                    raise Crash
+
+        def failing(folder, *arguments, **more):
+            if how == "full disk" and more["meta"]["step"] >= step and not done:
+                done.append(step)
+                raise OSError(28, os.strerror(28))
+            return save(folder, *arguments, **more)
+
+        monkeypatch.setattr(Stage, "record", interrupted)
+        monkeypatch.setattr(checkpoint, "save_model_folder", failing)
+
+    return plan
+
+
+INTERRUPTIONS = [(2, "signal", 1e9), (1, "crash", 1e9), (4, "crash", 1e-9), (3, "full disk", 1e-9), (4, "signal", 1e-9)]
+
+
+@pytest.mark.parametrize("stage", STEPS)
+@pytest.mark.parametrize(("step", "how", "save_every"), INTERRUPTIONS)
+def test_resuming_is_exact_to_the_bit(finished, begun, interrupt, stage, step, how, save_every):
+    """ng 158, mm 556, tt 809: a run that was interrupted cannot be told from one that was not."""
+    folder = begun(stage)
+    interrupt(step, how)
+    settings = recipe(folder, save_every_seconds=save_every)
+    with pytest.raises({"signal": Preempted, "crash": Crash, "full disk": OSError}[how]):
+        run_stages(settings, RUNTIME, (stage,))
+    stopped_at = [step for step, _ in checkpoint.checkpoints(folder / stage)]
+    assert stopped_at[-1:] == {"signal": [step], "crash": [] if save_every > 1 else [step - 1], "full disk": [step - 1]}[how]
+    assert (folder / "preempted").exists() == (how == "signal")
+    assert not list((folder / stage).glob(".tmp-*"))
+    if how == "crash":
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write('{"stage": "' + stage)  # a line that kill -9 tore
+
+    run_stages(settings, RUNTIME, (stage,))
+    last = f"{stage}/step-{STEPS[stage]:06d}"
+    assert weights(folder / last) == weights(finished / last)
+    assert lines(folder, stage) == lines(finished, stage)
+    assert not (folder / "preempted").exists()
+
+
+def test_a_run_interrupted_again_and_again_ends_with_the_same_weights(finished, begun, interrupt):
+    folder = begun("pretrain")
+    for step in range(1, STEPS["pretrain"]):
+        interrupt(step, "signal")
+        with pytest.raises(Preempted, match=f"stopped after step {step} of pretrain; everything is saved"):
+            run_stages(recipe(folder), RUNTIME)
+        assert (folder / "preempted").read_text() == f"pretrain step {step}\n"
+    run_stages(recipe(folder), RUNTIME)
+    for stage, steps in STEPS.items():
+        last = f"{stage}/step-{steps:06d}"
+        assert weights(folder / last) == weights(finished / last), stage
+        assert lines(folder, stage) == lines(finished, stage)
+
+
+def test_a_finished_run_is_passed_over(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = (folder / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr("nutshell.train.run.open_stage", None)  # would be called by any stage that begins
+    run_stages(recipe(folder), RUNTIME)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("stage", STEPS)
+def test_saving_precedes_evaluation_so_that_a_crash_in_it_costs_nothing(finished, begun, monkeypatch, stage):
+    """nc 427, 446, 551: hours of training must not hang on the evaluation after it."""
+    folder = begun(stage)
+    last = f"{stage}/step-{STEPS[stage]:06d}"
+
+    def crash(*_):
+        assert checkpoint.read_manifest(folder / last)["meta"]["step"] == STEPS[stage]
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", crash)
+        with pytest.raises(MemoryError):
+            run_stages(recipe(folder), RUNTIME, (stage,))
+    written = (folder / last / "model.safetensors").stat().st_mtime_ns
+    run_stages(recipe(folder), RUNTIME, (stage,))
+    assert (folder / last / "model.safetensors").stat().st_mtime_ns == written
+    assert weights(folder / last) == weights(finished / last)
+    assert lines(folder, stage) == lines(finished, stage)
+
+
+def test_a_stop_between_saving_and_validating_loses_no_point_of_the_curve(finished, begun, interrupt):
+    points = [line["step"] for line in lines(finished, "pretrain") if "eval" in line]
+    assert points == [2, 4, 6, 7]
+    folder = begun("pretrain")
+    interrupt(4, "signal")
+    with pytest.raises(Preempted):
+        run_stages(recipe(folder), RUNTIME, ("pretrain",))
+    assert [line["step"] for line in lines(folder, "pretrain") if "eval" in line] == [2]
+    run_stages(recipe(folder), RUNTIME, ("pretrain",))
+    assert lines(folder, "pretrain") == lines(finished, "pretrain")
+
+
+def test_seconds_go_on_where_they_were(begun, interrupt):
+    from nutshell.metrics import read_metrics
+
+    folder = begun("pretrain")
+    interrupt(3, "signal")
+    with pytest.raises(Preempted):
+        run_stages(recipe(folder), RUNTIME, ("pretrain",))
+    run_stages(recipe(folder), RUNTIME, ("pretrain",))
+    seconds = [line["seconds"] for line in read_metrics(folder) if line["stage"] == "pretrain" and "loss" in line]
+    assert seconds == sorted(seconds)
+    assert len(seconds) == STEPS["pretrain"]
+
+
+def test_a_step_that_is_skipped_is_counted_in_the_metrics_and_survives_a_resume(begun, interrupt, monkeypatch):
+    folder = begun("sft")
+    from nutshell.model.gpt import GPT
+
+    forward, calls = GPT.forward, []
+
+    def spoiled(self, *arguments):
+        calls.append(1)
+        return forward(self, *arguments) * (math.nan if len(calls) == 3 else 1)  # two micro-batches a step: step 2
+
+    monkeypatch.setattr(GPT, "forward", spoiled)
+    run_stages(recipe(folder), RUNTIME, ("sft",))
+    steps = [line for line in lines(folder, "sft") if "loss" in line]
+    assert [line.get("skipped", False) for line in steps] == [False, True, False, False, False]
+    assert steps[1]["loss"] is None
+
+
+def test_divergence_names_step_data_and_the_last_good_checkpoint(begun, monkeypatch):
+    """nc 590, 803: what to look at, and where to go back to."""
+    folder = begun("pretrain")
+    from nutshell.model.gpt import GPT
+
+    forward, calls = GPT.forward, []
+
+    def spoiled(self, *arguments):
+        calls.append(1)
+        return forward(self, *arguments) * (math.nan if len(calls) > 6 else 1)
+
+    monkeypatch.setattr(GPT, "forward", spoiled)
+    monkeypatch.setattr("nutshell.train.loop.MOST_SKIPPED_IN_A_ROW", 3)
+    with pytest.raises(TrainingDiverged) as caught:
+        run_stages(recipe(folder, save_every_seconds=1e-9), RUNTIME, ("pretrain",))
+    message = str(caught.value)
+    for words in ("up to step", "train-00000.parquet row group", f"The last good checkpoint is {folder}/pretrain/step-0000"):
+        assert words in message
+    saved = checkpoint.latest(folder / "pretrain")
+    assert str(saved) in message
+    model, _ = checkpoint.load(saved)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_damaged_checkpoint_stops_the_run_and_the_one_before_it_is_used_when_it_is_deleted(finished, begun, interrupt):
+    folder = begun("pretrain")
+    interrupt(4, "crash")
+    with pytest.raises(Crash):
+        run_stages(recipe(folder, save_every_seconds=1e-9), RUNTIME, ("pretrain",))
+    newest = folder / "pretrain" / "step-000003" / "training" / "state.safetensors"
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    newest.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"step-000003/training/state.safetensors has another sha256.*Delete .*step-000003"):
+        run_stages(recipe(folder), RUNTIME, ("pretrain",))
+    shutil.rmtree(folder / "pretrain" / "step-000003")
+    run_stages(recipe(folder), RUNTIME, ("pretrain",))
+    last = "pretrain/step-000007"
+    assert weights(folder / last) == weights(finished / last)
+    assert lines(folder, "pretrain") == lines(finished, "pretrain")
+
+
+def test_only_whole_checkpoints_are_kept_and_no_more_than_two(begun):
+    folder = begun("pretrain")
+    (folder / "pretrain").mkdir()
+    (folder / "pretrain" / ".tmp-new-step-000001-1").mkdir()
+    run_stages(recipe(folder, save_every_seconds=1e-9), RUNTIME, ("pretrain",))
+    assert sorted(p.name for p in (folder / "pretrain").iterdir()) == ["step-000006", "step-000007"]
+
+
+# ---- what a stage starts from --------------------------------------------------------------------------------------
+
+
+def test_a_stage_without_steps_is_passed_over_by_the_next(tmp_path):
+    """Midtraining may be left out: fine-tuning then starts from pretraining."""
+    settings = recipe(tmp_path / "run")
+    object.__setattr__(settings.stages.midtrain, "steps", 0)
+    object.__setattr__(settings.stages.midtrain, "share", 0.0)
+    run_stages(settings, RUNTIME, ("pretrain", "midtrain", "sft"))
+    assert not (tmp_path / "run" / "midtrain").exists()
+    assert checkpoint.latest(tmp_path / "run" / "sft").name == "step-000005"
+
+
+def test_a_stage_does_not_start_from_one_that_is_not_done(begun, interrupt):
+    folder = begun("midtrain")
+    interrupt(2, "signal")
+    with pytest.raises(Preempted):
+        run_stages(recipe(folder), RUNTIME, ("midtrain",))
+    with pytest.raises(ValueError, match=r"sft starts from the end of midtrain, which stands at step 2 of 5.*nutshell midtrain"):
+        run_stages(recipe(folder), RUNTIME, ("sft",))
+    assert not (folder / "sft").exists()
+
+
+def test_another_tokenizer_in_the_run_folder_is_refused(begun):
+    folder = begun("midtrain")
+    Tokenizer.train(["something else altogether " * 50], vocab_size=300).save(folder / "tokenizer")
+    with pytest.raises(ValueError, match=r"tokenizer is not the one that the checkpoints .* were trained with"):
+        run_stages(recipe(folder), RUNTIME, ("midtrain",))
+
+
+def test_a_checkpoint_of_another_shape_is_refused(begun, tmp_path):
+    folder = begun("midtrain")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["model"]["heads"] = plan["model"]["kv_heads"] = 2
+    plan["model"]["head_dim"] = 32
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match=r"another shape than its plan\.json"):
+        run_stages(recipe(folder), RUNTIME, ("midtrain",))
+
+
+def test_other_data_under_a_stage_that_goes_on_is_refused(begun, interrupt, finished):
+    folder = begun("pretrain")
+    interrupt(2, "signal")
+    with pytest.raises(Preempted):
+        run_stages(recipe(folder), RUNTIME, ("pretrain",))
+    shards = folder / "data" / "train-00000.parquet"
+    shutil.copy(folder / "data" / "val-00000.parquet", shards)
+    with pytest.raises(ValueError, match="the data stream cannot be resumed: data was"):
+        run_stages(recipe(folder), RUNTIME, ("pretrain",))
+
+
+def test_a_damaged_shard_stops_the_run_and_is_named(begun):
+    folder = begun("pretrain")
+    shard = folder / "data" / "train-00000.parquet"
+    damaged = bytearray(shard.read_bytes())
+    damaged[2000] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"train-00000\.parquet, row group 0 cannot be read .*damaged"):
+        run_stages(recipe(folder), RUNTIME, ("pretrain",))
+
+
+# ---- what a stage learns from --------------------------------------------------------------------------------------
+
+
+def test_the_logged_first_loss_is_ln_of_the_vocabulary(finished):
+    first = next(line for line in lines(finished, "pretrain") if "loss" in line)
+    vocab_size = json.loads((finished / "plan.json").read_text())["model"]["vocab_size"]
+    assert first["loss"] == pytest.approx(math.log(vocab_size), rel=0.02)
+
+
+def test_conversations_longer_than_the_context_train_without_nan(begun, tmp_path):
+    """nc 590, 817: every conversation is longer than a row; the loss stays finite and the stage ends."""
+    words = " ".join(f"word{i}" for i in range(200))
+    file = tmp_path / "long.jsonl"
+    rows = [[("user", f"hi {i}"), ("assistant", words)] for i in range(20)] + [
+        [("user", words), ("assistant", f"{i}")] for i in range(20)
+    ]
+    for_file = ({"messages": [{"role": role, "content": text} for role, text in row]} for row in rows)
+    file.write_text("".join(json.dumps(row) + "\n" for row in for_file))
+    settings = recipe(tmp_path / "mine", sft=str(file))
+    object.__setattr__(settings.stages.sft, "primer_share", 0.0)
+    run_stages(settings, RUNTIME, ("pretrain", "midtrain", "sft"))
+    losses = [line["loss"] for line in lines(tmp_path / "mine", "sft") if "loss" in line]
+    assert len(losses) == STEPS["sft"]
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_a_tiny_text_of_ones_own_trains_through_many_epochs(tmp_path):
+    """nc 360, 620: one small file yields disjoint train and val parts, and the stream goes round."""
+    file = tmp_path / "mine.txt"
+    file.write_text("\n\n".join(f"Paragraph {i} is about the number {i * i}." for i in range(120)))
+    run_stages(recipe(tmp_path / "run", data=str(file), tokens_per_step=2048), RUNTIME, ("pretrain",))
+    steps = [line for line in lines(tmp_path / "run", "pretrain") if "loss" in line]
+    assert len(steps) * 2048 > 3 * len(file.read_text()) / 2  # at two characters or more to a token
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert [line for line in lines(tmp_path / "run", "pretrain") if "eval" in line][-1]["eval"]["val_bpb"] > 0
+
+
+def test_contexts_shorter_than_the_questions_still_run_through(tmp_path):
+    """Problems of RL and of the evaluation are longer than 16 tokens: they lose their beginning, the run goes on."""
+    run_stages(recipe(tmp_path / "run", context=16, rows=0), RUNTIME)
+    assert checkpoint.latest(tmp_path / "run" / "rl").name == "step-000005"
+
+
+def test_rl_draws_other_problems_and_answers_at_each_step(begun):
+    folder = begun("rl")
+    run_stages(recipe(folder), RUNTIME, ("rl",))
+    rewards = [line["reward"] for line in lines(folder, "rl") if "loss" in line]
+    assert len(set(rewards)) > 1
+    assert any(0 < reward < 1 for reward in rewards)
+
+
+def test_rl_changes_the_weights_only_where_answers_differ(begun, monkeypatch):
+    folder = begun("rl")
+    monkeypatch.setattr("nutshell.train.rl.GRADERS", dict.fromkeys(("sums", "letters"), lambda item, text: 1.0))
+    run_stages(recipe(folder), RUNTIME, ("rl",))
+    steps = [line for line in lines(folder, "rl") if "loss" in line]
+    assert all(line["reward"] == 1 and line["grad_norm"] == 0 for line in steps)
+
+
+# ---- the run folder ------------------------------------------------------------------------------------------------
+
+
+def test_a_second_job_on_the_run_folder_is_refused(opened):
+    message = r"another job is working in .*run\. Wait for it, stop it, or give another --out"
+    with pytest.raises(ValueError, match=message), open_run(opened.plan.recipe, RUNTIME):
+        pass
+    assert (opened.folder / "plan.json").exists()
+
+
+def test_a_run_that_is_over_gives_its_lock_back(tmp_path):
+    for _ in range(2):
+        with open_run(recipe(tmp_path / "run"), RUNTIME):
+            pass
+
+
+def test_signals_are_given_back_after_the_run(tmp_path):
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with open_run(recipe(tmp_path / "run"), RUNTIME) as run:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert run.stop == [signal.SIGTERM, signal.SIGINT]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_failed_preparation_leaves_no_folder_behind(tmp_path):
+    file = tmp_path / "late.jsonl"
+    file.write_text('{"text": "one"}\n{"words": "x"}\n')
+    with pytest.raises(ValueError, match="line 2: no column 'text'"):
+        run_stages(recipe(tmp_path / "run", data=str(file)), RUNTIME)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_stages_of_the_pipeline_are_those_of_checkpoints():
+    assert tuple(STAGES) == checkpoint.STAGES
+
+
+def test_a_stage_opens_with_the_state_that_was_saved(opened):
+    stage = open_stage(opened, "pretrain")
+    stage.step, stage.seconds = 3, 1.5
+    stage.optimizer.steps = 3
+    next(iter(stage.optimizer.state.values())).fill_(0.25)
+    stage.save({"row": 7})
+    again = open_stage(opened, "pretrain")
+    assert (again.step, again.optimizer.steps, again.loader_state) == (3, 3, {"row": 7})
+    assert again.seconds >= 1.5
+    assert all(torch.equal(again.optimizer.state[key], value) for key, value in stage.optimizer.state.items())
+    assert isinstance(opened.log, MetricsLog)

@@ -1,0 +1,60 @@
+"""A run so small that a whole stage takes a fraction of a second, and what must be equal when it is interrupted."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nutshell.metrics import read_metrics
+from nutshell.runtime import Runtime
+from nutshell.train.recipe import Recipe
+
+STEPS = {"pretrain": 7, "midtrain": 5, "sft": 5, "rl": 5}
+CLOCKS = {"seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "rollout_seconds", "eval_seconds", "stage_seconds"}
+RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=torch.get_num_threads())
+
+
+def recipe(out: Path, **changes) -> Recipe:
+    base = Recipe(
+        out=str(out), depth=1, width=64, context=128, vocab_size=512, tokens_per_step=512, rows=2, primer_characters=60_000,
+        eval_items=2, save_every_seconds=1e9,
+    )  # fmt: skip
+    stages = replace(base.stages, **{name: replace(getattr(base.stages, name), steps=n) for name, n in STEPS.items()})
+    stages = replace(stages, rl=replace(stages.rl, prompts=2, samples=4, max_tokens=8))
+    return replace(base, stages=stages, **changes)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """Everything of a checkpoint that training computed: weights, optimizer, and where the data stands."""
+    state = json.loads((folder / "training" / "state.json").read_text())
+    state.pop("seconds")
+    found = {name: (folder / name).read_bytes() for name in ("model.safetensors", "training/state.safetensors")}
+    return {**found, "state.json": json.dumps(state, sort_keys=True).encode()}
+
+
+def lines(folder: Path, stage: str | None = None) -> list[dict]:
+    """The metrics without what a clock says."""
+    return [
+        {key: value for key, value in line.items() if key not in CLOCKS}
+        for line in read_metrics(folder)
+        if stage in (None, line["stage"])
+    ]
+
+
+@contextmanager
+def quick_evaluations() -> Iterator[None]:
+    """Stages are evaluated in tests/end_to_end and tests/eval; here a score is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nutshell.train.evaluation.evaluate", lambda task, model, tok: score(task, model))
+        # An untrained model never earns a reward, and RL without one has no gradient.
+        patch.setattr("nutshell.train.rl.GRADERS", dict.fromkeys(("sums", "letters"), lambda item, text: len(text) % 2))
+        yield
+
+
+def score(task, model) -> dict:
+    """Not a real score, but one that tells any two models apart."""
+    return {"accuracy": float(model.lm_head.weight.double().abs().mean()), "examples": []}
