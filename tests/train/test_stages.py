@@ -318,11 +318,18 @@ def test_contexts_shorter_than_the_questions_still_run_through(tmp_path):
     assert checkpoint.latest(tmp_path / "run" / "rl").name == "step-000005"
 
 
-def test_rl_draws_other_problems_and_answers_at_each_step(begun):
+def test_rl_draws_other_problems_at_each_step_and_the_same_ones_after_a_resume(begun, interrupt, monkeypatch):
+    from nutshell.train import rl
+
+    seeds, draw = [], rl.rl_items
+    monkeypatch.setattr(rl, "rl_items", lambda seed, count: seeds.append(seed) or draw(seed, count))
     folder = begun("rl")
+    interrupt(2, "crash")
+    with pytest.raises(Crash):
+        run_stages(recipe(folder, save_every_seconds=1e-9), RUNTIME, ("rl",))
     run_stages(recipe(folder), RUNTIME, ("rl",))
+    assert seeds == [seeds[0], seeds[0] + 1, *(seeds[0] + step for step in range(1, STEPS["rl"]))]
     rewards = [line["reward"] for line in lines(folder, "rl") if "loss" in line]
-    assert len(set(rewards)) > 1
     assert any(0 < reward < 1 for reward in rewards)
 
 
