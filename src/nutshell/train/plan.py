@@ -195,6 +195,15 @@ def make_plan(recipe: Recipe, hardware: Hardware, *, vocab_size: int, bos_id: in
     )  # fmt: skip
 
 
+def for_ranks(plan: Plan, world_size: int) -> Plan:
+    """The plan on another number of ranks: the same batches, divided otherwise. ValueError where they cannot be. Pure."""
+    if world_size == plan.hardware.world_size:
+        return plan
+    step_tokens = plan.stages["pretrain"].tokens_per_step
+    rows, accumulation = _micro_batch(plan.recipe, step_tokens, plan.model.context, world_size)
+    return replace(plan, rows=rows, accumulation=accumulation, hardware=replace(plan.hardware, world_size=world_size))
+
+
 def refit(plan: Plan, stage: str, *, seconds_left: float, slowdown: float) -> Plan:
     """Fit the steps of `stage` and those after it to what is left of the budget. Pure.
 
@@ -218,7 +227,7 @@ def rl_step_seconds(recipe: Recipe, timing: Timing) -> float:
     """One RL step: decoding answers of about half the longest length, then one update on them."""
     rl = recipe.stages.rl
     answers = rl.prompts * rl.samples
-    return timing.decode_seconds * rl.max_tokens + answers * rl.max_tokens / timing.tokens_per_second
+    return timing.decode_seconds * rl.max_tokens / 2 + answers * rl.max_tokens / 2 / timing.tokens_per_second
 
 
 def describe(plan: Plan) -> str:

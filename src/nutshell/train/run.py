@@ -22,7 +22,8 @@ from nutshell.train.loop import StepResult
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.plan import Plan
 
-PREEMPTED_EXIT = 75
+SCALARS = ("smear", "backout", "residual_scale", "embedding_scale")
+"""RL leaves these alone: AdamW moves them by the learning rate however faint the signal is, and all tokens feel each of them."""
 
 
 class Preempted(Exception):
@@ -222,13 +223,16 @@ def open_stage(run: Run, name: str) -> Stage:
     model.train()
     step_tokens = plan.stages[name].tokens_per_step
     groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=step_tokens)
-    if name != "pretrain":
-        for group in groups:
+    for group in groups:
+        if name != "pretrain":
             group.weight_decay = 0.0
+        if name == "rl" and group.names[0].startswith(SCALARS):
+            group.lr = 0.0
     optimizer = MuonAdamW(groups, runtime.dtype)
     if tensors is not None:
         optimizer.load_state_dict({key: value.to(runtime.device) for key, value in tensors.items()}, training["optimizer_steps"])
     if runtime.is_main:
+        checkpoint.prune(run.stage_folder(name))
         run.log.truncate_after(name, training["step"])
         run.log.begin(name, plan.stages[name].steps, training["step"])
         (run.folder / "preempted").unlink(missing_ok=True)

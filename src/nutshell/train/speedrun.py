@@ -21,7 +21,7 @@ from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.check import check_order, check_recipe
 from nutshell.train.measure import measure
-from nutshell.train.plan import Hardware, Plan, default_vocab_size, describe, make_plan, refit
+from nutshell.train.plan import Hardware, Plan, default_vocab_size, describe, for_ranks, make_plan, refit
 from nutshell.train.pretrain import pretrain
 from nutshell.train.recipe import PRIMER, Recipe, seconds
 from nutshell.train.rl import reinforce
@@ -99,8 +99,11 @@ def load_plan(folder: Path) -> Plan | None:
 def prepare_plan(recipe: Recipe, runtime: Runtime, tok: Tokenizer, started: float) -> Plan:
     """The run's plan: the saved one, or a new one, fitted to what is left of the budget since `started`."""
     folder = Path(recipe.out)
-    if plan := load_plan(folder):
-        return replace(plan, recipe=replace(plan.recipe, **{name: getattr(recipe, name) for name in FREE_IN_A_RUN}))
+    plan = load_plan(folder)
+    runtime.barrier()  # every rank has looked before rank 0 writes one
+    if plan:
+        plan = replace(plan, recipe=replace(plan.recipe, **{name: getattr(recipe, name) for name in FREE_IN_A_RUN}))
+        return for_ranks(plan, runtime.world_size)
     budget = seconds(recipe.budget)
     hardware = Hardware(
         device=runtime.device.type, dtype=runtime.dtype_name, world_size=runtime.world_size, threads=runtime.threads
