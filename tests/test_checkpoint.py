@@ -260,17 +260,20 @@ def test_a_write_that_the_system_refuses_is_reported_with_the_folder(tok, tmp_pa
 
 
 KILLED_AT_EVERY_OPERATION = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
 import torch
 from nutshell import checkpoint
 
 torch.set_num_threads(1)
-stage = Path(sys.argv[1])
-model, tok, _ = checkpoint.load_model(stage / "step-000001")
+before, stage = Path(sys.argv[1]), Path(sys.argv[1]) / "stage"
+model, tok, _ = checkpoint.load_model(before / "step-000002")
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.replace"}
 killed = 0
 for moment in range(1, 1000):
+    shutil.rmtree(stage, ignore_errors=True)
+    for name in ("step-000001", "step-000002"):
+        shutil.copytree(before / name, stage / name)
     child = os.fork()
     if child == 0:
         count = 0
@@ -282,7 +285,7 @@ for moment in range(1, 1000):
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(hook)
         tensors = dict(model.state_dict())
-        checkpoint.save_model_folder(stage / "step-000002", model, tok, meta={"step": 2}, training={}, tensors=tensors)
+        checkpoint.save_model_folder(stage / "step-000003", model, tok, meta={"step": 3}, training={}, tensors=tensors)
         checkpoint.prune(stage)
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -297,15 +300,16 @@ for moment in range(1, 1000):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
-def test_kill_9_at_every_file_operation_of_a_save_leaves_whole_checkpoints_only(tok, tmp_path):
+def test_kill_9_at_every_file_operation_of_saving_and_pruning_leaves_whole_checkpoints_only(tok, tmp_path):
     """A torch.save-style writer left its newest checkpoint broken 12 times out of 15 when it was killed at random."""
-    save(tmp_path, 1, tok)
+    for step in (1, 2):
+        save(tmp_path, step, tok)
     result = subprocess.run(
         [sys.executable, "-c", KILLED_AT_EVERY_OPERATION, str(tmp_path)], capture_output=True, text=True, timeout=120
     )
     lines = result.stdout.splitlines()
     assert result.returncode == 0, result.stderr[-2000:]
-    assert len(lines) > 15  # so many operations a save has
-    assert all("step-000001" in line for line in lines), result.stdout
-    assert lines[-1].endswith("['step-000001', 'step-000002']")
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000001", "step-000002"]
+    assert len(lines) > 25  # so many operations saving and pruning have
+    assert all("step-000002" in line for line in lines), result.stdout
+    assert lines[-1].endswith("['step-000002', 'step-000003']")
+    assert [path.name for path in sorted((tmp_path / "stage").iterdir())] == ["step-000002", "step-000003"]

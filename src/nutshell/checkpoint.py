@@ -171,7 +171,7 @@ def latest(folder: Path) -> Path | None:
 def prune(stage_folder: Path, keep: int = KEEP_LAST) -> None:
     """Delete all but the newest checkpoints, and what a killed process left half written."""
     for _, path in checkpoints(stage_folder)[:-keep]:
-        shutil.rmtree(path)
+        os.replace(path, path.with_name(f".tmp-old-{path.name}-{os.getpid()}"))  # gone at once: half of it is no checkpoint
     for path in Path(stage_folder).glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
 

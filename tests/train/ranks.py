@@ -1,0 +1,48 @@
+"""Run by torchrun: trains the given run folders to their end, checking at each step that all ranks hold the same bits.
+
+ranks.py FOLDER STAGES [DIE_AT]: with DIE_AT, rank 1 ends without a word at that step.
+"""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tiny_run import quick_evaluations, recipe
+
+from nutshell.runtime import start_runtime
+from nutshell.train.run import Stage
+from nutshell.train.speedrun import run_stages
+
+
+def fingerprint(stage: Stage) -> torch.Tensor:
+    digest = hashlib.sha256()
+    for tensor in (*stage.model.state_dict().values(), *stage.optimizer.state.values()):
+        digest.update(tensor.numpy().tobytes())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
+def main(die_at: int = 0) -> None:
+    runtime = start_runtime(device="cpu", dtype="float32", threads=1)
+    record = Stage.record
+
+    def checked(self, result, **more):
+        if result.step == die_at and runtime.rank == 1:
+            os._exit(1)
+        record(self, result, **more)
+        mine = fingerprint(self)
+        all_of_them = [torch.zeros_like(mine) for _ in range(runtime.world_size)]
+        dist.all_gather(all_of_them, mine)
+        if not all(torch.equal(mine, other) for other in all_of_them):
+            raise SystemExit(f"the ranks differ after step {result.step} of {self.name}")
+
+    Stage.record = checked
+    with quick_evaluations():
+        for folder, stages in zip(sys.argv[1].split(","), sys.argv[2].split(","), strict=True):
+            run_stages(recipe(Path(folder)), runtime, tuple(stages.split("+")))
+    dist.destroy_process_group()
+
+
+main(*map(int, sys.argv[3:]))

@@ -1,0 +1,77 @@
+"""Two ranks over gloo: the same bits on each after every step, and the same training as on one."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_run import RUNTIME, STEPS, lines, recipe
+
+from nutshell import checkpoint
+from nutshell.train.plan import for_ranks
+from nutshell.train.run import Preempted, Stage
+from nutshell.train.speedrun import load_plan, run_stages
+
+SCRIPT = Path(__file__).with_name("ranks.py")
+
+
+def torchrun(*arguments, ranks=2, timeout=120) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(SCRIPT)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=environment)
+
+
+def losses(folder, stage):
+    return [line["loss"] for line in lines(folder, stage) if "loss" in line]
+
+
+def test_two_ranks_train_as_one_does_and_go_on_where_one_was_stopped(finished, tmp_path, monkeypatch):
+    """nc 843, ng 145, mm 701: identical ranks, the trace of one rank, and another number of ranks after a stop."""
+    record = Stage.record
+
+    def stop_at_3(self, result, **more):
+        record(self, result, **more)
+        if result.step == 3:
+            self.run.stop.append(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "record", stop_at_3)
+        with pytest.raises(Preempted):
+            run_stages(recipe(tmp_path / "resumed"), RUNTIME, ("pretrain",))
+    assert len(losses(tmp_path / "resumed", "pretrain")) == 3
+
+    result = torchrun(f"{tmp_path}/two,{tmp_path}/resumed", f"{'+'.join(STEPS)},pretrain")
+    assert result.returncode == 0, result.stderr[-3000:]
+    for stage, steps in STEPS.items():
+        assert checkpoint.latest(tmp_path / "two" / stage).name == f"step-{steps:06d}"
+    assert losses(tmp_path / "two", "pretrain") == pytest.approx(losses(finished, "pretrain"), rel=1e-3)
+    assert losses(tmp_path / "resumed", "pretrain") == pytest.approx(losses(finished, "pretrain"), rel=1e-3)
+    for folder in (tmp_path / "two", tmp_path / "resumed"):
+        for ours, theirs in zip(lines(folder, "pretrain"), lines(finished, "pretrain"), strict=True):
+            assert ours["step"] == theirs["step"]
+            assert ours.get("tokens") == theirs.get("tokens")
+            if "eval" in ours:
+                assert ours["eval"]["val_bpb"] == pytest.approx(theirs["eval"]["val_bpb"], rel=1e-3)
+    for stage in ("midtrain", "sft"):
+        assert losses(tmp_path / "two", stage) == pytest.approx(losses(finished, stage), rel=2e-2), stage
+
+
+def test_another_number_of_ranks_keeps_the_batch_or_is_refused(finished):
+    """Silently training on another batch would be worse."""
+    plan = load_plan(finished)
+    assert for_ranks(plan, 1) == plan
+    two = for_ranks(plan, 2)
+    assert (two.rows * two.accumulation * 2, two.hardware.world_size) == (plan.rows * plan.accumulation, 2)
+    with pytest.raises(ValueError, match="tokens_per_step is 512, not divisible by context x ranks = 128 x 3"):
+        for_ranks(plan, 3)
+
+
+@pytest.mark.slow
+def test_when_one_rank_dies_the_others_stop_with_an_error(tmp_path):
+    start = time.monotonic()
+    result = torchrun(tmp_path / "run", "pretrain", 3)
+    assert result.returncode != 0
+    assert time.monotonic() - start < 100
+    assert len(losses(tmp_path / "run", "pretrain")) in (2, 3)
