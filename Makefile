@@ -69,6 +69,7 @@ format: $(VENV)/.installed-dev
 	cargo fmt --manifest-path rust/Cargo.toml
 
 bench: $(VENV)/.installed-dev
+	$(UV) pip install -q --python $(BIN)/python -e '.[bench]'
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/tokenizer.py
 
