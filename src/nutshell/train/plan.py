@@ -208,14 +208,16 @@ def refit(plan: Plan, stage: str, *, seconds_left: float, slowdown: float) -> Pl
     """Fit the steps of `stage` and those after it to what is left of the budget. Pure.
 
     `slowdown` is how much longer than planned the steps took so far: on a shared machine the first measurement is only a guess.
-    A stage keeps between a quarter and twice its steps.
+    A stage keeps between a quarter and twice its steps; one whose steps the recipe names keeps them all.
     """
     names = list(plan.stages)
-    ahead = names[names.index(stage) :]
+    remaining = names[names.index(stage) :]
+    ahead = [name for name in remaining if not getattr(plan.recipe.stages, name).steps]
     planned = sum(plan.stages[name].seconds or 0.0 for name in ahead)
+    fixed = sum(plan.stages[name].seconds or 0.0 for name in remaining if name not in ahead)
     stages = dict(plan.stages)
     if planned > 0:
-        factor = min(2.0, max(0.25, seconds_left * (1 - EVALUATION_SHARE) / (planned * slowdown)))
+        factor = min(2.0, max(0.25, (seconds_left * (1 - EVALUATION_SHARE) / slowdown - fixed) / planned))
         for name in ahead:
             old = stages[name]
             steps = max(1, round(old.steps * factor)) if old.steps else 0
