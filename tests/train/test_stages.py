@@ -4,18 +4,18 @@ import json
 import math
 import os
 import shutil
+import signal
 
 import pytest
 import torch
 from tiny_run import RUNTIME, STEPS, lines, recipe, weights
 
 from nutshell import checkpoint
-from nutshell.metrics import MetricsLog
 from nutshell.tokenizer import Tokenizer
 from nutshell.train import evaluation
 from nutshell.train.loop import TrainingDiverged
-from nutshell.train.run import Preempted, Stage, open_stage
-from nutshell.train.speedrun import STAGES, open_run, run_stages
+from nutshell.train.run import Preempted, Stage
+from nutshell.train.speedrun import run_stages
 
 
 class Crash(Exception):
@@ -107,7 +107,7 @@ def test_saving_precedes_evaluation_so_that_a_crash_in_it_costs_nothing(finished
     folder = begun(stage)
     last = f"{stage}/step-{STEPS[stage]:06d}"
 
-    def crash(*_):
+    def crash(*_, **__):
         assert checkpoint.read_manifest(folder / last)["meta"]["step"] == STEPS[stage]
         raise MemoryError
 
@@ -120,6 +120,25 @@ def test_saving_precedes_evaluation_so_that_a_crash_in_it_costs_nothing(finished
     assert (folder / last / "model.safetensors").stat().st_mtime_ns == written
     assert weights(folder / last) == weights(finished / last)
     assert lines(folder, stage) == lines(finished, stage)
+
+
+def test_a_signal_ends_an_evaluation_at_once(finished, begun, monkeypatch):
+    """The grace period of a cluster is shorter than a long evaluation."""
+    folder = begun("sft")
+
+    def slow(task, model, tok, progress):
+        progress(1, 100)
+        os.kill(os.getpid(), signal.SIGTERM)
+        progress(2, 100)
+        raise AssertionError("it went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", slow)
+        with pytest.raises(Preempted, match="stopped after step 5 of sft; everything is saved"):
+            run_stages(recipe(folder), RUNTIME, ("sft",))
+    assert (folder / "preempted").read_text() == "sft step 5\n"
+    run_stages(recipe(folder), RUNTIME, ("sft",))
+    assert lines(folder, "sft") == lines(finished, "sft")
 
 
 def test_a_stop_between_saving_and_validating_loses_no_point_of_the_curve(finished, begun, interrupt):
@@ -339,55 +358,3 @@ def test_rl_changes_the_weights_only_where_answers_differ(begun, monkeypatch):
     run_stages(recipe(folder), RUNTIME, ("rl",))
     steps = [line for line in lines(folder, "rl") if "loss" in line]
     assert all(line["reward"] == 1 and line["grad_norm"] == 0 for line in steps)
-
-
-# ---- the run folder ------------------------------------------------------------------------------------------------
-
-
-def test_a_second_job_on_the_run_folder_is_refused(opened):
-    message = r"another job is working in .*run\. Wait for it, stop it, or give another --out"
-    with pytest.raises(ValueError, match=message), open_run(opened.plan.recipe, RUNTIME):
-        pass
-    assert (opened.folder / "plan.json").exists()
-
-
-def test_a_run_that_is_over_gives_its_lock_back(tmp_path):
-    for _ in range(2):
-        with open_run(recipe(tmp_path / "run"), RUNTIME):
-            pass
-
-
-def test_signals_are_given_back_after_the_run(tmp_path):
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with open_run(recipe(tmp_path / "run"), RUNTIME) as run:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert run.stop == [signal.SIGTERM, signal.SIGINT]
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-
-
-def test_a_failed_preparation_leaves_no_folder_behind(tmp_path):
-    file = tmp_path / "late.jsonl"
-    file.write_text('{"text": "one"}\n{"words": "x"}\n')
-    with pytest.raises(ValueError, match="line 2: no column 'text'"):
-        run_stages(recipe(tmp_path / "run", data=str(file)), RUNTIME)
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_stages_of_the_pipeline_are_those_of_checkpoints():
-    assert tuple(STAGES) == checkpoint.STAGES
-
-
-def test_a_stage_opens_with_the_state_that_was_saved(opened):
-    stage = open_stage(opened, "pretrain")
-    stage.step, stage.seconds = 3, 1.5
-    stage.optimizer.steps = 3
-    next(iter(stage.optimizer.state.values())).fill_(0.25)
-    stage.save({"row": 7})
-    again = open_stage(opened, "pretrain")
-    assert (again.step, again.optimizer.steps, again.loader_state) == (3, 3, {"row": 7})
-    assert again.seconds >= 1.5
-    assert all(torch.equal(again.optimizer.state[key], value) for key, value in stage.optimizer.state.items())
-    assert isinstance(opened.log, MetricsLog)

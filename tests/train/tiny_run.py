@@ -49,7 +49,7 @@ def lines(folder: Path, stage: str | None = None) -> list[dict]:
 def quick_evaluations() -> Iterator[None]:
     """Stages are evaluated in tests/end_to_end and tests/eval; here a score is enough."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nutshell.train.evaluation.evaluate", lambda task, model, tok: score(task, model))
+        patch.setattr("nutshell.train.evaluation.evaluate", lambda task, model, tok, progress: score(task, model))
         # An untrained model never earns a reward, and RL without one has no gradient.
         patch.setattr("nutshell.train.rl.GRADERS", dict.fromkeys(("sums", "letters"), lambda item, text: len(text) % 2))
         yield

@@ -21,7 +21,15 @@ HIGH = 0.95
 
 
 def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
-    """Score the tasks and log them beside baselines, targets and samples. Rank 0 does it, the others wait."""
+    """Score the tasks and log them beside baselines, targets and samples. Rank 0 does it, the others wait.
+
+    A signal ends it at once: the model is saved, and the same command begins with this evaluation.
+    """
+
+    def progress(done: int, total: int) -> None:
+        if run.stop:
+            stage.leave()
+
     if run.runtime.is_main:
         start = time.perf_counter()
         recipe = run.plan.recipe
@@ -29,7 +37,7 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
         values, baselines, samples = dict(metrics), {}, []
         for name in PRIMER_TASKS + (FILE_TASKS if recipe.eval_data else ()):
             task = load_task(name, limit=recipe.eval_items, seed=recipe.seed, data_folder=recipe.eval_data or None)
-            result = evaluate(task, model, run.tok)
+            result = evaluate(task, model, run.tok, progress=progress)
             values[name], baselines[name] = result["accuracy"], task.baseline
             samples += [{"task": name, **example} for example in result["examples"]]
         for numbers in (values, baselines):

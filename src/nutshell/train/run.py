@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import torch
 
@@ -157,9 +157,13 @@ class Stage:
         if due or stopping or self.step == self.steps:
             self.save(loader_state)
         if stopping and self.step < self.steps:
-            if runtime.is_main:
-                (self.run.folder / "preempted").write_text(f"{self.name} step {self.step}\n", encoding="utf-8")
-            raise Preempted(f"stopped after step {self.step} of {self.name}; everything is saved. The same command goes on.")
+            self.leave()
+
+    def leave(self) -> NoReturn:
+        """End the run after what is saved: leave the marker that tells a preemption from a failure."""
+        if self.run.runtime.is_main:
+            (self.run.folder / "preempted").write_text(f"{self.name} step {self.step}\n", encoding="utf-8")
+        raise Preempted(f"stopped after step {self.step} of {self.name}; everything is saved. The same command goes on.")
 
     def save(self, loader_state: dict | None) -> None:
         start = time.monotonic()
