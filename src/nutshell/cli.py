@@ -244,7 +244,7 @@ def _chat(arguments: list[str]) -> Any:
     options = _arguments(
         "chat", arguments, VERBS["chat"][1], _model=MODEL, device=dict(DEVICE),
         prompt={"short": ["-p"], "default": None, "help": "answer this and leave"},
-        temperature={"type": float, "default": 0.6, "help": "0 always takes the most likely token"},
+        temperature={"type": float, "default": 0.4, "help": "0 always takes the most likely token"},
         top_k={"type": int, "default": 50, "help": "draw among this many tokens; 0 is off"},
         max_tokens={"type": int, "default": 256, "help": "longest answer"},
         system={"default": None, "help": "system prompt"},

@@ -78,7 +78,7 @@ def test_commands_that_have_nothing_to_do(scripted):
     out = run(scripted(reply), "/retry\n/what\n/temp\n/system\n/system x\n/system none\n/help\n/quit\nnot reached\n")
     assert "nothing to answer again" in out
     assert "no command /what" in out
-    assert "Temperature: 0.6" in out
+    assert "Temperature: 0.4" in out
     assert "System prompt: none" in out
     assert "No system prompt." in out
     assert "/retry" in out

@@ -60,7 +60,7 @@ def chat(
     *,
     prompt: str | None = None,
     system: str | None = None,
-    temperature: float = 0.6,
+    temperature: float = 0.4,
     top_k: int = 0,
     top_p: float = 1.0,
     max_tokens: int = 256,

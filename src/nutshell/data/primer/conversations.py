@@ -15,11 +15,11 @@ from nutshell.data.primer.unknown import unknown_turns
 CONVERSATION_WEIGHTS: dict[str, float] = {
     "facts": 0.26,
     "choices": 0.08,
-    "sums": 0.17,
+    "sums": 0.13,
     "letters": 0.22,
     "spelling": 0.07,
-    "identity": 0.05,
-    "smalltalk": 0.05,
+    "identity": 0.06,
+    "smalltalk": 0.08,
     "unknown": 0.06,
     "story": 0.04,
 }

@@ -47,6 +47,24 @@ turkey: gobble
     follow_ups=("And {an_s}?", "What about {an_s}?", "And what does {an_s} say?"),
 )
 
+_SPEAKERS = Relation(
+    name="speaker",
+    pairs=tuple((sound, animal) for animal, sound in _SOUNDS.pairs),
+    np="the animal that says {s}",
+    reply="{An_a} says {s}.",
+    statements=("If you hear {s}, think of {an_a}.", "The animal that says {s} is the {a}."),
+    questions=(
+        "Which animal says {s}?",
+        "What animal says {s}?",
+        "Who says {s}?",
+        "What says {s}?",
+        "Which animal makes the sound {s}?",
+        "What animal goes {s}?",
+    ),
+    held_out=("I hear {s}. Which animal is near?", "{S}! Which animal was that?"),
+    follow_ups=("And {s}?", "And who says {s}?"),
+)
+
 _YOUNG = Relation(
     name="young",
     pairs=lines(
@@ -210,4 +228,4 @@ _GROUPS = Relation(
     follow_ups=("And {an_s}?", "What about {an_s}?", "And what kind of animal is {an_s}?"),
 )
 
-ANIMALS = (_SOUNDS, _YOUNG, _HOMES, _LEGS, _GROUPS)
+ANIMALS = (_SOUNDS, _SPEAKERS, _YOUNG, _HOMES, _LEGS, _GROUPS)

@@ -216,6 +216,10 @@ SMALL_TALK = (
         ),
     ),
     (
+        ("Thank you, goodbye!", "Thanks, bye", "ok bye, thanks", "Thank you and goodbye.", "Thanks for your help, bye!"),
+        ("You are welcome. Goodbye!", "You are welcome! Come back soon."),
+    ),
+    (
         ("Goodbye", "Bye", "bye!", "See you", "Good night", "Goodbye!", "I have to go.", "See you later", "bye bye"),
         ("Goodbye! Come back soon.", "Goodbye! It was nice to talk with you.", "Bye! Have a good day."),
     ),

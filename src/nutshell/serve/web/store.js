@@ -6,7 +6,7 @@
 const CHAT = "nutshell.chat.";
 const SETTINGS = "nutshell.settings";
 
-export const DEFAULTS = { system: "", temperature: 0.6, maxTokens: 256, topK: 0, theme: "auto", apiKey: "" };
+export const DEFAULTS = { system: "", temperature: 0.4, maxTokens: 256, topK: 0, theme: "auto", apiKey: "" };
 
 function read(key) {
   try {
