@@ -209,8 +209,8 @@ def load_training(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     return json.loads((folder / "state.json").read_text(encoding="utf-8")), load_file(folder / "state.safetensors")
 
 
-def load(folder_or_run: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Tokenizer]:
-    """The model and tokenizer of a model folder, a stage folder, or a run (its last stage's newest checkpoint)."""
+def find(folder_or_run: str | Path) -> Path:
+    """The model folder that `load` opens; FileNotFoundError or ValueError says what is missing."""
     path = Path(folder_or_run)
     if not path.exists():
         raise FileNotFoundError(
@@ -219,5 +219,10 @@ def load(folder_or_run: str | Path, device: str | torch.device = "cpu") -> tuple
     newest = latest(path)
     if newest is None:
         raise ValueError(f"{path} holds no complete checkpoint. Train one first: nutshell speedrun recipes/demo --out {path}")
-    model, tok, _ = load_model(newest, device)
+    return newest
+
+
+def load(folder_or_run: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Tokenizer]:
+    """The model and tokenizer of a model folder, a stage folder, or a run (its last stage's newest checkpoint)."""
+    model, tok, _ = load_model(find(folder_or_run), device)
     return model.eval(), tok

@@ -9,6 +9,7 @@ weightless RMSNorm, RoPE then QK-norm, relu^2 MLP, value embeddings, smear, per-
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 
 import torch
@@ -257,12 +258,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def for_inference(self) -> GPT:
         """A frozen copy whose weights are stored in the compute dtype, so that decoding casts nothing."""
-        with torch.device("meta"):
-            copy = GPT(self.config)
-        copy = copy.to_empty(device=self.cos.device)
-        copy.use(self.compute_dtype, self.attention_kernel)
-        copy.load_state_dict(self.state_dict())
-        copy.cos, copy.sin = self.cos, self.sin
+        copy = deepcopy(self)
         for module in copy.modules():
             if isinstance(module, (Linear, nn.Embedding)):
                 module.to(self.compute_dtype)

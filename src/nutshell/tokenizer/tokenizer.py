@@ -207,9 +207,13 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = huggingface.dump_config(self.special_tokens)
-        for name, content in ((TOKENIZER_FILE, self._json), (CONFIG_FILE, config)):
+        # tokenizer.json comes last and synced: where it is, the folder is whole.
+        for name, content in ((CONFIG_FILE, config), (TOKENIZER_FILE, self._json)):
             partial = folder / f"{name}.partial"
-            partial.write_bytes(content)
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             partial.replace(folder / name)
 
     @classmethod
