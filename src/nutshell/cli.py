@@ -316,9 +316,9 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a verb. Exit codes: 0 success, 1 failure, 2 bad input, 75 stopped by a signal with everything saved."""
-    # Waiting threads sleep instead of spinning: a busy neighbour on the machine then costs its share, not 5 to 10 times the run
-    # (docs/experiments.md). OpenMP reads this when torch is imported, so it stands before every import of ours.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Waiting threads spin for microseconds, not milliseconds: a busy neighbour on the machine then costs its share, not 5 to 10
+    # times the run (docs/experiments.md). OpenMP reads this when torch is imported, so it stands before every import of ours.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in arguments
     arguments = [a for a in arguments if a != "--json"]

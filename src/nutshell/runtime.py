@@ -126,6 +126,18 @@ def _flex_launches(device: torch.device) -> bool:
     return True
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free instead of returning it: a CPU step otherwise pays for 70 MB of fresh pages (3% of it)."""
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # not glibc
+        return
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: tensors come from the heap
+    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: and a gigabyte of it stays
+
+
 def start_runtime(*, device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtime:
     """Choose device, dtype and ranks; joins the process group when torchrun started us.
 
@@ -153,6 +165,7 @@ def start_runtime(*, device: str = "auto", dtype: str = "auto", threads: int = 0
     on_gpu = chosen.type == "cuda"
     peak: float | None = None
     if chosen.type == "cpu":
+        keep_freed_memory()
         rates = {name: matmul_flops(chosen, DTYPES[name]) for name in DTYPES}
         if dtype == "auto":
             dtype = "bfloat16" if rates["bfloat16"] > 1.3 * rates["float32"] else "float32"

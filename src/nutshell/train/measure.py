@@ -23,7 +23,8 @@ from nutshell.train.plan import (
 )  # fmt: skip
 from nutshell.train.recipe import Recipe
 
-TIMED_STEPS = 3
+WARMUP_STEPS = 2
+TIMED_STEPS = 5
 
 
 def time_training(config: GPTConfig, rows: int, runtime: Runtime, recipe: Recipe) -> float:
@@ -38,7 +39,7 @@ def time_training(config: GPTConfig, rows: int, runtime: Runtime, recipe: Recipe
     groups = group_parameters(model, recipe.optimizer, width=config.width, tokens_per_step=tokens)
     optimizer = MuonAdamW(groups, runtime.dtype)
     seconds = []
-    for _ in range(TIMED_STEPS + 1):  # the first one warms up
+    for _ in range(WARMUP_STEPS + TIMED_STEPS):
         start = time.perf_counter()
         for p in model.parameters():
             p.grad = None
@@ -47,7 +48,7 @@ def time_training(config: GPTConfig, rows: int, runtime: Runtime, recipe: Recipe
         optimizer.step(lr_scale=0.0, momentum=0.9, decay_scale=0.0)
         runtime.synchronize()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+    return statistics.median(seconds[WARMUP_STEPS:])
 
 
 def time_decoding(config: GPTConfig, rows: int, length: int, runtime: Runtime) -> float:
@@ -60,13 +61,13 @@ def time_decoding(config: GPTConfig, rows: int, length: int, runtime: Runtime) -
     every = torch.arange(rows, device=runtime.device)
     ids = torch.ones(rows, 1, dtype=torch.long, device=runtime.device)
     seconds = []
-    for _ in range(TIMED_STEPS + 1):
+    for _ in range(WARMUP_STEPS + TIMED_STEPS):
         cache.lengths.fill_(length)
         start = time.perf_counter()
         model.decode(ids, cache, every)
         runtime.synchronize()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+    return statistics.median(seconds[WARMUP_STEPS:])
 
 
 def measure(recipe: Recipe, runtime: Runtime, vocab_size: int, seconds_left: float) -> Hardware:
