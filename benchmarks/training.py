@@ -1,7 +1,7 @@
 """How much of this machine's matrix product rate pretraining keeps, and how quickly `nutshell --help` answers.
 
     python benchmarks/training.py                     the demo's shape
-    python benchmarks/training.py --depth 12 --rows 32   any other
+    python benchmarks/training.py --depth 12 --rows 32 --vocab-size 32768   any other
 
 Prints the product rate (2048^2 on CPU, 8192^2 on a GPU, best of one second), then the training step (forward, backward,
 optimizer) at the shape: tokens/s, FLOP/s counted with the real windows, and their ratio.
@@ -22,11 +22,11 @@ from nutshell.train.recipe import Recipe
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--width", type=int, default=0)
     parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--context", type=int, default=0)
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
