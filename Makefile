@@ -57,15 +57,15 @@ test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	cargo fmt --manifest-path rust/Cargo.toml --check
 	cargo clippy -q --manifest-path rust/Cargo.toml --all-targets --all-features -- -D warnings
 
 format: $(VENV)/.installed-dev
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
 	cargo fmt --manifest-path rust/Cargo.toml
 
 bench: $(VENV)/.installed-dev
