@@ -266,10 +266,8 @@ def _serve(arguments: list[str]) -> Any:
         port={"type": int, "default": 8000, "help": "port to listen on"},
         api_key={"default": None, "help": "key that clients must send as a Bearer token"},
     )  # fmt: skip
-    from nutshell.checkpoint import find
     from nutshell.serve.server import serve
 
-    find(options.model)  # before anything listens
     serve(
         options.model, host=options.host, port=options.port, device=options.device, open_model=_open_model,
         api_key=options.api_key,

@@ -24,7 +24,7 @@ def slow_load(folder, device):
         time.sleep(0.01)
     return GPT(config).eval(), tok
 
-server.load = slow_load
+server.find, server.load = (lambda folder: folder), slow_load
 server.serve(sys.argv[1], port=0, drain_seconds=20)
 """
 

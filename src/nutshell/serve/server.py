@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nutshell.checkpoint import load
+from nutshell.checkpoint import find, load
 from nutshell.infer.engine import Engine
 from nutshell.serve.app import Service, create_app
 
@@ -106,6 +106,8 @@ def serve(
         )
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}; it must lie between 0 and 65535 (0 picks a free one)")
+    if isinstance(model, (str, Path)):
+        find(model)  # a missing model is said before anything listens
     listener = _listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     failure: list[BaseException] = []
