@@ -67,14 +67,13 @@ def _runtime(recipe: Recipe) -> Runtime:
     return start_runtime(device=recipe.device, dtype=recipe.dtype, threads=recipe.threads)
 
 
-def _stages(*names: str) -> Callable[[list[str]], Any]:
+def _stage(name: str) -> Callable[[list[str]], Any]:
     def verb(arguments: list[str]) -> Any:
-        label = names[0] if len(names) == 1 else "speedrun"
-        recipe = _recipe(label, arguments, VERBS[label][1])
+        recipe = _recipe(name, arguments, VERBS[name][1])
         from nutshell.train.speedrun import run_stages
 
-        run = run_stages(recipe, _runtime(recipe), names)
-        return {"run": str(run.folder), "stages": list(names)}
+        run = run_stages(recipe, _runtime(recipe), (name,))
+        return {"run": str(run.folder), "stages": [name]}
 
     return verb
 
@@ -279,10 +278,10 @@ def _verbs() -> dict[str, tuple[Callable[[list[str]], Any], str]]:
         "data": (_data, "Write the training text as shards: the embedded primer, or your own files."),
         "tokenizer": (_tokenizer, "Train a tokenizer, encode, decode, show tokens, measure compression."),
         "plan": (_plan, "Decide model, batch, rates and horizon from --depth or --budget, and print it all."),
-        "pretrain": (_stages("pretrain"), "Learn language from text."),
-        "midtrain": (_stages("midtrain"), "Learn the form of conversations and tools."),
-        "sft": (_stages("sft"), "Fine-tune on conversations."),
-        "rl": (_stages("rl"), "Reinforce answers that can be checked."),
+        "pretrain": (_stage("pretrain"), "Learn language from text."),
+        "midtrain": (_stage("midtrain"), "Learn the form of conversations and tools."),
+        "sft": (_stage("sft"), "Fine-tune on conversations."),
+        "rl": (_stage("rl"), "Reinforce answers that can be checked."),
         "eval": (_eval, "Score a model on tasks."),
         "report": (_report, "Write the report of a run."),
         "chat": (_chat, "Talk to a model in the terminal."),

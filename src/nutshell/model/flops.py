@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nutshell.model.gpt import GPT, SMEAR_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
+from nutshell.model.gpt import SMEAR_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 
 
 def parameters_by_group(config: GPTConfig) -> dict[str, int]:
@@ -38,7 +38,3 @@ def flops_per_token(config: GPTConfig, row_tokens: int) -> float:
         W = min(window, T)
         keys_seen += (W * (W + 1) / 2 + (T - W) * W) / T
     return 6 * matrix_parameters(config) + 12 * config.heads * config.head_dim * keys_seen
-
-
-def count_parameters(model: GPT) -> int:
-    return sum(p.numel() for p in model.parameters())

@@ -10,7 +10,6 @@ from nutshell.data.loader import PretrainLoader
 from nutshell.data.shards import open_shards
 from nutshell.eval.bpb import bits_per_byte
 from nutshell.train.evaluation import evaluate_stage
-from nutshell.train.loop import train_steps
 from nutshell.train.run import Run, open_stage
 
 VALIDATION_TOKENS = 65_536
@@ -23,7 +22,6 @@ def pretrain(run: Run) -> None:
         return
     plan, runtime = run.plan, run.runtime
     stage = open_stage(run, "pretrain")
-    model = torch.compile(stage.model) if runtime.compiled else stage.model
     loader = PretrainLoader(
         open_shards(run.data), run.tok.encode_batch, run.tok.bos_id, plan.rows, plan.row_tokens + 1,
         seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
@@ -32,10 +30,6 @@ def pretrain(run: Run) -> None:
         loader.load_state_dict(stage.loader_state)
     validation = loader.val_batches(VALIDATION_TOKENS)
     byte_lengths = torch.from_numpy(run.tok.token_byte_lengths())
-
-    def micro_batch():
-        ids, targets = (x.to(runtime.device, non_blocking=True) for x in next(loader))
-        return model(ids, targets), ids.numel()
 
     def validation_bpb() -> float:
         return bits_per_byte(stage.model, validation, byte_lengths, reduce=runtime.total)
@@ -49,11 +43,8 @@ def pretrain(run: Run) -> None:
     if 0 < stage.step < stage.steps and stage.step % every == 0 and not run.log.has_evaluation("pretrain", stage.step):
         validate()  # the run was stopped between saving and validating
     with loader:
-        for result in train_steps(
-            stage.model, stage.optimizer, micro_batch, accumulation=plan.accumulation, schedule=plan.schedule,
-            lr_scale=plan.stages["pretrain"].lr_scale, first_step=stage.step, steps=stage.steps, runtime=runtime,
-            describe=lambda: stage.describe(loader.sources),
-        ):  # fmt: skip
+        steps = stage.training_steps(stage.learn_from(loader), accumulation=plan.accumulation, sources=lambda: loader.sources)
+        for result in steps:
             stage.record(result)
             stage.save_if_due(loader.state_dict())
             if stage.step % every == 0 and stage.step < stage.steps:

@@ -18,7 +18,6 @@ from nutshell.infer.request import Completion
 from nutshell.infer.sampling import Sampling
 from nutshell.tasks.primer import GRADERS, rl_items
 from nutshell.train.evaluation import evaluate_stage
-from nutshell.train.loop import train_steps
 from nutshell.train.run import Run, open_stage
 
 
@@ -89,11 +88,10 @@ def reinforce(run: Run) -> None:
         ids, targets, weights = (x.to(runtime.device) for x in (ids, targets, weights))
         return stage.model(ids, targets, weights), int((targets >= 0).sum())
 
-    for result in train_steps(
-        stage.model, stage.optimizer, micro_batch, accumulation=1, schedule=plan.schedule, lr_scale=plan.stages["rl"].lr_scale,
-        first_step=stage.step, steps=stage.steps, runtime=runtime,
-        describe=lambda: stage.describe([f"RL problems of seed {plan.recipe.seed}, step {stage.step + 1}"]),
-    ):  # fmt: skip
+    def sources() -> list[str]:
+        return [f"RL problems of seed {plan.recipe.seed}, step {stage.step + 1}"]
+
+    for result in stage.training_steps(micro_batch, accumulation=1, sources=sources):
         stage.record(result, **facts)
         stage.save_if_due(None)
     evaluate_stage(run, stage)

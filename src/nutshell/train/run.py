@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from nutshell import checkpoint
+from nutshell.data.stream import PackedStream
 from nutshell.metrics import MetricsLog
 from nutshell.model.gpt import GPT
 from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.tokenizer import Tokenizer
-from nutshell.train.loop import StepResult
+from nutshell.train.loop import StepResult, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.plan import Plan
 
@@ -142,6 +144,28 @@ class Stage:
         if result.skipped:
             record["skipped"] = True
         self.run.log.step(record)
+
+    def learn_from(self, loader: PackedStream) -> Callable[[], tuple[Tensor, int]]:
+        """The micro-batch of `training_steps` for a stage that reads batches: the loss of the next one, and its tokens."""
+        device = self.run.runtime.device
+        model = torch.compile(self.model) if self.run.runtime.compiled else self.model
+
+        def micro_batch() -> tuple[Tensor, int]:
+            ids, targets = (x.to(device, non_blocking=True) for x in next(loader))
+            return model(ids, targets), ids.numel()
+
+        return micro_batch
+
+    def training_steps(
+        self, micro_batch: Callable[[], tuple[Tensor, int]], *, accumulation: int, sources: Callable[[], list[str]]
+    ) -> Iterator[StepResult]:
+        """The steps from where the stage stands to its last, by the plan's schedule and rates."""
+        plan = self.run.plan
+        return train_steps(
+            self.model, self.optimizer, micro_batch, accumulation=accumulation, schedule=plan.schedule,
+            lr_scale=plan.stages[self.name].lr_scale, first_step=self.step, steps=self.steps, runtime=self.run.runtime,
+            describe=lambda: self.describe(sources()),
+        )  # fmt: skip
 
     def describe(self, sources: list[str]) -> str:
         """What somebody needs to know who finds this stage diverged: the last batch, and where to go back to."""

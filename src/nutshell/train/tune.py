@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
 from nutshell.data import primer
 from nutshell.data.loader import ConversationLoader
 from nutshell.data.sources import read_conversations
 from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.evaluation import evaluate_stage
-from nutshell.train.loop import train_steps
 from nutshell.train.recipe import PRIMER
 from nutshell.train.run import Run, open_stage
 
@@ -37,7 +34,6 @@ def tune(run: Run, name: str) -> None:
         return
     plan, runtime = run.plan, run.runtime
     stage = open_stage(run, name)
-    model = torch.compile(stage.model) if runtime.compiled else stage.model
     loader = ConversationLoader(
         conversations_for(run, name), lambda c: render(c["messages"], run.tok, plan.row_tokens + 1), run.tok.bos_id, plan.rows,
         plan.row_tokens + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
@@ -45,16 +41,9 @@ def tune(run: Run, name: str) -> None:
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
 
-    def micro_batch():
-        ids, targets = (x.to(runtime.device, non_blocking=True) for x in next(loader))
-        return model(ids, targets), ids.numel()
-
     with loader:
-        for result in train_steps(
-            stage.model, stage.optimizer, micro_batch, accumulation=plan.accumulation, schedule=plan.schedule,
-            lr_scale=plan.stages[name].lr_scale, first_step=stage.step, steps=stage.steps, runtime=runtime,
-            describe=lambda: stage.describe(loader.sources),
-        ):  # fmt: skip
+        steps = stage.training_steps(stage.learn_from(loader), accumulation=plan.accumulation, sources=lambda: loader.sources)
+        for result in steps:
             stage.record(result)
             stage.save_if_due(loader.state_dict())
     evaluate_stage(run, stage)

@@ -4,8 +4,6 @@ import random
 
 from nutshell.data.primer.problem import Message, assistant, user
 
-NAME = "Nutshell"
-
 IDENTITY = (
     (
         (
