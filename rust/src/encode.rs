@@ -5,40 +5,58 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 use rayon::ThreadPool;
 
-use crate::hash::hash_bytes;
+use crate::hash::{hash_bytes, Key};
 use crate::merge::Scratch;
 use crate::split::{jobs, Splitter};
 use crate::vocabulary::Vocabulary;
-use crate::Error;
+use crate::{Definition, Error};
 
 /// Bytes of text in one job of a batch.
 const JOB_BYTES: usize = 1 << 17;
 
-/// Pieces met before, with their ids: one entry a slot, the newest wins. The sizes cover almost all
-/// words of natural text and keep an entry in one cache line.
-const CACHED_BYTES: usize = 26;
-const CACHED_IDS: usize = 8;
-const CACHE_SLOTS: usize = 1 << 13;
+/// Pieces met before, with their ids, one entry a slot, the newest wins. Two sizes: nearly all pieces
+/// of a text are short and become few tokens; their entries are half a cache line, and a look-up
+/// takes one load and a copy of fixed size, whatever the number of ids. The others share a wider table.
+const FEW_IDS: usize = 3;
+const FEW_BITS: u32 = 13;
+const MORE_IDS: usize = 8;
+const MORE_BYTES: usize = 26;
+const MORE_BITS: u32 = 12;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
+#[repr(align(32))]
+struct Few {
+    key: Key,
+    ids: [u32; FEW_IDS],
+    unused: u32,
+}
+
+#[derive(Clone, Copy, Default)]
 #[repr(align(64))]
-struct Cached {
-    ids: [u32; CACHED_IDS],
-    piece: [u8; CACHED_BYTES],
+struct More {
+    ids: [u32; MORE_IDS],
+    piece: [u8; MORE_BYTES],
     length: u8,
     count: u8,
 }
 
+/// A slot of the table of tokens whose token is out of reach: no id, but no end of the search either.
+const UNREACHED: u64 = u64::MAX;
+
 /// What one thread needs while it encodes; kept between calls.
 struct Worker {
-    cache: Vec<Cached>,
+    few: Vec<Few>,
+    more: Vec<More>,
     scratch: Scratch,
 }
 
 impl Worker {
     fn new() -> Self {
-        let empty = Cached { ids: [0; CACHED_IDS], piece: [0; CACHED_BYTES], length: 0, count: 0 };
-        Worker { cache: vec![empty; CACHE_SLOTS], scratch: Scratch::default() }
+        Worker {
+            few: vec![Few::default(); 1 << FEW_BITS],
+            more: vec![More::default(); 1 << MORE_BITS],
+            scratch: Scratch::default(),
+        }
     }
 }
 
@@ -50,7 +68,7 @@ pub struct Batch {
     pub offsets: Vec<i64>,
 }
 
-/// A vocabulary that encodes and decodes. An id is a byte (0 to 255) or 256 plus the index of a merge.
+/// A vocabulary that encodes and decodes.
 pub struct Encoder {
     splitter: Splitter,
     vocabulary: Vocabulary,
@@ -60,32 +78,42 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Builds the tables. Every merge joins two ids that exist before it, and no token comes twice.
+    /// An encoder whose ids are the bytes (0 to 255) and, from 256 on, what each merge makes.
     pub fn new(splitter: Splitter, merges: &[(u32, u32)]) -> Result<Self, Error> {
-        let vocabulary = Vocabulary::new(merges)?;
+        Self::build(splitter, &Definition::of_merges("", merges))
+    }
+
+    /// Builds the tables for any tokenizer. Refuses one whose merges don't fit its tokens.
+    pub fn open(definition: &Definition) -> Result<Self, Error> {
+        Self::build(Splitter::new(&definition.pattern)?, definition)
+    }
+
+    fn build(splitter: Splitter, definition: &Definition) -> Result<Self, Error> {
+        let vocabulary = Vocabulary::new(definition)?;
         let whole = vec![0; (vocabulary.size() * 4).next_power_of_two()];
         let mut encoder = Encoder { splitter, vocabulary, whole, idle: Mutex::default() };
-        encoder.index_whole_tokens(merges)?;
+        encoder.index_whole_tokens(definition)?;
         Ok(encoder)
     }
 
-    /// Fills the table of pieces that are one token. A merge list can hold tokens that encoding never
+    /// Fills the table of pieces that are one token. A merge list can hold tokens that merging never
     /// reaches (not one that [`crate::train`] learned); those stay out, so that the short cut changes
-    /// no result.
-    fn index_whole_tokens(&mut self, merges: &[(u32, u32)]) -> Result<(), Error> {
-        let mut scratch = Scratch::default();
-        let mut ids = Vec::new();
-        for (index, &(left, right)) in merges.iter().enumerate() {
-            let id = 256 + index as u32;
-            let token = self.vocabulary.token(id);
+    /// no result, unless the tokenizer's own rule is to take whole tokens first.
+    fn index_whole_tokens(&mut self, definition: &Definition) -> Result<(), Error> {
+        let reached = if definition.whole_first { None } else { Some(self.vocabulary.reached(&definition.merges)) };
+        for (id, token) in definition.tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()) {
             let hash = hash_bytes(token);
-            let Err(free) = self.find_whole(token, hash) else {
-                return Err(Error::Merge { index, left, right });
-            };
-            ids.clear();
-            self.vocabulary.merge(token, &mut scratch, &mut ids);
-            if ids == [id] {
-                self.whole[free] = hash >> 32 << 32 | u64::from(id + 1);
+            match self.find_whole(token, hash) {
+                Ok(other) => return Err(Error::Token { id: id as u32, other }),
+                Err(free) => self.whole[free] = hash >> 32 << 32 | (id as u64 + 1),
+            }
+        }
+        if let Some(reached) = reached {
+            // Taking out leaves the slot occupied, so that the search goes on over it.
+            for slot in self.whole.iter_mut().filter(|slot| **slot != 0) {
+                if !reached[*slot as u32 as usize - 1] {
+                    *slot = UNREACHED;
+                }
             }
         }
         Ok(())
@@ -109,18 +137,9 @@ impl Encoder {
         Ok(self.vocabulary.token(id))
     }
 
-    /// The bytes that the ids stand for. The `silent` ids after the vocabulary (special tokens) stand
-    /// for none.
-    pub fn decode(&self, ids: impl Iterator<Item = u32>, silent: usize) -> Result<Vec<u8>, Error> {
-        let mut bytes = Vec::with_capacity(ids.size_hint().0 * 4);
-        for id in ids {
-            if (id as usize) < self.size() {
-                bytes.extend_from_slice(self.vocabulary.token(id));
-            } else if id as usize >= self.size() + silent {
-                return Err(Error::Id { id, size: self.size() + silent });
-            }
-        }
-        Ok(bytes)
+    /// The bytes that the ids stand for; none for special tokens.
+    pub fn decode(&self, ids: &[u32]) -> Result<Vec<u8>, Error> {
+        self.vocabulary.decode(ids)
     }
 
     /// Calls `visit` with each piece that the pattern cuts `text` into.
@@ -180,26 +199,65 @@ impl Encoder {
     #[inline]
     fn encode_into(&self, text: &str, worker: &mut Worker, ids: &mut Vec<u32>) -> Result<(), Error> {
         let mut longest = 0;
-        self.splitter.for_each(text, |piece| {
-            if let [byte] = piece {
-                ids.push(u32::from(*byte));
-                return;
+        self.splitter.for_each_in_place(text, |rest, length| {
+            if length > Key::BYTES {
+                longest = longest.max(length);
+                return self.encode_piece(&rest[..length], worker, ids);
             }
-            let hash = hash_bytes(piece);
-            if let Ok(id) = self.find_whole(piece, hash) {
-                ids.push(id);
-            } else if piece.len() <= CACHED_BYTES {
-                self.encode_cached(piece, hash, worker, ids);
-            } else if piece.len() <= crate::MAX_BYTES {
-                self.vocabulary.merge(piece, &mut worker.scratch, ids);
+            let key = Key::of(rest, length);
+            let slot = (key.hash() >> (64 - FEW_BITS)) as usize;
+            let found = &worker.few[slot];
+            if found.key == key {
+                ids.extend_from_slice(&found.ids);
+                ids.truncate(ids.len() - found.unused as usize);
             } else {
-                longest = piece.len();
+                self.encode_new(&rest[..length], key, slot, worker, ids);
             }
         })?;
-        if longest > 0 {
+        if longest > crate::MAX_BYTES {
             return Err(Error::TooLong { what: "a piece of text", bytes: longest });
         }
         Ok(())
+    }
+
+    /// Encodes a short piece and keeps its ids, if they are few.
+    #[inline(never)]
+    fn encode_new(&self, piece: &[u8], key: Key, slot: usize, worker: &mut Worker, ids: &mut Vec<u32>) {
+        let before = ids.len();
+        self.encode_piece(piece, worker, ids);
+        let new = &ids[before..];
+        if new.len() <= FEW_IDS {
+            let mut entry = Few { key, unused: (FEW_IDS - new.len()) as u32, ..Few::default() };
+            entry.ids[..new.len()].copy_from_slice(new);
+            worker.few[slot] = entry;
+        }
+    }
+
+    fn encode_piece(&self, piece: &[u8], worker: &mut Worker, ids: &mut Vec<u32>) {
+        let hash = hash_bytes(piece);
+        if let Ok(id) = self.find_whole(piece, hash) {
+            return ids.push(id);
+        }
+        if piece.len() > MORE_BYTES {
+            if piece.len() <= crate::MAX_BYTES {
+                self.vocabulary.merge(piece, &mut worker.scratch, ids);
+            }
+            return;
+        }
+        // The lower bits already chose the slot in the table of tokens; these are independent of them.
+        let entry = &mut worker.more[(hash >> 32) as usize % (1 << MORE_BITS)];
+        if usize::from(entry.length) == piece.len() && entry.piece[..piece.len()] == *piece {
+            return ids.extend_from_slice(&entry.ids[..usize::from(entry.count)]);
+        }
+        let before = ids.len();
+        self.vocabulary.merge(piece, &mut worker.scratch, ids);
+        let new = &ids[before..];
+        if new.len() <= MORE_IDS {
+            entry.ids[..new.len()].copy_from_slice(new);
+            entry.piece[..piece.len()].copy_from_slice(piece);
+            entry.length = piece.len() as u8;
+            entry.count = new.len() as u8;
+        }
     }
 
     /// The token with these bytes, or the slot where it would stand.
@@ -212,34 +270,13 @@ impl Encoder {
             if slot == 0 {
                 return Err(at);
             }
-            if slot >> 32 == hash >> 32 {
+            if slot >> 32 == hash >> 32 && slot != UNREACHED {
                 let id = slot as u32 - 1;
                 if self.vocabulary.token(id) == piece {
                     return Ok(id);
                 }
             }
             at = (at + 1) & mask;
-        }
-    }
-
-    #[inline]
-    fn encode_cached(&self, piece: &[u8], hash: u64, worker: &mut Worker, ids: &mut Vec<u32>) {
-        // The lower bits already chose the slot in the table of tokens; these are independent of them.
-        let slot = (hash >> 40) as usize % CACHE_SLOTS;
-        let found = &worker.cache[slot];
-        if usize::from(found.length) == piece.len() && found.piece[..piece.len()] == *piece {
-            ids.extend_from_slice(&found.ids[..usize::from(found.count)]);
-            return;
-        }
-        let before = ids.len();
-        self.vocabulary.merge(piece, &mut worker.scratch, ids);
-        let new = &ids[before..];
-        if new.len() <= CACHED_IDS {
-            let entry = &mut worker.cache[slot];
-            entry.ids[..new.len()].copy_from_slice(new);
-            entry.piece[..piece.len()].copy_from_slice(piece);
-            entry.length = piece.len() as u8;
-            entry.count = new.len() as u8;
         }
     }
 }
@@ -278,7 +315,7 @@ mod tests {
                 let text = generated(length, letters, 7);
                 let ids = encoder.encode(&text).unwrap();
                 assert_eq!(encoder.encode(&text).unwrap(), ids); // the second time from the cache
-                assert_eq!(encoder.decode(ids.into_iter(), 0).unwrap(), text.as_bytes());
+                assert_eq!(encoder.decode(&ids).unwrap(), text.as_bytes());
             }
         }
     }
@@ -304,16 +341,18 @@ mod tests {
     #[test]
     fn merges_and_ids_that_make_no_sense_are_refused() {
         let build = |merges: &[(u32, u32)]| Encoder::new(Splitter::new("gpt2").unwrap(), merges);
-        for merges in [&[(97, 256)][..], &[(97, 98), (97, 98)], &[(97, 98), (98, 99), (256, 99), (97, 257)]] {
+        for merges in [&[(97, 256)][..], &[(97, 300)], &[(97, 98), (97, 98)]] {
             assert!(matches!(build(merges), Err(Error::Merge { .. })), "{merges:?}");
         }
+        let twice = [(97, 98), (98, 99), (256, 99), (97, 257)];
+        assert!(matches!(build(&twice), Err(Error::Token { id: 259, other: 258 })));
         let doubling: Vec<(u32, u32)> = std::iter::once((97, 97)).chain((256..300).map(|id| (id, id))).collect();
         assert!(matches!(build(&doubling), Err(Error::TooLong { .. })));
         let encoder = build(&[(97, 98)]).unwrap();
-        assert_eq!(encoder.decode([256, 99, 257].into_iter(), 1).unwrap(), b"abc");
+        assert_eq!(encoder.decode(&[256, 99]).unwrap(), b"abc");
         assert_eq!(
-            encoder.decode([258].into_iter(), 1).unwrap_err().to_string(),
-            "id 258 is not in the vocabulary: accepted are 0 to 257"
+            encoder.decode(&[257]).unwrap_err().to_string(),
+            "id 257 is not in the vocabulary: accepted are 0 to 256"
         );
     }
 
@@ -324,6 +363,6 @@ mod tests {
         let started = std::time::Instant::now();
         let ids = encoder.encode(&text).unwrap();
         assert!(started.elapsed().as_secs() < 20);
-        assert_eq!(encoder.decode(ids.into_iter(), 0).unwrap(), text.as_bytes());
+        assert_eq!(encoder.decode(&ids).unwrap(), text.as_bytes());
     }
 }

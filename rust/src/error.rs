@@ -10,8 +10,12 @@ pub enum Error {
     Pattern { pattern: String, reason: String },
     /// A split pattern that gave up on a text, most often by backtracking too much.
     Split { pattern: String, offset: usize, reason: String },
-    /// A merge that refers to an id that doesn't exist yet, or that repeats an earlier one.
+    /// A byte that no token stands for.
+    Byte { byte: u8 },
+    /// A merge that doesn't fit the tokens, or that repeats an earlier one.
     Merge { index: usize, left: u32, right: u32 },
+    /// Two tokens of the same bytes.
+    Token { id: u32, other: u32 },
     /// An id that the vocabulary doesn't hold.
     Id { id: u32, size: usize },
     /// More text in one piece, or more unique text, than 32-bit positions reach.
@@ -37,10 +41,13 @@ impl fmt::Display for Error {
             }
             Error::Merge { index, left, right } => write!(
                 f,
-                "merge {index} joins the ids {left} and {right}: each must exist before (below {}), and no pair or token \
-                 may come twice",
-                256 + index
+                "merge {index} joins the ids {left} and {right}: both must be tokens, together they must be the bytes of \
+                 the token that they make, and no pair or token may come twice"
             ),
+            Error::Byte { byte } => write!(f, "no token stands for the byte {byte:#04x}: all 256 are needed"),
+            Error::Token { id, other } => {
+                write!(f, "the tokens {other} and {id} have the same bytes; each token must be there once")
+            }
             Error::Id { id, size } => write!(f, "id {id} is not in the vocabulary: accepted are 0 to {}", size - 1),
             Error::TooLong { what, bytes } => {
                 write!(f, "{what} has {bytes} bytes; up to {} are supported", crate::MAX_BYTES)

@@ -57,6 +57,36 @@ pub fn hash_pair(pair: u64) -> u64 {
     fold(pair ^ K1, K0)
 }
 
+/// Up to 15 bytes and their number in two words: compared and hashed without a loop.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Key([u64; 2]);
+
+impl Key {
+    /// Most bytes that a key holds.
+    pub const BYTES: usize = 15;
+
+    /// The key of the first `length` bytes (1 to 15) of `rest`. What follows them makes it quick: 16
+    /// bytes are one load.
+    #[inline(always)]
+    pub fn of(rest: &[u8], length: usize) -> Self {
+        let word = if let Some(chunk) = rest.first_chunk::<16>() {
+            u128::from_le_bytes(*chunk)
+        } else {
+            let mut chunk = [0; 16];
+            chunk[..length].copy_from_slice(&rest[..length]);
+            u128::from_le_bytes(chunk)
+        };
+        let word = word & ((1 << (8 * length)) - 1);
+        Key([word as u64, (word >> 64) as u64 | (length as u64) << 56])
+    }
+
+    /// Its hash; the upper bits are the best.
+    #[inline(always)]
+    pub fn hash(self) -> u64 {
+        fold(self.0[0] ^ K0, self.0[1] ^ K1)
+    }
+}
+
 /// Packs two ids into the key that tables and heaps use.
 #[inline(always)]
 pub fn pack(left: u32, right: u32) -> u64 {

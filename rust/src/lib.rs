@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 mod count;
+mod definition;
 mod encode;
 mod error;
 mod hash;
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 pub use count::{Counter, WordCounts};
+pub use definition::{Definition, Merge};
 pub use encode::{Batch, Encoder};
 pub use error::Error;
 pub use split::Splitter;

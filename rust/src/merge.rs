@@ -8,16 +8,36 @@ use crate::symbols::{Symbols, WALL};
 use crate::vocabulary::{Vocabulary, NONE};
 
 /// Up to this many bytes all pairs are looked at for each merge: a handful of compares beats a heap.
-const SHORT: usize = 96;
+const SHORT: usize = 1 << PLACE_BITS;
+const PLACE_BITS: u32 = 7;
 /// Up to this many bytes a heap orders the pairs. Beyond, its jumps through memory cost more than a
 /// list for each rank does.
 const MEDIUM: usize = 4096;
 
 /// Buffers kept between pieces.
-#[derive(Default)]
 pub struct Scratch {
-    tokens: Vec<u32>,
-    ranks: Vec<u32>,
+    tokens: [u32; SHORT],
+    /// `rank << PLACE_BITS | place` of the pair that starts at each place, or [`i32::MAX`]: the lowest
+    /// one says at once what merges and where. Signed, because the oldest vector units compare only such.
+    keys: [i32; SHORT],
+    /// Places of the neighbours.
+    before: [u8; SHORT],
+    after: [u8; SHORT],
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch { tokens: [0; SHORT], keys: [0; SHORT], before: [0; SHORT], after: [0; SHORT] }
+    }
+}
+
+#[inline(always)]
+fn key(rank: u32, place: usize) -> i32 {
+    if rank == NONE {
+        i32::MAX
+    } else {
+        (rank << PLACE_BITS) as i32 | place as i32
+    }
 }
 
 impl Vocabulary {
@@ -26,7 +46,7 @@ impl Vocabulary {
     pub fn merge(&self, piece: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
         if piece.len() <= SHORT {
             self.merge_short(piece, scratch, ids);
-        } else if piece.len() <= MEDIUM {
+        } else if piece.len() <= MEDIUM || !self.in_order() {
             self.merge_medium(piece, ids);
         } else {
             self.merge_long(piece, ids);
@@ -34,31 +54,52 @@ impl Vocabulary {
     }
 
     fn merge_short(&self, piece: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        let (tokens, ranks) = (&mut scratch.tokens, &mut scratch.ranks);
-        tokens.clear();
-        tokens.extend(piece.iter().map(|&byte| u32::from(byte)));
-        ranks.clear();
-        ranks.extend(piece.windows(2).map(|pair| self.rank(u32::from(pair[0]), u32::from(pair[1]))));
-        while let Some(lowest) = ranks.iter().copied().min().filter(|&rank| rank != NONE) {
-            let at = ranks.iter().position(|&rank| rank == lowest).expect("it was just found");
-            tokens[at] = lowest; // a merge's rank is the id that it makes
-            tokens.remove(at + 1);
-            ranks.remove(at);
-            if at > 0 {
-                ranks[at - 1] = self.rank(tokens[at - 1], lowest);
+        let count = piece.len();
+        if count == 0 {
+            return;
+        }
+        let Scratch { tokens, keys, before, after } = scratch;
+        for (place, &byte) in piece.iter().enumerate() {
+            tokens[place] = self.byte(byte);
+            keys[place] = piece.get(place + 1).map_or(i32::MAX, |&next| key(self.byte_rank(byte, next), place));
+            before[place] = (place as u8).wrapping_sub(1);
+            after[place] = place as u8 + 1;
+        }
+        loop {
+            let lowest = keys[..count].iter().copied().fold(i32::MAX, i32::min);
+            if lowest == i32::MAX {
+                break;
             }
-            if at < ranks.len() {
-                ranks[at] = self.rank(lowest, tokens[at + 1]);
+            let place = lowest as usize % SHORT;
+            let merged = self.made(lowest as u32 >> PLACE_BITS);
+            let gone = usize::from(after[place]);
+            let next = usize::from(after[gone]);
+            tokens[place] = merged;
+            keys[gone] = i32::MAX;
+            after[place] = next as u8;
+            keys[place] = if next < count {
+                before[next] = place as u8;
+                key(self.rank(merged, tokens[next]), place)
+            } else {
+                i32::MAX
+            };
+            if place > 0 {
+                let left = usize::from(before[place]);
+                keys[left] = key(self.rank(tokens[left], merged), left);
             }
         }
-        ids.extend_from_slice(tokens);
+        let mut place = 0;
+        while place < count {
+            ids.push(tokens[place]);
+            place = usize::from(after[place]);
+        }
     }
 
     /// With a heap of rank and place: `n log n` in the length.
     fn merge_medium(&self, piece: &[u8], ids: &mut Vec<u32>) {
         let entry = |(rank, place): (u32, usize)| Reverse(u64::from(rank) << 32 | place as u64);
-        let mut symbols = Symbols::of(piece);
-        let mut heap: BinaryHeap<Reverse<u64>> = self.pairs(piece).map(entry).collect::<Vec<_>>().into();
+        let mut symbols = self.symbols(piece);
+        let mut heap: BinaryHeap<Reverse<u64>> = self.pairs_of(piece).map(entry).collect::<Vec<_>>().into();
         while let Some(Reverse(lowest)) = heap.pop() {
             let (rank, place) = ((lowest >> 32) as u32, lowest as u32 as usize);
             for found in self.join(&mut symbols, rank, place).into_iter().flatten() {
@@ -71,12 +112,12 @@ impl Vocabulary {
     /// With a list of places for each rank. A merge only makes pairs of higher ranks than its own, so
     /// one walk over the ranks is enough, and each step goes through the text from left to right.
     fn merge_long(&self, piece: &[u8], ids: &mut Vec<u32>) {
-        let mut symbols = Symbols::of(piece);
-        let mut places_of: Vec<Vec<u32>> = vec![Vec::new(); self.size()];
-        for (rank, place) in self.pairs(piece) {
+        let mut symbols = self.symbols(piece);
+        let mut places_of: Vec<Vec<u32>> = vec![Vec::new(); self.ranks()];
+        for (rank, place) in self.pairs_of(piece) {
             places_of[rank as usize].push(place as u32);
         }
-        for rank in 256..self.size() {
+        for rank in 0..self.ranks() {
             let mut places = std::mem::take(&mut places_of[rank]);
             places.sort(); // made of a few ascending runs, which this sort is quick on
             for place in places {
@@ -88,14 +129,23 @@ impl Vocabulary {
         self.collect(&symbols, ids);
     }
 
+    /// The bytes of a piece as tokens between two walls.
+    fn symbols(&self, piece: &[u8]) -> Symbols {
+        let mut symbols = Symbols::with_capacity(piece.len() + 2);
+        symbols.push(WALL);
+        piece.iter().for_each(|&byte| symbols.push(self.byte(byte)));
+        symbols.push(WALL);
+        symbols
+    }
+
     /// Rank and place of each pair of bytes that merges.
-    fn pairs<'a>(&'a self, piece: &'a [u8]) -> impl Iterator<Item = (u32, usize)> + 'a {
-        let ranks = piece.windows(2).map(|pair| self.rank(u32::from(pair[0]), u32::from(pair[1])));
+    fn pairs_of<'a>(&'a self, piece: &'a [u8]) -> impl Iterator<Item = (u32, usize)> + 'a {
+        let ranks = piece.windows(2).map(|pair| self.byte_rank(pair[0], pair[1]));
         ranks.zip(1..).filter(|&(rank, _)| rank != NONE)
     }
 
-    /// Merges the pair at `place` if it still is the one that has this rank. Returns the rank and place
-    /// of each pair that came about and merges.
+    /// Merges the pair at `place` if it still is one that has this rank. Returns the rank and place of
+    /// each pair that came about and merges.
     #[inline(always)]
     fn join(&self, symbols: &mut Symbols, rank: u32, place: usize) -> [Option<(u32, usize)>; 2] {
         let left = symbols.get(place);
@@ -108,9 +158,10 @@ impl Vocabulary {
             return [None, None]; // another merge took one of the two
         }
         let end = middle + self.length(right);
-        symbols.join(place, middle, end, rank);
-        let before = symbols.before(place).map(|before| (self.rank(before, rank), place - self.length(before)));
-        let after = (self.rank(rank, symbols.get(end)), place);
+        let merged = self.made(rank);
+        symbols.join(place, middle, end, merged);
+        let before = symbols.before(place).map(|before| (self.rank(before, merged), place - self.length(before)));
+        let after = (self.rank(merged, symbols.get(end)), place);
         [before.filter(|found| found.0 != NONE), Some(after).filter(|found| found.0 != NONE)]
     }
 
@@ -126,7 +177,7 @@ impl Vocabulary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{train, WordCounts};
+    use crate::{train, Definition, WordCounts};
 
     #[test]
     fn all_ways_agree() {
@@ -141,8 +192,9 @@ mod tests {
         for letters in 1..5 {
             let mut words = WordCounts::default();
             words.add(&generated(3000, letters), 1);
-            let vocabulary = Vocabulary::new(&train(&words, 300, |_| true).unwrap()).unwrap();
-            for length in 1..300 {
+            let merges = train(&words, 300, |_| true).unwrap();
+            let vocabulary = Vocabulary::new(&Definition::of_merges("gpt2", &merges)).unwrap();
+            for length in 0..=SHORT {
                 let piece = generated(length, letters);
                 let (mut short, mut medium, mut long) = (Vec::new(), Vec::new(), Vec::new());
                 vocabulary.merge_short(&piece, &mut Scratch::default(), &mut short);

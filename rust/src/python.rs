@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyByteArray, PyBytes, PyInt, PyList};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyByteArray, PyBytes, PyInt, PyList, PyString};
+use rayon::prelude::*;
 
-use crate::{Error, Splitter};
+use crate::{Definition, Error, Splitter};
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> PyErr {
@@ -76,24 +79,62 @@ impl Counter {
     }
 }
 
-/// A vocabulary that encodes and decodes; `silent` ids after it decode to nothing.
+/// A tokenizer that encodes and decodes.
 #[pyclass(frozen)]
 struct Encoder {
     inner: crate::Encoder,
-    silent: usize,
+    /// What it was made of, without the tokens: those are in `inner`.
+    definition: Definition,
     /// The ids as Python integers, made once: filling a list then makes no object per token.
-    integers: Vec<Py<PyInt>>,
+    integers: PyOnceLock<Vec<Py<PyInt>>>,
+}
+
+impl Encoder {
+    fn open(py: Python<'_>, mut definition: Definition) -> PyResult<Self> {
+        let inner = py.detach(|| crate::Encoder::open(&definition))?;
+        definition.tokens = Vec::new();
+        Ok(Encoder { inner, definition, integers: PyOnceLock::new() })
+    }
+
+    fn integers(&self, py: Python<'_>) -> PyResult<&Vec<Py<PyInt>>> {
+        self.integers.get_or_try_init(py, || {
+            (0..self.inner.size()).map(|id| Ok(id.into_pyobject(py)?.unbind())).collect::<PyResult<_>>()
+        })
+    }
+}
+
+/// Ids from a list, or from any other sequence of integers.
+fn ids_of(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    let Ok(list) = ids.cast::<PyList>() else { return ids.extract() };
+    let mut found = Vec::with_capacity(list.len());
+    for index in 0..list.len() {
+        // SAFETY: PyList_GetItem checks the index and lends the item, which stays alive while the list holds it;
+        // PyLong_AsUnsignedLong runs no Python code on an integer and refuses everything else, null included. It is
+        // twice as quick as extracting each item, and all that decoding waits for.
+        let id = unsafe { ffi::PyLong_AsUnsignedLong(ffi::PyList_GetItem(list.as_ptr(), index as isize)) };
+        match u32::try_from(id) {
+            Ok(id) => found.push(id),
+            Err(_) => {
+                PyErr::take(list.py()); // the general way raises its own, or takes a NumPy integer
+                found.push(list.get_item(index)?.extract()?);
+            }
+        }
+    }
+    Ok(found)
 }
 
 #[pymethods]
 impl Encoder {
+    /// Bytes are the ids 0 to 255, `merges[i]` makes 256 + i, and the special tokens follow.
     #[new]
-    #[pyo3(signature = (merges, pattern, silent=0))]
-    fn new(py: Python<'_>, merges: Vec<(u32, u32)>, pattern: &str, silent: usize) -> PyResult<Self> {
-        let splitter = Splitter::new(pattern)?;
-        let inner = py.detach(|| crate::Encoder::new(splitter, &merges))?;
-        let integers = (0..inner.size()).map(|id| Ok(id.into_pyobject(py)?.unbind())).collect::<PyResult<_>>()?;
-        Ok(Encoder { inner, silent, integers })
+    #[pyo3(signature = (merges, pattern, special))]
+    fn new(py: Python<'_>, merges: Vec<(u32, u32)>, pattern: &str, special: Vec<String>) -> PyResult<Self> {
+        let mut definition = Definition::of_merges(pattern, &merges);
+        for name in special {
+            definition.special.push((name, definition.tokens.len() as u32));
+            definition.tokens.push(Vec::new());
+        }
+        Self::open(py, definition)
     }
 
     /// The pattern as a regex.
@@ -102,7 +143,31 @@ impl Encoder {
         self.inner.pattern()
     }
 
-    /// Number of ids, without the silent ones.
+    /// Names and ids of the special tokens.
+    #[getter]
+    fn special(&self) -> Vec<(String, u32)> {
+        self.definition.special.clone()
+    }
+
+    /// Pairs of ids that merge, highest priority first.
+    #[getter]
+    fn merges(&self) -> Vec<(u32, u32)> {
+        self.definition.merges.iter().map(|merge| (merge.left, merge.right)).collect()
+    }
+
+    /// Whether a piece that is a token is taken whole before any merge.
+    #[getter]
+    fn whole_first(&self) -> bool {
+        self.definition.whole_first
+    }
+
+    /// Whether text is to be in the form NFC.
+    #[getter]
+    fn nfc(&self) -> bool {
+        self.definition.nfc
+    }
+
+    /// Number of ids.
     fn __len__(&self) -> usize {
         self.inner.size()
     }
@@ -110,7 +175,8 @@ impl Encoder {
     /// Ids of a text.
     fn encode<'py>(&self, py: Python<'py>, text: PyBackedStr) -> PyResult<Bound<'py, PyList>> {
         let ids = py.detach(|| self.inner.encode(&text))?;
-        PyList::new(py, ids.iter().map(|&id| self.integers[id as usize].bind(py)))
+        let integers = self.integers(py)?;
+        PyList::new(py, ids.iter().map(|&id| integers[id as usize].bind(py)))
     }
 
     /// Ids of many texts as the bytes of a uint32 array, and their N + 1 offsets as those of an int64
@@ -122,34 +188,43 @@ impl Encoder {
         texts: Vec<PyBackedStr>,
         threads: usize,
     ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
-        let batch = py.detach(|| self.inner.encode_batch(&texts, &crate::pool(threads)))?;
+        let pool = crate::pool(threads);
+        let batch = py.detach(|| self.inner.encode_batch(&texts, &pool))?;
         let total: usize = batch.parts.iter().map(Vec::len).sum();
         let ids = PyByteArray::new_with(py, total * 4, |buffer| {
             let mut rest = buffer;
+            let mut places = Vec::with_capacity(batch.parts.len());
             for part in &batch.parts {
                 let (now, later) = rest.split_at_mut(part.len() * 4);
-                for (bytes, id) in now.chunks_exact_mut(4).zip(part) {
-                    bytes.copy_from_slice(&id.to_le_bytes());
-                }
+                places.push((now, part));
                 rest = later;
             }
+            py.detach(|| pool.install(|| places.into_par_iter().for_each(|(place, part)| write(place, part))));
             Ok(())
         })?;
         let offsets: Vec<u8> = batch.offsets.iter().flat_map(|offset| offset.to_le_bytes()).collect();
         Ok((ids, PyByteArray::new(py, &offsets)))
     }
 
+    /// The text of ids; `errors` says what becomes of bytes that are not UTF-8, as in `bytes.decode`.
+    fn decode<'py>(&self, ids: &Bound<'py, PyAny>, errors: &str) -> PyResult<Bound<'py, PyAny>> {
+        let bytes = self.inner.decode(&ids_of(ids)?)?;
+        Self::text(ids.py(), &bytes, errors)
+    }
+
+    /// The text of ids given as the bytes of a little-endian uint32 array.
+    fn decode_array<'py>(&self, py: Python<'py>, ids: &[u8], errors: &str) -> PyResult<Bound<'py, PyAny>> {
+        Self::text(py, &self.array_bytes(py, ids)?, errors)
+    }
+
     /// The bytes of ids.
-    fn decode<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> PyResult<Bound<'py, PyBytes>> {
-        let bytes = py.detach(|| self.inner.decode(ids.into_iter(), self.silent))?;
-        Ok(PyBytes::new(py, &bytes))
+    fn decode_bytes<'py>(&self, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(ids.py(), &self.inner.decode(&ids_of(ids)?)?))
     }
 
     /// The bytes of ids given as those of a little-endian uint32 array.
-    fn decode_array<'py>(&self, py: Python<'py>, ids: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
-        let words = ids.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
-        let bytes = py.detach(|| self.inner.decode(words, self.silent))?;
-        Ok(PyBytes::new(py, &bytes))
+    fn decode_bytes_array<'py>(&self, py: Python<'py>, ids: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &self.array_bytes(py, ids)?))
     }
 
     /// The bytes of every token, in the order of the ids.
@@ -162,6 +237,28 @@ impl Encoder {
         let mut pieces = Vec::new();
         self.inner.pieces(text, |piece| pieces.push(String::from_utf8_lossy(piece).into_owned()))?;
         Ok(pieces)
+    }
+}
+
+impl Encoder {
+    fn array_bytes(&self, py: Python<'_>, ids: &[u8]) -> PyResult<Vec<u8>> {
+        let words = ids.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+        let words: Vec<u32> = words.collect();
+        Ok(py.detach(|| self.inner.decode(&words))?)
+    }
+
+    fn text<'py>(py: Python<'py>, bytes: &[u8], errors: &str) -> PyResult<Bound<'py, PyAny>> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(PyString::new(py, text).into_any()),
+            Err(_) => PyBytes::new(py, bytes).call_method1("decode", ("utf-8", errors)),
+        }
+    }
+}
+
+/// Writes ids as little-endian bytes.
+fn write(place: &mut [u8], ids: &[u32]) {
+    for (bytes, id) in place.chunks_exact_mut(4).zip(ids) {
+        bytes.copy_from_slice(&id.to_le_bytes());
     }
 }
 

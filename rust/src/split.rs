@@ -89,13 +89,24 @@ impl Splitter {
     /// leaves out between two matches is a piece by itself (as in Hugging Face's `Split`).
     #[inline]
     pub fn for_each<'t>(&self, text: &'t str, mut piece: impl FnMut(&'t [u8])) -> Result<(), Error> {
+        self.for_each_in_place(text, |rest, length| piece(&rest[..length]))
+    }
+
+    /// As [`Splitter::for_each`], with each piece given as its length and the text from its start on.
+    #[inline]
+    pub(crate) fn for_each_in_place<'t>(
+        &self,
+        text: &'t str,
+        mut piece: impl FnMut(&'t [u8], usize),
+    ) -> Result<(), Error> {
+        let bytes = text.as_bytes();
         match &self.kind {
-            Kind::Nanochat => scan::<Gpt4<2, false>>(text, piece),
-            Kind::Gpt2 => scan::<Gpt2>(text, piece),
-            Kind::Cl100k => scan::<Gpt4<3, true>>(text, piece),
-            Kind::Llama3 => scan::<Gpt4<3, false>>(text, piece),
-            Kind::Qwen2 => scan::<Gpt4<1, false>>(text, piece),
-            Kind::O200k => scan::<O200k>(text, piece),
+            Kind::Nanochat => scan::<Gpt4<2, false>>(bytes, piece),
+            Kind::Gpt2 => scan::<Gpt2>(bytes, piece),
+            Kind::Cl100k => scan::<Gpt4<3, true>>(bytes, piece),
+            Kind::Llama3 => scan::<Gpt4<3, false>>(bytes, piece),
+            Kind::Qwen2 => scan::<Gpt4<1, false>>(bytes, piece),
+            Kind::O200k => scan::<O200k>(bytes, piece),
             Kind::Regex(regex) => {
                 let mut done = 0;
                 for found in regex.find_iter(text) {
@@ -104,15 +115,15 @@ impl Splitter {
                         offset: done,
                         reason: error.to_string(),
                     })?;
-                    for part in [&text[done..found.start()], found.as_str()] {
-                        if !part.is_empty() {
-                            piece(part.as_bytes());
+                    for (start, end) in [(done, found.start()), (found.start(), found.end())] {
+                        if start < end {
+                            piece(&bytes[start..], end - start);
                         }
                     }
                     done = found.end();
                 }
                 if done < text.len() {
-                    piece(&text.as_bytes()[done..]);
+                    piece(&bytes[done..], bytes.len() - done);
                 }
             }
         }
@@ -121,13 +132,12 @@ impl Splitter {
 }
 
 #[inline(always)]
-fn scan<'t, S: Scan>(text: &'t str, mut piece: impl FnMut(&'t [u8])) {
+fn scan<'t, S: Scan>(bytes: &'t [u8], mut piece: impl FnMut(&'t [u8], usize)) {
     let kinds = Kinds::get();
-    let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
         let end = S::end(kinds, bytes, at);
-        piece(&bytes[at..end]);
+        piece(&bytes[at..], end - at);
         at = end;
     }
 }

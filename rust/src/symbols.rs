@@ -22,15 +22,6 @@ impl Symbols {
         Symbols { slots: Vec::with_capacity(slots) }
     }
 
-    /// The bytes of a piece between two walls.
-    pub fn of(piece: &[u8]) -> Self {
-        let mut symbols = Symbols::with_capacity(piece.len() + 2);
-        symbols.push(WALL);
-        symbols.slots.extend(piece.iter().map(|&byte| u32::from(byte)));
-        symbols.push(WALL);
-        symbols
-    }
-
     /// Appends a token of one byte, or a [`WALL`].
     pub fn push(&mut self, id: u32) {
         self.slots.push(id);

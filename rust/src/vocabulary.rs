@@ -1,47 +1,120 @@
-//! The tokens: their bytes, and which pair of them makes which.
+//! The tokens: their bytes, and which two of them make which.
 
+use crate::definition::Merge;
 use crate::hash::{pack, PairTable};
-use crate::Error;
+use crate::merge::Scratch;
+use crate::{Definition, Error};
 
-/// Stands for "no merge".
+/// Stands for "no merge", above every rank.
 pub const NONE: u32 = u32::MAX;
+/// More merges than this don't fit the keys that short pieces are merged with.
+const MAX_RANKS: usize = (1 << 24) - 1;
+/// Bytes that [`Vocabulary::decode`] copies at once: longer than nearly all tokens.
+const CHUNK: usize = 16;
 
-/// Tokens by id (a byte, or 256 plus the index of a merge) and merges by pair.
+/// Tokens by id and merges by pair. Ids may come in any order: what merges first is the rank's matter.
 pub struct Vocabulary {
-    merges: PairTable,
-    /// Bytes of all tokens one after the other, and where each starts.
+    bytes: [u32; 256],
+    /// Rank of each pair of bytes, `left << 8 | right`: the first look-ups of every piece.
+    byte_pairs: Vec<u32>,
+    pairs: PairTable,
+    /// The token that each rank makes.
+    made: Vec<u32>,
+    /// Bytes of all tokens one after the other, where each starts, and some room behind the last.
     text: Vec<u8>,
     starts: Vec<u32>,
+    in_order: bool,
 }
 
 impl Vocabulary {
-    /// Builds the tables. Every merge joins two ids that exist before it, and no pair comes twice.
-    pub fn new(merges: &[(u32, u32)]) -> Result<Self, Error> {
+    /// Builds the tables and checks that every merge makes sense.
+    pub fn new(definition: &Definition) -> Result<Self, Error> {
+        let Definition { tokens, merges, .. } = definition;
+        let size: usize = tokens.iter().map(Vec::len).sum();
+        if size > crate::MAX_BYTES || tokens.len() > crate::MAX_BYTES {
+            return Err(Error::TooLong { what: "all tokens together", bytes: size });
+        }
+        let mut text = Vec::with_capacity(size + CHUNK);
+        let mut starts = Vec::with_capacity(tokens.len() + 1);
+        let mut bytes = [NONE; 256];
+        for (id, token) in tokens.iter().enumerate() {
+            starts.push(text.len() as u32);
+            text.extend_from_slice(token);
+            if let [byte] = token[..] {
+                bytes[usize::from(byte)] = id as u32;
+            }
+        }
+        starts.push(text.len() as u32);
+        text.resize(size + CHUNK, 0);
+        if let Some(byte) = bytes.iter().position(|&id| id == NONE) {
+            return Err(Error::Byte { byte: byte as u8 });
+        }
         let mut vocabulary = Vocabulary {
-            merges: PairTable::with_capacity(merges.len()),
-            text: (0..=255).collect(),
-            starts: (0..=256).collect(),
+            bytes,
+            byte_pairs: vec![NONE; 1 << 16],
+            pairs: PairTable::with_capacity(merges.len()),
+            made: Vec::new(),
+            text,
+            starts,
+            in_order: true,
         };
-        for (index, &(left, right)) in merges.iter().enumerate() {
-            let id = 256 + index as u32;
-            if left >= id || right >= id || vocabulary.merges.get_or_insert_with(pack(left, right), || id) != id {
-                return Err(Error::Merge { index, left, right });
+        vocabulary.add_merges(merges)?;
+        for left in 0..=255 {
+            for right in 0..=255 {
+                let pair = (bytes[left], bytes[right]);
+                vocabulary.byte_pairs[left << 8 | right] = vocabulary.rank(pair.0, pair.1);
             }
-            for part in [left, right] {
-                let (start, end) = vocabulary.span(part);
-                vocabulary.text.extend_from_within(start..end);
-            }
-            if vocabulary.text.len() > crate::MAX_BYTES {
-                return Err(Error::TooLong { what: "all tokens together", bytes: vocabulary.text.len() });
-            }
-            vocabulary.starts.push(vocabulary.text.len() as u32);
         }
         Ok(vocabulary)
+    }
+
+    fn add_merges(&mut self, merges: &[Merge]) -> Result<(), Error> {
+        let size = self.size() as u32;
+        // Bytes exist from the start; every other token from the rank that makes it.
+        let mut rank_of = vec![NONE; size as usize];
+        for byte in self.bytes {
+            rank_of[byte as usize] = 0;
+        }
+        for (index, &Merge { left, right, merged, rank }) in merges.iter().enumerate() {
+            let refused = Err(Error::Merge { index, left, right });
+            if left >= size || right >= size || merged >= size || self.length(left) == 0 || self.length(right) == 0 {
+                return refused;
+            }
+            let (whole, first) = (self.token(merged), self.length(left));
+            if whole.len() != first + self.length(right) || !whole.starts_with(self.token(left)) {
+                return refused;
+            }
+            if whole[first..] != *self.token(right) {
+                return refused;
+            }
+            if rank as usize == self.made.len() && self.made.len() < MAX_RANKS {
+                self.made.push(merged);
+            } else if rank as usize + 1 != self.made.len() || self.made[rank as usize] != merged {
+                return refused;
+            }
+            if self.pairs.get_or_insert_with(pack(left, right), || rank) != rank {
+                return refused;
+            }
+            let made_before = |id: u32| self.length(id) == 1 || rank_of[id as usize] < rank;
+            self.in_order &= made_before(left) && made_before(right);
+            rank_of[merged as usize] = rank_of[merged as usize].min(rank);
+        }
+        Ok(())
     }
 
     /// Number of ids.
     pub fn size(&self) -> usize {
         self.starts.len() - 1
+    }
+
+    /// Number of ranks.
+    pub fn ranks(&self) -> usize {
+        self.made.len()
+    }
+
+    /// Whether every merge joins bytes or tokens of lower ranks, as in all that was learned by merging.
+    pub fn in_order(&self) -> bool {
+        self.in_order
     }
 
     #[inline(always)]
@@ -63,9 +136,105 @@ impl Vocabulary {
         end - start
     }
 
-    /// The id that a pair merges into, or [`NONE`]. Lower ones are merged first.
+    /// The token of one byte.
+    #[inline(always)]
+    pub fn byte(&self, byte: u8) -> u32 {
+        self.bytes[usize::from(byte)]
+    }
+
+    /// The rank at which a pair of tokens merges, or [`NONE`]. Lower ones are merged first.
     #[inline(always)]
     pub fn rank(&self, left: u32, right: u32) -> u32 {
-        self.merges.get(pack(left, right)).unwrap_or(NONE)
+        self.pairs.get(pack(left, right)).unwrap_or(NONE)
     }
+
+    /// The rank at which a pair of bytes merges, or [`NONE`].
+    #[inline(always)]
+    pub fn byte_rank(&self, left: u8, right: u8) -> u32 {
+        self.byte_pairs[usize::from(left) << 8 | usize::from(right)]
+    }
+
+    /// The token that the merges of a rank make.
+    #[inline(always)]
+    pub fn made(&self, rank: u32) -> u32 {
+        self.made[rank as usize]
+    }
+
+    /// The bytes that ids stand for.
+    pub fn decode(&self, ids: &[u32]) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; ids.len() * 6 + CHUNK];
+        let mut at = 0;
+        for &id in ids {
+            if id as usize >= self.size() {
+                return Err(Error::Id { id, size: self.size() });
+            }
+            let (start, end) = self.span(id);
+            let length = end - start;
+            if at + length + CHUNK > bytes.len() {
+                bytes.resize((bytes.len() + length) * 2, 0);
+            }
+            // A copy of fixed size is one load and one store; what is too much is written over next.
+            bytes[at..at + CHUNK].copy_from_slice(&self.text[start..start + CHUNK]);
+            if length > CHUNK {
+                bytes[at..at + length].copy_from_slice(&self.text[start..end]);
+            }
+            at += length;
+        }
+        bytes.truncate(at);
+        Ok(bytes)
+    }
+
+    /// For each id, whether merging the token's own bytes ends in it.
+    pub fn reached(&self, merges: &[Merge]) -> Vec<bool> {
+        let mut reached: Vec<bool> = (0..self.size() as u32).map(|id| self.length(id) == 1).collect();
+        if !self.in_order() || merges.len() != self.made.len() {
+            let (mut scratch, mut ids) = (Scratch::default(), Vec::new());
+            for &id in &self.made {
+                ids.clear();
+                self.merge(self.token(id), &mut scratch, &mut ids);
+                reached[id as usize] = ids == [id];
+            }
+            return reached;
+        }
+        // Each token has one way to be made, from tokens made before it.
+        let mut parts = vec![Parts { left: 0, right: 0, rank: -1 }; self.size()];
+        for &Merge { left, right, merged, rank } in merges {
+            parts[merged as usize] = Parts { left, right, rank: i64::from(rank) };
+            let both = reached[left as usize] && reached[right as usize];
+            reached[merged as usize] = both && !self.is_crossed(left, right, &parts, i64::from(rank));
+        }
+        reached
+    }
+
+    /// Whether, when the bytes of two tokens stand side by side, a pair over the border between them
+    /// merges before `limit`. Undoes the last merge beside the border, one after the other, to see each
+    /// pair that ever met there (the idea of GitHub's crate `bpe`).
+    fn is_crossed(&self, mut left: u32, mut right: u32, parts: &[Parts], mut limit: i64) -> bool {
+        loop {
+            let rank = self.rank(left, right);
+            if rank != NONE && i64::from(rank) < limit {
+                return true;
+            }
+            let (before, after) = (parts[left as usize], parts[right as usize]);
+            if before.rank < 0 && after.rank < 0 {
+                return false;
+            }
+            // Among equal ranks what stands on the left merges first.
+            if before.rank > after.rank {
+                limit = before.rank;
+                left = before.right;
+            } else {
+                limit = after.rank + 1;
+                right = after.left;
+            }
+        }
+    }
+}
+
+/// The merge that makes a token; rank -1 for a byte.
+#[derive(Clone, Copy)]
+struct Parts {
+    left: u32,
+    right: u32,
+    rank: i64,
 }

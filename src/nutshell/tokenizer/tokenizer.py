@@ -51,11 +51,12 @@ class Tokenizer:
 
     def __init__(self, merges: Sequence[tuple[int, int]], pattern: str = "nanochat") -> None:
         """`merges[i]` joins two ids into the id 256 + i; `pattern` is a name or a regex (see `train`)."""
-        self._merges = tuple(merges)
-        self._core = _bpe.Encoder(self._merges, pattern, len(SPECIAL_TOKENS))
-        first = len(self._core)
-        self.special_tokens: dict[str, int] = {name: first + index for index, name in enumerate(SPECIAL_TOKENS)}
-        self.vocab_size: int = first + len(SPECIAL_TOKENS)
+        self._open(_bpe.Encoder(list(merges), pattern, SPECIAL_TOKENS))
+
+    def _open(self, core: _bpe.Encoder) -> None:
+        self._core = core
+        self.special_tokens: dict[str, int] = dict(core.special)
+        self.vocab_size: int = len(core)
         self.bos_id: int = self.special_tokens["<|bos|>"]
 
     @classmethod
@@ -98,17 +99,17 @@ class Tokenizer:
         return f"Tokenizer(vocab_size={self.vocab_size}, pattern={self.pattern!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self._merges, self.pattern)
+        return Tokenizer, (self.merges, self.pattern)
 
     @property
     def pattern(self) -> str:
         """The regex that cuts text into pieces; merges never cross a cut."""
         return self._core.pattern
 
-    @property
+    @cached_property
     def merges(self) -> tuple[tuple[int, int], ...]:
         """The pairs joined, in order: the i-th makes the id 256 + i."""
-        return self._merges
+        return tuple(self._core.merges)
 
     def special_id(self, name: str) -> int:
         """Id of a special token."""
@@ -153,27 +154,33 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False, errors: str = "replace") -> str:
         """Text of ids. Special tokens give no text unless `special` asks to spell them; bytes that are not UTF-8 become
         U+FFFD unless `errors` says otherwise (as in `bytes.decode`)."""
-        if not special:
-            return self.decode_bytes(ids).decode("utf-8", errors)
-        names = {id: name.encode() for name, id in self.special_tokens.items()}
-        parts = [names.get(int(id)) or self.decode_bytes([int(id)]) for id in ids]
-        return b"".join(parts).decode("utf-8", errors)
+        if special:
+            names = {id: name.encode() for name, id in self.special_tokens.items()}
+            parts = [names.get(int(id)) or self.decode_bytes([int(id)]) for id in ids]
+            return b"".join(parts).decode("utf-8", errors)
+        try:
+            if isinstance(ids, np.ndarray):
+                return self._core.decode_array(_words(ids), errors)
+            return self._core.decode(ids if isinstance(ids, (list, tuple)) else list(ids), errors)
+        except (OverflowError, TypeError) as error:
+            raise self._bad_ids(ids, error) from None
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """Bytes of ids; special tokens give none."""
         try:
             if isinstance(ids, np.ndarray):
-                if ids.dtype == np.uint32 and ids.ndim == 1:
-                    return self._core.decode_array(ids.astype("<u4", copy=False).tobytes())
-                ids = ids.ravel().tolist()
-            return self._core.decode(ids if isinstance(ids, (list, tuple)) else list(ids))
+                return self._core.decode_bytes_array(_words(ids))
+            return self._core.decode_bytes(ids if isinstance(ids, (list, tuple)) else list(ids))
         except (OverflowError, TypeError) as error:
-            wrong = next((id for id in ids if not _is_id(id)), ids)
-            raise ValueError(f"{wrong!r} is not a token id; accepted are 0 to {self.vocab_size - 1} ({error})") from None
+            raise self._bad_ids(ids, error) from None
+
+    def _bad_ids(self, ids: Sequence[int] | np.ndarray, error: Exception) -> Exception:
+        wrong = next((id for id in ids if not _is_id(id)), ids)
+        return ValueError(f"{wrong!r} is not a token id; accepted are 0 to {self.vocab_size - 1} ({error})")
 
     @cached_property
     def _tokens(self) -> list[bytes]:
-        return self._core.tokens() + [b""] * len(SPECIAL_TOKENS)
+        return self._core.tokens()
 
     def token_bytes(self, id: int) -> bytes:
         """Bytes of one token; none for a special one."""
@@ -195,7 +202,7 @@ class Tokenizer:
 
     @cached_property
     def _json(self) -> bytes:
-        return huggingface.dump(self._tokens[: len(self._core)], self._merges, self.pattern, self.special_tokens)
+        return huggingface.dump(self._tokens[: self.bos_id], self.merges, self.pattern, self.special_tokens)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -252,6 +259,13 @@ def _bad_text(text: object, error: Exception) -> Exception:
     except ValueError as clear:
         return clear
     return error
+
+
+def _words(ids: np.ndarray) -> bytes:
+    """Ids as the bytes of a little-endian uint32 array."""
+    if not np.issubdtype(ids.dtype, np.integer) or (ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < 1 << 32):
+        raise TypeError(f"expected integers of 32 bits without sign, got {ids.dtype}")
+    return ids.astype("<u4", copy=False).tobytes()
 
 
 def _is_id(id: object) -> bool:
