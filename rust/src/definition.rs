@@ -1,6 +1,12 @@
 //! What a tokenizer is, whatever file it comes from: tokens by id, merges by rank, pattern, special
 //! tokens.
 
+use crate::Error;
+
+/// Most bytes that all tokens of a vocabulary may have together. Real ones have a few million; a list of merges that
+/// doubles its tokens over and over would fill the memory.
+pub const MAX_TOKEN_BYTES: usize = 1 << 28;
+
 /// Two tokens that join into a third.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Merge {
@@ -34,22 +40,29 @@ pub struct Definition {
 
 impl Definition {
     /// Bytes are the ids 0 to 255; `merges[i]` makes the id `256 + i`. Says nothing of special tokens.
-    /// What makes no sense (an id not there yet) is left for [`crate::Encoder::open`] to refuse.
-    pub fn of_merges(pattern: &str, merges: &[(u32, u32)]) -> Self {
+    /// Refuses a merge of an id that is not there yet.
+    pub fn of_merges(pattern: &str, merges: &[(u32, u32)]) -> Result<Self, Error> {
         let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-        let of = |tokens: &Vec<Vec<u8>>, id: u32| tokens.get(id as usize).cloned().unwrap_or_default();
         let mut all = Vec::with_capacity(merges.len());
+        let mut size = tokens.len();
         for (index, &(left, right)) in merges.iter().enumerate() {
-            tokens.push([of(&tokens, left), of(&tokens, right)].concat());
+            let (Some(first), Some(second)) = (tokens.get(left as usize), tokens.get(right as usize)) else {
+                return Err(Error::Merge { index, left, right });
+            };
+            size += first.len() + second.len();
+            if size > MAX_TOKEN_BYTES {
+                return Err(Error::Tokens { bytes: size });
+            }
+            tokens.push([&first[..], second].concat());
             all.push(Merge { left, right, merged: 256 + index as u32, rank: index as u32 });
         }
-        Definition {
+        Ok(Definition {
             pattern: pattern.to_string(),
             tokens,
             merges: all,
             whole_first: false,
             nfc: false,
             special: Vec::new(),
-        }
+        })
     }
 }

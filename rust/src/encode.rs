@@ -18,10 +18,10 @@ const JOB_BYTES: usize = 1 << 17;
 /// of a text are short and become few tokens; their entries are half a cache line, and a look-up
 /// takes one load and a copy of fixed size, whatever the number of ids. The others share a wider table.
 const FEW_IDS: usize = 3;
-const FEW_BITS: u32 = 13;
+const FEW_BITS: u32 = 16;
 const MORE_IDS: usize = 8;
 const MORE_BYTES: usize = 26;
-const MORE_BITS: u32 = 12;
+const MORE_BITS: u32 = 15;
 
 #[derive(Clone, Copy, Default)]
 #[repr(align(32))]
@@ -45,7 +45,7 @@ const UNREACHED: u64 = u64::MAX;
 
 /// What one thread needs while it encodes; kept between calls.
 struct Worker {
-    few: Vec<Few>,
+    few: Vec<[Few; 2]>,
     more: Vec<More>,
     scratch: Scratch,
 }
@@ -53,7 +53,7 @@ struct Worker {
 impl Worker {
     fn new() -> Self {
         Worker {
-            few: vec![Few::default(); 1 << FEW_BITS],
+            few: vec![[Few::default(); 2]; 1 << FEW_BITS],
             more: vec![More::default(); 1 << MORE_BITS],
             scratch: Scratch::default(),
         }
@@ -80,7 +80,7 @@ pub struct Encoder {
 impl Encoder {
     /// An encoder whose ids are the bytes (0 to 255) and, from 256 on, what each merge makes.
     pub fn new(splitter: Splitter, merges: &[(u32, u32)]) -> Result<Self, Error> {
-        Self::build(splitter, &Definition::of_merges("", merges))
+        Self::build(splitter, &Definition::of_merges("", merges)?)
     }
 
     /// Builds the tables for any tokenizer. Refuses one whose merges don't fit its tokens.
@@ -207,6 +207,7 @@ impl Encoder {
             let key = Key::of(rest, length);
             let slot = (key.hash() >> (64 - FEW_BITS)) as usize;
             let found = &worker.few[slot];
+            let found = if found[0].key == key { &found[0] } else { &found[1] };
             if found.key == key {
                 ids.extend_from_slice(&found.ids);
                 ids.truncate(ids.len() - found.unused as usize);
@@ -229,7 +230,7 @@ impl Encoder {
         if new.len() <= FEW_IDS {
             let mut entry = Few { key, unused: (FEW_IDS - new.len()) as u32, ..Few::default() };
             entry.ids[..new.len()].copy_from_slice(new);
-            worker.few[slot] = entry;
+            worker.few[slot] = [entry, worker.few[slot][0]];
         }
     }
 
@@ -347,7 +348,7 @@ mod tests {
         let twice = [(97, 98), (98, 99), (256, 99), (97, 257)];
         assert!(matches!(build(&twice), Err(Error::Token { id: 259, other: 258 })));
         let doubling: Vec<(u32, u32)> = std::iter::once((97, 97)).chain((256..300).map(|id| (id, id))).collect();
-        assert!(matches!(build(&doubling), Err(Error::TooLong { .. })));
+        assert!(matches!(build(&doubling), Err(Error::Tokens { .. })));
         let encoder = build(&[(97, 98)]).unwrap();
         assert_eq!(encoder.decode(&[256, 99]).unwrap(), b"abc");
         assert_eq!(

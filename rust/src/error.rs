@@ -14,6 +14,10 @@ pub enum Error {
     Byte { byte: u8 },
     /// A merge that doesn't fit the tokens, or that repeats an earlier one.
     Merge { index: usize, left: u32, right: u32 },
+    /// Tokens of more bytes than any real vocabulary has.
+    Tokens { bytes: usize },
+    /// More tokens than the tables hold.
+    Size { size: usize },
     /// Two tokens of the same bytes.
     Token { id: u32, other: u32 },
     /// An id that the vocabulary doesn't hold.
@@ -45,6 +49,13 @@ impl fmt::Display for Error {
                  the token that they make, and no pair or token may come twice"
             ),
             Error::Byte { byte } => write!(f, "no token stands for the byte {byte:#04x}: all 256 are needed"),
+            Error::Tokens { bytes } => {
+                let most = crate::definition::MAX_TOKEN_BYTES;
+                write!(f, "all tokens together have {bytes} bytes; up to {most} are supported")
+            }
+            Error::Size { size } => {
+                write!(f, "the vocabulary has {size} tokens; up to {} are supported", crate::hash::MAX_ID)
+            }
             Error::Token { id, other } => {
                 write!(f, "the tokens {other} and {id} have the same bytes; each token must be there once")
             }

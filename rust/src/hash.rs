@@ -99,6 +99,57 @@ pub fn unpack(pair: u64) -> (u32, u32) {
     ((pair >> 32) as u32, pair as u32)
 }
 
+/// Ids and ranks that [`RankTable`] holds lie below this.
+pub const MAX_ID: usize = 1 << ID_BITS;
+const ID_BITS: u32 = 21;
+
+/// Map from a pair of ids to its rank, for encoding. A slot is one word: left id, right id, rank, 21
+/// bits each, with one bit that says it is taken. Half the size of a [`PairTable`] means twice as many
+/// of the look-ups in the cache.
+pub struct RankTable {
+    slots: Vec<u64>,
+}
+
+impl RankTable {
+    /// A table with room for `pairs` pairs.
+    pub fn with_capacity(pairs: usize) -> Self {
+        RankTable { slots: vec![0; (pairs.max(8) * 2).next_power_of_two()] }
+    }
+
+    /// What the slot of a pair starts with.
+    #[inline(always)]
+    fn tag(left: u32, right: u32) -> u64 {
+        1 << (2 * ID_BITS) | u64::from(left) << ID_BITS | u64::from(right)
+    }
+
+    #[inline(always)]
+    fn slot(&self, tag: u64) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut at = (tag.wrapping_mul(K0) >> 32) as usize & mask;
+        while self.slots[at] != 0 && self.slots[at] >> ID_BITS != tag {
+            at = (at + 1) & mask;
+        }
+        at
+    }
+
+    /// The rank of a pair.
+    #[inline(always)]
+    pub fn get(&self, left: u32, right: u32) -> Option<u32> {
+        let slot = self.slots[self.slot(Self::tag(left, right))];
+        (slot != 0).then_some(slot as u32 % (1 << ID_BITS))
+    }
+
+    /// Stores the rank of a pair, unless it has one; returns what it has.
+    pub fn get_or_insert(&mut self, left: u32, right: u32, rank: u32) -> u32 {
+        let tag = Self::tag(left, right);
+        let at = self.slot(tag);
+        if self.slots[at] == 0 {
+            self.slots[at] = tag << ID_BITS | u64::from(rank);
+        }
+        self.slots[at] as u32 % (1 << ID_BITS)
+    }
+}
+
 /// Open-addressing map from a packed pair to a `u32`, built for lookups that mostly miss.
 #[derive(Clone)]
 pub struct PairTable {

@@ -129,7 +129,7 @@ impl Encoder {
     #[new]
     #[pyo3(signature = (merges, pattern, special))]
     fn new(py: Python<'_>, merges: Vec<(u32, u32)>, pattern: &str, special: Vec<String>) -> PyResult<Self> {
-        let mut definition = Definition::of_merges(pattern, &merges);
+        let mut definition = Definition::of_merges(pattern, &merges)?;
         for name in special {
             definition.special.push((name, definition.tokens.len() as u32));
             definition.tokens.push(Vec::new());

@@ -1,14 +1,12 @@
 //! The tokens: their bytes, and which two of them make which.
 
-use crate::definition::Merge;
-use crate::hash::{pack, PairTable};
+use crate::definition::{Merge, MAX_TOKEN_BYTES};
+use crate::hash::{RankTable, MAX_ID};
 use crate::merge::Scratch;
 use crate::{Definition, Error};
 
 /// Stands for "no merge", above every rank.
 pub const NONE: u32 = u32::MAX;
-/// More merges than this don't fit the keys that short pieces are merged with.
-const MAX_RANKS: usize = (1 << 24) - 1;
 /// Bytes that [`Vocabulary::decode`] copies at once: longer than nearly all tokens.
 const CHUNK: usize = 16;
 
@@ -17,7 +15,7 @@ pub struct Vocabulary {
     bytes: [u32; 256],
     /// Rank of each pair of bytes, `left << 8 | right`: the first look-ups of every piece.
     byte_pairs: Vec<u32>,
-    pairs: PairTable,
+    pairs: RankTable,
     /// The token that each rank makes.
     made: Vec<u32>,
     /// Bytes of all tokens one after the other, where each starts, and some room behind the last.
@@ -31,8 +29,11 @@ impl Vocabulary {
     pub fn new(definition: &Definition) -> Result<Self, Error> {
         let Definition { tokens, merges, .. } = definition;
         let size: usize = tokens.iter().map(Vec::len).sum();
-        if size > crate::MAX_BYTES || tokens.len() > crate::MAX_BYTES {
-            return Err(Error::TooLong { what: "all tokens together", bytes: size });
+        if size > MAX_TOKEN_BYTES {
+            return Err(Error::Tokens { bytes: size });
+        }
+        if tokens.len() > MAX_ID {
+            return Err(Error::Size { size: tokens.len() });
         }
         let mut text = Vec::with_capacity(size + CHUNK);
         let mut starts = Vec::with_capacity(tokens.len() + 1);
@@ -52,7 +53,7 @@ impl Vocabulary {
         let mut vocabulary = Vocabulary {
             bytes,
             byte_pairs: vec![NONE; 1 << 16],
-            pairs: PairTable::with_capacity(merges.len()),
+            pairs: RankTable::with_capacity(merges.len()),
             made: Vec::new(),
             text,
             starts,
@@ -87,12 +88,12 @@ impl Vocabulary {
             if whole[first..] != *self.token(right) {
                 return refused;
             }
-            if rank as usize == self.made.len() && self.made.len() < MAX_RANKS {
+            if rank as usize == self.made.len() && self.made.len() < MAX_ID {
                 self.made.push(merged);
             } else if rank as usize + 1 != self.made.len() || self.made[rank as usize] != merged {
                 return refused;
             }
-            if self.pairs.get_or_insert_with(pack(left, right), || rank) != rank {
+            if self.pairs.get_or_insert(left, right, rank) != rank {
                 return refused;
             }
             let made_before = |id: u32| self.length(id) == 1 || rank_of[id as usize] < rank;
@@ -145,7 +146,7 @@ impl Vocabulary {
     /// The rank at which a pair of tokens merges, or [`NONE`]. Lower ones are merged first.
     #[inline(always)]
     pub fn rank(&self, left: u32, right: u32) -> u32 {
-        self.pairs.get(pack(left, right)).unwrap_or(NONE)
+        self.pairs.get(left, right).unwrap_or(NONE)
     }
 
     /// The rank at which a pair of bytes merges, or [`NONE`].
