@@ -1,5 +1,6 @@
 //! The binding: `nutshell.tokenizer._bpe`. It converts and releases the GIL, nothing else.
 
+use std::ffi::CString;
 use std::path::PathBuf;
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyValueError};
@@ -7,7 +8,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyByteArray, PyBytes, PyInt, PyList, PyString};
+use pyo3::types::{PyByteArray, PyBytes, PyInt, PyList};
 use rayon::prelude::*;
 
 use crate::{Definition, Error, Splitter};
@@ -248,9 +249,13 @@ impl Encoder {
     }
 
     fn text<'py>(py: Python<'py>, bytes: &[u8], errors: &str) -> PyResult<Bound<'py, PyAny>> {
-        match std::str::from_utf8(bytes) {
-            Ok(text) => Ok(PyString::new(py, text).into_any()),
-            Err(_) => PyBytes::new(py, bytes).call_method1("decode", ("utf-8", errors)),
+        let errors = CString::new(errors)?;
+        // SAFETY: the pointer and the length are those of a slice, the error handler ends with a zero byte, and the
+        // call returns a new reference or null with an exception set. Python checks the bytes by itself, so going
+        // through a `str` would check them twice.
+        unsafe {
+            let text = ffi::PyUnicode_DecodeUTF8(bytes.as_ptr().cast(), bytes.len() as isize, errors.as_ptr());
+            Bound::from_owned_ptr_or_err(py, text)
         }
     }
 }

@@ -163,25 +163,20 @@ impl Vocabulary {
 
     /// The bytes that ids stand for.
     pub fn decode(&self, ids: &[u32]) -> Result<Vec<u8>, Error> {
-        let mut bytes = vec![0; ids.len() * 6 + CHUNK];
-        let mut at = 0;
+        let mut bytes = Vec::with_capacity(ids.len() * 6 + CHUNK);
         for &id in ids {
             if id as usize >= self.size() {
                 return Err(Error::Id { id, size: self.size() });
             }
             let (start, end) = self.span(id);
-            let length = end - start;
-            if at + length + CHUNK > bytes.len() {
-                bytes.resize((bytes.len() + length) * 2, 0);
+            // A copy of fixed size is one load and one store; what is too much is cut off again.
+            if end - start <= CHUNK {
+                bytes.extend_from_slice(&self.text[start..start + CHUNK]);
+                bytes.truncate(bytes.len() - CHUNK + (end - start));
+            } else {
+                bytes.extend_from_slice(&self.text[start..end]);
             }
-            // A copy of fixed size is one load and one store; what is too much is written over next.
-            bytes[at..at + CHUNK].copy_from_slice(&self.text[start..start + CHUNK]);
-            if length > CHUNK {
-                bytes[at..at + length].copy_from_slice(&self.text[start..end]);
-            }
-            at += length;
         }
-        bytes.truncate(at);
         Ok(bytes)
     }
 
