@@ -24,6 +24,8 @@ pub enum Error {
     Id { id: u32, size: usize },
     /// More text in one piece, or more unique text, than 32-bit positions reach.
     TooLong { what: &'static str, bytes: usize },
+    /// A file that is not a tokenizer of a supported kind.
+    Format { source: String, reason: String },
     /// A file that can't be read.
     File { path: String, reason: String },
     /// A file that isn't UTF-8 from this byte on.
@@ -63,6 +65,10 @@ impl fmt::Display for Error {
             Error::TooLong { what, bytes } => {
                 write!(f, "{what} has {bytes} bytes; up to {} are supported", crate::MAX_BYTES)
             }
+            Error::Format { source, reason } => write!(
+                f,
+                "{source}: {reason} (supported are tokenizer.json files of byte-level BPE and tiktoken's rank files)"
+            ),
             Error::File { path, reason } => write!(f, "{path}: {reason}"),
             Error::Encoding { path, offset } => {
                 write!(f, "{path} is not UTF-8: byte {offset} can't be decoded; convert the file to UTF-8")

@@ -6,6 +6,7 @@ mod count;
 mod definition;
 mod encode;
 mod error;
+pub mod formats;
 mod hash;
 mod merge;
 #[cfg(feature = "python")]
