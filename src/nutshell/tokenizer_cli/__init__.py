@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +13,19 @@ from nutshell.tokenizer_cli.common import ACTIONS
 def run(arguments: list[str], train_by_recipe: Callable[[list[str]], Any]) -> Any:
     """Run one of `ACTIONS` and return its result; `train_by_recipe` runs `train` where a recipe is given.
 
-    ValueError and the like for bad input; a bad flag ends with SystemExit(2).
+    ValueError and the like for bad input; a bad flag ends with SystemExit(2), a reader that has seen enough (such as head)
+    with SystemExit(141), as other commands end then.
     """
+    try:
+        result = _run(arguments, train_by_recipe)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
+        sys.exit(141)
+    return result
+
+
+def _run(arguments: list[str], train_by_recipe: Callable[[list[str]], Any]) -> Any:
     action = arguments[0] if arguments else "--help"
     if action in ("-h", "--help"):
         print("usage: nutshell tokenizer ACTION [--help] ...\n")

@@ -43,7 +43,8 @@ def compare(arguments: list[str]) -> Any:
     options = parser.parse_intermixed_args(arguments)
     from nutshell.tokenizer import tools
 
-    texts = {**tools.samples(), **_run_texts(Path(options.folder)), **{name: list(documents(name)) for name in options.files}}
+    texts = {**tools.samples(), **_run_texts(Path(options.folder))}
+    texts |= {f"./{file}" if file in texts else file: list(documents(file)) for file in options.files}
     empty = next((name for name, documents in texts.items() if not any(documents)), None)
     if empty is not None:
         raise ValueError(f"{empty} holds no text to measure")

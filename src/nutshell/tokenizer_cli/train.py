@@ -169,7 +169,9 @@ def _progress() -> Iterator[Progress | None]:
         task = bar.add_task("starting")
 
         def report(stage: str, done: int) -> None:
-            bar.update(task, description=f"read {done / 1e6:,.0f} MB" if stage == "read" else f"learned {done:,} merges")
+            bar.update(
+                task, description=f"read {done / 1e6:,.1f} M characters" if stage == "read" else f"learned {done:,} merges"
+            )
 
         yield report
 
