@@ -1,6 +1,7 @@
 """`nutshell tokenizer eval`: which texts and tokenizers it measures, its JSON, and what it refuses."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from nutshell.tokenizer import Tokenizer, tools
 
 TEXT = "the cat sat on the mat, naïve café"
+RANKS = os.environ.get("NUTSHELL_RANKS", "")
 
 
 def test_eval_measures_samples_and_files_and_says_how_to_get_a_column(command, tok):
@@ -128,3 +130,19 @@ def test_a_wrong_ranks_folder_in_the_environment_is_named(command, tok, monkeypa
     code, _, err = command("eval", "run")
     assert code == 2
     assert "NUTSHELL_RANKS is nowhere, which is not a folder" in err
+
+
+@pytest.mark.skipif(not RANKS, reason="needs the rank files of GPT-2 and GPT-4 in a folder named by NUTSHELL_RANKS")
+def test_gpt2_and_gpt4_make_the_tokens_that_tiktoken_makes(command, tok):
+    tiktoken = pytest.importorskip("tiktoken")
+    from tiktoken.load import load_tiktoken_bpe
+
+    code, out, err = command("eval", "run", "--ranks", RANKS, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    for known in tools.KNOWN:
+        file = tools.find_ranks(known, [Path(RANKS)])
+        pattern = Tokenizer.load(file, known.pattern).pattern
+        peer = tiktoken.Encoding(known.label, pat_str=pattern, mergeable_ranks=load_tiktoken_bpe(str(file)), special_tokens={})
+        for name, (text,) in tools.samples().items():
+            assert result["texts"][name]["tokens"][known.label] == len(peer.encode_ordinary(text))

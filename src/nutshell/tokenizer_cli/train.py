@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -177,7 +178,7 @@ def _progress() -> Iterator[Progress | None]:
 
 
 def _print(result: dict[str, Any], asked: int) -> None:
-    folder, size = result["folder"], result["vocab_size"]
+    folder, size = shlex.quote(result["folder"]), result["vocab_size"]
     fewer = f" (fewer than the {asked:,} asked for: the text holds no more pairs to merge)" if size < asked else ""
     print(f"{folder}: {size:,} tokens{fewer}")
     speed = f"{result['seconds']:.2f} s, {result['megabytes_per_second']:.1f} MB/s"
