@@ -132,6 +132,25 @@ def test_a_wrong_ranks_folder_in_the_environment_is_named(command, tok, monkeypa
     assert "NUTSHELL_RANKS is nowhere, which is not a folder" in err
 
 
+def test_the_pattern_is_for_rank_files_that_need_one(command, tok, monkeypatch):
+    load, opened = Tokenizer.load, []
+
+    def stand_in(path, pattern=None):
+        opened.append((Path(path).name, pattern))
+        if Path(path).suffix != ".tiktoken":
+            return load(path)
+        if pattern is None and Path(path).stem != "gpt2":
+            raise ValueError("a rank file doesn't say its split pattern")
+        return tok
+
+    monkeypatch.setattr(Tokenizer, "load", stand_in)
+    line = ("eval", "run", "--against", "gpt2.tiktoken", "my.tiktoken")
+    assert command(*line, "--pattern", "cl100k")[0] == 0
+    assert opened == [("tokenizer", None), ("gpt2.tiktoken", None), ("my.tiktoken", None), ("my.tiktoken", "cl100k")]
+    code, _, err = command(*line)
+    assert (code, "a rank file doesn't say its split pattern" in err) == (2, True)
+
+
 @pytest.mark.skipif(not RANKS, reason="needs the rank files of GPT-2 and GPT-4 in a folder named by NUTSHELL_RANKS")
 def test_gpt2_and_gpt4_make_the_tokens_that_tiktoken_makes(command, tok):
     tiktoken = pytest.importorskip("tiktoken")

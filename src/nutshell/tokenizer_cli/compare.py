@@ -39,7 +39,7 @@ def compare(arguments: list[str]) -> Any:
         "--ranks", metavar="FOLDER", help="where gpt2.tiktoken and cl100k_base.tiktoken lie (or set NUTSHELL_RANKS); then "
         "tiktoken's own cache is looked through"
     )  # fmt: skip
-    parser.add_argument("--pattern", metavar="P", help=f"{PATTERN}; of FOLDER")
+    parser.add_argument("--pattern", metavar="P", help=PATTERN)
     options = parser.parse_intermixed_args(arguments)
     from nutshell.tokenizer import tools
 
@@ -50,9 +50,9 @@ def compare(arguments: list[str]) -> Any:
         raise ValueError(f"{empty} holds no text to measure")
     tokenizers: dict[str, Tokenizer] = {}
     paths: dict[str, str] = {}
-    for number, path in enumerate((options.folder, *options.against)):
+    for path in (options.folder, *options.against):
         label = _label(path, tokenizers)
-        tokenizers[label] = open_tokenizer(path, None if number else options.pattern)
+        tokenizers[label] = _open(path, options.pattern)
         paths[label] = path
     missing = []
     given = {Path(path).resolve() for path in paths.values()}
@@ -85,6 +85,16 @@ def compare(arguments: list[str]) -> Any:
             for text in measured
         },
     }
+
+
+def _open(path: str, pattern: str | None) -> Tokenizer:
+    """A tokenizer; `pattern` is for rank files that can't be opened without one, for no other."""
+    try:
+        return open_tokenizer(path)
+    except ValueError:
+        if pattern is None:
+            raise
+        return open_tokenizer(path, pattern)
 
 
 def _label(path: str, taken: Iterable[str]) -> str:
