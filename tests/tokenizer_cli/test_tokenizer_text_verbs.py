@@ -143,7 +143,7 @@ BAD = {
     "encode run - ": "standard input is not UTF-8 text (byte 1 is 0xff)",
     "encode run text --special <|eos|>": "'<|eos|>' is not a special token; there are <|bos|>, <|user_start|>",
     "encode run text --sepcial <|bos|>": "unrecognized arguments: --sepcial",
-    "encode a.json text": "a.json: not such a file",
+    "encode a.json text": "a.json: ",
     "show run": "give one of: TEXT as an argument",
     "show run text --special nope": "'nope' is not a special token",
     "show run text --color sometimes": "invalid choice: 'sometimes'",
