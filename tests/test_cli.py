@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from nutshell import __version__, cli
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import render_prompt
+from nutshell.tokenizer_cli.common import ACTIONS
 
 TINY = (
     "--out run --depth 1 --width 64 --context 128 --vocab-size 512 --tokens-per-step 512"
@@ -39,7 +39,7 @@ def command(tmp_path, monkeypatch, capsys):
 
 # ---- help ----------------------------------------------------------------------------------------------------------
 
-COMMANDS = [*cli.VERBS, *(f"tokenizer {action}" for action in cli.TOKENIZER_ACTIONS)]
+COMMANDS = [*cli.VERBS, *(f"tokenizer {action}" for action in ACTIONS)]
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
@@ -117,9 +117,6 @@ BAD = {
     f"rl {TINY}": "run has no sft checkpoint to start rl from. Run: nutshell sft first.",
     # the small verbs
     "data --data nowhere.txt": "nowhere.txt does not exist",
-    "tokenizer cut x": "nutshell tokenizer cut: unknown. Accepted: train, encode, decode, show, eval.",
-    "tokenizer encode nowhere text": "nowhere does not exist; give a folder that holds a tokenizer.json",
-    "tokenizer decode nowhere one": "invalid int value: 'one'",
     "tokenizer train --data nowhere.txt": "nowhere.txt does not exist",
     "eval nowhere": "nowhere does not exist. Give a run folder (runs/demo) or a model folder",
     "eval folder": "folder holds no complete checkpoint. Train one first: nutshell speedrun",
@@ -222,25 +219,12 @@ def tok():
     return Tokenizer.train(["the cat sat on the mat, naïve café"], vocab_size=275)
 
 
-def test_the_tokenizer_verbs(command, tok, monkeypatch):
-    tok.save("run/tokenizer")
-    text = "the café <|bos|>"
-    ids = tok.encode(text)
-    for folder in ("run", "run/tokenizer"):
-        code, out, _ = command(["tokenizer", "encode", folder, text, "--json"])
-        assert (code, json.loads(out)) == (0, {"ids": ids})
-    assert command(["tokenizer", "encode", "run", text])[1] == " ".join(map(str, ids)) + "\n"
-    assert json.loads(command(["tokenizer", "decode", "run", *map(str, ids), "--json"])[1]) == {"text": text}
-    # A token that is a part of a character is shown as its bytes.
-    assert re.sub(r"\x1b\[[0-9;]*m", "", command(["tokenizer", "show", "run", text])[1]) == "the caf\\xc3\\xa9 <|bos|>\n"
-    Path("a.txt").write_text("the cat sat on the mat", encoding="utf-8")
-    assert json.loads(command("tokenizer eval run a.txt --json")[1])["a.txt"] > 1
-    code, _, err = command("tokenizer decode run 999999")
-    assert code == 2
-    assert "999999" in err
-    monkeypatch.setattr(sys, "stdin", open("a.txt", encoding="utf-8"))  # noqa: SIM115
-    assert json.loads(command("tokenizer encode run - --json")[1])["ids"] == tok.encode("the cat sat on the mat")
-    sys.stdin.close()
+def test_a_recipe_trains_the_tokenizer_of_its_run(command):
+    Path("recipe").mkdir()
+    Path("recipe/config.toml").write_text('out = "run"\nvocab_size = 300\nprimer_characters = 20000\n')
+    code, out, _ = command("tokenizer train recipe --json --device cpu")
+    assert (code, json.loads(out)) == (0, {"folder": "run/tokenizer", "vocab_size": 300})
+    assert Tokenizer.load("run/tokenizer").vocab_size == 300
 
 
 def test_data_and_plan_give_json_on_standard_output_alone(command):

@@ -24,6 +24,7 @@ ALLOWED = {
     "eval": {"infer", "tasks", "data", "tokenizer", "model"},
     "serve": {"infer", "checkpoint", "tokenizer"},
     "train": {"config", "runtime", "metrics", "data", "tokenizer", "model", "checkpoint", "tasks", "infer", "eval"},
+    "tokenizer_cli": {"tokenizer", "data", "train"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

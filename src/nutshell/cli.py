@@ -133,54 +133,18 @@ def _arguments(verb: str, arguments: list[str], description: str, **options: Any
     return parser.parse_args(arguments)
 
 
-TOKENIZER_ACTIONS = {
-    "train": "Train the run's tokenizer on its data (prepared first where needed).",
-    "encode": "Print the token ids of a text.",
-    "decode": "Print the text of token ids.",
-    "show": "Print a text with its tokens in colours.",
-    "eval": "Print bytes per token on text files: higher is better.",
-}
 DEVICE = {"default": "auto", "help": "auto, cpu, cuda or mps"}
 MODEL = {"nargs": "?", "default": "runs/demo", "help": "run folder or model folder"}
 
 
 def _tokenizer(arguments: list[str]) -> Any:
-    action = arguments[0] if arguments else "--help"
-    if action in ("-h", "--help"):
-        print("usage: nutshell tokenizer ACTION [--help] ...\n")
-        print("\n".join(f"  {name:8} {text}" for name, text in TOKENIZER_ACTIONS.items()))
-        return None
-    if action not in TOKENIZER_ACTIONS:
-        raise ValueError(f"nutshell tokenizer {action}: unknown. Accepted: {', '.join(TOKENIZER_ACTIONS)}.")
-    if action == "train":
-        return _tokenizer_train(arguments[1:])
-    all_inputs: dict[str, dict[str, Any]] = {
-        "encode": {"_text": {"help": "the text; - reads standard input"}},
-        "show": {"_text": {"help": "the text; - reads standard input"}},
-        "decode": {"_ids": {"nargs": "+", "type": int, "help": "token ids"}},
-        "eval": {"_files": {"nargs": "+", "help": "text files"}},
-    }
-    folder = {"help": "run or tokenizer folder"}
-    options = _arguments(f"tokenizer {action}", arguments[1:], TOKENIZER_ACTIONS[action], _folder=folder, **all_inputs[action])
-    from nutshell.tokenizer import Tokenizer, tools
+    from nutshell.tokenizer_cli import run
 
-    path = Path(options.folder)
-    tok = Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path)
-    if action == "decode":
-        print(text := tok.decode(options.ids))
-        return {"text": text}
-    if action == "eval":
-        ratios = tools.compression(tok, {name: Path(name).read_text(encoding="utf-8") for name in options.files})
-        print("\n".join(f"{ratio:6.3f}  {name}" for name, ratio in ratios.items()))
-        return ratios
-    text = sys.stdin.read() if options.text == "-" else options.text
-    ids = tok.encode(text)
-    print(tools.show(tok, text) if action == "show" else " ".join(map(str, ids)))
-    return {"ids": ids}
+    return run(arguments, _tokenizer_train)
 
 
 def _tokenizer_train(arguments: list[str]) -> Any:
-    recipe = _recipe("tokenizer train", arguments, TOKENIZER_ACTIONS["train"])
+    recipe = _recipe("tokenizer train", arguments, "Train the run's tokenizer on its data (prepared first where needed).")
     from nutshell.train.check import check_data
     from nutshell.train.speedrun import prepare_data, prepare_tokenizer
 
