@@ -15,7 +15,7 @@ help:
 	@echo "make test      all tests but the slow ones;  make test-all: those too"
 	@echo "make lint      ruff, mypy, clippy, rustfmt;  make format: put code in form"
 	@echo "make bench     the benchmarks behind the README's figures"
-	@echo "make fuzz      hypothesis with many more examples"
+	@echo "make fuzz      generated tokenizers, texts and files: the Rust core for a minute, hypothesis with many more examples"
 	@echo "make wheel     dist/*.whl;  make clean: remove what was built (runs/ stays)"
 
 # uv is used where it is; else it goes into an environment of its own.
@@ -74,6 +74,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/tokenizer.py
 
 fuzz: $(VENV)/.installed-dev
+	NUTSHELL_FUZZ_SECONDS=60 cargo test -q --manifest-path rust/Cargo.toml --test fuzz
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -m "not browser" tests/tokenizer tests/infer tests/data
 
 wheel: $(VENV)/.installed-dev
