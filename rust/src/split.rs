@@ -51,16 +51,17 @@ impl Splitter {
     pub fn new(pattern: &str) -> Result<Self, Error> {
         let pattern = match pattern {
             "nanochat" => NANOCHAT,
-            "gpt2" => GPT2,
-            "cl100k" => CL100K,
+            // tiktoken's spellings say the same, but Oniguruma would read them in another way (see CL100K).
+            "gpt2" | TIKTOKEN_GPT2 => GPT2,
+            "cl100k" | TIKTOKEN_CL100K => CL100K,
             "o200k" => O200K,
             "qwen2" => QWEN2,
             other => other,
         };
         let kind = match pattern {
             NANOCHAT => Kind::Nanochat,
-            GPT2 | TIKTOKEN_GPT2 => Kind::Gpt2,
-            CL100K | TIKTOKEN_CL100K => Kind::Cl100k,
+            GPT2 => Kind::Gpt2,
+            CL100K => Kind::Cl100k,
             LLAMA3 => Kind::Llama3,
             QWEN2 => Kind::Qwen2,
             O200K => Kind::O200k,

@@ -8,8 +8,9 @@ mod tiktoken;
 
 use crate::{Definition, Error};
 
-/// Ids above this are refused: [`Definition`] holds a list as long as the highest id.
-const MAX_ID: u32 = (1 << 24) - 1;
+/// The highest id that the tables of [`crate::Encoder`] hold. A file is refused for its id before a list that
+/// long is made.
+const MAX_ID: u32 = crate::hash::MAX_ID as u32 - 1;
 
 /// Reads a tokenizer from the content of a file. What kind of file it is, its content says; `source`
 /// names it in errors. A rank file doesn't hold its split pattern: `pattern` gives it, else a `source`
