@@ -138,6 +138,13 @@ impl Encoder {
         Self::open(py, definition)
     }
 
+    /// Opens the content of a file; `source` names it in errors.
+    #[staticmethod]
+    #[pyo3(signature = (content, source, pattern=None))]
+    fn parse(py: Python<'_>, content: &[u8], source: &str, pattern: Option<&str>) -> PyResult<Self> {
+        Self::open(py, py.detach(|| crate::formats::parse(content, source, pattern))?)
+    }
+
     /// The pattern as a regex.
     #[getter]
     fn pattern(&self) -> &str {

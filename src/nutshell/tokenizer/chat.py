@@ -20,8 +20,8 @@ PART_TYPES = ("text", "python", "python_output")
 class Encodes(Protocol):
     """What rendering needs of a tokenizer."""
 
-    bos_id: int
-
+    @property
+    def bos_id(self) -> int: ...
     def encode(self, text: str) -> list[int]: ...
     def special_id(self, name: str) -> int: ...
 

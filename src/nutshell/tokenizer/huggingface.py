@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -21,18 +22,38 @@ def alphabet() -> tuple[str, ...]:
     return tuple(characters[byte] for byte in range(256))
 
 
-def dump(tokens: Sequence[bytes], merges: Sequence[tuple[int, int]], pattern: str, special_tokens: Mapping[str, int]) -> bytes:
-    """Content of `tokenizer.json`, the same bytes for the same tokenizer."""
+def dump(
+    tokens: Sequence[bytes],
+    merges: Sequence[tuple[int, int]],
+    pattern: str,
+    special_tokens: Mapping[str, int],
+    *,
+    ignore_merges: bool = False,
+    nfc: bool = False,
+) -> bytes:
+    """Content of `tokenizer.json`, the same bytes for the same tokenizer.
+
+    `tokens` are the bytes by id, empty where an id stands for no text; `merges` come by rank. Merges that make the same
+    token may share a rank in a rank file, but not here. Their order changes no id: of all pairs that could make a
+    token, one and the same ever meets, the one that merging the token's own bytes ends with.
+    """
     table = dict(enumerate(alphabet()))
     names = [token.decode("latin-1").translate(table) for token in tokens]
+    vocabulary = {name: id for id, name in enumerate(names) if name}
+    twice = next((name for name in special_tokens if name in vocabulary), None)
+    if twice is not None:
+        raise ValueError(f"token {vocabulary[twice]} is spelled like the special token {twice!r}: a file can't tell them apart")
+    # `tokenizers` numbers added tokens on from the size of the vocabulary, except those that stand in it.
+    if sorted(special_tokens.values()) != [len(vocabulary) + index for index in range(len(special_tokens))]:
+        vocabulary = dict(sorted({**vocabulary, **special_tokens}.items(), key=lambda entry: entry[1]))
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": _portable(pattern)}, "behavior": "Isolated", "invert": False}
     content = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": id, **_added(name)} for name, id in special_tokens.items()],
-        "normalizer": None,
+        "normalizer": {"type": "NFC"} if nfc else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": None,
         "decoder": byte_level,
@@ -44,12 +65,33 @@ def dump(tokens: Sequence[bytes], merges: Sequence[tuple[int, int]], pattern: st
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {name: id for id, name in enumerate(names)},
+            "ignore_merges": ignore_merges,
+            "vocab": vocabulary,
             "merges": [f"{names[left]} {names[right]}" for left, right in merges],
         },
     }
     return (json.dumps(content, ensure_ascii=False, indent=0) + "\n").encode()
+
+
+def _portable(pattern: str) -> str:
+    """The pattern as Oniguruma reads it, which `tokenizers` uses: there `^` and `$` stand at the ends of lines, and a `+`
+    after `{1,3}` repeats instead of making it possessive."""
+    depth = 0
+
+    def spell(found: re.Match[str]) -> str:
+        nonlocal depth
+        part = found[0]
+        depth = max(0, depth + {"[": 1, "]": -1}.get(part, 0))
+        if depth:
+            return part
+        if part.endswith("}+"):
+            raise ValueError(
+                f"the split pattern {pattern!r} holds {part!r}, which the readers of tokenizer.json take for another "
+                "thing; write (?>...) around what it repeats and leave out the +"
+            )
+        return {"^": r"\A", "$": r"\z"}.get(part, part)
+
+    return re.sub(r"\\[pPx]\{[^}]*\}|\\.|\{[\d,]*\}\+|[\[\]^$]", spell, pattern)
 
 
 def _added(name: str) -> dict[str, Any]:
@@ -58,44 +100,20 @@ def _added(name: str) -> dict[str, Any]:
 
 
 def dump_config(special_tokens: Mapping[str, int]) -> bytes:
-    """Content of `tokenizer_config.json`. A reply ends with `<|assistant_end|>`, so that is the end-of-sequence token."""
+    """Content of `tokenizer_config.json`. A reply ends with `<|assistant_end|>`, so that is the end-of-sequence token;
+    tokenizers without it have GPT-2's `<|endoftext|>`, or none. The chat template needs all tokens that it spells."""
+    spelled = re.findall(r"<\|\w+\|>", CHAT_TEMPLATE)
+    ends = {
+        "bos_token": next((name for name in ("<|bos|>", "<|endoftext|>") if name in special_tokens), None),
+        "eos_token": next((name for name in ("<|assistant_end|>", "<|endoftext|>") if name in special_tokens), None),
+    }
     content = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|bos|>",
-        "eos_token": "<|assistant_end|>",
+        **{key: name for key, name in ends.items() if name},
         "additional_special_tokens": list(special_tokens),
         "added_tokens_decoder": {str(id): _added(name) for name, id in special_tokens.items()},
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_000_000_000,
-        "chat_template": CHAT_TEMPLATE,
+        **({"chat_template": CHAT_TEMPLATE} if all(name in special_tokens for name in spelled) else {}),
     }
     return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
-
-
-def load(content: bytes, source: str, special_tokens: Sequence[str]) -> tuple[list[tuple[int, int]], str]:
-    """Merges and pattern of a `tokenizer.json` that `dump` wrote; `source` names it in errors."""
-
-    def refuse(reason: str) -> ValueError:
-        return ValueError(f"{source}: {reason}; supported are the tokenizer.json files that nutshell saves")
-
-    try:
-        root = json.loads(content)
-        model, vocabulary = root["model"], root["model"]["vocab"]
-        splits = [part["pattern"]["Regex"] for part in root["pre_tokenizer"]["pretokenizers"] if part["type"] == "Split"]
-        added = {token["content"]: token["id"] for token in root["added_tokens"]}
-        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise refuse(f"not such a file ({type(error).__name__}: {error})") from None
-    if model.get("type") != "BPE" or len(splits) != 1:
-        raise refuse("not byte-level BPE with one split pattern")
-    names = [*alphabet()]
-    try:
-        names += [left + right for left, right in pairs]
-        merges = [(vocabulary[left], vocabulary[right]) for left, right in pairs]
-    except (KeyError, ValueError, TypeError) as error:
-        raise refuse(f"a merge does not fit the vocabulary ({type(error).__name__}: {error})") from None
-    if vocabulary != {name: id for id, name in enumerate(names)}:
-        raise refuse("the ids are not those of the 256 bytes followed by the merges in order")
-    if added != {name: len(names) + index for index, name in enumerate(special_tokens)}:
-        raise refuse(f"the special tokens are not {', '.join(special_tokens)} at the end of the vocabulary")
-    return merges, splits[0]

@@ -6,6 +6,7 @@ import codecs
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +58,15 @@ class Tokenizer:
         self._core = core
         self.special_tokens: dict[str, int] = dict(core.special)
         self.vocab_size: int = len(core)
-        self.bos_id: int = self.special_tokens["<|bos|>"]
+
+    @cached_property
+    def bos_id(self) -> int:
+        """Id of the special token that begins a document."""
+        names = ("<|bos|>", "<|begin_of_text|>", "<|endoftext|>")
+        name = next((name for name in names if name in self.special_tokens), None)
+        if name is None:
+            raise ValueError(f"the tokenizer has no special token that begins a document; known are {', '.join(names)}")
+        return self.special_tokens[name]
 
     @classmethod
     def train(
@@ -99,7 +108,7 @@ class Tokenizer:
         return f"Tokenizer(vocab_size={self.vocab_size}, pattern={self.pattern!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self.merges, self.pattern)
+        return Tokenizer._parse, (self._json, "a copy of a tokenizer")
 
     @property
     def pattern(self) -> str:
@@ -114,7 +123,7 @@ class Tokenizer:
     def special_id(self, name: str) -> int:
         """Id of a special token."""
         if name not in self.special_tokens:
-            raise ValueError(f"{name!r} is not a special token; there are {', '.join(self.special_tokens)}")
+            raise ValueError(f"{name!r} is not a special token; there are {', '.join(self.special_tokens) or 'none'}")
         return self.special_tokens[name]
 
     def encode(self, text: str, *, special: Collection[str] = ()) -> list[int]:
@@ -126,7 +135,7 @@ class Tokenizer:
         if special:
             return self._encode_with(text, special)
         try:
-            return self._core.encode(text)
+            return self._core.encode(unicodedata.normalize("NFC", text) if self._core.nfc else text)
         except (UnicodeEncodeError, TypeError) as error:
             raise _bad_text(text, error) from None
 
@@ -144,6 +153,8 @@ class Tokenizer:
             raise ValueError("encode_batch takes a list of texts, not one str; use encode for a single text")
         texts = texts if isinstance(texts, list) else list(texts)
         try:
+            if self._core.nfc:
+                texts = [unicodedata.normalize("NFC", text) for text in texts]
             ids, offsets = self._core.encode_batch(texts, threads)
         except (UnicodeEncodeError, TypeError):
             for index, text in enumerate(texts):
@@ -202,7 +213,9 @@ class Tokenizer:
 
     @cached_property
     def _json(self) -> bytes:
-        return huggingface.dump(self._tokens[: self.bos_id], self.merges, self.pattern, self.special_tokens)
+        core = self._core
+        parts = (self._tokens, core.merges, core.pattern, self.special_tokens)
+        return huggingface.dump(*parts, ignore_merges=core.whole_first, nfc=core.nfc)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -224,14 +237,20 @@ class Tokenizer:
             partial.replace(folder / name)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """Open what `save` wrote: a folder, or its `tokenizer.json`."""
-        path = Path(folder)
+    def load(cls, path: str | os.PathLike[str], pattern: str | None = None) -> Tokenizer:
+        """Open a folder that holds a `tokenizer.json`, such a file of byte-level BPE (ours or another's), or a rank file
+        of tiktoken. A rank file doesn't say how it splits text: `pattern` does, unless it is named like a known one."""
+        path = Path(path)
         path = path / TOKENIZER_FILE if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; give a folder that holds a {TOKENIZER_FILE}")
-        merges, pattern = huggingface.load(path.read_bytes(), str(path), SPECIAL_TOKENS)
-        return cls(merges, pattern)
+        return cls._parse(path.read_bytes(), str(path), pattern)
+
+    @classmethod
+    def _parse(cls, content: bytes, source: str, pattern: str | None = None) -> Tokenizer:
+        tok = cls.__new__(cls)
+        tok._open(_bpe.Encoder.parse(content, source, pattern))
+        return tok
 
 
 class StreamDecoder:
