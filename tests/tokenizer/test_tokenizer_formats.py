@@ -239,6 +239,40 @@ def test_a_rank_file_gives_the_ids_of_tiktoken(folder, kind, pattern, text):
     assert tok.decode(ids) == peer.decode(ids) == text
 
 
+AB = st.text("ab", max_size=40)
+
+
+@given(st.lists(st.text("ab", min_size=2, max_size=6), unique=True, max_size=12), st.randoms(), st.lists(AB, max_size=8))
+def test_any_tokens_in_any_order(tokens, random, texts):
+    """Rank files that no training makes: tokens without a way to them, or with one over higher ranks."""
+    tokens = [bytes([byte]) for byte in range(256)] + [token.encode() for token in tokens]
+    random.shuffle(tokens)
+    ours = Tokenizer._parse(rank_file(dict(enumerate(tokens))), "any", SINGLE)
+    ranks = {token: id for id, token in enumerate(tokens)}
+    peer = tiktoken.Encoding("any", pat_str=SINGLE, mergeable_ranks=ranks, special_tokens={})
+    saved = tokenizers.Tokenizer.from_str(ours._json.decode())
+    for text in texts:
+        assert ours.encode(text) == peer.encode_ordinary(text) == saved.encode(text).ids
+
+
+@given(st.lists(st.text("ab", min_size=2, max_size=6), max_size=12), st.randoms(), st.booleans(), st.lists(AB, max_size=8))
+def test_any_merges_in_any_order(tokens, random, whole, texts):
+    """`tokenizer.json` files that no training makes: merges in any order, several for a token, some tokens without."""
+    root = trained(SINGLE)
+    names = [*(name for name in root["model"]["vocab"] if len(name) == 1), *dict.fromkeys(tokens)]
+    root["model"] |= {"vocab": {name: id for id, name in enumerate(names)}, "ignore_merges": whole}
+    merges = [[name[:cut], name[cut:]] for name in names for cut in range(1, len(name))]
+    merges = [pair for pair in merges if all(part in names for part in pair) and random.random() < 0.8]
+    random.shuffle(merges)
+    root["model"]["merges"] = merges
+    root["added_tokens"] = []
+    content = json.dumps(root)
+    ours, peer = Tokenizer._parse(content.encode(), "any"), tokenizers.Tokenizer.from_str(content)
+    saved = tokenizers.Tokenizer.from_str(ours._json.decode())
+    for text in texts:
+        assert ours.encode(text) == peer.encode(text).ids == saved.encode(text).ids
+
+
 def test_a_rank_file_names_its_pattern_or_is_told_it(tmp_path):
     content = rank_file(ranks("learned"))
     for name, pattern in [
