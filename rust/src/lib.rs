@@ -2,6 +2,7 @@
 #![cfg_attr(not(feature = "python"), forbid(unsafe_code))]
 #![warn(missing_docs)]
 
+mod characters;
 mod count;
 mod definition;
 mod encode;

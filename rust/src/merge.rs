@@ -4,12 +4,13 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use crate::characters::{Characters, SLACK};
 use crate::symbols::{Symbols, WALL};
 use crate::vocabulary::{Vocabulary, NONE};
 
 /// Up to this many bytes all pairs are looked at for each merge: a handful of compares beats a heap.
 const SHORT: usize = 1 << PLACE_BITS;
-const PLACE_BITS: u32 = 7;
+const PLACE_BITS: u32 = 8;
 /// Keys compared at once.
 const LANES: usize = 8;
 /// Up to this many bytes a heap orders the pairs. Beyond, its jumps through memory cost more than a
@@ -18,18 +19,25 @@ const MEDIUM: usize = 4096;
 
 /// Buffers kept between pieces.
 pub struct Scratch {
-    tokens: [u32; SHORT],
+    characters: Characters,
+    tokens: [u32; SHORT + SLACK],
     /// `rank << PLACE_BITS | place` of the pair that starts at each place, or [`i32::MAX`]: the lowest
     /// one says at once what merges and where. Signed, because the oldest vector units compare only such.
     keys: [i32; SHORT],
     /// Places of the neighbours.
-    before: [u8; SHORT],
-    after: [u8; SHORT],
+    before: [u16; SHORT],
+    after: [u16; SHORT],
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        Scratch { tokens: [0; SHORT], keys: [0; SHORT], before: [0; SHORT], after: [0; SHORT] }
+        Scratch {
+            characters: Characters::default(),
+            tokens: [0; SHORT + SLACK],
+            keys: [0; SHORT],
+            before: [0; SHORT],
+            after: [0; SHORT],
+        }
     }
 }
 
@@ -52,7 +60,7 @@ fn least(mut lowest: [i32; LANES], keys: &[i32]) -> [i32; LANES] {
 }
 
 impl Vocabulary {
-    /// Appends the ids of a piece of up to [`crate::MAX_BYTES`].
+    /// Appends the ids of a piece of text of up to [`crate::MAX_BYTES`].
     #[inline]
     pub fn merge(&self, piece: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
         if piece.len() <= SHORT {
@@ -65,16 +73,22 @@ impl Vocabulary {
     }
 
     fn merge_short(&self, piece: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        let count = piece.len();
-        if count == 0 {
-            return;
+        let Scratch { characters, tokens, keys, before, after } = scratch;
+        let count = if piece.is_ascii() {
+            for (token, &byte) in tokens.iter_mut().zip(piece) {
+                *token = self.byte(byte);
+            }
+            piece.len()
+        } else {
+            characters.fill(self, piece, tokens)
+        };
+        for place in 0..count - 1 {
+            keys[place] = key(self.rank(tokens[place], tokens[place + 1]), place);
         }
-        let Scratch { tokens, keys, before, after } = scratch;
-        for (place, &byte) in piece.iter().enumerate() {
-            tokens[place] = self.byte(byte);
-            keys[place] = piece.get(place + 1).map_or(i32::MAX, |&next| key(self.byte_rank(byte, next), place));
-            before[place] = (place as u8).wrapping_sub(1);
-            after[place] = place as u8 + 1;
+        keys[count - 1] = i32::MAX;
+        for place in 0..count {
+            before[place] = (place as u16).wrapping_sub(1);
+            after[place] = place as u16 + 1;
         }
         let lanes = count.next_multiple_of(LANES);
         keys[count..lanes].fill(i32::MAX);
@@ -90,9 +104,9 @@ impl Vocabulary {
             let next = usize::from(after[gone]);
             tokens[place] = merged;
             keys[gone] = i32::MAX;
-            after[place] = next as u8;
+            after[place] = next as u16;
             keys[place] = if next < count {
-                before[next] = place as u8;
+                before[next] = place as u16;
                 key(self.rank(merged, tokens[next]), place)
             } else {
                 i32::MAX
@@ -109,8 +123,8 @@ impl Vocabulary {
         }
     }
 
-    /// With a heap of rank and place: `n log n` in the length.
-    fn merge_medium(&self, piece: &[u8], ids: &mut Vec<u32>) {
+    /// With a heap of rank and place: `n log n` in the length, which may be of any bytes.
+    pub fn merge_medium(&self, piece: &[u8], ids: &mut Vec<u32>) {
         let entry = |(rank, place): (u32, usize)| Reverse(u64::from(rank) << 32 | place as u64);
         let mut symbols = self.symbols(piece);
         let mut heap: BinaryHeap<Reverse<u64>> = self.pairs_of(piece).map(entry).collect::<Vec<_>>().into();
@@ -154,7 +168,7 @@ impl Vocabulary {
 
     /// Rank and place of each pair of bytes that merges.
     fn pairs_of<'a>(&'a self, piece: &'a [u8]) -> impl Iterator<Item = (u32, usize)> + 'a {
-        let ranks = piece.windows(2).map(|pair| self.byte_rank(pair[0], pair[1]));
+        let ranks = piece.windows(2).map(|pair| self.rank(self.byte(pair[0]), self.byte(pair[1])));
         ranks.zip(1..).filter(|&(rank, _)| rank != NONE)
     }
 

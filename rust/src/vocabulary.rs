@@ -2,7 +2,6 @@
 
 use crate::definition::{Merge, MAX_TOKEN_BYTES};
 use crate::hash::{RankTable, MAX_ID};
-use crate::merge::Scratch;
 use crate::{Definition, Error};
 
 /// Stands for "no merge", above every rank.
@@ -13,8 +12,9 @@ const CHUNK: usize = 16;
 /// Tokens by id and merges by pair. Ids may come in any order: what merges first is the rank's matter.
 pub struct Vocabulary {
     bytes: [u32; 256],
-    /// Rank of each pair of bytes, `left << 8 | right`: the first look-ups of every piece.
-    byte_pairs: Vec<u32>,
+    /// Rank of each pair of ids below 256, `left << 8 | right`. In all vocabularies in use these are the
+    /// bytes, with which every piece begins.
+    low_pairs: Vec<u32>,
     pairs: RankTable,
     /// The token that each rank makes.
     made: Vec<u32>,
@@ -22,6 +22,9 @@ pub struct Vocabulary {
     text: Vec<u8>,
     starts: Vec<u32>,
     in_order: bool,
+    /// For each token the lowest rank at which it merges with what stands before it, and with what
+    /// follows it, where that is not ASCII and a character begins between the two.
+    borders: Vec<[u32; 2]>,
 }
 
 impl Vocabulary {
@@ -52,20 +55,15 @@ impl Vocabulary {
         }
         let mut vocabulary = Vocabulary {
             bytes,
-            byte_pairs: vec![NONE; 1 << 16],
+            low_pairs: vec![NONE; 1 << 16],
             pairs: RankTable::with_capacity(merges.len()),
             made: Vec::new(),
             text,
             starts,
             in_order: true,
+            borders: vec![[NONE; 2]; tokens.len()],
         };
         vocabulary.add_merges(merges)?;
-        for left in 0..=255 {
-            for right in 0..=255 {
-                let pair = (bytes[left], bytes[right]);
-                vocabulary.byte_pairs[left << 8 | right] = vocabulary.rank(pair.0, pair.1);
-            }
-        }
         Ok(vocabulary)
     }
 
@@ -88,6 +86,7 @@ impl Vocabulary {
             if whole[first..] != *self.token(right) {
                 return refused;
             }
+            let is_border = whole[first] >= 0xC0 && !whole[first - 1].is_ascii();
             if rank as usize == self.made.len() && self.made.len() < MAX_ID {
                 self.made.push(merged);
             } else if rank as usize + 1 != self.made.len() || self.made[rank as usize] != merged {
@@ -95,6 +94,15 @@ impl Vocabulary {
             }
             if self.pairs.get_or_insert(left, right, rank) != rank {
                 return refused;
+            }
+            if (left | right) < 256 {
+                self.low_pairs[(left << 8 | right) as usize] = rank;
+            }
+            if is_border {
+                for (id, side) in [(right, 0), (left, 1)] {
+                    let border = &mut self.borders[id as usize][side];
+                    *border = rank.min(*border);
+                }
             }
             let made_before = |id: u32| self.length(id) == 1 || rank_of[id as usize] < rank;
             self.in_order &= made_before(left) && made_before(right);
@@ -146,13 +154,23 @@ impl Vocabulary {
     /// The rank at which a pair of tokens merges, or [`NONE`]. Lower ones are merged first.
     #[inline(always)]
     pub fn rank(&self, left: u32, right: u32) -> u32 {
-        self.pairs.get(left, right).unwrap_or(NONE)
+        if (left | right) < 256 {
+            self.low_pairs[(left << 8 | right) as usize]
+        } else {
+            self.pairs.get(left, right).unwrap_or(NONE)
+        }
     }
 
-    /// The rank at which a pair of bytes merges, or [`NONE`].
-    #[inline(always)]
-    pub fn byte_rank(&self, left: u8, right: u8) -> u32 {
-        self.byte_pairs[usize::from(left) << 8 | usize::from(right)]
+    /// The lowest rank at which a token merges with what stands before it, where that is not ASCII and
+    /// the token starts a character; or [`NONE`].
+    pub fn first_joined(&self, id: u32) -> u32 {
+        self.borders[id as usize][0]
+    }
+
+    /// The lowest rank at which a token that ends with a character merges with a next one that is not
+    /// ASCII; or [`NONE`].
+    pub fn last_joined(&self, id: u32) -> u32 {
+        self.borders[id as usize][1]
     }
 
     /// The token that the merges of a rank make.
@@ -184,10 +202,10 @@ impl Vocabulary {
     pub fn reached(&self, merges: &[Merge]) -> Vec<bool> {
         let mut reached: Vec<bool> = (0..self.size() as u32).map(|id| self.length(id) == 1).collect();
         if !self.in_order() || merges.len() != self.made.len() {
-            let (mut scratch, mut ids) = (Scratch::default(), Vec::new());
+            let mut ids = Vec::new();
             for &id in &self.made {
                 ids.clear();
-                self.merge(self.token(id), &mut scratch, &mut ids);
+                self.merge_medium(self.token(id), &mut ids); // a token need not be whole characters
                 reached[id as usize] = ids == [id];
             }
             return reached;

@@ -23,7 +23,7 @@ impl Dice {
 
     /// Mostly short, sometimes long enough for each way of merging.
     fn text(&mut self) -> String {
-        let words = ["a", "b", "ab", "c", " ", " a", "bc", "aa", "é", "漢", "\n", "1", "'s", "cab", "bb"];
+        let words = ["a", "b", "ab", "c", " ", " a", "bc", "aa", "é", "漢", "\n", "1", "'s", "漩漢", "é漢漢", "bb"];
         let few = 1 + self.roll(words.len());
         let length = [3, 12, 60, 300, 6000][self.roll(100).saturating_sub(90).min(4)];
         (0..self.roll(length)).map(|_| words[self.roll(few)]).collect()
@@ -51,7 +51,7 @@ fn fuzz(name: &str, check: impl Fn(&mut Dice)) {
 fn definition(dice: &mut Dice) -> Definition {
     let mut words: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
     let mut pairs: Vec<(usize, usize, usize)> = Vec::new();
-    let letters = *b"abc \xC3\xA9\xE6\xBC";
+    let letters = *b"abc \xC3\xA9\xE6\xBC\xA2";
     for _ in 0..dice.roll(60) {
         let mut part = || match dice.roll(2) {
             0 => usize::from(letters[dice.roll(letters.len())]),
