@@ -65,4 +65,14 @@ impl Definition {
             special: Vec::new(),
         })
     }
+
+    /// Appends special tokens, without those that are there already.
+    pub fn add_special(&mut self, names: impl IntoIterator<Item = String>) {
+        for name in names {
+            if self.special.iter().all(|(other, _)| *other != name) {
+                self.special.push((name, self.tokens.len() as u32));
+                self.tokens.push(Vec::new());
+            }
+        }
+    }
 }

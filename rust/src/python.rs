@@ -131,10 +131,7 @@ impl Encoder {
     #[pyo3(signature = (merges, pattern, special))]
     fn new(py: Python<'_>, merges: Vec<(u32, u32)>, pattern: &str, special: Vec<String>) -> PyResult<Self> {
         let mut definition = Definition::of_merges(pattern, &merges)?;
-        for name in special {
-            definition.special.push((name, definition.tokens.len() as u32));
-            definition.tokens.push(Vec::new());
-        }
+        definition.add_special(special);
         Self::open(py, definition)
     }
 
@@ -143,6 +140,16 @@ impl Encoder {
     #[pyo3(signature = (content, source, pattern=None))]
     fn parse(py: Python<'_>, content: &[u8], source: &str, pattern: Option<&str>) -> PyResult<Self> {
         Self::open(py, py.detach(|| crate::formats::parse(content, source, pattern))?)
+    }
+
+    /// The same tokenizer with further special tokens at the end; those that it has stay as they are.
+    fn with_special(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Self> {
+        let mut definition = self.definition.clone();
+        for id in 0..self.inner.size() as u32 {
+            definition.tokens.push(self.inner.token(id)?.to_vec());
+        }
+        definition.add_special(names);
+        Self::open(py, definition)
     }
 
     /// The pattern as a regex.

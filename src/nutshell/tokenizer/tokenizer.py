@@ -248,9 +248,20 @@ class Tokenizer:
 
     @classmethod
     def _parse(cls, content: bytes, source: str, pattern: str | None = None) -> Tokenizer:
+        return cls._of(_bpe.Encoder.parse(content, source, pattern))
+
+    @classmethod
+    def _of(cls, core: _bpe.Encoder) -> Tokenizer:
         tok = cls.__new__(cls)
-        tok._open(_bpe.Encoder.parse(content, source, pattern))
+        tok._open(core)
         return tok
+
+    def with_special_tokens(self, names: Collection[str] = SPECIAL_TOKENS) -> Tokenizer:
+        """This tokenizer with special tokens added at the end; those that it has keep their ids, and so does all text.
+
+        A tokenizer of others so becomes one that nutshell's models can be trained with.
+        """
+        return self._of(self._core.with_special([names] if isinstance(names, str) else list(names)))
 
 
 class StreamDecoder:

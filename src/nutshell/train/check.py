@@ -10,6 +10,7 @@ from nutshell.data.shards import is_shard_folder
 from nutshell.data.sources import read_conversations, read_documents
 from nutshell.runtime import Runtime
 from nutshell.tasks import load_task
+from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages
 from nutshell.train.evaluation import FILE_TASKS
 from nutshell.train.plan import Hardware, default_vocab_size, make_plan
@@ -21,8 +22,9 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     if recipe.budget and not recipe.depth:
         recipe = replace(recipe, depth=1)  # where measuring begins
     hardware = Hardware(device=runtime.device.type, dtype=runtime.dtype_name, world_size=runtime.world_size)
-    make_plan(recipe, hardware, vocab_size=default_vocab_size(recipe, runtime.device.type))
     check_data(recipe)
+    vocab_size = open_tokenizer(recipe).vocab_size if recipe.tokenizer else default_vocab_size(recipe, runtime.device.type)
+    make_plan(recipe, hardware, vocab_size=vocab_size)
     if recipe.sft != PRIMER:
         read_conversations(recipe.sft, check=parse_messages)
     for name in FILE_TASKS if recipe.eval_data else ():
@@ -30,9 +32,23 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
 
 
 def check_data(recipe: Recipe) -> None:
-    """ValueError where --data does not exist, is of another kind, or begins with something else than text."""
+    """ValueError where --data does not exist, is of another kind, or begins with something else than text, or where the
+    recipe's tokenizer can't be used."""
+    if recipe.tokenizer:
+        open_tokenizer(recipe)
     if recipe.data != PRIMER and not is_shard_folder(recipe.data):
         next(read_documents(recipe.data))
+
+
+def open_tokenizer(recipe: Recipe) -> Tokenizer:
+    """The tokenizer that the recipe names, with the special tokens of chats."""
+    tok = Tokenizer.load(recipe.tokenizer).with_special_tokens()
+    if recipe.vocab_size not in (0, tok.vocab_size):
+        raise ValueError(
+            f"--vocab-size {recipe.vocab_size} does not fit --tokenizer {recipe.tokenizer}, which has {tok.vocab_size} tokens "
+            "with those of chats. Leave out one of the two."
+        )
+    return tok
 
 
 def check_order(folder: Path, stage: str) -> None:

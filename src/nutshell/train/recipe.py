@@ -123,6 +123,9 @@ class Recipe:
     """Attention windows tiled over the layers: S a quarter of the context, L all of it."""
     vocab_size: int = 0
     """Tokens of the tokenizer, the 9 special ones included (default by depth: 4096 to 32768)."""
+    tokenizer: str = ""
+    """A tokenizer to use in place of a trained one: its folder, a tokenizer.json, or a rank file such as gpt2.tiktoken.
+    The special tokens of chats are added where they are missing."""
     tokens_per_step: int = 0
     """Tokens in one optimizer step (default from the horizon)."""
     rows: int = 0

@@ -19,7 +19,7 @@ from nutshell.data.shards import is_shard_folder, open_shards, prepare_shards, r
 from nutshell.metrics import GpuSampler, MetricsLog, read_metrics, seconds_by_stage
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
-from nutshell.train.check import check_order, check_recipe
+from nutshell.train.check import check_order, check_recipe, open_tokenizer
 from nutshell.train.measure import measure
 from nutshell.train.plan import Hardware, Plan, default_vocab_size, describe, for_ranks, make_plan, refit
 from nutshell.train.pretrain import pretrain
@@ -61,13 +61,20 @@ def prepare_data(recipe: Recipe, runtime: Runtime) -> Path:
 
 
 def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path) -> Tokenizer:
-    """Train the run's tokenizer once, on the training shards and the primer's conversations."""
+    """Train the run's tokenizer once, on the training shards and the primer's conversations; or take the recipe's."""
     folder = Path(recipe.out) / "tokenizer"
     if runtime.is_main and not (folder / "tokenizer.json").exists():
-        tok = Tokenizer.train(_training_text(data, recipe.seed), vocab_size=default_vocab_size(recipe, runtime.device.type))
+        if recipe.tokenizer:
+            tok = open_tokenizer(recipe)
+        else:
+            size = default_vocab_size(recipe, runtime.device.type)
+            tok = Tokenizer.train(_training_text(data, recipe.seed), vocab_size=size)
         tok.save(folder)
     runtime.barrier()
-    return Tokenizer.load(folder)
+    tok = Tokenizer.load(folder)
+    if recipe.tokenizer and tok.fingerprint != open_tokenizer(recipe).fingerprint:
+        raise ValueError(f"{folder} is not the tokenizer {recipe.tokenizer}. Leave out --tokenizer, or give another --out.")
+    return tok
 
 
 def _training_text(data: Path, seed: int) -> Iterator[str]:
