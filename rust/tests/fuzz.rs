@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use nutshell_bpe::{pool, train, Counter, Definition, Encoder, Merge, Splitter};
+use nutshell_bpe::{formats, pool, train, Counter, Definition, Encoder, Merge, Splitter};
 
 struct Dice(u64);
 
@@ -165,5 +165,82 @@ fn training_does_not_depend_on_threads_or_order() {
         for text in &texts {
             assert_eq!(encoder.decode(&encoder.encode(text).unwrap()).unwrap(), text.as_bytes());
         }
+    });
+}
+
+/// A rank file and a `tokenizer.json` of the same few tokens.
+fn files() -> [Vec<u8>; 2] {
+    let alphabet: Vec<char> = {
+        let visible = |byte: u32| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
+        let mut hidden = 0x100..;
+        let mut of = |byte| if visible(byte) { byte } else { hidden.next().expect("without end") };
+        (0..256).map(|byte| char::from_u32(of(byte)).expect("a character")).collect()
+    };
+    let mut names: Vec<String> = alphabet.iter().map(char::to_string).collect();
+    names.extend(["ab", "abc", "Ġa"].map(String::from));
+    let vocabulary: Vec<String> = names.iter().enumerate().map(|(id, name)| format!("{name:?}:{id}")).collect();
+    let json = format!(
+        r#"{{"added_tokens":[{{"id":259,"content":"<|end|>","special":true}}],"normalizer":null,
+        "pre_tokenizer":{{"type":"ByteLevel","add_prefix_space":false,"use_regex":true}},
+        "model":{{"type":"BPE","vocab":{{{}}},"merges":["a b",["ab","c"],"Ġ a"]}}}}"#,
+        vocabulary.join(",")
+    );
+    let base64 = |bytes: &[u8]| {
+        let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let word = bytes.iter().fold(0u32, |word, &byte| word << 8 | u32::from(byte)) << (24 - 8 * bytes.len());
+        let letter = |place: usize| char::from(letters[(word >> (18 - 6 * place)) as usize & 63]);
+        (0..4).map(|place| if place <= bytes.len() { letter(place) } else { '=' }).collect::<String>()
+    };
+    let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+    tokens.extend([&b"ab"[..], b"abc", b" a"].map(<[u8]>::to_vec));
+    let ranks: Vec<String> =
+        tokens.iter().enumerate().map(|(rank, token)| format!("{} {rank}\n", base64(token))).collect();
+    [ranks.concat().into_bytes(), json.into_bytes()]
+}
+
+#[test]
+fn damaged_files_are_refused_or_opened() {
+    let whole = files();
+    for content in &whole {
+        let encoder = Encoder::open(&formats::parse(content, "gpt2.tiktoken", None).unwrap()).unwrap();
+        assert_eq!(encoder.encode("abc a").unwrap().len(), 2);
+    }
+    let parts = [
+        "\"",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "a b",
+        "259",
+        "-1",
+        "99999999999",
+        "null",
+        "\n",
+        " ",
+        "=",
+        "YWI= 3\n",
+        "\\u0120",
+    ];
+    fuzz("files", |dice| {
+        let mut content = whole[dice.roll(2)].clone();
+        for _ in 0..1 + dice.roll(3) {
+            let at = dice.roll(content.len() + 1);
+            let end = content.len().min(at + dice.roll(12));
+            let part = parts[dice.roll(parts.len())].as_bytes().to_vec();
+            match dice.roll(5) {
+                0 => content.truncate(at),
+                1 => drop(content.drain(at..end)),
+                2 if at < content.len() => content[at] ^= 1 << dice.roll(8),
+                3 => drop(content.splice(at..end, part)),
+                _ => drop(content.splice(at..at, part)),
+            }
+        }
+        let Ok(definition) = formats::parse(&content, "gpt2.tiktoken", None) else { return };
+        let Ok(encoder) = Encoder::open(&definition) else { return };
+        let text = dice.text();
+        assert_eq!(encoder.decode(&encoder.encode(&text).unwrap()).unwrap(), text.as_bytes());
     });
 }
