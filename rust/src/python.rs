@@ -69,8 +69,8 @@ impl Counter {
     fn train(&self, py: Python<'_>, merges: usize, progress: Option<Py<PyAny>>) -> PyResult<Vec<(u32, u32)>> {
         let mut raised = None;
         let outcome = py.detach(|| {
-            let words = self.inner.take();
-            crate::train(&words, merges, |done| tick(progress.as_ref(), done, &mut raised))
+            let trainer = crate::train::Trainer::new(&self.inner.take())?;
+            trainer.learn(merges, |done| tick(progress.as_ref(), done, &mut raised))
         });
         raised.map_or_else(|| Ok(outcome?), Err)
     }
