@@ -19,8 +19,11 @@ use crate::symbols::{Symbols, WALL};
 use crate::Error;
 
 /// The first floor as a part of all pairs of bytes, and the step from floor to floor.
-const FIRST_FLOOR: i64 = 1 << 14;
-const FLOOR_STEP: i64 = 8;
+const FIRST_FLOOR: i64 = 1 << 17;
+const FLOOR_STEP: i64 = 1 << 4;
+
+/// Counters for the sums that pairs share when they are listed; few enough to stay in the cache.
+const SUMS: usize = 1 << 18;
 
 /// No index.
 const NONE: u32 = u32::MAX;
@@ -108,7 +111,7 @@ impl Trainer {
             symbols,
             weights,
             lengths: vec![1; 256],
-            floor: (total / FIRST_FLOOR).max(1),
+            floor: (total / FIRST_FLOOR).clamp(1, i64::from(u32::MAX)),
             index: PairTable::with_capacity(0),
             pairs: Vec::new(),
             heap: BinaryHeap::new(),
@@ -183,13 +186,16 @@ impl Trainer {
             all.map(|(place, (left, right))| (place, pack(left, right)))
         };
         // Sums over many pairs each first: most pairs are part of one below the floor.
-        let mut sums = vec![0i64; symbols.len().next_power_of_two().min(1 << 20)];
+        let mut sums = vec![0u32; symbols.len().next_power_of_two().min(SUMS)];
         let mask = sums.len() - 1;
+        let sum_of = |pair: u64| hash_pair(pair) as usize & mask;
         for (place, pair) in all() {
-            sums[hash_pair(pair) as usize & mask] += i64::from(weights[place]);
+            let sum = &mut sums[sum_of(pair)];
+            *sum = sum.saturating_add(weights[place]);
         }
+        let candidates = || all().filter(|&(_, pair)| i64::from(sums[sum_of(pair)]) >= *floor);
         let mut sizes: Vec<u32> = Vec::new();
-        for (place, pair) in all().filter(|&(_, pair)| sums[hash_pair(pair) as usize & mask] >= *floor) {
+        for (place, pair) in candidates() {
             let number = index.get_or_insert_with(pair, || pairs.len() as u32) as usize;
             if number == pairs.len() {
                 pairs.push(Pair::default());
@@ -201,8 +207,8 @@ impl Trainer {
         for (pair, &size) in pairs.iter_mut().zip(&sizes).filter(|(pair, _)| pair.count >= *floor) {
             pair.places.reserve_exact(size as usize);
         }
-        for (place, pair) in all() {
-            let Some(number) = index.get(pair) else { continue };
+        for (place, pair) in candidates() {
+            let number = index.get(pair).expect("all candidates are in it");
             let listed = &mut pairs[number as usize];
             if listed.count >= *floor {
                 if listed.places.is_empty() {
