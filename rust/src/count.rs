@@ -324,21 +324,21 @@ impl Counter {
 
     /// Counts the pieces of the rows of a column as Arrow has it: the bytes of all rows, and where each
     /// row starts and the last one ends. `name` and the number of the first row are for messages.
-    pub fn add_column(&self, name: &str, first: usize, bytes: &[u8], starts: &[usize]) -> Result<(), Error> {
-        let whole = std::str::from_utf8(bytes).ok();
+    pub fn add_column(&self, name: &str, first: usize, data: &[u8], offsets: &[usize]) -> Result<(), Error> {
+        let start = offsets.first().copied().unwrap_or(0);
+        let whole = std::str::from_utf8(data).ok(); // one look at all of them, row by row only if it fails
         let row = |(index, ends): (usize, &[usize])| {
-            let place = ends[0]..ends[1];
-            whole.and_then(|whole| whole.get(place.clone())).map_or_else(
-                || {
-                    std::str::from_utf8(&bytes[place]).map_err(|error| {
-                        let path = format!("{name}, row {}", first + index);
-                        Error::Encoding { path, offset: error.valid_up_to() }
-                    })
-                },
-                Ok,
-            )
+            let place = ends[0] - start..ends[1] - start;
+            if let Some(text) = whole.and_then(|whole| whole.get(place.clone())) {
+                return Ok(text);
+            }
+            std::str::from_utf8(&data[place]).map_err(|error| {
+                let path = format!("{name}, row {}", first + index);
+                Error::Encoding { path, offset: error.valid_up_to() }
+            })
         };
-        self.add(&starts.windows(2).enumerate().map(row).collect::<Result<Vec<&str>, Error>>()?)
+        let rows = offsets.windows(2).enumerate().map(row).collect::<Result<Vec<&str>, Error>>()?;
+        self.add(&rows)
     }
 
     /// Counts the pieces of a UTF-8 file, taken as one text. With a scanner it is read by blocks, and
