@@ -150,9 +150,8 @@ impl Table {
 
     fn add_long(&mut self, word: &[u8], count: u64) {
         let hash = hash_long(word);
-        let at = self.find(hash, |other| {
-            other.key[15] == LONG && other.hash() == hash && self.long_word(other) == word
-        });
+        let at =
+            self.find(hash, |other| other.key[15] == LONG && other.hash() == hash && self.long_word(other) == word);
         if self.slots[at].count > 0 {
             self.slots[at].count += count;
         } else {
@@ -439,6 +438,39 @@ mod tests {
             }
         }
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn many_words_of_any_length_are_counted_once_each() {
+        let spell = |number: usize| "ab".repeat(number % 11) + &(number * 7_654_321).to_string();
+        let text: String = (0..400_000).map(|number| spell(number % 300_000) + " ").collect();
+        let mut oracle: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+        text.split_inclusive(' ').for_each(|word| *oracle.entry(word.into()).or_default() += 1);
+        let mut alone = WordCounts::default();
+        text.split_inclusive(' ').for_each(|word| alone.add(word.as_bytes(), 1));
+        assert!(counted(&alone) == oracle);
+        assert_eq!(alone.bytes(), oracle.keys().map(Vec::len).sum());
+        let counter = Counter::new(Splitter::new(r"\S+ ").unwrap(), crate::pool(2));
+        let cuts: Vec<&str> = text.split_inclusive('\n').flat_map(|line| line.split_inclusive("7 ")).collect();
+        counter.add(&cuts).unwrap();
+        assert!(counter.shards.iter().any(|shard| lock(shard).len > 0), "the threads handed on what they had");
+        assert!(counted(&counter.take()) == oracle);
+    }
+
+    #[test]
+    fn columns_are_checked_row_by_row() {
+        let counter = Counter::new(Splitter::new("gpt2").unwrap(), crate::pool(1));
+        counter.add_column("x", 0, b"", &[]).unwrap();
+        counter.add_column("x", 0, "né au".as_bytes(), &[7, 10, 10, 13]).unwrap();
+        let expected = [("né", 1), (" au", 1)].map(|(word, count)| (word.as_bytes().to_vec(), count));
+        assert_eq!(counted(&counter.take()), BTreeMap::from(expected));
+        for (data, row) in
+            [(&b"ab\xFF"[..], "row 42 is not UTF-8: byte 1 "), ("aé".as_bytes(), "row 41 is not UTF-8: byte 1 ")]
+        {
+            let end = if row.starts_with("row 42") { 1 } else { 2 };
+            let error = counter.add_column("f.parquet", 41, data, &[0, end, 3]).unwrap_err();
+            assert!(error.to_string().starts_with(&format!("f.parquet, {row}")), "{error}");
+        }
     }
 
     #[test]

@@ -352,8 +352,19 @@ mod tests {
                 let word: Vec<u8> = (0..1 + next(12)).map(|_| b'a' + next(letters) as u8).collect();
                 words.add(&word, 1 + next(5));
             }
-            assert_eq!(train(&words, 60, |_| true).unwrap(), slow(&words, 60));
+            let expected = slow(&words, 60);
+            assert_eq!(train(&words, 60, |_| true).unwrap(), expected);
+            for floor in [1, 2, 5, 40, 1000] {
+                let trainer = Trainer { floor, ..Trainer::new(&words).unwrap() };
+                assert_eq!(trainer.learn(60, |_| true).unwrap(), expected, "from a floor of {floor}");
+            }
         }
+    }
+
+    #[test]
+    fn counts_beyond_32_bits_add_up() {
+        let words = counts(&[("ab", 3 << 32 | 1), ("cd", 3 << 32 | 2), ("ef", 3 << 32)]);
+        assert_eq!(train(&words, 9, |_| true).unwrap(), vec![(99, 100), (97, 98), (101, 102)]);
     }
 
     #[test]
