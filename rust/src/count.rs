@@ -1,109 +1,249 @@
 //! Counting pieces: the only pass over the text that training makes. Memory grows with the number
-//! of different pieces, not with the text.
+//! of different pieces, not with the text and hardly with the threads.
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 use rayon::ThreadPool;
 
-use crate::hash::hash_bytes;
 use crate::split::{jobs, last_safe_cut, Splitter};
 use crate::Error;
 
 /// Bytes that one thread takes at a time, and that a file is read by.
 const JOB_BYTES: usize = 1 << 18;
 const READ_BYTES: usize = 1 << 23;
+/// Different words that a thread counts by itself before it hands them on.
+const OWN_WORDS: usize = 1 << 17;
 
-struct Entry {
-    start: usize,
-    length: usize,
-    hash: u64,
+/// Words of up to this many bytes are their own key: a look-up reads one slot and nothing else.
+const SHORT: usize = 15;
+/// Short words looked up together.
+const KEYS: usize = 1 << 10;
+/// Last byte of the key of a longer word; that of a short one is its length plus one, so no key is 0.
+const LONG: u8 = 0xFF;
+
+type Key = [u8; 16];
+
+fn halves(key: Key) -> (u64, u64) {
+    let key = u128::from_le_bytes(key);
+    (key as u64, (key >> 64) as u64)
+}
+
+#[inline(always)]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a ^ 0x9E37_79B9_7F4A_7C15) * u128::from(b ^ 0xD6E8_FEB8_6659_FD93);
+    (product as u64) ^ ((product >> 64) as u64)
+}
+
+fn hash_long(word: &[u8]) -> u64 {
+    word.chunks(16).fold(word.len() as u64, |state, chunk| {
+        let mut key = Key::default();
+        key[..chunk.len()].copy_from_slice(chunk);
+        let (low, high) = halves(key);
+        fold(low ^ state, high)
+    })
+}
+
+/// The key of the short word `text[place]`. Reads beyond its end where the text goes on, which is
+/// much quicker than to copy a few bytes.
+#[inline(always)]
+fn short_key(text: &[u8], place: Range<usize>) -> Key {
+    let length = place.len();
+    let bytes = match text.get(place.start..place.start + 16) {
+        Some(window) => u128::from_le_bytes(window.try_into().expect("16 bytes")) & ((1 << (8 * length)) - 1),
+        None => {
+            let mut key = Key::default();
+            key[..length].copy_from_slice(&text[place]);
+            u128::from_le_bytes(key)
+        }
+    };
+    (bytes | (length as u128 + 1) << 120).to_le_bytes()
+}
+
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    /// A short word and its length, or the hash of a long one and where it stands in `long`.
+    key: Key,
+    /// 0 in an empty slot.
     count: u64,
 }
 
+impl Slot {
+    #[inline(always)]
+    fn hash(&self) -> u64 {
+        let (low, high) = halves(self.key);
+        if self.key[15] == LONG {
+            low
+        } else {
+            fold(low, high)
+        }
+    }
+}
+
+/// Open addressing, with the slots in the order of the hashes: emptying one table into another walks
+/// through both from front to back.
+struct Table {
+    slots: Vec<Slot>,
+    /// Turns a hash into the place of a slot: left by the bits that all words here have in common,
+    /// right by those that the place has not.
+    common: u32,
+    shift: u32,
+    len: usize,
+    bytes: usize,
+    /// The long words, each behind its length.
+    long: Vec<u8>,
+}
+
+impl Table {
+    fn new(common: u32) -> Self {
+        Table { slots: vec![Slot::default(); 16], common, shift: 64 - 4, len: 0, bytes: 0, long: Vec::new() }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&Slot, &[u8])> {
+        self.slots.iter().filter(|slot| slot.count > 0).map(|slot| {
+            if slot.key[15] != LONG {
+                return (slot, &slot.key[..usize::from(slot.key[15]) - 1]);
+            }
+            (slot, self.long_word(slot))
+        })
+    }
+
+    fn long_word(&self, slot: &Slot) -> &[u8] {
+        let start = halves(slot.key).1 & !(0xFF << 56);
+        let (length, rest) = self.long[start as usize..].split_at(4);
+        &rest[..u32::from_le_bytes(length.try_into().expect("4 bytes")) as usize]
+    }
+
+    /// Counts `text[place]` `count` times more.
+    #[inline(always)]
+    fn add(&mut self, text: &[u8], place: Range<usize>, count: u64) {
+        if place.len() > SHORT {
+            self.add_long(&text[place], count);
+        } else {
+            let bytes = place.len();
+            self.add_slot(Slot { key: short_key(text, place), count }, bytes);
+        }
+    }
+
+    #[inline(always)]
+    fn add_slot(&mut self, slot: Slot, bytes: usize) {
+        let at = self.find(slot.hash(), |other| other.key == slot.key);
+        if self.slots[at].count > 0 {
+            self.slots[at].count += slot.count;
+        } else {
+            self.insert(at, slot, bytes);
+        }
+    }
+
+    /// Counts short words once each, and empties `keys`. Nothing stands between the look-ups, so the
+    /// processor waits for many of them at the same time.
+    #[inline(never)]
+    fn add_keys(&mut self, keys: &mut Vec<Key>) {
+        for key in keys.drain(..) {
+            self.add_slot(Slot { key, count: 1 }, usize::from(key[15]) - 1);
+        }
+    }
+
+    fn add_long(&mut self, word: &[u8], count: u64) {
+        let hash = hash_long(word);
+        let at =
+            self.find(hash, |other| other.key[15] == LONG && other.hash() == hash && self.long_word(other) == word);
+        if self.slots[at].count > 0 {
+            self.slots[at].count += count;
+        } else {
+            let start = u64::from(LONG) << 56 | self.long.len() as u64;
+            self.long.extend_from_slice(&(word.len() as u32).to_le_bytes());
+            self.long.extend_from_slice(word);
+            let key = (u128::from(start) << 64 | u128::from(hash)).to_le_bytes();
+            self.insert(at, Slot { key, count }, word.len());
+        }
+    }
+
+    /// Where the word with this hash stands, or the empty slot where it belongs.
+    #[inline(always)]
+    fn find(&self, hash: u64, same: impl Fn(&Slot) -> bool) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut at = (hash << self.common >> self.shift) as usize & mask;
+        while self.slots[at].count > 0 && !same(&self.slots[at]) {
+            at = (at + 1) & mask;
+        }
+        at
+    }
+
+    #[inline(never)]
+    fn insert(&mut self, at: usize, slot: Slot, bytes: usize) {
+        self.slots[at] = slot;
+        self.len += 1;
+        self.bytes += bytes;
+        self.reserve(0);
+    }
+
+    /// Room for `more` words: two slots in three at most are taken.
+    fn reserve(&mut self, more: usize) {
+        let mut size = self.slots.len();
+        while (self.len + more) * 3 > size * 2 {
+            size *= 2;
+        }
+        if size > self.slots.len() {
+            let old = std::mem::replace(&mut self.slots, vec![Slot::default(); size]);
+            self.shift = 64 - size.trailing_zeros();
+            for slot in old.into_iter().filter(|slot| slot.count > 0) {
+                let at = self.find(slot.hash(), |_| false);
+                self.slots[at] = slot;
+            }
+        }
+    }
+}
+
+/// Tables by the upper bits of the hash: each grows on its own, so that growing never needs the whole
+/// once more.
+const SHARD_BITS: u32 = 6;
+
 /// A multiset of byte strings.
-#[derive(Default)]
 pub struct WordCounts {
-    text: Vec<u8>,
-    entries: Vec<Entry>,
-    /// `hash's upper half << 32 | index of the entry + 1`, or 0: most mismatches show without a look
-    /// at the entry.
-    slots: Vec<u64>,
+    shards: Vec<Table>,
+}
+
+impl Default for WordCounts {
+    fn default() -> Self {
+        WordCounts { shards: (0..1 << SHARD_BITS).map(|_| Table::new(SHARD_BITS)).collect() }
+    }
 }
 
 impl WordCounts {
     /// Number of different words.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.shards.iter().map(|shard| shard.len).sum()
     }
 
     /// Whether nothing was counted.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
     }
 
     /// Bytes of the different words together.
     pub fn bytes(&self) -> usize {
-        self.text.len()
+        self.shards.iter().map(|shard| shard.bytes).sum()
     }
 
-    /// Each word with its count, in an order that depends on the order of the additions.
+    /// Each word with its count. The order depends on that of the additions.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
-        self.entries.iter().map(|entry| (&self.text[entry.start..entry.start + entry.length], entry.count))
+        self.shards.iter().flat_map(Table::iter).map(|(slot, word)| (word, slot.count))
     }
 
     /// Counts `word` `count` times more.
-    #[inline]
     pub fn add(&mut self, word: &[u8], count: u64) {
-        self.add_hashed(word, hash_bytes(word), count);
-    }
-
-    #[inline]
-    fn add_hashed(&mut self, word: &[u8], hash: u64, count: u64) {
-        if self.entries.len() * 2 >= self.slots.len() {
-            self.grow();
-        }
-        let mask = self.slots.len() - 1;
-        let mut at = hash as usize & mask;
-        loop {
-            let slot = self.slots[at];
-            if slot == 0 {
-                break;
-            }
-            if slot >> 32 == hash >> 32 {
-                let entry = &mut self.entries[slot as u32 as usize - 1];
-                if self.text[entry.start..entry.start + entry.length] == *word {
-                    entry.count += count;
-                    return;
-                }
-            }
-            at = (at + 1) & mask;
-        }
-        self.entries.push(Entry { start: self.text.len(), length: word.len(), hash, count });
-        self.text.extend_from_slice(word);
-        self.slots[at] = hash >> 32 << 32 | self.entries.len() as u64;
-    }
-
-    fn grow(&mut self) {
-        let size = (self.slots.len() * 2).max(1 << 12);
-        self.slots.clear();
-        self.slots.resize(size, 0);
-        for (index, entry) in self.entries.iter().enumerate() {
-            let mut at = entry.hash as usize & (size - 1);
-            while self.slots[at] != 0 {
-                at = (at + 1) & (size - 1);
-            }
-            self.slots[at] = entry.hash >> 32 << 32 | (index as u64 + 1);
-        }
-    }
-
-    /// Adds all that `other` counted.
-    pub fn merge(&mut self, other: &WordCounts) {
-        for (entry, (word, count)) in other.entries.iter().zip(other.iter()) {
-            self.add_hashed(word, entry.hash, count);
+        let hash = if word.len() > SHORT {
+            hash_long(word)
+        } else {
+            Slot { key: short_key(word, 0..word.len()), count }.hash()
+        };
+        if count > 0 {
+            self.shards[(hash >> (64 - SHARD_BITS)) as usize].add(word, 0..word.len(), count);
         }
     }
 }
@@ -112,8 +252,10 @@ impl WordCounts {
 pub struct Counter {
     splitter: Splitter,
     pool: Arc<ThreadPool>,
-    /// One per thread, so that threads never wait for each other.
-    counts: Vec<Mutex<WordCounts>>,
+    /// One per thread, small enough to stay in its cache: threads meet only when they hand on what
+    /// they counted, and a word that all of them met is held once.
+    own: Vec<Mutex<Table>>,
+    shards: Vec<Mutex<Table>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -123,8 +265,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Counter {
     /// A counter without counts.
     pub fn new(splitter: Splitter, pool: Arc<ThreadPool>) -> Self {
-        let counts = (0..pool.current_num_threads()).map(|_| Mutex::default()).collect();
-        Counter { splitter, pool, counts }
+        let own = (0..pool.current_num_threads()).map(|_| Mutex::new(Table::new(0))).collect();
+        let shards = WordCounts::default().shards.into_iter().map(Mutex::new).collect();
+        Counter { splitter, pool, own, shards }
     }
 
     /// Counts the pieces of each text.
@@ -132,10 +275,69 @@ impl Counter {
         let jobs = jobs(texts, &self.splitter, JOB_BYTES);
         self.pool.install(|| {
             jobs.par_iter().with_max_len(1).try_for_each(|job| {
-                let mut counts = lock(&self.counts[rayon::current_thread_index().unwrap_or(0)]);
-                job.iter().try_for_each(|(_, text)| self.splitter.for_each(text, |piece| counts.add(piece, 1)))
+                let mut own = lock(&self.own[rayon::current_thread_index().unwrap_or(0)]);
+                let mut keys = Vec::with_capacity(KEYS);
+                for (_, text) in job {
+                    let mut start = 0;
+                    self.splitter.for_each(text, |piece| {
+                        if piece.len() > SHORT {
+                            own.add_long(piece, 1);
+                        } else {
+                            keys.push(short_key(text.as_bytes(), start..start + piece.len()));
+                            if keys.len() == KEYS {
+                                own.add_keys(&mut keys);
+                            }
+                        }
+                        start += piece.len(); // the pieces cover the text
+                    })?;
+                }
+                own.add_keys(&mut keys);
+                if own.len >= OWN_WORDS {
+                    self.hand_on(&mut own);
+                }
+                Ok(())
             })
         })
+    }
+
+    /// Moves what a thread counted to where all threads' counts are.
+    fn hand_on(&self, own: &mut Table) {
+        let own = std::mem::replace(own, Table::new(0));
+        let mut words = own.iter().peekable();
+        let of = |slot: &Slot| (slot.hash() >> (64 - SHARD_BITS)) as usize;
+        while let Some((first, _)) = words.peek() {
+            let index = of(first);
+            let mut shard = lock(&self.shards[index]);
+            // In the order of the hashes, the front of a table would fill up before the rest makes it
+            // grow.
+            shard.reserve(own.len >> SHARD_BITS);
+            while let Some((slot, word)) = words.next_if(|(slot, _)| of(slot) == index) {
+                if slot.key[15] == LONG {
+                    shard.add_long(word, slot.count);
+                } else {
+                    shard.add_slot(*slot, word.len());
+                }
+            }
+        }
+    }
+
+    /// Counts the pieces of the rows of a column as Arrow has it: the bytes of all rows, and where each
+    /// row starts and the last one ends. `name` and the number of the first row are for messages.
+    pub fn add_column(&self, name: &str, first: usize, data: &[u8], offsets: &[usize]) -> Result<(), Error> {
+        let start = offsets.first().copied().unwrap_or(0);
+        let whole = std::str::from_utf8(data).ok(); // one look at all of them, row by row only if it fails
+        let row = |(index, ends): (usize, &[usize])| {
+            let place = ends[0] - start..ends[1] - start;
+            if let Some(text) = whole.and_then(|whole| whole.get(place.clone())) {
+                return Ok(text);
+            }
+            std::str::from_utf8(&data[place]).map_err(|error| {
+                let path = format!("{name}, row {}", first + index);
+                Error::Encoding { path, offset: error.valid_up_to() }
+            })
+        };
+        let rows = offsets.windows(2).enumerate().map(row).collect::<Result<Vec<&str>, Error>>()?;
+        self.add(&rows)
     }
 
     /// Counts the pieces of a UTF-8 file, taken as one text. With a scanner it is read by blocks, and
@@ -179,7 +381,7 @@ impl Counter {
 
     /// Number of different pieces so far, at most (two threads may have met the same one).
     pub fn len(&self) -> usize {
-        self.counts.iter().map(|counts| lock(counts).len()).sum()
+        self.own.iter().chain(&self.shards).map(|counts| lock(counts).len).sum()
     }
 
     /// Whether no piece was counted.
@@ -187,15 +389,11 @@ impl Counter {
         self.len() == 0
     }
 
-    /// The sum over all threads; leaves the counter empty.
+    /// What all threads counted; leaves the counter empty.
     pub fn take(&self) -> WordCounts {
-        let mut parts: Vec<WordCounts> = self.counts.iter().map(|counts| std::mem::take(&mut *lock(counts))).collect();
-        parts.sort_by_key(WordCounts::len);
-        let mut total = parts.pop().unwrap_or_default();
-        for part in parts {
-            total.merge(&part);
-        }
-        total
+        self.pool.install(|| self.own.par_iter().for_each(|own| self.hand_on(&mut lock(own))));
+        let shards = self.shards.iter().map(|shard| std::mem::replace(&mut *lock(shard), Table::new(SHARD_BITS)));
+        WordCounts { shards: shards.collect() }
     }
 }
 
@@ -240,6 +438,39 @@ mod tests {
             }
         }
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn many_words_of_any_length_are_counted_once_each() {
+        let spell = |number: usize| "ab".repeat(number % 11) + &(number * 7_654_321).to_string();
+        let text: String = (0..400_000).map(|number| spell(number % 300_000) + " ").collect();
+        let mut oracle: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+        text.split_inclusive(' ').for_each(|word| *oracle.entry(word.into()).or_default() += 1);
+        let mut alone = WordCounts::default();
+        text.split_inclusive(' ').for_each(|word| alone.add(word.as_bytes(), 1));
+        assert!(counted(&alone) == oracle);
+        assert_eq!(alone.bytes(), oracle.keys().map(Vec::len).sum());
+        let counter = Counter::new(Splitter::new(r"\S+ ").unwrap(), crate::pool(2));
+        let cuts: Vec<&str> = text.split_inclusive('\n').flat_map(|line| line.split_inclusive("7 ")).collect();
+        counter.add(&cuts).unwrap();
+        assert!(counter.shards.iter().any(|shard| lock(shard).len > 0), "the threads handed on what they had");
+        assert!(counted(&counter.take()) == oracle);
+    }
+
+    #[test]
+    fn columns_are_checked_row_by_row() {
+        let counter = Counter::new(Splitter::new("gpt2").unwrap(), crate::pool(1));
+        counter.add_column("x", 0, b"", &[]).unwrap();
+        counter.add_column("x", 0, "né au".as_bytes(), &[7, 10, 10, 13]).unwrap();
+        let expected = [("né", 1), (" au", 1)].map(|(word, count)| (word.as_bytes().to_vec(), count));
+        assert_eq!(counted(&counter.take()), BTreeMap::from(expected));
+        for (data, row) in
+            [(&b"ab\xFF"[..], "row 42 is not UTF-8: byte 1 "), ("aé".as_bytes(), "row 41 is not UTF-8: byte 1 ")]
+        {
+            let end = if row.starts_with("row 42") { 1 } else { 2 };
+            let error = counter.add_column("f.parquet", 41, data, &[0, end, 3]).unwrap_err();
+            assert!(error.to_string().starts_with(&format!("f.parquet, {row}")), "{error}");
+        }
     }
 
     #[test]

@@ -55,6 +55,16 @@ impl Counter {
         Ok(py.detach(|| self.inner.add(&texts))?)
     }
 
+    /// Counts the pieces of each row of an Arrow column: the bytes of all rows, and where each starts and
+    /// the last one ends, as an int64 array. `name` and the number of the first row are for messages.
+    fn add_column(&self, py: Python<'_>, name: &str, first: usize, data: &[u8], offsets: &[u8]) -> PyResult<()> {
+        let offset = |bytes: &[u8]| i64::from_le_bytes(bytes.try_into().expect("8 bytes")) as usize;
+        Ok(py.detach(|| {
+            let offsets: Vec<usize> = offsets.chunks_exact(8).map(offset).collect();
+            self.inner.add_column(name, first, data, &offsets)
+        })?)
+    }
+
     /// Counts the pieces of a UTF-8 file taken as one text.
     #[pyo3(signature = (path, progress=None))]
     fn add_file(&self, py: Python<'_>, path: PathBuf, progress: Option<Py<PyAny>>) -> PyResult<()> {
@@ -73,8 +83,8 @@ impl Counter {
     fn train(&self, py: Python<'_>, merges: usize, progress: Option<Py<PyAny>>) -> PyResult<Vec<(u32, u32)>> {
         let mut raised = None;
         let outcome = py.detach(|| {
-            let words = self.inner.take();
-            crate::train(&words, merges, |done| tick(progress.as_ref(), done, &mut raised))
+            let trainer = crate::train::Trainer::new(&self.inner.take())?;
+            trainer.learn(merges, |done| tick(progress.as_ref(), done, &mut raised))
         });
         raised.map_or_else(|| Ok(outcome?), Err)
     }

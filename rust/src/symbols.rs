@@ -27,6 +27,17 @@ impl Symbols {
         self.slots.push(id);
     }
 
+    /// Puts a token of one slot, or a [`WALL`], at `place`.
+    #[inline(always)]
+    pub fn put(&mut self, place: usize, id: u32) {
+        self.slots[place] = id;
+    }
+
+    /// Keeps the first `slots` slots.
+    pub fn truncate(&mut self, slots: usize) {
+        self.slots.truncate(slots);
+    }
+
     /// Number of slots.
     pub fn len(&self) -> usize {
         self.slots.len()

@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from nutshell.tokenizer import Tokenizer
+from nutshell.tokenizer import Tokenizer, sources
 
 TEXTS = [f"document {number}: it's number {number * 7} of many;\n\nthe quick  brown fox" for number in range(300)]
 
@@ -35,6 +35,44 @@ def test_files_give_what_their_texts_give(trained, tmp_path):
         mixed = [*([source] if isinstance(source, Path) else source), *TEXTS[201:]]
         assert Tokenizer.train(mixed, vocab_size=500).fingerprint == trained.fingerprint
     assert Tokenizer.train(tmp_path, vocab_size=400).merges == Tokenizer.train(TEXTS[:201], vocab_size=400).merges
+
+
+LETTERS = "aé漢 '1\n"
+ROWS = [None, "", *("".join(random.Random(seed).choices(LETTERS, k=seed % 50)) for seed in range(3000)), None]
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
+def test_parquet_gives_what_its_texts_give(kind, tmp_path):
+    column = pyarrow.array(ROWS, pyarrow.large_string() if kind == "large_string" else pyarrow.string())
+    column = column.dictionary_encode() if kind == "dictionary" else column
+    expected = Tokenizer.train([text for text in ROWS if text], vocab_size=400)
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), path, row_group_size=700)
+    assert Tokenizer.train(path, vocab_size=400).merges == expected.merges
+    assert list(sources.texts_of([path])) == [text for text in ROWS if text is not None]
+    pyarrow.parquet.write_table(pyarrow.table({"text": column[:0]}), path)
+    assert Tokenizer.train([path, *(text for text in ROWS if text)], vocab_size=400).merges == expected.merges
+
+
+@pytest.mark.parametrize("start, end", [(0, 3002), (1, 2), (2, 2), (17, 900), (3001, 3003)])
+def test_buffers_of_a_slice(start, end):
+    column = pyarrow.array(ROWS).slice(start, end - start)
+    data, offsets = sources._buffers(column)
+    places = [int.from_bytes(offsets[at : at + 8], "little") for at in range(0, len(offsets), 8)]
+    texts = [data[a - places[0] : b - places[0]].decode() for a, b in zip(places, places[1:], strict=False)]
+    assert texts == [text or "" for text in column.to_pylist()]
+
+
+def test_parquet_that_holds_no_text(tmp_path):
+    path = tmp_path / "bad.parquet"
+    rows = pyarrow.array([b"fine"] * 1500 + [b"not \xff fine"], pyarrow.binary())
+    broken = pyarrow.Array.from_buffers(pyarrow.string(), len(rows), rows.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": broken}), path)
+    with pytest.raises(ValueError, match=r"bad\.parquet, row 1500 is not UTF-8: byte 4 can't be decoded"):
+        Tokenizer.train(path, vocab_size=300)
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
+    with pytest.raises(ValueError, match=r"the column 'text' of .*bad\.parquet holds int64; it must hold strings"):
+        Tokenizer.train(path, vocab_size=300)
 
 
 def test_a_text_file_is_one_text_however_long(tmp_path):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from nutshell.tokenizer._bpe import Counter
 
 BATCH_CHARACTERS = 1 << 24
@@ -45,26 +48,34 @@ def feed(
     batch: list[str] = []
     held = 0
 
-    def flush() -> None:
-        nonlocal done, held
-        _count(counter, batch)
-        done += held
-        held = 0
-        batch.clear()
+    def counted(size: int) -> None:
+        nonlocal done
+        done += size
         if progress:
             progress("read", done)
 
+    def flush() -> None:
+        nonlocal held
+        _count(counter, batch)
+        counted(held)
+        held = 0
+        batch.clear()
+
     for item in _texts(source):
-        if isinstance(item, Path):
-            flush()
+        if isinstance(item, str):
+            batch.append(item)
+            held += len(item)
+            if held >= BATCH_CHARACTERS:
+                flush()
+            continue
+        flush()
+        if item.suffix == ".parquet":
+            for size in _count_parquet(counter, item):
+                counted(size)
+        else:
             base = done
             counter.add_file(item, progress and (lambda read, base=base: progress("read", base + read)))
             done += item.stat().st_size
-            continue
-        batch.append(item)
-        held += len(item)
-        if held >= BATCH_CHARACTERS:
-            flush()
     flush()
 
 
@@ -78,7 +89,7 @@ def _count(counter: Counter, batch: list[str]) -> None:
 
 
 def _texts(source: Iterable[str | os.PathLike[str]]) -> Iterator[str | Path]:
-    """Texts, and the paths of files that are one text each."""
+    """Texts, and the paths of files that the counter takes without a `str` for each text."""
     for item in source:
         if isinstance(item, str):
             yield item
@@ -97,12 +108,10 @@ def _file(path: Path) -> Iterator[str | Path]:
             yield from _file(file)
     elif not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give a {', '.join(SUFFIXES)} file or a folder of them")
-    elif path.suffix == ".txt":
+    elif path.suffix in (".txt", ".parquet"):
         yield path
     elif path.suffix == ".jsonl":
         yield from _jsonl(path)
-    elif path.suffix == ".parquet":
-        yield from _parquet(path)
     else:
         raise ValueError(f"{path} is of an unknown kind {path.suffix!r}; accepted are {', '.join(SUFFIXES)}")
 
@@ -126,10 +135,17 @@ def _jsonl(path: Path) -> Iterator[str]:
 def texts_of(source: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
     """Every text of `source`, files read and `.txt` files whole."""
     for item in _texts(source):
-        yield item.read_text(encoding="utf-8") if isinstance(item, Path) else item
+        if isinstance(item, str):
+            yield item
+        elif item.suffix == ".parquet":
+            for column in _columns(item):
+                yield from (text for text in column.to_pylist() if text is not None)
+        else:
+            yield item.read_text(encoding="utf-8")
 
 
-def _parquet(path: Path) -> Iterator[str]:
+def _columns(path: Path) -> Iterator[pyarrow.Array]:
+    """The column `text` of a Parquet file, some rows at a time."""
     import pyarrow
     import pyarrow.parquet
 
@@ -140,5 +156,36 @@ def _parquet(path: Path) -> Iterator[str]:
     with file:
         if "text" not in file.schema_arrow.names:
             raise ValueError(f"{path} has no column 'text'; it has {', '.join(file.schema_arrow.names)}")
+        kind = file.schema_arrow.field("text").type
+        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+            raise ValueError(f"the column 'text' of {path} holds {kind}; it must hold strings")
         for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-            yield from (text for text in batch.column(0).to_pylist() if text is not None)
+            yield batch.column(0)
+
+
+def _count_parquet(counter: Counter, path: Path) -> Iterator[int]:
+    """Count a Parquet file from Arrow's buffers, reading ahead meanwhile. Yields the bytes counted each time."""
+    row = 0
+    with ThreadPoolExecutor(1) as reader:
+        columns = _columns(path)
+        ahead = reader.submit(next, columns, None)
+        while (column := ahead.result()) is not None:
+            ahead = reader.submit(next, columns, None)
+            data, offsets = _buffers(column)
+            counter.add_column(str(path), row, data, offsets)
+            row += len(column)
+            yield len(data)
+
+
+def _buffers(column: pyarrow.Array) -> tuple[bytes, bytes]:
+    """The bytes of a column of strings, and where each starts and the last one ends; null is an empty string."""
+    import pyarrow
+
+    column = column.cast(pyarrow.large_string()).fill_null("")
+    if len(column) == 0:
+        return b"", b""
+    _, offsets, data = column.buffers()
+    offsets = offsets.slice(column.offset * 8, (len(column) + 1) * 8).to_pybytes()
+    start, end = (int.from_bytes(offsets[at : at + 8], "little") for at in (0, len(column) * 8))
+    return data.slice(start, end - start).to_pybytes(), offsets
