@@ -74,8 +74,9 @@ pub struct Counter {
     splitter: Splitter,
     pool: Arc<ThreadPool>,
     /// One small table per thread: threads meet only when they hand on what they counted, and a word
-    /// that all of them met is held once.
-    own: Vec<Mutex<Table>>,
+    /// that all of them met is held once. And one splitter, for a regex that threads share makes them
+    /// wait for each other at every match.
+    own: Vec<Mutex<(Table, Splitter)>>,
     shards: Vec<Mutex<Table>>,
 }
 
@@ -86,7 +87,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Counter {
     /// A counter without counts.
     pub fn new(splitter: Splitter, pool: Arc<ThreadPool>) -> Self {
-        let own = (0..pool.current_num_threads()).map(|_| Mutex::new(Table::new(0))).collect();
+        let another = || Splitter::new(splitter.pattern()).expect("it compiled before");
+        let own = (0..pool.current_num_threads()).map(|_| Mutex::new((Table::new(0), another()))).collect();
         let shards = WordCounts::default().shards.into_iter().map(Mutex::new).collect();
         Counter { splitter, pool, own, shards }
     }
@@ -97,15 +99,16 @@ impl Counter {
         self.pool.install(|| {
             jobs.par_iter().with_max_len(1).try_for_each(|job| {
                 let mut own = lock(&self.own[rayon::current_thread_index().unwrap_or(0)]);
+                let (own, splitter) = &mut *own;
                 for (_, text) in job {
                     let mut start = 0;
-                    self.splitter.for_each(text, |piece| {
+                    splitter.for_each(text, |piece| {
                         own.add(text.as_bytes(), start..start + piece.len(), 1);
                         start += piece.len(); // the pieces cover the text
                     })?;
                 }
                 if own.len >= OWN_WORDS {
-                    self.hand_on(&mut own);
+                    self.hand_on(own);
                 }
                 Ok(())
             })
@@ -189,7 +192,8 @@ impl Counter {
 
     /// Number of different pieces so far, at most (two threads may have met the same one).
     pub fn len(&self) -> usize {
-        self.own.iter().chain(&self.shards).map(|counts| lock(counts).len).sum()
+        let own: usize = self.own.iter().map(|own| lock(own).0.len).sum();
+        own + self.shards.iter().map(|shard| lock(shard).len).sum::<usize>()
     }
 
     /// Whether no piece was counted.
@@ -199,7 +203,7 @@ impl Counter {
 
     /// What all threads counted; leaves the counter empty.
     pub fn take(&self) -> WordCounts {
-        self.pool.install(|| self.own.par_iter().for_each(|own| self.hand_on(&mut lock(own))));
+        self.pool.install(|| self.own.par_iter().for_each(|own| self.hand_on(&mut lock(own).0)));
         let shards = self.shards.iter().map(|shard| std::mem::replace(&mut *lock(shard), Table::new(SHARD_BITS)));
         WordCounts { shards: shards.collect() }
     }
