@@ -1,15 +1,17 @@
 //! Counting pieces: the only pass over the text that training makes. Memory grows with the number
 //! of different pieces, not with the text and hardly with the threads.
 
+mod table;
+
 use std::fs::File;
 use std::io::Read;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 use rayon::ThreadPool;
 
+use self::table::{hash, Slot, Table};
 use crate::split::{jobs, last_safe_cut, Splitter};
 use crate::Error;
 
@@ -19,189 +21,13 @@ const READ_BYTES: usize = 1 << 23;
 /// Different words that a thread counts by itself before it hands them on.
 const OWN_WORDS: usize = 1 << 17;
 
-/// Words of up to this many bytes are their own key: a look-up reads one slot and nothing else.
-const SHORT: usize = 15;
-/// Short words looked up together.
-const KEYS: usize = 1 << 10;
-/// Last byte of the key of a longer word; that of a short one is its length plus one, so no key is 0.
-const LONG: u8 = 0xFF;
-
-type Key = [u8; 16];
-
-fn halves(key: Key) -> (u64, u64) {
-    let key = u128::from_le_bytes(key);
-    (key as u64, (key >> 64) as u64)
-}
-
-#[inline(always)]
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a ^ 0x9E37_79B9_7F4A_7C15) * u128::from(b ^ 0xD6E8_FEB8_6659_FD93);
-    (product as u64) ^ ((product >> 64) as u64)
-}
-
-fn hash_long(word: &[u8]) -> u64 {
-    word.chunks(16).fold(word.len() as u64, |state, chunk| {
-        let mut key = Key::default();
-        key[..chunk.len()].copy_from_slice(chunk);
-        let (low, high) = halves(key);
-        fold(low ^ state, high)
-    })
-}
-
-/// The key of the short word `text[place]`. Reads beyond its end where the text goes on, which is
-/// much quicker than to copy a few bytes.
-#[inline(always)]
-fn short_key(text: &[u8], place: Range<usize>) -> Key {
-    let length = place.len();
-    let bytes = match text.get(place.start..place.start + 16) {
-        Some(window) => u128::from_le_bytes(window.try_into().expect("16 bytes")) & ((1 << (8 * length)) - 1),
-        None => {
-            let mut key = Key::default();
-            key[..length].copy_from_slice(&text[place]);
-            u128::from_le_bytes(key)
-        }
-    };
-    (bytes | (length as u128 + 1) << 120).to_le_bytes()
-}
-
-#[derive(Clone, Copy, Default)]
-struct Slot {
-    /// A short word and its length, or the hash of a long one and where it stands in `long`.
-    key: Key,
-    /// 0 in an empty slot.
-    count: u64,
-}
-
-impl Slot {
-    #[inline(always)]
-    fn hash(&self) -> u64 {
-        let (low, high) = halves(self.key);
-        if self.key[15] == LONG {
-            low
-        } else {
-            fold(low, high)
-        }
-    }
-}
-
-/// Open addressing, with the slots in the order of the hashes: emptying one table into another walks
-/// through both from front to back.
-struct Table {
-    slots: Vec<Slot>,
-    /// Turns a hash into the place of a slot: left by the bits that all words here have in common,
-    /// right by those that the place has not.
-    common: u32,
-    shift: u32,
-    len: usize,
-    bytes: usize,
-    /// The long words, each behind its length.
-    long: Vec<u8>,
-}
-
-impl Table {
-    fn new(common: u32) -> Self {
-        Table { slots: vec![Slot::default(); 16], common, shift: 64 - 4, len: 0, bytes: 0, long: Vec::new() }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (&Slot, &[u8])> {
-        self.slots.iter().filter(|slot| slot.count > 0).map(|slot| {
-            if slot.key[15] != LONG {
-                return (slot, &slot.key[..usize::from(slot.key[15]) - 1]);
-            }
-            (slot, self.long_word(slot))
-        })
-    }
-
-    fn long_word(&self, slot: &Slot) -> &[u8] {
-        let start = halves(slot.key).1 & !(0xFF << 56);
-        let (length, rest) = self.long[start as usize..].split_at(4);
-        &rest[..u32::from_le_bytes(length.try_into().expect("4 bytes")) as usize]
-    }
-
-    /// Counts `text[place]` `count` times more.
-    #[inline(always)]
-    fn add(&mut self, text: &[u8], place: Range<usize>, count: u64) {
-        if place.len() > SHORT {
-            self.add_long(&text[place], count);
-        } else {
-            let bytes = place.len();
-            self.add_slot(Slot { key: short_key(text, place), count }, bytes);
-        }
-    }
-
-    #[inline(always)]
-    fn add_slot(&mut self, slot: Slot, bytes: usize) {
-        let at = self.find(slot.hash(), |other| other.key == slot.key);
-        if self.slots[at].count > 0 {
-            self.slots[at].count += slot.count;
-        } else {
-            self.insert(at, slot, bytes);
-        }
-    }
-
-    /// Counts short words once each, and empties `keys`. Nothing stands between the look-ups, so the
-    /// processor waits for many of them at the same time.
-    #[inline(never)]
-    fn add_keys(&mut self, keys: &mut Vec<Key>) {
-        for key in keys.drain(..) {
-            self.add_slot(Slot { key, count: 1 }, usize::from(key[15]) - 1);
-        }
-    }
-
-    fn add_long(&mut self, word: &[u8], count: u64) {
-        let hash = hash_long(word);
-        let at =
-            self.find(hash, |other| other.key[15] == LONG && other.hash() == hash && self.long_word(other) == word);
-        if self.slots[at].count > 0 {
-            self.slots[at].count += count;
-        } else {
-            let start = u64::from(LONG) << 56 | self.long.len() as u64;
-            self.long.extend_from_slice(&(word.len() as u32).to_le_bytes());
-            self.long.extend_from_slice(word);
-            let key = (u128::from(start) << 64 | u128::from(hash)).to_le_bytes();
-            self.insert(at, Slot { key, count }, word.len());
-        }
-    }
-
-    /// Where the word with this hash stands, or the empty slot where it belongs.
-    #[inline(always)]
-    fn find(&self, hash: u64, same: impl Fn(&Slot) -> bool) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut at = (hash << self.common >> self.shift) as usize & mask;
-        while self.slots[at].count > 0 && !same(&self.slots[at]) {
-            at = (at + 1) & mask;
-        }
-        at
-    }
-
-    #[inline(never)]
-    fn insert(&mut self, at: usize, slot: Slot, bytes: usize) {
-        self.slots[at] = slot;
-        self.len += 1;
-        self.bytes += bytes;
-        self.reserve(0);
-    }
-
-    /// Room for `more` words: two slots in three at most are taken.
-    fn reserve(&mut self, more: usize) {
-        let mut size = self.slots.len();
-        while (self.len + more) * 3 > size * 2 {
-            size *= 2;
-        }
-        if size > self.slots.len() {
-            let old = std::mem::replace(&mut self.slots, vec![Slot::default(); size]);
-            self.shift = 64 - size.trailing_zeros();
-            for slot in old.into_iter().filter(|slot| slot.count > 0) {
-                let at = self.find(slot.hash(), |_| false);
-                self.slots[at] = slot;
-            }
-        }
-    }
-}
-
 /// Tables by the upper bits of the hash: each grows on its own, so that growing never needs the whole
 /// once more.
 const SHARD_BITS: u32 = 6;
+
+fn shard_of(hash: u64) -> usize {
+    (hash >> (64 - SHARD_BITS)) as usize
+}
 
 /// A multiset of byte strings.
 pub struct WordCounts {
@@ -237,13 +63,8 @@ impl WordCounts {
 
     /// Counts `word` `count` times more.
     pub fn add(&mut self, word: &[u8], count: u64) {
-        let hash = if word.len() > SHORT {
-            hash_long(word)
-        } else {
-            Slot { key: short_key(word, 0..word.len()), count }.hash()
-        };
         if count > 0 {
-            self.shards[(hash >> (64 - SHARD_BITS)) as usize].add(word, 0..word.len(), count);
+            self.shards[shard_of(hash(word))].add(word, 0..word.len(), count);
         }
     }
 }
@@ -252,9 +73,10 @@ impl WordCounts {
 pub struct Counter {
     splitter: Splitter,
     pool: Arc<ThreadPool>,
-    /// One per thread, small enough to stay in its cache: threads meet only when they hand on what
-    /// they counted, and a word that all of them met is held once.
-    own: Vec<Mutex<Table>>,
+    /// One small table per thread: threads meet only when they hand on what they counted, and a word
+    /// that all of them met is held once. And one splitter, for a regex that threads share makes them
+    /// wait for each other at every match.
+    own: Vec<Mutex<(Table, Splitter)>>,
     shards: Vec<Mutex<Table>>,
 }
 
@@ -265,7 +87,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Counter {
     /// A counter without counts.
     pub fn new(splitter: Splitter, pool: Arc<ThreadPool>) -> Self {
-        let own = (0..pool.current_num_threads()).map(|_| Mutex::new(Table::new(0))).collect();
+        let another = || Splitter::new(splitter.pattern()).expect("it compiled before");
+        let own = (0..pool.current_num_threads()).map(|_| Mutex::new((Table::new(0), another()))).collect();
         let shards = WordCounts::default().shards.into_iter().map(Mutex::new).collect();
         Counter { splitter, pool, own, shards }
     }
@@ -276,24 +99,16 @@ impl Counter {
         self.pool.install(|| {
             jobs.par_iter().with_max_len(1).try_for_each(|job| {
                 let mut own = lock(&self.own[rayon::current_thread_index().unwrap_or(0)]);
-                let mut keys = Vec::with_capacity(KEYS);
+                let (own, splitter) = &mut *own;
                 for (_, text) in job {
                     let mut start = 0;
-                    self.splitter.for_each(text, |piece| {
-                        if piece.len() > SHORT {
-                            own.add_long(piece, 1);
-                        } else {
-                            keys.push(short_key(text.as_bytes(), start..start + piece.len()));
-                            if keys.len() == KEYS {
-                                own.add_keys(&mut keys);
-                            }
-                        }
+                    splitter.for_each(text, |piece| {
+                        own.add(text.as_bytes(), start..start + piece.len(), 1);
                         start += piece.len(); // the pieces cover the text
                     })?;
                 }
-                own.add_keys(&mut keys);
                 if own.len >= OWN_WORDS {
-                    self.hand_on(&mut own);
+                    self.hand_on(own);
                 }
                 Ok(())
             })
@@ -304,19 +119,15 @@ impl Counter {
     fn hand_on(&self, own: &mut Table) {
         let own = std::mem::replace(own, Table::new(0));
         let mut words = own.iter().peekable();
-        let of = |slot: &Slot| (slot.hash() >> (64 - SHARD_BITS)) as usize;
+        let of = |slot: &Slot| shard_of(slot.hash());
         while let Some((first, _)) = words.peek() {
             let index = of(first);
             let mut shard = lock(&self.shards[index]);
-            // In the order of the hashes, the front of a table would fill up before the rest makes it
-            // grow.
+            // Before the words come: they come in the order of the slots, and would crowd the front of
+            // a table that grows when it is full on average.
             shard.reserve(own.len >> SHARD_BITS);
             while let Some((slot, word)) = words.next_if(|(slot, _)| of(slot) == index) {
-                if slot.key[15] == LONG {
-                    shard.add_long(word, slot.count);
-                } else {
-                    shard.add_slot(*slot, word.len());
-                }
+                shard.add_from(slot, word);
             }
         }
     }
@@ -381,7 +192,8 @@ impl Counter {
 
     /// Number of different pieces so far, at most (two threads may have met the same one).
     pub fn len(&self) -> usize {
-        self.own.iter().chain(&self.shards).map(|counts| lock(counts).len).sum()
+        let own: usize = self.own.iter().map(|own| lock(own).0.len).sum();
+        own + self.shards.iter().map(|shard| lock(shard).len).sum::<usize>()
     }
 
     /// Whether no piece was counted.
@@ -391,7 +203,7 @@ impl Counter {
 
     /// What all threads counted; leaves the counter empty.
     pub fn take(&self) -> WordCounts {
-        self.pool.install(|| self.own.par_iter().for_each(|own| self.hand_on(&mut lock(own))));
+        self.pool.install(|| self.own.par_iter().for_each(|own| self.hand_on(&mut lock(own).0)));
         let shards = self.shards.iter().map(|shard| std::mem::replace(&mut *lock(shard), Table::new(SHARD_BITS)));
         WordCounts { shards: shards.collect() }
     }
@@ -449,7 +261,7 @@ mod tests {
         let mut alone = WordCounts::default();
         text.split_inclusive(' ').for_each(|word| alone.add(word.as_bytes(), 1));
         assert!(counted(&alone) == oracle);
-        assert_eq!(alone.bytes(), oracle.keys().map(Vec::len).sum());
+        assert_eq!(alone.bytes(), oracle.keys().map(Vec::len).sum::<usize>());
         let counter = Counter::new(Splitter::new(r"\S+ ").unwrap(), crate::pool(2));
         let cuts: Vec<&str> = text.split_inclusive('\n').flat_map(|line| line.split_inclusive("7 ")).collect();
         counter.add(&cuts).unwrap();

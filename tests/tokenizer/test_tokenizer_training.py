@@ -54,7 +54,7 @@ def test_parquet_gives_what_its_texts_give(kind, tmp_path):
     assert Tokenizer.train([path, *(text for text in ROWS if text)], vocab_size=400).merges == expected.merges
 
 
-@pytest.mark.parametrize("start, end", [(0, 3002), (1, 2), (2, 2), (17, 900), (3001, 3003)])
+@pytest.mark.parametrize(("start", "end"), [(0, 3002), (1, 2), (2, 2), (17, 900), (3001, 3003)])
 def test_buffers_of_a_slice(start, end):
     column = pyarrow.array(ROWS).slice(start, end - start)
     data, offsets = sources._buffers(column)
