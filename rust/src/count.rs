@@ -64,7 +64,7 @@ impl WordCounts {
     /// Counts `word` `count` times more.
     pub fn add(&mut self, word: &[u8], count: u64) {
         if count > 0 {
-            self.shards[shard_of(hash(word))].add(word, 0..word.len(), count);
+            self.shards[shard_of(hash(word))].add(word, word.len(), count);
         }
     }
 }
@@ -87,8 +87,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Counter {
     /// A counter without counts.
     pub fn new(splitter: Splitter, pool: Arc<ThreadPool>) -> Self {
-        let another = || Splitter::new(splitter.pattern()).expect("it compiled before");
-        let own = (0..pool.current_num_threads()).map(|_| Mutex::new((Table::new(0), another()))).collect();
+        let own = (0..pool.current_num_threads()).map(|_| Mutex::new((Table::new(0), splitter.another()))).collect();
         let shards = WordCounts::default().shards.into_iter().map(Mutex::new).collect();
         Counter { splitter, pool, own, shards }
     }
@@ -101,11 +100,7 @@ impl Counter {
                 let mut own = lock(&self.own[rayon::current_thread_index().unwrap_or(0)]);
                 let (own, splitter) = &mut *own;
                 for (_, text) in job {
-                    let mut start = 0;
-                    splitter.for_each(text, |piece| {
-                        own.add(text.as_bytes(), start..start + piece.len(), 1);
-                        start += piece.len(); // the pieces cover the text
-                    })?;
+                    splitter.for_each_in_place(text, |rest, length| own.add(rest, length, 1))?;
                 }
                 if own.len >= OWN_WORDS {
                     self.hand_on(own);

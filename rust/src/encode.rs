@@ -45,17 +45,25 @@ const UNREACHED: u64 = u64::MAX;
 
 /// What one thread needs while it encodes; kept between calls.
 struct Worker {
+    splitter: Splitter,
+    caches: Caches,
+}
+
+struct Caches {
     few: Vec<[Few; 2]>,
     more: Vec<More>,
     scratch: Scratch,
 }
 
 impl Worker {
-    fn new() -> Self {
+    fn new(splitter: Splitter) -> Self {
         Worker {
-            few: vec![[Few::default(); 2]; 1 << FEW_BITS],
-            more: vec![More::default(); 1 << MORE_BITS],
-            scratch: Scratch::default(),
+            splitter,
+            caches: Caches {
+                few: vec![[Few::default(); 2]; 1 << FEW_BITS],
+                more: vec![More::default(); 1 << MORE_BITS],
+                scratch: Scratch::default(),
+            },
         }
     }
 }
@@ -190,7 +198,7 @@ impl Encoder {
     fn with_worker<R>(&self, work: impl FnOnce(&mut Worker) -> R) -> R {
         let lock = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = lock().pop();
-        let mut worker = kept.unwrap_or_else(Worker::new);
+        let mut worker = kept.unwrap_or_else(|| Worker::new(self.splitter.another()));
         let result = work(&mut worker);
         lock().push(worker);
         result
@@ -198,21 +206,22 @@ impl Encoder {
 
     #[inline]
     fn encode_into(&self, text: &str, worker: &mut Worker, ids: &mut Vec<u32>) -> Result<(), Error> {
+        let Worker { splitter, caches } = worker;
         let mut longest = 0;
-        self.splitter.for_each_in_place(text, |rest, length| {
+        splitter.for_each_in_place(text, |rest, length| {
             if length > Key::BYTES {
                 longest = longest.max(length);
-                return self.encode_piece(&rest[..length], worker, ids);
+                return self.encode_piece(&rest[..length], caches, ids);
             }
             let key = Key::of(rest, length);
             let slot = (key.hash() >> (64 - FEW_BITS)) as usize;
-            let found = &worker.few[slot];
+            let found = &caches.few[slot];
             let found = if found[0].key == key { &found[0] } else { &found[1] };
             if found.key == key {
                 ids.extend_from_slice(&found.ids);
                 ids.truncate(ids.len() - found.unused as usize);
             } else {
-                self.encode_new(&rest[..length], key, slot, worker, ids);
+                self.encode_new(&rest[..length], key, slot, caches, ids);
             }
         })?;
         if longest > crate::MAX_BYTES {
@@ -223,35 +232,35 @@ impl Encoder {
 
     /// Encodes a short piece and keeps its ids, if they are few.
     #[inline(never)]
-    fn encode_new(&self, piece: &[u8], key: Key, slot: usize, worker: &mut Worker, ids: &mut Vec<u32>) {
+    fn encode_new(&self, piece: &[u8], key: Key, slot: usize, caches: &mut Caches, ids: &mut Vec<u32>) {
         let before = ids.len();
-        self.encode_piece(piece, worker, ids);
+        self.encode_piece(piece, caches, ids);
         let new = &ids[before..];
         if new.len() <= FEW_IDS {
             let mut entry = Few { key, unused: (FEW_IDS - new.len()) as u32, ..Few::default() };
             entry.ids[..new.len()].copy_from_slice(new);
-            worker.few[slot] = [entry, worker.few[slot][0]];
+            caches.few[slot] = [entry, caches.few[slot][0]];
         }
     }
 
-    fn encode_piece(&self, piece: &[u8], worker: &mut Worker, ids: &mut Vec<u32>) {
+    fn encode_piece(&self, piece: &[u8], caches: &mut Caches, ids: &mut Vec<u32>) {
         let hash = hash_bytes(piece);
         if let Ok(id) = self.find_whole(piece, hash) {
             return ids.push(id);
         }
         if piece.len() > MORE_BYTES {
             if piece.len() <= crate::MAX_BYTES {
-                self.vocabulary.merge(piece, &mut worker.scratch, ids);
+                self.vocabulary.merge(piece, &mut caches.scratch, ids);
             }
             return;
         }
         // The lower bits already chose the slot in the table of tokens; these are independent of them.
-        let entry = &mut worker.more[(hash >> 32) as usize % (1 << MORE_BITS)];
+        let entry = &mut caches.more[(hash >> 32) as usize % (1 << MORE_BITS)];
         if usize::from(entry.length) == piece.len() && entry.piece[..piece.len()] == *piece {
             return ids.extend_from_slice(&entry.ids[..usize::from(entry.count)]);
         }
         let before = ids.len();
-        self.vocabulary.merge(piece, &mut worker.scratch, ids);
+        self.vocabulary.merge(piece, &mut caches.scratch, ids);
         let new = &ids[before..];
         if new.len() <= MORE_IDS {
             entry.ids[..new.len()].copy_from_slice(new);

@@ -57,33 +57,57 @@ pub fn hash_pair(pair: u64) -> u64 {
     fold(pair ^ K1, K0)
 }
 
-/// Up to 15 bytes and their number in two words: compared and hashed without a loop.
+/// Up to 15 bytes and behind them their number: compared and hashed without a loop.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct Key([u64; 2]);
+pub struct Key([u8; 16]);
 
 impl Key {
     /// Most bytes that a key holds.
     pub const BYTES: usize = 15;
 
-    /// The key of the first `length` bytes (1 to 15) of `rest`. What follows them makes it quick: 16
-    /// bytes are one load.
+    /// The key of the first `length` bytes of `rest`. Where enough follows them, 16 bytes are one load,
+    /// which is much quicker than to copy a few.
     #[inline(always)]
     pub fn of(rest: &[u8], length: usize) -> Self {
-        let word = if let Some(chunk) = rest.first_chunk::<16>() {
-            u128::from_le_bytes(*chunk)
+        let bytes = if let Some(chunk) = rest.first_chunk::<16>() {
+            u128::from_le_bytes(*chunk) & ((1 << (8 * length)) - 1)
         } else {
             let mut chunk = [0; 16];
             chunk[..length].copy_from_slice(&rest[..length]);
             u128::from_le_bytes(chunk)
         };
-        let word = word & ((1 << (8 * length)) - 1);
-        Key([word as u64, (word >> 64) as u64 | (length as u64) << 56])
+        Key((bytes | (length as u128) << 120).to_le_bytes())
+    }
+
+    /// A key that says something else than bytes: two words, and a last byte above all lengths.
+    pub fn other(low: u64, high: u64) -> Self {
+        Key((u128::from(low) | u128::from(high) << 64 | 0xFF << 120).to_le_bytes())
+    }
+
+    /// The two words of a key made by [`Key::other`], the second without its last byte.
+    #[inline(always)]
+    pub fn as_other(&self) -> Option<(u64, u64)> {
+        let (low, high) = self.words();
+        (self.0[15] == 0xFF).then_some((low, high & !(0xFF << 56)))
+    }
+
+    /// The bytes.
+    #[inline(always)]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0[..usize::from(self.0[15])]
+    }
+
+    #[inline(always)]
+    fn words(&self) -> (u64, u64) {
+        let both = u128::from_le_bytes(self.0);
+        (both as u64, (both >> 64) as u64)
     }
 
     /// Its hash; the upper bits are the best.
     #[inline(always)]
     pub fn hash(self) -> u64 {
-        fold(self.0[0] ^ K0, self.0[1] ^ K1)
+        let (low, high) = self.words();
+        fold(low ^ K0, high ^ K1)
     }
 }
 

@@ -77,6 +77,11 @@ impl Splitter {
         Ok(Splitter { pattern: pattern.to_string(), kind: Kind::Regex(Box::new(compiled)) })
     }
 
+    /// The same pattern for another thread: threads that share a regex wait for each other at every match.
+    pub fn another(&self) -> Self {
+        Self::new(&self.pattern).expect("it compiled before")
+    }
+
     /// The pattern as a regex.
     pub fn pattern(&self) -> &str {
         &self.pattern

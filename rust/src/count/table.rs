@@ -1,57 +1,14 @@
 //! The table that words are counted in: one look at one slot for a short word.
 
-use std::ops::Range;
-
-/// Words of up to this many bytes are their own key: a look-up reads one slot and nothing else.
-const SHORT: usize = 15;
-/// Last byte of the key of a longer word; that of a short one is its length plus one, so no key is 0.
-const LONG: u8 = 0xFF;
-
-type Key = [u8; 16];
-
-fn halves(key: Key) -> (u64, u64) {
-    let key = u128::from_le_bytes(key);
-    (key as u64, (key >> 64) as u64)
-}
-
-#[inline(always)]
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a ^ 0x9E37_79B9_7F4A_7C15) * u128::from(b ^ 0xD6E8_FEB8_6659_FD93);
-    (product as u64) ^ ((product >> 64) as u64)
-}
-
-fn hash_long(word: &[u8]) -> u64 {
-    word.chunks(16).fold(word.len() as u64, |state, chunk| {
-        let mut key = Key::default();
-        key[..chunk.len()].copy_from_slice(chunk);
-        let (low, high) = halves(key);
-        fold(low ^ state, high)
-    })
-}
+use crate::hash::{hash_bytes, Key};
 
 /// The hash that a table orders `word` by.
 pub fn hash(word: &[u8]) -> u64 {
-    if word.len() > SHORT {
-        hash_long(word)
+    if word.len() > Key::BYTES {
+        hash_bytes(word)
     } else {
-        Slot { key: short_key(word, 0..word.len()), count: 0 }.hash()
+        Key::of(word, word.len()).hash()
     }
-}
-
-/// The key of the short word `text[place]`. Reads beyond its end where the text goes on, which is
-/// much quicker than to copy a few bytes.
-#[inline(always)]
-fn short_key(text: &[u8], place: Range<usize>) -> Key {
-    let length = place.len();
-    let bytes = match text.get(place.start..place.start + 16) {
-        Some(window) => u128::from_le_bytes(window.try_into().expect("16 bytes")) & ((1 << (8 * length)) - 1),
-        None => {
-            let mut key = Key::default();
-            key[..length].copy_from_slice(&text[place]);
-            u128::from_le_bytes(key)
-        }
-    };
-    (bytes | (length as u128 + 1) << 120).to_le_bytes()
 }
 
 /// A word and its count.
@@ -66,11 +23,9 @@ pub struct Slot {
 impl Slot {
     #[inline(always)]
     pub fn hash(&self) -> u64 {
-        let (low, high) = halves(self.key);
-        if self.key[15] == LONG {
-            low
-        } else {
-            fold(low, high)
+        match self.key.as_other() {
+            Some((hash, _)) => hash,
+            None => self.key.hash(),
         }
     }
 }
@@ -98,33 +53,32 @@ impl Table {
     /// Each word, about in the order of the hashes.
     pub fn iter(&self) -> impl Iterator<Item = (&Slot, &[u8])> {
         self.slots.iter().filter(|slot| slot.count > 0).map(|slot| {
-            if slot.key[15] != LONG {
-                return (slot, &slot.key[..usize::from(slot.key[15]) - 1]);
-            }
-            (slot, self.long_word(slot))
+            let word = match slot.key.as_other() {
+                Some((_, start)) => self.long_word(start),
+                None => slot.key.bytes(),
+            };
+            (slot, word)
         })
     }
 
-    fn long_word(&self, slot: &Slot) -> &[u8] {
-        let start = halves(slot.key).1 & !(0xFF << 56);
+    fn long_word(&self, start: u64) -> &[u8] {
         let (length, rest) = self.long[start as usize..].split_at(4);
         &rest[..u32::from_le_bytes(length.try_into().expect("4 bytes")) as usize]
     }
 
-    /// Counts `text[place]` `count` times more.
+    /// Counts the word in the first `length` bytes of `rest` `count` times more.
     #[inline(always)]
-    pub fn add(&mut self, text: &[u8], place: Range<usize>, count: u64) {
-        if place.len() > SHORT {
-            self.add_long(&text[place], count);
+    pub fn add(&mut self, rest: &[u8], length: usize, count: u64) {
+        if length > Key::BYTES {
+            self.add_long(&rest[..length], count);
         } else {
-            let bytes = place.len();
-            self.add_slot(Slot { key: short_key(text, place), count }, bytes);
+            self.add_slot(Slot { key: Key::of(rest, length), count }, length);
         }
     }
 
     /// Counts a word of another table as often as that did.
     pub fn add_from(&mut self, slot: &Slot, word: &[u8]) {
-        if slot.key[15] == LONG {
+        if slot.key.as_other().is_some() {
             self.add_long(word, slot.count);
         } else {
             self.add_slot(*slot, word.len());
@@ -142,16 +96,16 @@ impl Table {
     }
 
     fn add_long(&mut self, word: &[u8], count: u64) {
-        let hash = hash_long(word);
-        let at =
-            self.find(hash, |other| other.key[15] == LONG && other.hash() == hash && self.long_word(other) == word);
+        let hash = hash_bytes(word);
+        let at = self.find(hash, |other| {
+            other.key.as_other().is_some_and(|(same, start)| same == hash && self.long_word(start) == word)
+        });
         if self.slots[at].count > 0 {
             self.slots[at].count += count;
         } else {
-            let start = u64::from(LONG) << 56 | self.long.len() as u64;
+            let key = Key::other(hash, self.long.len() as u64);
             self.long.extend_from_slice(&(word.len() as u32).to_le_bytes());
             self.long.extend_from_slice(word);
-            let key = (u128::from(start) << 64 | u128::from(hash)).to_le_bytes();
             self.insert(at, Slot { key, count }, word.len());
         }
     }
