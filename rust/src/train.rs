@@ -131,6 +131,7 @@ impl Trainer {
                     break;
                 }
                 self.floor = (self.floor / FLOOR_STEP).max(1);
+                self.compact();
                 self.list_pairs();
                 continue;
             };
@@ -173,9 +174,8 @@ impl Trainer {
         self.lengths.fill(1);
     }
 
-    /// Lists all pairs whose count reaches the floor.
+    /// Lists all pairs whose count reaches the floor. Each token has one slot.
     fn list_pairs(&mut self) {
-        self.compact();
         self.index = PairTable::with_capacity(0);
         self.pairs = Vec::new();
         let Trainer { symbols, weights, floor, index, pairs, .. } = self;
@@ -193,28 +193,22 @@ impl Trainer {
             let sum = &mut sums[sum_of(pair)];
             *sum = sum.saturating_add(weights[place]);
         }
-        let candidates = || all().filter(|&(_, pair)| i64::from(sums[sum_of(pair)]) >= *floor);
-        let mut sizes: Vec<u32> = Vec::new();
-        for (place, pair) in candidates() {
+        let mut keys = Vec::new();
+        for (place, pair) in all().filter(|&(_, pair)| i64::from(sums[sum_of(pair)]) >= *floor) {
             let number = index.get_or_insert_with(pair, || pairs.len() as u32) as usize;
             if number == pairs.len() {
                 pairs.push(Pair::default());
-                sizes.push(0);
+                keys.push(Reverse(pair));
             }
             pairs[number].count += i64::from(weights[place]);
-            sizes[number] += 1;
+            pairs[number].places.push(place as u32);
         }
-        for (pair, &size) in pairs.iter_mut().zip(&sizes).filter(|(pair, _)| pair.count >= *floor) {
-            pair.places.reserve_exact(size as usize);
-        }
-        for (place, pair) in candidates() {
-            let number = index.get(pair).expect("all candidates are in it");
-            let listed = &mut pairs[number as usize];
-            if listed.count >= *floor {
-                if listed.places.is_empty() {
-                    self.heap.push((listed.count, Reverse(pair), number));
-                }
-                listed.places.push(place as u32);
+        for ((pair, key), number) in pairs.iter_mut().zip(keys).zip(0..) {
+            if pair.count >= *floor {
+                pair.places.shrink_to_fit();
+                self.heap.push((pair.count, key, number));
+            } else {
+                pair.places = Vec::new();
             }
         }
     }
