@@ -103,6 +103,7 @@ impl Vocabulary {
             let gone = usize::from(after[place]);
             let next = usize::from(after[gone]);
             tokens[place] = merged;
+            tokens[gone] = NONE;
             keys[gone] = i32::MAX;
             after[place] = next as u16;
             keys[place] = if next < count {
@@ -116,11 +117,15 @@ impl Vocabulary {
                 keys[left] = key(self.rank(tokens[left], merged), left);
             }
         }
-        let mut place = 0;
-        while place < count {
-            ids.push(tokens[place]);
-            place = usize::from(after[place]);
+        // Without a branch or a chain from token to token: each is written, and those that are gone are
+        // written over.
+        let mut end = ids.len();
+        ids.resize(end + count, 0);
+        for &token in &tokens[..count] {
+            ids[end] = token;
+            end += usize::from(token != NONE);
         }
+        ids.truncate(end);
     }
 
     /// With a heap of rank and place: `n log n` in the length, which may be of any bytes.
