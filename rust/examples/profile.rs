@@ -6,7 +6,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use nutshell_bpe::{formats, Encoder, Splitter, WordCounts};
+use nutshell_bpe::{formats, pool, Counter, Encoder, Splitter};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -43,10 +43,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         splitter.for_each(text, |piece| sum += piece.len()).expect("it did before");
         black_box(sum);
     });
-    report("split and count (first of training)", &|| {
-        let mut counts = WordCounts::default();
-        splitter.for_each(text, |piece| counts.add(piece, 1)).expect("it did before");
-        black_box(counts.len());
+    report("split and count (training)", &|| {
+        let counter = Counter::new(splitter.another(), pool(1));
+        counter.add(&[text]).expect("it did before");
+        black_box(counter.len());
     });
     report("encode", &|| drop(black_box(encoder.encode(text))));
     report("decode", &|| drop(black_box(encoder.decode(&ids))));

@@ -100,7 +100,7 @@ impl Counter {
                 let mut own = lock(&self.own[rayon::current_thread_index().unwrap_or(0)]);
                 let (own, splitter) = &mut *own;
                 for (_, text) in job {
-                    splitter.for_each_in_place(text, |rest, length| own.add(rest, length, 1))?;
+                    splitter.for_each_in_place(text, |rest: &[u8], length: usize| own.add(rest, length, 1))?;
                 }
                 if own.len >= OWN_WORDS {
                     self.hand_on(own);

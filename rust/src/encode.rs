@@ -7,7 +7,7 @@ use rayon::ThreadPool;
 
 use crate::hash::{hash_bytes, Key};
 use crate::merge::Scratch;
-use crate::split::{jobs, Splitter};
+use crate::split::{jobs, Splitter, Visit};
 use crate::vocabulary::Vocabulary;
 use crate::{Definition, Error};
 
@@ -204,26 +204,10 @@ impl Encoder {
         result
     }
 
-    #[inline]
     fn encode_into(&self, text: &str, worker: &mut Worker, ids: &mut Vec<u32>) -> Result<(), Error> {
-        let Worker { splitter, caches } = worker;
         let mut longest = 0;
-        splitter.for_each_in_place(text, |rest, length| {
-            if length > Key::BYTES {
-                longest = longest.max(length);
-                return self.encode_piece(&rest[..length], caches, ids);
-            }
-            let key = Key::of(rest, length);
-            let slot = (key.hash() >> (64 - FEW_BITS)) as usize;
-            let found = &caches.few[slot];
-            let found = if found[0].key == key { &found[0] } else { &found[1] };
-            if found.key == key {
-                ids.extend_from_slice(&found.ids);
-                ids.truncate(ids.len() - found.unused as usize);
-            } else {
-                self.encode_new(&rest[..length], key, slot, caches, ids);
-            }
-        })?;
+        let Worker { splitter, caches } = worker;
+        splitter.for_each_in_place(text, Encoding { encoder: self, caches, ids, longest: &mut longest })?;
         if longest > crate::MAX_BYTES {
             return Err(Error::TooLong { what: "a piece of text", bytes: longest });
         }
@@ -243,6 +227,7 @@ impl Encoder {
         }
     }
 
+    #[inline(never)]
     fn encode_piece(&self, piece: &[u8], caches: &mut Caches, ids: &mut Vec<u32>) {
         let hash = hash_bytes(piece);
         if let Ok(id) = self.find_whole(piece, hash) {
@@ -287,6 +272,36 @@ impl Encoder {
                 }
             }
             at = (at + 1) & mask;
+        }
+    }
+}
+
+/// Encoding as what is done with each piece of a text.
+struct Encoding<'e> {
+    encoder: &'e Encoder,
+    caches: &'e mut Caches,
+    ids: &'e mut Vec<u32>,
+    /// Bytes of the longest piece that is not short.
+    longest: &'e mut usize,
+}
+
+impl<'t> Visit<'t> for Encoding<'_> {
+    #[inline(always)]
+    fn piece(&mut self, rest: &'t [u8], length: usize) {
+        let Encoding { encoder, caches, ids, longest } = self;
+        if length > Key::BYTES {
+            **longest = length.max(**longest);
+            return encoder.encode_piece(&rest[..length], caches, ids);
+        }
+        let key = Key::of(rest, length);
+        let slot = (key.hash() >> (64 - FEW_BITS)) as usize;
+        let found = &caches.few[slot];
+        let found = if found[0].key == key { &found[0] } else { &found[1] };
+        if found.key == key {
+            ids.extend_from_slice(&found.ids);
+            ids.truncate(ids.len() - found.unused as usize);
+        } else {
+            encoder.encode_new(&rest[..length], key, slot, caches, ids);
         }
     }
 }

@@ -39,6 +39,19 @@ enum Kind {
     Regex(Box<fancy_regex::Regex>),
 }
 
+/// What is done with each piece. A closure will do; a type of its own can ask to be inlined.
+pub(crate) trait Visit<'t> {
+    /// Takes the piece in the first `length` bytes of `rest`.
+    fn piece(&mut self, rest: &'t [u8], length: usize);
+}
+
+impl<'t, F: FnMut(&'t [u8], usize)> Visit<'t> for F {
+    #[inline(always)]
+    fn piece(&mut self, rest: &'t [u8], length: usize) {
+        self(rest, length);
+    }
+}
+
 /// A compiled split pattern.
 #[derive(Debug)]
 pub struct Splitter {
@@ -96,24 +109,20 @@ impl Splitter {
     /// leaves out between two matches is a piece by itself (as in Hugging Face's `Split`).
     #[inline]
     pub fn for_each<'t>(&self, text: &'t str, mut piece: impl FnMut(&'t [u8])) -> Result<(), Error> {
-        self.for_each_in_place(text, |rest, length| piece(&rest[..length]))
+        self.for_each_in_place(text, |rest: &'t [u8], length: usize| piece(&rest[..length]))
     }
 
     /// As [`Splitter::for_each`], with each piece given as its length and the text from its start on.
     #[inline]
-    pub(crate) fn for_each_in_place<'t>(
-        &self,
-        text: &'t str,
-        mut piece: impl FnMut(&'t [u8], usize),
-    ) -> Result<(), Error> {
+    pub(crate) fn for_each_in_place<'t>(&self, text: &'t str, mut visitor: impl Visit<'t>) -> Result<(), Error> {
         let bytes = text.as_bytes();
         match &self.kind {
-            Kind::Nanochat => scan::<Gpt4<2, false>>(bytes, piece),
-            Kind::Gpt2 => scan::<Gpt2>(bytes, piece),
-            Kind::Cl100k => scan::<Gpt4<3, true>>(bytes, piece),
-            Kind::Llama3 => scan::<Gpt4<3, false>>(bytes, piece),
-            Kind::Qwen2 => scan::<Gpt4<1, false>>(bytes, piece),
-            Kind::O200k => scan::<O200k>(bytes, piece),
+            Kind::Nanochat => scan::<Gpt4<2, false>>(bytes, visitor),
+            Kind::Gpt2 => scan::<Gpt2>(bytes, visitor),
+            Kind::Cl100k => scan::<Gpt4<3, true>>(bytes, visitor),
+            Kind::Llama3 => scan::<Gpt4<3, false>>(bytes, visitor),
+            Kind::Qwen2 => scan::<Gpt4<1, false>>(bytes, visitor),
+            Kind::O200k => scan::<O200k>(bytes, visitor),
             Kind::Regex(regex) => {
                 let mut done = 0;
                 for found in regex.find_iter(text) {
@@ -124,13 +133,13 @@ impl Splitter {
                     })?;
                     for (start, end) in [(done, found.start()), (found.start(), found.end())] {
                         if start < end {
-                            piece(&bytes[start..], end - start);
+                            visitor.piece(&bytes[start..], end - start);
                         }
                     }
                     done = found.end();
                 }
                 if done < text.len() {
-                    piece(&bytes[done..], bytes.len() - done);
+                    visitor.piece(&bytes[done..], bytes.len() - done);
                 }
             }
         }
@@ -139,12 +148,12 @@ impl Splitter {
 }
 
 #[inline(always)]
-fn scan<'t, S: Scan>(bytes: &'t [u8], mut piece: impl FnMut(&'t [u8], usize)) {
+fn scan<'t, S: Scan>(bytes: &'t [u8], mut visitor: impl Visit<'t>) {
     let kinds = Kinds::get();
     let mut at = 0;
     while at < bytes.len() {
         let end = S::end(kinds, bytes, at);
-        piece(&bytes[at..], end - at);
+        visitor.piece(&bytes[at..], end - at);
         at = end;
     }
 }
