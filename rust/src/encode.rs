@@ -52,7 +52,7 @@ struct Worker {
 struct Caches {
     few: Vec<[Few; 2]>,
     more: Vec<More>,
-    scratch: Scratch,
+    scratch: Box<Scratch>,
 }
 
 impl Worker {
@@ -62,7 +62,7 @@ impl Worker {
             caches: Caches {
                 few: vec![[Few::default(); 2]; 1 << FEW_BITS],
                 more: vec![More::default(); 1 << MORE_BITS],
-                scratch: Scratch::default(),
+                scratch: Box::default(),
             },
         }
     }

@@ -43,11 +43,7 @@ impl Default for Scratch {
 
 #[inline(always)]
 fn key(rank: u32, place: usize) -> i32 {
-    if rank == NONE {
-        i32::MAX
-    } else {
-        (rank << PLACE_BITS) as i32 | place as i32
-    }
+    (rank << PLACE_BITS) as i32 | place as i32
 }
 
 /// The lower of each two keys, side by side.
@@ -95,7 +91,7 @@ impl Vocabulary {
         loop {
             let lowest = keys[..lanes].chunks_exact(LANES).fold([i32::MAX; LANES], least);
             let lowest = lowest.into_iter().fold(i32::MAX, i32::min);
-            if lowest == i32::MAX {
+            if lowest >= key(NONE, 0) {
                 break;
             }
             let place = lowest as usize % SHORT;

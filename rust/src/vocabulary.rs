@@ -4,8 +4,8 @@ use crate::definition::{Merge, MAX_TOKEN_BYTES};
 use crate::hash::{RankTable, MAX_ID};
 use crate::{Definition, Error};
 
-/// Stands for "no merge", above every rank.
-pub const NONE: u32 = u32::MAX;
+/// Stands for "no merge": above every rank, and with a place behind it still a positive `i32`.
+pub const NONE: u32 = (1 << 23) - 1;
 /// Bytes that [`Vocabulary::decode`] copies at once: longer than nearly all tokens.
 const CHUNK: usize = 16;
 
