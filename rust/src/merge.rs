@@ -21,8 +21,9 @@ const MEDIUM: usize = 4096;
 pub struct Scratch {
     characters: Characters,
     tokens: [u32; SHORT + SLACK],
-    /// `rank << PLACE_BITS | place` of the pair that starts at each place, or [`i32::MAX`]: the lowest
-    /// one says at once what merges and where. Signed, because the oldest vector units compare only such.
+    /// `rank << PLACE_BITS | place` of the pair that starts at each place, or more than any where there is
+    /// none: the lowest says at once what merges and where. Signed, because the oldest vector units
+    /// compare only such.
     keys: [i32; SHORT],
     /// Places of the neighbours.
     before: [u16; SHORT],
