@@ -8,6 +8,7 @@ use rayon::ThreadPool;
 use crate::hash::{hash_bytes, Key};
 use crate::merge::Scratch;
 use crate::split::{jobs, Splitter, Visit};
+use crate::table::Table;
 use crate::vocabulary::Vocabulary;
 use crate::{Definition, Error};
 
@@ -39,9 +40,6 @@ struct More {
     length: u8,
     count: u8,
 }
-
-/// A slot of the table of tokens whose token is out of reach: no id, but no end of the search either.
-const UNREACHED: u64 = u64::MAX;
 
 /// What one thread needs while it encodes; kept between calls.
 struct Worker {
@@ -80,8 +78,8 @@ pub struct Batch {
 pub struct Encoder {
     splitter: Splitter,
     vocabulary: Vocabulary,
-    /// Tokens by their bytes: `hash's upper half << 32 | id + 1`, or 0.
-    whole: Vec<u64>,
+    /// The ids of tokens by their bytes.
+    whole: Table,
     idle: Mutex<Vec<Worker>>,
 }
 
@@ -98,7 +96,7 @@ impl Encoder {
 
     fn build(splitter: Splitter, definition: &Definition) -> Result<Self, Error> {
         let vocabulary = Vocabulary::new(definition)?;
-        let whole = vec![0; (vocabulary.size() * 4).next_power_of_two()];
+        let whole = Table::with_capacity(vocabulary.size() * 2); // sparse: pieces that are no token end their search soon
         let mut encoder = Encoder { splitter, vocabulary, whole, idle: Mutex::default() };
         encoder.index_whole_tokens(definition)?;
         Ok(encoder)
@@ -108,20 +106,17 @@ impl Encoder {
     /// reaches (not one that [`crate::train`] learned); those stay out, so that the short cut changes
     /// no result, unless the tokenizer's own rule is to take whole tokens first.
     fn index_whole_tokens(&mut self, definition: &Definition) -> Result<(), Error> {
-        let reached = if definition.whole_first { None } else { Some(self.vocabulary.reached(&definition.merges)) };
+        let reached = match definition.whole_first {
+            true => vec![true; self.size()],
+            false => self.vocabulary.reached(&definition.merges),
+        };
+        let mut unreached = Table::with_capacity(reached.iter().filter(|reached| !**reached).count());
         for (id, token) in definition.tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()) {
             let hash = hash_bytes(token);
-            match self.find_whole(token, hash) {
-                Ok(other) => return Err(Error::Token { id: id as u32, other }),
-                Err(free) => self.whole[free] = hash >> 32 << 32 | (id as u64 + 1),
-            }
-        }
-        if let Some(reached) = reached {
-            // Taking out leaves the slot occupied, so that the search goes on over it.
-            for slot in self.whole.iter_mut().filter(|slot| **slot != 0) {
-                if !reached[*slot as u32 as usize - 1] {
-                    *slot = UNREACHED;
-                }
+            let same = |other: usize| definition.tokens[other] == *token;
+            let (table, rest) = if reached[id] { (&mut self.whole, &unreached) } else { (&mut unreached, &self.whole) };
+            if let Some(other) = table.insert(hash, id, same).err().or_else(|| rest.find(hash, same)) {
+                return Err(Error::Token { id: id as u32, other: other as u32 });
             }
         }
         Ok(())
@@ -230,8 +225,8 @@ impl Encoder {
     #[inline(never)]
     fn encode_piece(&self, piece: &[u8], caches: &mut Caches, ids: &mut Vec<u32>) {
         let hash = hash_bytes(piece);
-        if let Ok(id) = self.find_whole(piece, hash) {
-            return ids.push(id);
+        if let Some(id) = self.whole.find(hash, |id| self.vocabulary.token(id as u32) == piece) {
+            return ids.push(id as u32);
         }
         if piece.len() > MORE_BYTES {
             if piece.len() <= crate::MAX_BYTES {
@@ -252,26 +247,6 @@ impl Encoder {
             entry.piece[..piece.len()].copy_from_slice(piece);
             entry.length = piece.len() as u8;
             entry.count = new.len() as u8;
-        }
-    }
-
-    /// The token with these bytes, or the slot where it would stand.
-    #[inline(always)]
-    fn find_whole(&self, piece: &[u8], hash: u64) -> Result<u32, usize> {
-        let mask = self.whole.len() - 1;
-        let mut at = hash as usize & mask;
-        loop {
-            let slot = self.whole[at];
-            if slot == 0 {
-                return Err(at);
-            }
-            if slot >> 32 == hash >> 32 && slot != UNREACHED {
-                let id = slot as u32 - 1;
-                if self.vocabulary.token(id) == piece {
-                    return Ok(id);
-                }
-            }
-            at = (at + 1) & mask;
         }
     }
 }

@@ -15,6 +15,7 @@ mod python;
 mod scan;
 pub mod split;
 mod symbols;
+mod table;
 mod train;
 mod unicode;
 mod vocabulary;

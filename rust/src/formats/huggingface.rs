@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::json::{Added, File, Model, Names, Pair};
-use super::table::Table;
 use super::MAX_ID;
 use crate::hash::hash_bytes;
+use crate::table::Table;
 use crate::{Definition, Merge, Splitter};
 
 /// Reads a `tokenizer.json`. What doesn't bear on the ids of plain text is passed over: the post-processor, the

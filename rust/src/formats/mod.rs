@@ -3,7 +3,6 @@
 
 mod huggingface;
 mod json;
-mod table;
 mod tiktoken;
 
 use crate::{Definition, Error};

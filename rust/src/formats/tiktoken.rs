@@ -1,7 +1,7 @@
 //! tiktoken's rank files: a line for each token, its bytes in base64 and its rank, which is its id.
 
-use super::table::Table;
 use super::MAX_ID;
+use crate::table::Table;
 use crate::{Definition, Merge};
 
 /// Whether the first line is base64 and a number.

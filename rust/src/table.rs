@@ -1,7 +1,7 @@
 //! Finds strings by hash; the strings themselves lie with the caller.
 
 /// Open addressing: `hash's upper half << 32 | index + 1`, or 0.
-pub(super) struct Table {
+pub struct Table {
     slots: Vec<u64>,
 }
 
