@@ -41,7 +41,7 @@ def open_tokenizer(folder: str, pattern: str | None = None) -> Tokenizer:
 
     path = Path(folder)
     path = path / "tokenizer" if (path / "tokenizer").is_dir() else path
-    return Tokenizer.load(path) if pattern is None else Tokenizer.load(path, pattern)  # type: ignore[call-arg]
+    return Tokenizer.load(path, pattern)
 
 
 def read(given: str | None, file: str | None, name: str) -> str:

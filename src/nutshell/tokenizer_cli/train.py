@@ -37,10 +37,14 @@ def train(arguments: list[str], by_recipe: Callable[[list[str]], Any]) -> Any:
 
     counted = _Counted(files)
     started = time.perf_counter()
-    with _progress() as progress:
-        tok = Tokenizer.train(
-            counted, options.vocab_size, options.pattern, threads=options.threads, progress=progress
-        )  # fmt: skip
+    with _progress() as show:
+
+        def progress(stage: str, done: int) -> None:
+            counted.hear(stage, done)
+            if show:
+                show(stage, done)
+
+        tok = Tokenizer.train(counted, options.vocab_size, options.pattern, threads=options.threads, progress=progress)
     seconds = time.perf_counter() - started
     tok.save(options.out)
     result = {
@@ -118,23 +122,32 @@ def _check(options: argparse.Namespace) -> list[Path]:
 
 
 class _Counted:
-    """Texts and paths for `Tokenizer.train`; `bytes` is how much UTF-8 they have held so far."""
+    """Texts and paths for `Tokenizer.train`, and how much UTF-8 they hold."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
-        self.bytes = 0
+        self._read = 0
+        self._beyond_characters = 0
 
     def __iter__(self) -> Iterator[str | os.PathLike[str]]:
         from nutshell.tokenizer.sources import texts_of
 
         for file in self.files:
-            if file.suffix == ".txt":  # one text, read without Python
-                self.bytes += file.stat().st_size
+            if file.suffix in (".txt", ".parquet"):  # read without a Python string for each text
                 yield file
                 continue
             for text in texts_of([file]):
-                self.bytes += len(text.encode("utf-8", "surrogatepass"))
+                self._beyond_characters += len(text.encode("utf-8", "surrogatepass")) - len(text)
                 yield text
+
+    def hear(self, stage: str, done: int) -> None:
+        """What `Tokenizer.train` reports: bytes of the files it reads by itself, characters of the texts it is given."""
+        if stage == "read":
+            self._read = done
+
+    @property
+    def bytes(self) -> int:
+        return self._read + self._beyond_characters
 
 
 def _bytes_per_token(tok: Any, files: list[Path]) -> float:

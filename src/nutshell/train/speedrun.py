@@ -63,16 +63,13 @@ def prepare_data(recipe: Recipe, runtime: Runtime) -> Path:
 def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path) -> Tokenizer:
     """Train the run's tokenizer once, on the training shards and the primer's conversations; or take the recipe's."""
     folder = Path(recipe.out) / "tokenizer"
+    given = open_tokenizer(recipe) if recipe.tokenizer else None
     if runtime.is_main and not (folder / "tokenizer.json").exists():
-        if recipe.tokenizer:
-            tok = open_tokenizer(recipe)
-        else:
-            size = default_vocab_size(recipe, runtime.device.type)
-            tok = Tokenizer.train(_training_text(data, recipe.seed), vocab_size=size)
-        tok.save(folder)
+        size = default_vocab_size(recipe, runtime.device.type)
+        (given or Tokenizer.train(_training_text(data, recipe.seed), vocab_size=size)).save(folder)
     runtime.barrier()
     tok = Tokenizer.load(folder)
-    if recipe.tokenizer and tok.fingerprint != open_tokenizer(recipe).fingerprint:
+    if given and tok.fingerprint != given.fingerprint:
         raise ValueError(f"{folder} is not the tokenizer {recipe.tokenizer}. Leave out --tokenizer, or give another --out.")
     return tok
 
