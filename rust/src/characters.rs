@@ -70,7 +70,7 @@ fn settle(vocabulary: &Vocabulary, character: &[u8]) -> [u32; 4] {
     let mut tokens: Vec<u32> = character.iter().map(|&byte| vocabulary.byte(byte)).collect();
     loop {
         let ranks = tokens.windows(2).map(|pair| vocabulary.rank(pair[0], pair[1])).enumerate();
-        let Some((place, rank)) = ranks.min_by_key(|&(place, rank)| (rank, place)) else { break };
+        let Some((place, rank)) = ranks.min_by_key(|&(_, rank)| rank) else { break };
         let border = vocabulary.first_joined(tokens[0]).min(vocabulary.last_joined(tokens[tokens.len() - 1]));
         if rank == NONE || border < rank {
             break;

@@ -69,21 +69,15 @@ impl Vocabulary {
 
     fn add_merges(&mut self, merges: &[Merge]) -> Result<(), Error> {
         let size = self.size() as u32;
-        // Bytes exist from the start; every other token from the rank that makes it.
+        // The rank that makes each token; bytes are there from the start.
         let mut rank_of = vec![NONE; size as usize];
-        for byte in self.bytes {
-            rank_of[byte as usize] = 0;
-        }
         for (index, &Merge { left, right, merged, rank }) in merges.iter().enumerate() {
             let refused = Err(Error::Merge { index, left, right });
             if left >= size || right >= size || merged >= size || self.length(left) == 0 || self.length(right) == 0 {
                 return refused;
             }
             let (whole, first) = (self.token(merged), self.length(left));
-            if whole.len() != first + self.length(right) || !whole.starts_with(self.token(left)) {
-                return refused;
-            }
-            if whole[first..] != *self.token(right) {
+            if whole.strip_prefix(self.token(left)) != Some(self.token(right)) {
                 return refused;
             }
             let is_border = whole[first] >= 0xC0 && !whole[first - 1].is_ascii();
@@ -226,7 +220,7 @@ impl Vocabulary {
     fn is_crossed(&self, mut left: u32, mut right: u32, parts: &[Parts], mut limit: i64) -> bool {
         loop {
             let rank = self.rank(left, right);
-            if rank != NONE && i64::from(rank) < limit {
+            if i64::from(rank) < limit {
                 return true;
             }
             let (before, after) = (parts[left as usize], parts[right as usize]);
