@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nutshell import checkpoint
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 from nutshell.tokenizer import Tokenizer
 
 SHAPE = {"depth": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "context": 16}
@@ -25,7 +26,7 @@ def tok():
 
 def make_model(tok, seed=0, **changes) -> GPT:
     torch.manual_seed(seed)
-    return GPT(GPTConfig(**{**SHAPE, "vocab_size": tok.vocab_size, "bos_id": tok.bos_id, **changes}))
+    return GPT(ModelConfig(**{**SHAPE, "vocab_size": tok.vocab_size, "bos_id": tok.bos_id, **changes}))
 
 
 def save(stage, step, tok, model=None):

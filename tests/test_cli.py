@@ -287,10 +287,11 @@ def test_data_of_other_settings_in_the_run_folder_is_refused(command):
 def test_a_model_that_was_never_trained_still_answers(command, tok):
     """eval and chat on a model folder, tasks named."""
     from nutshell.checkpoint import save_model_folder
-    from nutshell.model.gpt import GPT, GPTConfig
+    from nutshell.model.config import ModelConfig
+    from nutshell.model.gpt import GPT
 
     shape = {"depth": 1, "width": 32, "heads": 2, "kv_heads": 2, "head_dim": 16, "context": 64}
-    save_model_folder(Path("model"), GPT(GPTConfig(vocab_size=tok.vocab_size, bos_id=tok.bos_id, **shape)), tok)
+    save_model_folder(Path("model"), GPT(ModelConfig(vocab_size=tok.vocab_size, bos_id=tok.bos_id, **shape)), tok)
     assert len(render_prompt([{"role": "user", "content": "hi"}], tok)) > 3
     code, out, _ = command("eval model --tasks primer-facts --limit 2 --json --device cpu")
     assert code == 0

@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 from nutshell.tokenizer import Tokenizer
 
 STAGES = ("pretrain", "midtrain", "sft", "rl")
@@ -181,7 +182,7 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[GPT, T
     folder = Path(folder)
     manifest = verify(folder)
     try:
-        config = GPTConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        config = ModelConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:  # a setting too many, too few, or impossible
         raise ValueError(f"{folder}/config.json is not of a nutshell model of this version: {error}") from None
     tok = Tokenizer.load(folder)

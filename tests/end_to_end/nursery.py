@@ -14,7 +14,8 @@ import sys
 import torch
 
 from nutshell.cli import main
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 
 
 def start(argv: list[str], log: str, file_bytes: int) -> int:
@@ -44,7 +45,9 @@ def start(argv: list[str], log: str, file_bytes: int) -> int:
 for name in ("matplotlib.figure", "torch._dynamo", "nutshell.report", "nutshell.train.speedrun"):
     importlib.import_module(name)
 torch.set_num_threads(1)
-GPT(GPTConfig(vocab_size=8, depth=1, width=32, heads=1, kv_heads=1, head_dim=32)).for_inference()  # imports more, the first time
+GPT(
+    ModelConfig(vocab_size=8, depth=1, width=32, heads=1, kv_heads=1, head_dim=32)
+).for_inference()  # imports more, the first time
 print("ready", flush=True)
 for line in sys.stdin:
     request = json.loads(line)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 from nutshell.tokenizer import Tokenizer
 
 
@@ -14,7 +15,7 @@ def tok():
 
 @pytest.fixture(scope="session")
 def model(tok):
-    config = GPTConfig(
+    config = ModelConfig(
         vocab_size=tok.vocab_size, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=64, bos_id=tok.bos_id
     )
     model = GPT(config).requires_grad_(False).eval()

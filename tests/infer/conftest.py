@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 from nutshell.tokenizer import Tokenizer
 
 
@@ -18,9 +19,9 @@ def randomize(model: GPT, seed: int = 0) -> GPT:
     return model.eval().requires_grad_(False)
 
 
-def make_config(tok, context: int = 64) -> GPTConfig:
+def make_config(tok, context: int = 64) -> ModelConfig:
     """Short windows, so that decoding past them is tested: 16 of 64 tokens."""
-    return GPTConfig(
+    return ModelConfig(
         vocab_size=tok.vocab_size,
         depth=3,
         width=32,
@@ -36,7 +37,7 @@ def make_config(tok, context: int = 64) -> GPTConfig:
 class ScriptedGPT(GPT):
     """A real model that says script[n] as token n of the whole row, and whose calls are recorded."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.script: dict[int, int] = {}
         self.calls: list[tuple[int, int]] = []  # (rows, tokens per row)

@@ -7,7 +7,8 @@ import torch
 
 from nutshell.model import attention
 from nutshell.model.attention import causal_attention, make_mask
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 
 WINDOWS = [1, 5, 16, 64]
 
@@ -61,7 +62,7 @@ def test_blocks_score_no_key_outside_the_window():
 @pytest.mark.slow
 def test_a_compiled_model_gives_the_same_loss_and_gradients():
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=64, depth=2, width=32, heads=2, kv_heads=1, head_dim=16, context=32))
+    model = GPT(ModelConfig(vocab_size=64, depth=2, width=32, heads=2, kv_heads=1, head_dim=16, context=32))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))

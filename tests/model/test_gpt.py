@@ -5,14 +5,15 @@ import math
 import pytest
 import torch
 
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 from nutshell.model.kv_cache import KVCache
 
 
 def tiny(**changes) -> GPT:
     settings = {"vocab_size": 64, "depth": 4, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "context": 32}
     torch.manual_seed(0)
-    model = GPT(GPTConfig(**{**settings, **changes}))
+    model = GPT(ModelConfig(**{**settings, **changes}))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # zero-initialised projections would hide attention and MLP from the tests
         for parameter in model.parameters():
@@ -108,7 +109,7 @@ def test_gradients_equal_float64_autograd():
 
 
 def test_first_loss_is_the_logarithm_of_the_vocabulary():
-    model = GPT(GPTConfig(vocab_size=512, depth=2, width=64, heads=2, kv_heads=2, head_dim=32, context=64))
+    model = GPT(ModelConfig(vocab_size=512, depth=2, width=64, heads=2, kv_heads=2, head_dim=32, context=64))
     ids = torch.randint(0, 512, (4, 64))
     assert model(ids, ids).item() == pytest.approx(math.log(512), rel=0.02)
 

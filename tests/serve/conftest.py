@@ -11,7 +11,8 @@ import pytest
 
 from nutshell.infer.engine import Engine
 from nutshell.infer.scheduler import Scheduler
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 from nutshell.serve.app import create_app
 from nutshell.serve.server import Server
 from nutshell.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ def tok():
 @pytest.fixture(scope="session")
 def make_model(tok):
     def make(context=128):
-        config = GPTConfig(
+        config = ModelConfig(
             vocab_size=tok.vocab_size,
             depth=2,
             width=64,

@@ -14,12 +14,13 @@ import pytest
 PROGRAM = """
 import sys, threading, time
 import nutshell.serve.server as server
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 from nutshell.tokenizer import Tokenizer
 
 def slow_load(folder, device):
     tok = Tokenizer.train(["some words to learn from, a few of them"] * 3, vocab_size=300)
-    config = GPTConfig(vocab_size=300, depth=2, width=64, heads=4, kv_heads=2, head_dim=16, context=2048, bos_id=tok.bos_id)
+    config = ModelConfig(vocab_size=300, depth=2, width=64, heads=4, kv_heads=2, head_dim=16, context=2048, bos_id=tok.bos_id)
     while not sys.stdin.readline():
         time.sleep(0.01)
     return GPT(config).eval(), tok

@@ -143,13 +143,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(scripted):
 PROGRAM = """
 import signal
 from nutshell.infer.engine import Engine
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 from nutshell.serve.terminal import chat
 from nutshell.tokenizer import Tokenizer
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits a SIGINT that is ignored
 tok = Tokenizer.train(["some words to learn from, a few of them"] * 3, vocab_size=300)
-config = GPTConfig(vocab_size=300, depth=2, width=64, heads=4, kv_heads=2, head_dim=16, context=64, bos_id=tok.bos_id)
+config = ModelConfig(vocab_size=300, depth=2, width=64, heads=4, kv_heads=2, head_dim=16, context=64, bos_id=tok.bos_id)
 chat(Engine(GPT(config).eval(), tok), name="tiny", max_tokens=5, temperature=0)
 """
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 from nutshell.runtime import Runtime
 from nutshell.train.loop import MOST_SKIPPED_IN_A_ROW, TrainingDiverged, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
@@ -21,7 +22,7 @@ class Training:
 
     def __init__(self, rows: int = 32, seed: int = 0) -> None:
         torch.manual_seed(seed)
-        self.model = GPT(GPTConfig(vocab_size=V, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=T))
+        self.model = GPT(ModelConfig(vocab_size=V, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=T))
         self.optimizer = MuonAdamW(group_parameters(self.model, OptimizerConfig(), width=32, tokens_per_step=256))
         self.rows = torch.randint(1, V, (rows, T + 1), generator=torch.Generator().manual_seed(1))
         self.fetched = 0

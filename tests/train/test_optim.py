@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 from nutshell.train.optim import MuonAdamW, group_parameters, muon_direction, polar
 from nutshell.train.recipe import OptimizerConfig
 
 
 def model() -> GPT:
     torch.manual_seed(0)
-    return GPT(GPTConfig(vocab_size=64, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=16))
+    return GPT(ModelConfig(vocab_size=64, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=16))
 
 
 def test_every_parameter_is_in_exactly_one_group():

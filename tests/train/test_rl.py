@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nutshell.infer.request import Completion
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
 from nutshell.train.rl import advantages, pack_answers
 
 
@@ -49,7 +50,7 @@ def test_rows_never_exceed_the_context():
     assert (targets >= 0).sum(1).tolist() == [3, 1]
 
 
-CONFIG = GPTConfig(vocab_size=24, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=16)
+CONFIG = ModelConfig(vocab_size=24, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=16)
 
 
 def test_the_policy_gradient_equals_a_plain_computation_in_float64():

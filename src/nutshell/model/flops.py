@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nutshell.model.gpt import SMEAR_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
+from nutshell.model.config import SMEAR_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
 
 
-def parameters_by_group(config: GPTConfig) -> dict[str, int]:
+def parameters_by_group(config: ModelConfig) -> dict[str, int]:
     """How many numbers each part of the model holds; the sum is the model's parameter count."""
     C, V, D = config.width, config.vocab_size, config.head_dim
     gated = sum(config.has_value_embedding(layer) for layer in range(config.depth))
@@ -20,13 +20,13 @@ def parameters_by_group(config: GPTConfig) -> dict[str, int]:
     }
 
 
-def matrix_parameters(config: GPTConfig) -> int:
+def matrix_parameters(config: ModelConfig) -> int:
     """P of the scaling rules: block matrices and lm_head, the parameters that every token is multiplied with."""
     groups = parameters_by_group(config)
     return groups["attention"] + groups["mlp"] + groups["lm_head"]
 
 
-def flops_per_token(config: GPTConfig, row_tokens: int) -> float:
+def flops_per_token(config: ModelConfig, row_tokens: int) -> float:
     """Forward and backward FLOPs of one training token in rows of `row_tokens`.
 
     6 per matrix parameter (2 forward, 4 backward), and 12 C for each key a query sees on average: about half the window's

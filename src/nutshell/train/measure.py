@@ -7,8 +7,9 @@ import time
 
 import torch
 
+from nutshell.model.config import ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters
-from nutshell.model.gpt import GPT, GPTConfig
+from nutshell.model.gpt import GPT
 from nutshell.model.kv_cache import KVCache
 from nutshell.runtime import Runtime
 from nutshell.train.loop import gradient_norm
@@ -27,7 +28,7 @@ WARMUP_STEPS = 2
 TIMED_STEPS = 5
 
 
-def time_training(config: GPTConfig, rows: int, runtime: Runtime, recipe: Recipe) -> float:
+def time_training(config: ModelConfig, rows: int, runtime: Runtime, recipe: Recipe) -> float:
     """Median seconds of a training step of `rows` rows, optimizer included, on random tokens."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -51,7 +52,7 @@ def time_training(config: GPTConfig, rows: int, runtime: Runtime, recipe: Recipe
     return statistics.median(seconds[WARMUP_STEPS:])
 
 
-def time_decoding(config: GPTConfig, rows: int, length: int, runtime: Runtime) -> float:
+def time_decoding(config: ModelConfig, rows: int, length: int, runtime: Runtime) -> float:
     """Seconds of one decoding step of `rows` rows that hold about `length` tokens each."""
     model = GPT(config).to(runtime.device)
     model.use(runtime.dtype, runtime.attention)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 
+from nutshell.model.config import ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
-from nutshell.model.gpt import GPTConfig
 from nutshell.train.recipe import OptimizerConfig, Recipe, StageConfig, seconds
 from nutshell.train.schedule import Schedule
 
-D12 = GPTConfig(vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048)
+D12 = ModelConfig(vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048)
 D12_TOKENS = 12 * matrix_parameters(D12)
 FEWEST_STEPS = 400  # a horizon shorter than this many steps takes a smaller batch
 SMALL_BATCH = 16_384  # up to here learning rates are doubled
@@ -61,7 +61,7 @@ class StagePlan:
 class Plan:
     """Everything decided, saved as plan.json before any compute is spent."""
 
-    model: GPTConfig
+    model: ModelConfig
     rows: int
     """Rows one rank takes at once."""
     accumulation: int
@@ -84,7 +84,7 @@ class Plan:
         return asdict(self)
 
 
-def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> GPTConfig:
+def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> ModelConfig:
     """The model of this depth; every size the recipe names is kept. ValueError for sizes that do not fit together."""
     width = recipe.width or 64 * depth
     head_dim = recipe.head_dim or (width // recipe.heads if recipe.heads else (64 if width <= 512 else 128))
@@ -94,7 +94,7 @@ def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> 
         raise ValueError(f"width is {width}, not a multiple of head_dim = {head_dim}. Use {-(-width // head_dim) * head_dim}.")
     heads = recipe.heads or width // head_dim
     context = recipe.context or (512 if depth <= 8 else 2048)
-    return GPTConfig(
+    return ModelConfig(
         vocab_size=vocab_size, depth=depth, width=width, heads=heads, kv_heads=recipe.kv_heads or heads, head_dim=head_dim,
         context=context, window_pattern=recipe.window_pattern, bos_id=bos_id,
     )  # fmt: skip
