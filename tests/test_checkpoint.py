@@ -174,7 +174,7 @@ def test_weights_of_another_architecture_are_refused(tok, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"architecture": "llama"}, "architecture is 'llama'; accepted: 'speed'"),
+        ({"architecture": "llama"}, "architecture is 'llama'; accepted: speed, portable"),
         ({"hidden_size": 64}, "hidden_size"),
         ({"depth": None}, "depth is None; accepted: a whole number"),
     ],

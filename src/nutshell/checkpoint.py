@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nutshell.model.config import ModelConfig
-from nutshell.model.gpt import GPT
+from nutshell.model.build import build_model, config_from_json, config_to_json
+from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
 STAGES = ("pretrain", "midtrain", "sft", "rl")
@@ -59,7 +59,7 @@ def step_folder(stage_folder: Path, step: int) -> Path:
     return stage_folder / f"step-{step:06d}"
 
 
-def save_model_folder(folder: Path, model: GPT, tok: Tokenizer, *, meta: dict | None = None, training: dict | None = None,
+def save_model_folder(folder: Path, model: Decoder, tok: Tokenizer, *, meta: dict | None = None, training: dict | None = None,
                       tensors: dict[str, Tensor] | None = None) -> Path:  # fmt: skip
     """Write a model folder atomically; an existing one of the same name is replaced.
 
@@ -72,7 +72,8 @@ def save_model_folder(folder: Path, model: GPT, tok: Tokenizer, *, meta: dict | 
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        (temporary / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        config = config_to_json(model.config, tok.special_tokens.get("<|assistant_end|>"))
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         weights = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in model.state_dict().items()}
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         tok.save(temporary)
@@ -177,12 +178,12 @@ def prune(stage_folder: Path, keep: int = KEEP_LAST) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[GPT, Tokenizer, dict]:
+def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Decoder, Tokenizer, dict]:
     """Verify a model folder and open it: (model, tokenizer, manifest)."""
     folder = Path(folder)
     manifest = verify(folder)
     try:
-        config = ModelConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        config = config_from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:  # a setting too many, too few, or impossible
         raise ValueError(f"{folder}/config.json is not of a nutshell model of this version: {error}") from None
     tok = Tokenizer.load(folder)
@@ -191,7 +192,7 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[GPT, T
             f"the tokenizer in {folder} has {tok.vocab_size} tokens, the model's weights are for {config.vocab_size}. "
             "Use the tokenizer that the model was trained with."
         )
-    model = GPT(config)
+    model = build_model(config)
     weights = load_file(folder / "model.safetensors")
     for name, expected in model.state_dict().items():
         found = tuple(weights[name].shape) if name in weights else "nothing"
@@ -223,7 +224,7 @@ def find(folder_or_run: str | Path) -> Path:
     return newest
 
 
-def load(folder_or_run: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Tokenizer]:
+def load(folder_or_run: str | Path, device: str | torch.device = "cpu") -> tuple[Decoder, Tokenizer]:
     """The model and tokenizer of a model folder, a stage folder, or a run (its last stage's newest checkpoint)."""
     model, tok, _ = load_model(find(folder_or_run), device)
     return model.eval(), tok

@@ -133,7 +133,7 @@ def _model(plan: dict[str, Any]) -> str:
     parameters, shape = plan.get("parameters") or {}, plan.get("model") or {}
     whole = sum(parameters.values())
     rows = [[group, f"{count:,}", f"{count / whole:.1%}"] for group, count in parameters.items()] if whole else []
-    fields = ("depth", "width", "heads", "kv_heads", "head_dim", "context", "vocab_size", "window_pattern")
+    fields = ("architecture", "depth", "width", "heads", "kv_heads", "head_dim", "context", "vocab_size", "window_pattern")
     described = ", ".join(f"{field.replace('_', ' ')} {shape[field]}" for field in fields if field in shape)
     text = described[:1].upper() + described[1:] + "." if described else ""
     return _join(text, _table(["group", "parameters", "share"], [*rows, ["**all**", f"**{whole:,}**", ""]]) if rows else "")

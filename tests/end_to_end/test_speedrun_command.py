@@ -23,7 +23,7 @@ def test_a_whole_run_leaves_models_metrics_and_a_report(uninterrupted):
     result = json.loads(output.splitlines()[-1])
     assert result == {"run": str(folder), "report": f"{folder}/report.json"}
     for words in (
-        "model     depth 1, width 64",
+        "model     speed, depth 1, width 64",
         "pretrain  6 steps of 512 tokens",
         "primer-facts",
         "nutshell chat",

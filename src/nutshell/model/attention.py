@@ -12,16 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROTARY_BASE = 100_000.0
 QUERY_BLOCK = 256  # queries scored at once: the scores of a block stay in a CPU's cache
 
 Mask = Any
 """What one row's tokens may see, in the form that a kernel wants: made once per batch and window by `make_mask`."""
 
 
-def rotary_tables(context: int, head_dim: int) -> tuple[Tensor, Tensor]:
+def rotary_tables(context: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines (context, 1, D/2) of the rotary position embedding (arXiv 2104.09864)."""
-    frequency = ROTARY_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency).unsqueeze(1)
     return angle.cos().float(), angle.sin().float()
 

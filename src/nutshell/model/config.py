@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 
 SMEAR_CHANNELS = 24
 VALUE_GATE_CHANNELS = 12
+ARCHITECTURES = ("speed", "portable")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a model; saved as `config.json`."""
+    """The shape of a model, of either architecture; saved as `config.json`."""
 
     vocab_size: int
     """Tokens in the vocabulary, special tokens included."""
@@ -30,11 +31,18 @@ class ModelConfig:
     """Tiled over the layers: S attends over a quarter of the context, L over all of it. The last layer is always L."""
     bos_id: int = 0
     """The token that starts every document; smearing does not reach across it."""
+    rotary_base: float = 100_000.0
+    """Of the rotary position embeddings: larger turns slower."""
+    mlp_width: int = 0
+    """Hidden channels of portable's MLP; speed's are always 4 times the width, and this is 0."""
+    tied: bool = False
+    """The head is the embedding (portable only)."""
     architecture: str = "speed"
+    """`speed` (model/gpt.py) or `portable` (model/portable.py)."""
 
     def __post_init__(self) -> None:
-        if self.architecture != "speed":
-            raise ValueError(f"architecture is {self.architecture!r}; accepted: 'speed'. Load a folder saved by nutshell.")
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture is {self.architecture!r}; accepted: {', '.join(ARCHITECTURES)}.")
         for name in ("vocab_size", "depth", "width", "heads", "kv_heads", "head_dim", "context"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -46,6 +54,18 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embeddings need an even number. Try {self.head_dim + 1}.")
+        if not self.rotary_base > 0:
+            raise ValueError(f"rotary_base is {self.rotary_base}; accepted: a number above 0.")
+        if self.architecture == "portable":
+            if not isinstance(self.mlp_width, int) or self.mlp_width < 1:
+                raise ValueError(f"mlp_width is {self.mlp_width!r}; portable accepts a whole number of at least 1.")
+            if self.window_pattern != "L":
+                raise ValueError(f"window_pattern is {self.window_pattern!r}; portable has no windows and accepts only L.")
+            return
+        if self.mlp_width or self.tied:
+            raise ValueError(
+                f"mlp_width is {self.mlp_width} and tied is {self.tied}; speed has neither. Leave them out, or use portable."
+            )
         if self.width < SMEAR_CHANNELS:
             raise ValueError(f"width is {self.width}; accepted: at least {SMEAR_CHANNELS}.")
         if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:

@@ -8,6 +8,14 @@ from nutshell.model.config import SMEAR_CHANNELS, VALUE_GATE_CHANNELS, ModelConf
 def parameters_by_group(config: ModelConfig) -> dict[str, int]:
     """How many numbers each part of the model holds; the sum is the model's parameter count."""
     C, V, D = config.width, config.vocab_size, config.head_dim
+    if config.architecture == "portable":
+        return {
+            "embedding": V * C,
+            "attention": config.depth * C * D * (2 * config.heads + 2 * config.kv_heads),
+            "mlp": config.depth * 3 * C * config.mlp_width,
+            "lm_head": 0 if config.tied else V * C,
+            "norms": config.depth * (2 * C + 2 * D) + C,
+        }
     gated = sum(config.has_value_embedding(layer) for layer in range(config.depth))
     return {
         "embedding": V * C,
@@ -21,9 +29,9 @@ def parameters_by_group(config: ModelConfig) -> dict[str, int]:
 
 
 def matrix_parameters(config: ModelConfig) -> int:
-    """P of the scaling rules: block matrices and lm_head, the parameters that every token is multiplied with."""
+    """P of the scaling rules: block matrices and the head (tied or not), the parameters that every token is multiplied with."""
     groups = parameters_by_group(config)
-    return groups["attention"] + groups["mlp"] + groups["lm_head"]
+    return groups["attention"] + groups["mlp"] + config.vocab_size * config.width
 
 
 def flops_per_token(config: ModelConfig, row_tokens: int) -> float:

@@ -9,16 +9,16 @@ weightless RMSNorm, RoPE then QK-norm, relu^2 MLP, value embeddings, smear, per-
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nutshell.model.attention import Mask, causal_attention, decode_attention, make_mask, rotary_tables
+from nutshell.model.attention import Mask, causal_attention, decode_attention
 from nutshell.model.config import SMEAR_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
+from nutshell.model.decoder import Decoder
 from nutshell.model.kernels import relu_squared, rms_norm, rotate
-from nutshell.model.kv_cache import KVCache, Place
+from nutshell.model.kv_cache import Place
 from nutshell.model.loss import SOFTCAP, softcap_cross_entropy
 
 QK_SCALE = 1.2
@@ -97,14 +97,11 @@ class Block(nn.Module):
         return x + self.mlp(rms_norm(x))
 
 
-class GPT(nn.Module):
-    """A decoder-only language model. `model(ids)` gives logits, `model(ids, targets)` the mean loss."""
+class GPT(Decoder):
+    """The `speed` architecture of `Decoder`."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.compute_dtype = torch.float32
-        self.attention_kernel = "blocked"  # or "flex"; the runtime decides
+        super().__init__(config)
         kv_width = config.kv_heads * config.head_dim
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.value_embeddings = nn.ModuleDict(
@@ -117,15 +114,7 @@ class GPT(nn.Module):
         self.smear_gate = Linear(SMEAR_CHANNELS, 1)
         self.smear_lambda = nn.Parameter(torch.empty(1))
         self.backout = nn.Parameter(torch.empty(1))
-        cos, sin = rotary_tables(config.context, config.head_dim)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
         self.initialize()
-
-    def use(self, dtype: torch.dtype, attention_kernel: str = "blocked") -> GPT:
-        """Compute in `dtype` with this attention kernel (the weights stay as they are stored)."""
-        self.compute_dtype, self.attention_kernel = dtype, attention_kernel
-        return self
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
@@ -184,59 +173,10 @@ class GPT(nn.Module):
                 backout = x
         return rms_norm(x - self.backout.to(x.dtype) * backout)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Hidden states of whole rows (B, T) that all start at position 0."""
-        T = ids.size(1)
-        if T > self.config.context:
-            raise ValueError(f"a row has {T} tokens; the model's context is {self.config.context}. Shorten the row.")
-        x = self.embed(ids)
-        documents = (ids == self.config.bos_id).cumsum(1)
-        masks = {w: make_mask(documents, w, self.attention_kernel, x.dtype) for w in set(self.config.windows())}
-        rotary = (self.cos[:T].to(x.dtype), self.sin[:T].to(x.dtype))
-        return self.trunk(ids, x, lambda attention, y, ve: attention(y, ve, rotary, masks[attention.window]))
-
-    @torch.no_grad()
-    def for_inference(self) -> GPT:
-        """A frozen copy whose weights are stored in the compute dtype, so that decoding casts nothing."""
-        copy = deepcopy(self)
-        for module in copy.modules():
-            if isinstance(module, (Linear, nn.Embedding)):
-                module.to(self.compute_dtype)
-        return copy.requires_grad_(False).eval()
-
-    @torch.inference_mode()
-    def decode(
-        self, ids: Tensor, cache: KVCache, rows: Tensor, counts: Tensor | None = None, *, last_only: bool = False
-    ) -> Tensor:
-        """Append tokens ids (B, T) to the cache rows `rows` (B,), each at its own length: fp32 logits (B, T, V).
-
-        Rows may be padded on the right: only the first counts[b] tokens of row b are real (all T where counts is None).
-        With `last_only` just the logits of each row's last real token are computed: (B, 1, V). The caller keeps a row within
-        the cache's capacity.
-        """
-        if counts is None:
-            counts = torch.full((ids.size(0),), ids.size(1), device=ids.device)
-        place = cache.place(rows, ids.size(1))
-        x = self.embed(ids, cache.previous[rows])
-        positions = place.positions.clamp(max=cache.capacity - 1)
-        rotary = (self.cos[positions].to(x.dtype), self.sin[positions].to(x.dtype))  # (B, T, 1, D/2)
-        x = self.trunk(ids, x, lambda attention, y, ve: attention.decode(y, ve, rotary, place))
-        cache.advance(rows, ids, counts)
-        if last_only:
-            x = x[torch.arange(x.size(0), device=x.device), (counts - 1).clamp(min=0)].unsqueeze(1)
-        return self.head(x)
-
     def head(self, hidden: Tensor) -> Tensor:
         """fp32 logits, capped smoothly to +-15."""
         return SOFTCAP * torch.tanh(self.lm_head(hidden).float() / SOFTCAP)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) in fp32, or with `targets` (B, T; -1 = ignored) the mean cross-entropy in nats.
-
-        `weights` (B, T) multiplies each target's term of the loss.
-        """
-        hidden = self.hidden(ids)
-        if targets is None:
-            return self.head(hidden)
-        weights = None if weights is None else weights.flatten()
-        return softcap_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), weights)
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """Mean cross-entropy in nats of hidden states (N, C) at targets (N,)."""
+        return softcap_cross_entropy(hidden, self.lm_head.weight, targets, weights)

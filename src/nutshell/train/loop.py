@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nutshell.model.gpt import GPT
+from nutshell.model.decoder import Decoder
 from nutshell.runtime import Runtime
 from nutshell.train.optim import MuonAdamW, average_gradients
 from nutshell.train.schedule import Schedule
@@ -39,13 +39,13 @@ class TrainingDiverged(RuntimeError):
     """Too many steps in a row had no finite loss or gradient."""
 
 
-def gradient_norm(model: GPT) -> Tensor:
+def gradient_norm(model: Decoder) -> Tensor:
     """Euclidean norm of all gradients, as a scalar tensor (inf or nan where one is)."""
     return torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])).norm()
 
 
 def train_steps(
-    model: GPT,
+    model: Decoder,
     optimizer: MuonAdamW,
     micro_batch: Callable[[], tuple[Tensor, int]],
     *,

@@ -7,9 +7,9 @@ import time
 
 import torch
 
+from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters
-from nutshell.model.gpt import GPT
 from nutshell.model.kv_cache import KVCache
 from nutshell.runtime import Runtime
 from nutshell.train.loop import gradient_norm
@@ -32,7 +32,7 @@ def time_training(config: ModelConfig, rows: int, runtime: Runtime, recipe: Reci
     """Median seconds of a training step of `rows` rows, optimizer included, on random tokens."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = GPT(config).to(runtime.device)
+        model = build_model(config).to(runtime.device)
         ids = torch.randint(1, config.vocab_size, (rows, config.context + 1)).to(runtime.device)
     model.use(runtime.dtype, runtime.attention)
     step_model = torch.compile(model) if runtime.compiled else model
@@ -54,7 +54,7 @@ def time_training(config: ModelConfig, rows: int, runtime: Runtime, recipe: Reci
 
 def time_decoding(config: ModelConfig, rows: int, length: int, runtime: Runtime) -> float:
     """Seconds of one decoding step of `rows` rows that hold about `length` tokens each."""
-    model = GPT(config).to(runtime.device)
+    model = build_model(config).to(runtime.device)
     model.use(runtime.dtype, runtime.attention)
     model = model.for_inference()
     length = min(length, config.context - 1)

@@ -53,10 +53,13 @@ def group_parameters(model: nn.Module, config: OptimizerConfig, *, width: int, t
         "smear_gate": (config.smear_lr, (0.8, 0.95), 0.0),
         "smear_lambda": (config.smear_lr, (0.8, 0.95), 0.0),
         "backout": (config.smear_lr, (0.8, 0.95), 0.0),
+        "norms": (config.norm_lr * batch_scale, (0.8, 0.95), 0.0),
     }
+    tied = all(not name.startswith("lm_head") for name, _ in model.named_parameters())
+    adamw["embed_tokens"] = adamw["lm_head" if tied else "embedding"]
     groups: dict[object, Group] = {}
     for name, parameter in model.named_parameters():
-        root = name.split(".")[0]
+        root = "norms" if name.endswith("norm.weight") else name.removeprefix("model.").split(".")[0]
         if root in adamw:
             lr, betas, decay = adamw[root]
             group = groups.setdefault(root, Group(names=[], kind="adamw", lr=lr, betas=betas, weight_decay=decay))

@@ -94,9 +94,12 @@ def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> 
         raise ValueError(f"width is {width}, not a multiple of head_dim = {head_dim}. Use {-(-width // head_dim) * head_dim}.")
     heads = recipe.heads or width // head_dim
     context = recipe.context or (512 if depth <= 8 else 2048)
+    portable = recipe.architecture == "portable"
     return ModelConfig(
         vocab_size=vocab_size, depth=depth, width=width, heads=heads, kv_heads=recipe.kv_heads or heads, head_dim=head_dim,
-        context=context, window_pattern=recipe.window_pattern, bos_id=bos_id,
+        context=context, window_pattern=recipe.window_pattern or ("L" if portable else "SSSL"), bos_id=bos_id,
+        architecture=recipe.architecture, tied=recipe.tied,
+        mlp_width=-(-width * 8 // 3 // 64) * 64 if portable else 0,  # as many parameters as speed's two matrices of 4 x width
     )  # fmt: skip
 
 
@@ -121,7 +124,7 @@ def scaled_optimizer(base: OptimizerConfig, tokens_per_step: int, tokens: float)
     boost = 2.0 if tokens_per_step <= SMALL_BATCH else 1.0
     rates = {
         name: getattr(base, name) * boost
-        for name in ("matrix_lr", "head_lr", "embedding_lr", "value_embedding_lr", "residual_lr", "x0_lr")
+        for name in ("matrix_lr", "head_lr", "embedding_lr", "value_embedding_lr", "residual_lr", "x0_lr", "norm_lr")
     }
     decay = base.weight_decay * (tokens_per_step / 2**19) ** 0.5 * D12_TOKENS / max(tokens, 1.0)
     return replace(base, **rates, weight_decay=min(decay, base.weight_decay * 100) / boost)
@@ -237,7 +240,8 @@ def describe(plan: Plan) -> str:
     shape, total = plan.model, sum(plan.parameters.values())
     windows = "/".join(str(w) for w in sorted(set(shape.windows())))
     lines = [
-        f"model     depth {shape.depth}, width {shape.width}, heads {shape.heads} ({shape.kv_heads} kv) x {shape.head_dim}, "
+        f"model     {shape.architecture}, depth {shape.depth}, width {shape.width}, "
+        f"heads {shape.heads} ({shape.kv_heads} kv) x {shape.head_dim}, "
         f"context {shape.context}, windows {windows}, vocabulary {shape.vocab_size}",
         f"          {total:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in plan.parameters.items()),
         f"compute   {plan.hardware.device}, {plan.hardware.dtype}, {plan.hardware.world_size} rank(s), "

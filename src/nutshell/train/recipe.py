@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from nutshell.model.config import ARCHITECTURES
 from nutshell.train.schedule import Schedule
 
 PRIMER = "primer"
@@ -32,6 +33,8 @@ class OptimizerConfig:
     """AdamW, how much of the embedding each layer adds (a)."""
     smear_lr: float = 0.2
     """AdamW, smear and backout."""
+    norm_lr: float = 0.02
+    """AdamW, the norm weights of portable."""
     weight_decay: float = 0.28
     """Muon's cautious decay at 2^19 tokens a step; the plan scales it too."""
 
@@ -119,8 +122,12 @@ class Recipe:
     """Channels per head (default 64 up to width 512, else 128)."""
     context: int = 0
     """Longest row in tokens (default 512 up to depth 8, else 2048)."""
-    window_pattern: str = "SSSL"
-    """Attention windows tiled over the layers: S a quarter of the context, L all of it."""
+    window_pattern: str = ""
+    """Attention windows tiled over the layers: S a quarter of the context, L all of it (default SSSL; portable has only L)."""
+    architecture: str = "speed"
+    """speed is made to learn fast; portable is Qwen3's, whose checkpoints transformers, vLLM and llama.cpp open."""
+    tied: bool = False
+    """The output head is the embedding (portable only)."""
     vocab_size: int = 0
     """Tokens of the tokenizer, the 9 special ones included (default by depth: 4096 to 32768)."""
     tokenizer: str = ""
@@ -154,6 +161,12 @@ class Recipe:
     stages: Stages = field(default_factory=Stages)
 
     def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture is {self.architecture!r}; accepted: {', '.join(ARCHITECTURES)}.")
+        if self.architecture == "speed" and self.tied:
+            raise ValueError("tied is for --architecture portable; speed's embedding and head are apart. Leave out --tied.")
+        if self.architecture == "portable" and self.window_pattern not in ("", "L"):
+            raise ValueError(f"window_pattern is {self.window_pattern!r}; portable has no windows. Leave out --window-pattern.")
         limits = {
             "depth": 256,
             "width": 65536,

@@ -17,7 +17,8 @@ from torch import Tensor
 from nutshell import checkpoint
 from nutshell.data.stream import PackedStream
 from nutshell.metrics import MetricsLog
-from nutshell.model.gpt import GPT
+from nutshell.model.build import build_model
+from nutshell.model.decoder import Decoder
 from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.loop import StepResult, train_steps
@@ -25,7 +26,8 @@ from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.plan import Plan
 
 SCALARS = ("smear", "backout", "residual_scale", "embedding_scale")
-"""RL leaves these alone: AdamW moves them by the learning rate however faint the signal is, and all tokens feel each of them."""
+"""RL leaves these and the weights of norms alone: AdamW moves them by the learning rate however faint the signal is, and all
+tokens feel each of them."""
 
 
 class Preempted(Exception):
@@ -111,7 +113,7 @@ class Stage:
 
     run: Run
     name: str
-    model: GPT
+    model: Decoder
     optimizer: MuonAdamW
     step: int
     seconds: float
@@ -237,7 +239,7 @@ def open_stage(run: Run, name: str) -> Stage:
         model, tok, _ = checkpoint.load_model(last_of_previous(run, name), runtime.device)
     else:
         torch.manual_seed(plan.recipe.seed)
-        model, tok = GPT(plan.model).to(runtime.device), run.tok
+        model, tok = build_model(plan.model).to(runtime.device), run.tok
     if tok.fingerprint != run.tok.fingerprint:
         raise ValueError(
             f"{run.folder}/tokenizer is not the one that the checkpoints in {run.folder} were trained with. "
@@ -254,7 +256,7 @@ def open_stage(run: Run, name: str) -> Stage:
     for group in groups:
         if name != "pretrain":
             group.weight_decay = 0.0
-        if name == "rl" and group.names[0].startswith(SCALARS):
+        if name == "rl" and (group.names[0].startswith(SCALARS) or group.parameters[0].ndim == 1):
             group.lr = 0.0
     optimizer = MuonAdamW(groups, runtime.dtype)
     if tensors is not None:

@@ -66,7 +66,8 @@ def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path) -> Tokenizer
     given = open_tokenizer(recipe) if recipe.tokenizer else None
     if runtime.is_main and not (folder / "tokenizer.json").exists():
         size = default_vocab_size(recipe, runtime.device.type)
-        (given or Tokenizer.train(_training_text(data, recipe.seed), vocab_size=size)).save(folder)
+        pattern = "qwen2" if recipe.architecture == "portable" else "nanochat"  # so that a GGUF file can say pre=qwen2
+        (given or Tokenizer.train(_training_text(data, recipe.seed), size, pattern)).save(folder)
     runtime.barrier()
     tok = Tokenizer.load(folder)
     if given and tok.fingerprint != given.fingerprint:

@@ -1,0 +1,66 @@
+"""From a shape to its model, and to `config.json` and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nutshell.model.config import ModelConfig
+from nutshell.model.decoder import Decoder
+from nutshell.model.gpt import GPT
+from nutshell.model.kernels import RMS_EPS
+from nutshell.model.portable import PortableGPT
+
+QWEN3_NAMES = {
+    "vocab_size": "vocab_size",
+    "depth": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp_width": "intermediate_size",
+    "context": "max_position_embeddings",
+    "rotary_base": "rope_theta",
+    "tied": "tie_word_embeddings",
+    "bos_id": "bos_token_id",
+}
+"""What transformers' `Qwen3Config` calls the fields of ours."""
+QWEN3_FIXED = {
+    "hidden_act": "silu",
+    "rms_norm_eps": RMS_EPS,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "use_sliding_window": False,
+    "rope_scaling": None,
+}
+"""The one value that `portable` has for other settings of Qwen3's."""
+
+
+def build_model(config: ModelConfig) -> Decoder:
+    """A model of this shape with newly drawn weights."""
+    return PortableGPT(config) if config.architecture == "portable" else GPT(config)
+
+
+def config_to_json(config: ModelConfig, eos_id: int | None) -> dict[str, Any]:
+    """Content of `config.json`: of `portable` what transformers reads. `eos_id` is the token that ends a reply."""
+    if config.architecture != "portable":
+        return config.to_dict()
+    shape = {theirs: getattr(config, ours) for ours, theirs in QWEN3_NAMES.items()}
+    return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **shape, **QWEN3_FIXED, "eos_token_id": eos_id}
+
+
+def config_from_json(values: dict[str, Any]) -> ModelConfig:
+    """The shape that a `config.json` says. ValueError or TypeError for one that is of no model of ours."""
+    if values.get("model_type") != "qwen3":
+        return ModelConfig(**values)
+    rope = dict(values.get("rope_parameters") or {})  # where transformers 5 keeps the base
+    values = {"tie_word_embeddings": False, **values, **{key: rope[key] for key in rope if key == "rope_theta"}}
+    for key, accepted in {**QWEN3_FIXED, "rope_type": "default"}.items():
+        found = {**values, **rope}.get(key, accepted)
+        if found != accepted:
+            raise ValueError(f"{key} is {found!r}; accepted: {accepted!r}. Such a Qwen3 model is not supported.")
+    if missing := [theirs for theirs in QWEN3_NAMES.values() if theirs not in values]:
+        raise ValueError(f"{', '.join(missing)} missing")
+    shape = {ours: values[theirs] for ours, theirs in QWEN3_NAMES.items()}
+    if shape["bos_id"] is None:
+        shape["bos_id"] = -1  # no token begins a document
+    return ModelConfig(**shape, architecture="portable", window_pattern="L")
