@@ -94,6 +94,7 @@ BAD = {
     f"pretrain {TINY} --tokens-per-step 500": "tokens_per_step is 500, not divisible by context x ranks = 128 x 1. Use a",
     f"pretrain {TINY} --tokens-per-step -512": "tokens_per_step is -512; accepted: at least 0",
     f"pretrain {TINY} --window-pattern XY": "window_pattern is 'XY'; accepted: letters S and L",
+    f"pretrain {TINY} --architecture llama": "architecture is 'llama'; accepted: speed, portable",
     f"pretrain {TINY} --stages.rl.temperature nan": "accepted: at least 1 and above 0",
     f"pretrain {TINY} --device tpu": "--device is 'tpu'; this machine has: cpu",
     f"pretrain {TINY} --dtype int8": "--dtype is 'int8'; accepted: auto, float32, bfloat16",

@@ -57,4 +57,4 @@ def quick_evaluations() -> Iterator[None]:
 
 def score(task, model) -> dict:
     """Not a real score, but one that tells any two models apart."""
-    return {"accuracy": float(model.lm_head.weight.double().abs().mean()), "examples": []}
+    return {"accuracy": float(sum(p.double().abs().mean() for p in model.parameters())), "examples": []}
