@@ -1,6 +1,6 @@
-"""Cross-entropy over softly capped logits, in chunks: the full fp32 logits never exist.
+"""Cross-entropy over softly capped logits, in chunks: the full logits never exist, in fp32 not even those of a chunk.
 
-The gradient of a chunk is computed while its logits are still in the cache, so the backward pass only scales it.
+The gradient of a chunk replaces its logits while they are still in the cache, so the backward pass only scales it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 SOFTCAP = 15.0
-CHUNK_ELEMENTS = 1 << 20  # fp32 logits alive at once on CPU (4 MB: about one L2 cache); measured in docs/experiments.md
+# On CPU: rows whose logits exist at once (the head's gradient is added to once for these), and of them how many elements are
+# in fp32 at once (2 MB: they stay in the cache between passes); measured in docs/experiments.md.
+CHUNK_ROWS = 1024
+PIECE_ELEMENTS = 1 << 19
 
 
 class _SoftcapCrossEntropy(torch.autograd.Function):
@@ -18,7 +21,9 @@ class _SoftcapCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         N, V = hidden.size(0), weight.size(0)
-        chunk = max(128, CHUNK_ELEMENTS // V) if hidden.device.type == "cpu" else 8192
+        on_cpu = hidden.device.type == "cpu"
+        chunk = CHUNK_ROWS if on_cpu else 8192
+        piece = max(1, PIECE_ELEMENTS // V) if on_cpu else chunk
         needs_grad = hidden.requires_grad or weight.requires_grad
         head = weight.to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -26,25 +31,23 @@ class _SoftcapCrossEntropy(torch.autograd.Function):
         row_weight /= row_weight.sum().clamp(min=1)
         if weights is not None:
             row_weight *= weights
+        row_weight, index = row_weight.unsqueeze(1), targets.clamp(min=0).unsqueeze(1)
         grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0])
         grad_weight = torch.zeros_like(weight if needs_grad else weight[:0])
         for start in range(0, N, chunk):
-            h, target = hidden[start : start + chunk], targets[start : start + chunk]
-            w = row_weight[start : start + chunk].unsqueeze(1)
-            index = target.clamp(min=0).unsqueeze(1)
-            # With r = sigmoid(-2x/15): 15 tanh(x/15) = 15 - 30 r, so e^(-30 r) is the softmax up to a factor. It lies between
-            # 1e-13 and 1 and needs no maximum, and the slope of the cap is 4 r (1 - r).
-            r = (h @ head.t()).float().mul_(-2 / SOFTCAP).sigmoid_()  # (chunk, V)
-            unnormalised = (r * (-2 * SOFTCAP)).exp_()
-            z = unnormalised.sum(dim=1, keepdim=True)
-            total += ((z.log() + 2 * SOFTCAP * r.gather(1, index)) * w).sum()
+            rows = slice(start, start + chunk)
+            logits = hidden[rows] @ head.t()  # (chunk, V)
+            for x, i, w in zip(logits.split(piece), index[rows].split(piece), row_weight[rows].split(piece), strict=True):
+                # With r = sigmoid(-2x/15): 15 tanh(x/15) = 15 - 30 r, and the slope of the cap is 4 r (1 - r).
+                r = x.float().mul_(-2 / SOFTCAP).sigmoid_()
+                p = torch.softmax(r * (-2 * SOFTCAP), dim=1)  # at least e^-30 / V: its logarithm is finite
+                total -= (p.gather(1, i).log_() * w).sum()
+                if needs_grad:
+                    p.mul_(4 * w).scatter_add_(1, i, -4 * w)
+                    x.copy_(p.mul_(r.addcmul_(r, r, value=-1)))
             if needs_grad:
-                grad = unnormalised.mul_(4 * w / z)
-                grad.scatter_add_(1, index, -4 * w)
-                grad.mul_(r.addcmul_(r, r, value=-1))
-                low = grad.to(hidden.dtype)
-                torch.mm(low, head, out=grad_hidden[start : start + chunk])
-                grad_weight += low.t() @ h
+                torch.mm(logits, head, out=grad_hidden[rows])
+                grad_weight += logits.t() @ hidden[rows]
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
