@@ -29,7 +29,7 @@ def make_mask(documents: Tensor, window: int, kernel: str, dtype: torch.dtype) -
     """Each token sees itself and the `window - 1` tokens before it that belong to its document.
 
     documents (B, T) numbers the document of each token. Kernel "flex": a BlockMask. Kernel "blocked": for each block of queries
-    (first query, end, first key, bias (B, 1, queries, keys)), with just the keys that some query of the block can see.
+    (first query, end, first key, bias (B, 1, queries, keys)), with just the blocks of keys that some query of it can see.
     """
     B, T = documents.shape
     if kernel == "flex":
@@ -43,7 +43,7 @@ def make_mask(documents: Tensor, window: int, kernel: str, dtype: torch.dtype) -
     positions = torch.arange(T, device=documents.device)
     pieces = []
     for start in range(0, T, block):
-        end, first = min(start + block, T), max(0, start - window + 1)
+        end, first = min(start + block, T), max(0, start - window + 1) // block * block
         queries, keys = positions[start:end].unsqueeze(1), positions[first:end]
         seen = (keys <= queries) & (keys > queries - window)
         seen = seen & (documents[:, start:end].unsqueeze(2) == documents[:, first:end].unsqueeze(1))  # (B, queries, keys)
@@ -59,7 +59,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     if isinstance(mask, list):
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        return _blocked_attention(q, k, v, mask).transpose(1, 2)
+        return _blocked_attention(q, k.contiguous(), v.contiguous(), mask).transpose(1, 2)
     return _flex_attention()(q, k, v, block_mask=mask, enable_gqa=groups > 1).transpose(1, 2)
 
 
@@ -72,13 +72,17 @@ def _flex_attention() -> Any:
 
 def _blocked_attention(q: Tensor, k: Tensor, v: Tensor, pieces: list) -> Tensor:
     """Plain products of blocks: on CPU bf16 runs at full rate, in torch's fused kernel at a third (docs/experiments.md)."""
-    q = q * q.size(-1) ** -0.5
+    block = pieces[0][1]
+    q = (q * q.size(-1) ** -0.5).contiguous()
+    # Split and joined again: the gradient of a slice would be a tensor of zeros as large as the whole, one for each block.
+    q_blocks, k_blocks, v_blocks = (x.split(block, dim=2) for x in (q, k, v))
     outputs = []
-    for start, end, first, bias in pieces:
-        scores = q[:, :, start:end] @ k[:, :, first:end].transpose(2, 3)  # (B, H, queries, keys)
+    for i, (_, _, first, bias) in enumerate(pieces):
+        keys, values = (torch.cat(x[first // block : i + 1], dim=2) for x in (k_blocks, v_blocks))
+        scores = q_blocks[i] @ keys.transpose(2, 3)  # (B, H, queries, keys)
         scores += bias
-        outputs.append(scores.softmax(dim=-1) @ v[:, :, first:end])
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+        outputs.append(scores.softmax(dim=-1) @ values)
+    return torch.cat(outputs, dim=2)
 
 
 def decode_attention(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, window: int) -> Tensor:

@@ -1,57 +1,22 @@
-"""Cross-entropy over logits, softly capped or not, in chunks: the full fp32 logits never exist.
+"""Cross-entropy over logits, softly capped or not, in chunks: the full logits never exist, in fp32 not even those of a chunk.
 
-The gradient of a chunk is computed while its logits are still in the cache, so the backward pass only scales it.
+The gradient of a chunk replaces its logits while they are still in the cache, so the backward pass only scales it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
 SOFTCAP = 15.0
-CHUNK_ELEMENTS = 1 << 20  # fp32 logits alive at once on CPU (4 MB: about one L2 cache); measured in docs/experiments.md
-
-
-class _SoftcapCrossEntropy(torch.autograd.Function):
-    """loss = sum_i w_i * -log softmax(15 tanh(h_i W^T / 15))[target_i] / count, over the targets >= 0."""
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        N, V = hidden.size(0), weight.size(0)
-        chunk = max(128, CHUNK_ELEMENTS // V) if hidden.device.type == "cpu" else 8192
-        needs_grad = hidden.requires_grad or weight.requires_grad
-        head = weight.to(hidden.dtype)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        row_weight = (targets >= 0).float()
-        row_weight /= row_weight.sum().clamp(min=1)
-        if weights is not None:
-            row_weight *= weights
-        grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0])
-        grad_weight = torch.zeros_like(weight if needs_grad else weight[:0])
-        for start in range(0, N, chunk):
-            h, target = hidden[start : start + chunk], targets[start : start + chunk]
-            w = row_weight[start : start + chunk].unsqueeze(1)
-            index = target.clamp(min=0).unsqueeze(1)
-            # With r = sigmoid(-2x/15): 15 tanh(x/15) = 15 - 30 r, so e^(-30 r) is the softmax up to a factor. It lies between
-            # 1e-13 and 1 and needs no maximum, and the slope of the cap is 4 r (1 - r).
-            r = (h @ head.t()).float().mul_(-2 / SOFTCAP).sigmoid_()  # (chunk, V)
-            unnormalised = (r * (-2 * SOFTCAP)).exp_()
-            z = unnormalised.sum(dim=1, keepdim=True)
-            total += ((z.log() + 2 * SOFTCAP * r.gather(1, index)) * w).sum()
-            if needs_grad:
-                grad = unnormalised.mul_(4 * w / z)
-                grad.scatter_add_(1, index, -4 * w)
-                grad.mul_(r.addcmul_(r, r, value=-1))
-                low = grad.to(hidden.dtype)
-                torch.mm(low, head, out=grad_hidden[start : start + chunk])
-                grad_weight += low.t() @ h
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad_loss: Tensor):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss.to(grad_hidden.dtype), grad_weight * grad_loss, None, None
+# On CPU: rows whose logits exist at once (the head's gradient is added to once for these), and of them how many elements are
+# in fp32 at once (2 MB: they stay in the cache between passes); measured in docs/experiments.md.
+CHUNK_ROWS = 1024
+PIECE_ELEMENTS = 1 << 19
+CUDA_CHUNK_ROWS = 8192
 
 
 def softcap_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -60,48 +25,94 @@ def softcap_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weigh
     `weights` (N,) multiplies each target's term (the count it is divided by stays the number of targets): with advantages
     as weights this is the on-policy policy gradient.
     """
-    return _SoftcapCrossEntropy.apply(hidden, weight, targets, weights)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """loss = sum_i w_i * -log softmax(h_i W^T)[target_i] / count, over the targets >= 0."""
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        N, V = hidden.size(0), weight.size(0)
-        chunk = max(128, CHUNK_ELEMENTS // V) if hidden.device.type == "cpu" else 8192
-        needs_grad = hidden.requires_grad or weight.requires_grad
-        head = weight.to(hidden.dtype)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        row_weight = (targets >= 0).float()
-        row_weight /= row_weight.sum().clamp(min=1)
-        if weights is not None:
-            row_weight *= weights
-        grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0])
-        grad_weight = torch.zeros_like(weight if needs_grad else weight[:0])
-        for start in range(0, N, chunk):
-            h, target = hidden[start : start + chunk], targets[start : start + chunk]
-            w = row_weight[start : start + chunk].unsqueeze(1)
-            index = target.clamp(min=0).unsqueeze(1)
-            logits = (h @ head.t()).float()  # (chunk, V)
-            logits -= logits.amax(dim=1, keepdim=True)
-            picked = logits.gather(1, index)
-            unnormalised = logits.exp_()
-            z = unnormalised.sum(dim=1, keepdim=True)
-            total += ((z.log() - picked) * w).sum()
-            if needs_grad:
-                low = unnormalised.mul_(w / z).scatter_add_(1, index, -w).to(hidden.dtype)
-                torch.mm(low, head, out=grad_hidden[start : start + chunk])
-                grad_weight += low.t() @ h
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad_loss: Tensor):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss.to(grad_hidden.dtype), grad_weight * grad_loss, None, None
+    return _CrossEntropy.apply(hidden, weight, targets, weights, True)
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """`softcap_cross_entropy` without the cap."""
-    return _CrossEntropy.apply(hidden, weight, targets, weights)
+    return _CrossEntropy.apply(hidden, weight, targets, weights, False)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """loss = sum_i w_i * -log softmax(z_i)[target_i] / count over the targets >= 0, z_i = 15 tanh(h_i W^T / 15) or h_i W^T."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, capped: bool) -> Tensor:
+        on_cuda = hidden.device.type == "cuda"
+        chunk = CUDA_CHUNK_ROWS if on_cuda else CHUNK_ROWS
+        piece = max(1, PIECE_ELEMENTS // weight.size(0))
+        needs_grad = hidden.requires_grad or weight.requires_grad
+        head = weight.to(hidden.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        w = (targets >= 0).float()
+        count = w.sum().clamp(min=1)  # divided by at the end: in fp16 small weights would lose their gradients
+        if weights is not None:
+            w *= weights
+        if hidden.dtype == torch.float16:  # a head gradient is a sum over a chunk, and fp16 ends at 65504
+            w, count = w / 16, count / 16
+        w, index = w.unsqueeze(1), targets.clamp(min=0).unsqueeze(1)
+        grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0])
+        grad_weight = torch.zeros_like(weight if needs_grad else weight[:0])
+        for start in range(0, hidden.size(0), chunk):
+            rows = slice(start, start + chunk)
+            logits = hidden[rows] @ head.t()  # (chunk, V)
+            if on_cuda:
+                part, logits = _fused_terms()(logits, index[rows], w[rows], capped)
+                total += part
+            else:
+                pieces = zip(logits.split(piece), index[rows].split(piece), w[rows].split(piece), strict=True)
+                total += sum(_terms_in_place(*tensors, capped, needs_grad) for tensors in pieces)
+            if needs_grad:  # the logits are their gradients now
+                torch.mm(logits, head, out=grad_hidden[rows])
+                grad_weight += logits.t() @ hidden[rows]
+        ctx.save_for_backward(grad_hidden, grad_weight, count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor):
+        grad_hidden, grad_weight, count = ctx.saved_tensors
+        factor = grad_loss / count
+        return (grad_hidden * factor.view(1, 1)).to(grad_hidden.dtype), grad_weight * factor, None, None, None
+
+
+def _terms_in_place(logits: Tensor, index: Tensor, w: Tensor, capped: bool, needs_grad: bool) -> Tensor:
+    """`terms` with few passes over memory and little of it: the gradient is written over the logits."""
+    if not capped:
+        z = logits.float()
+        total = z.logsumexp(dim=1, keepdim=True)
+        loss = ((total - z.gather(1, index)) * w).sum()
+        if needs_grad:
+            logits.copy_(z.sub_(total).exp_().mul_(w).scatter_add_(1, index, -w))
+        return loss
+    # With r = sigmoid(-2x/15): 15 tanh(x/15) = 15 - 30 r, and the slope of the cap is 4 r (1 - r).
+    r = logits.float().mul_(-2 / SOFTCAP).sigmoid_()
+    p = torch.softmax(r * (-2 * SOFTCAP), dim=1)  # at least e^-30 / V: its logarithm is finite
+    loss = -(p.gather(1, index).log_() * w).sum()
+    if needs_grad:
+        p.mul_(4 * w).scatter_add_(1, index, -4 * w)
+        logits.copy_(p.mul_(r.addcmul_(r, r, value=-1)))
+    return loss
+
+
+def terms(logits: Tensor, index: Tensor, w: Tensor, capped: bool) -> tuple[Tensor, Tensor]:
+    """Summed loss of uncapped logits (N, V) at index (N, 1) with weights w (N, 1), and its gradient (N, V) in the logits' dtype.
+
+    No step writes in place: a compiler makes one pass of it.
+    """
+    x = logits.float()
+    r = (x * (-2 / SOFTCAP)).sigmoid()
+    z = r * (-2 * SOFTCAP) if capped else x
+    total = z.logsumexp(dim=1, keepdim=True)
+    loss = ((total - z.gather(1, index)) * w).sum()
+    hit = torch.arange(logits.size(1), device=logits.device) == index
+    grad = ((z - total).exp() - hit.float()) * w
+    return loss, (grad * (4 * (r - r * r)) if capped else grad).to(logits.dtype)
+
+
+def _fused_terms() -> Callable[..., tuple[Tensor, Tensor]]:
+    return terms if torch.compiler.is_compiling() else _compiled_terms()
+
+
+@cache
+def _compiled_terms() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(terms)
