@@ -85,7 +85,7 @@ def test_the_first_loss_is_the_logarithm_of_the_vocabulary(tied, width):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_loss_and_its_gradients_equal_dense_float64(weighted, monkeypatch):
-    monkeypatch.setattr("nutshell.model.loss.CHUNK_ELEMENTS", 1)  # 128 tokens a chunk: the last one is not full
+    monkeypatch.setattr("nutshell.model.loss.CHUNK_ROWS", 128)  # the last chunk is not full
     generator = torch.Generator().manual_seed(3)
     hidden, weight = (torch.randn(300, 24, generator=generator), torch.randn(50, 24, generator=generator))
     targets = torch.randint(-1, 50, (300,), generator=generator)
