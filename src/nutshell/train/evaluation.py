@@ -31,6 +31,7 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
         if run.stop:
             stage.leave()
 
+    stage.settle()
     if run.runtime.is_main:
         start = time.perf_counter()
         recipe = run.plan.recipe

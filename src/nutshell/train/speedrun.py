@@ -37,7 +37,9 @@ STAGES = {
 }
 
 
-FREE_IN_A_RUN = ("out", "save_every_seconds", "usd_per_hour", "budget")
+FREE_IN_A_RUN = (
+    "out", "save_every_seconds", "keep_checkpoints", "damaged_checkpoint", "damaged_shards", "usd_per_hour", "budget",
+)  # fmt: skip
 """Settings that may differ from the plan of a run that goes on."""
 
 
@@ -66,7 +68,7 @@ def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path) -> Tokenizer
     given = open_tokenizer(recipe) if recipe.tokenizer else None
     if runtime.is_main and not (folder / "tokenizer.json").exists():
         size = default_vocab_size(recipe, runtime.device.type)
-        (given or Tokenizer.train(_training_text(data, recipe.seed), vocab_size=size)).save(folder)
+        (given or Tokenizer.train(_training_text(data, recipe), vocab_size=size)).save(folder)
     runtime.barrier()
     tok = Tokenizer.load(folder)
     if given and tok.fingerprint != given.fingerprint:
@@ -74,8 +76,8 @@ def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path) -> Tokenizer
     return tok
 
 
-def _training_text(data: Path, seed: int) -> Iterator[str]:
-    shards = open_shards(data)
+def _training_text(data: Path, recipe: Recipe) -> Iterator[str]:
+    shards = open_shards(data, on_error=recipe.damaged_shards)
     characters = 0
     for block in range(shards.blocks("train")):
         for text in shards.read("train", block):
@@ -83,7 +85,7 @@ def _training_text(data: Path, seed: int) -> Iterator[str]:
             characters += len(text)
         if characters >= TOKENIZER_CHARACTERS:
             break
-    for conversation in primer.conversations(seed, 4000):
+    for conversation in primer.conversations(recipe.seed, 4000):
         for message in conversation["messages"]:
             content: Any = message["content"]
             yield from [content] if isinstance(content, str) else (part["text"] for part in content)
@@ -143,6 +145,7 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
             plan = prepare_plan(recipe, runtime, tok, started)
         run = Run(folder=folder, data=data, plan=plan, runtime=runtime, tok=tok, log=log)
         stack.enter_context(stop_signals(run.stop))
+        stack.enter_context(run.writer)
         yield run
 
 
