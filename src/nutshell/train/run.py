@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -60,54 +58,6 @@ class Run:
         manifest = checkpoint.read_manifest(newest) if newest else None
         done = manifest is not None and manifest["meta"].get("step") == self.plan.stages[stage].steps
         return done and self.log.has_evaluation(stage, self.plan.stages[stage].steps)
-
-
-@contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Refuse a second job on a run folder; the lock vanishes with its process, kill -9 included."""
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    file: IO[str] = open(path, "a+")  # noqa: SIM115 - held open as long as the run
-    try:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # its last holder has just removed it
-            raise OSError
-    except OSError:
-        file.close()
-        raise ValueError(f"another job is working in {folder}. Wait for it, stop it, or give another --out.") from None
-    try:
-        yield
-    finally:
-        if new and list(folder.iterdir()) == [path]:  # bad input: leave nothing behind
-            with suppress(OSError):
-                path.unlink()
-                folder.rmdir()
-        file.close()
-
-
-@contextmanager
-def stop_signals(stop: list[int]) -> Iterator[None]:
-    """Collect SIGTERM and the first Ctrl-C instead of dying in the middle of a step; a second Ctrl-C interrupts at once."""
-
-    def note(number: int, _frame: object) -> None:
-        stop.append(number)
-        if stop.count(signal.SIGINT) > 1:
-            raise KeyboardInterrupt
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @dataclass

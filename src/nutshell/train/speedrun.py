@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from nutshell import checkpoint
 from nutshell.config import from_dict
@@ -20,14 +21,16 @@ from nutshell.metrics import GpuSampler, MetricsLog, read_metrics, seconds_by_st
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.check import check_order, check_recipe, open_tokenizer
+from nutshell.train.lock import run_lock, stop_signals
 from nutshell.train.measure import measure
 from nutshell.train.plan import Hardware, Plan, default_vocab_size, describe, for_ranks, make_plan, refit
 from nutshell.train.pretrain import pretrain
 from nutshell.train.recipe import PRIMER, Recipe, seconds
 from nutshell.train.rl import reinforce
-from nutshell.train.run import Run, run_lock, stop_signals
+from nutshell.train.run import Run
 from nutshell.train.tune import tune
 
+LOCK_PATIENCE_SECONDS = 120.0  # under torchrun; a file server gives a lost machine's lock back after its lease, often 90 s
 TOKENIZER_CHARACTERS = 8_000_000  # of the training text; more no longer changes the merges that matter at these sizes
 STAGES = {
     "pretrain": pretrain,
@@ -135,7 +138,7 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
         check_recipe(recipe, runtime)
     with ExitStack() as stack:
         if runtime.is_main:
-            stack.enter_context(run_lock(folder))
+            stack.enter_context(run_lock(folder, LOCK_PATIENCE_SECONDS if dist.is_torchelastic_launched() else 0.0))
         log = stack.enter_context(MetricsLog(folder, rank=runtime.rank, gpu=gpu_sampler(runtime)))
         with timed(log, "data"):
             data = prepare_data(recipe, runtime)
