@@ -14,7 +14,7 @@ from nutshell import checkpoint
 from nutshell.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="a rank dies with its agent on Linux only")]
-STEPS = 120
+STEPS = 60
 FLAGS = [*TINY, "--stages.pretrain.steps", str(STEPS), "--save-every-seconds", "0.5"]
 PATIENCE = 240  # of a machine that others use too
 
@@ -36,6 +36,7 @@ class Agents:
             "-m", "nutshell", "pretrain", "--out", str(self.folder), *FLAGS,
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # recipes/cluster/README.md says why
         log = open(self.logs / f"agent{len(self.started)}.txt", "wb")  # noqa: SIM115
         with log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -165,7 +166,7 @@ def test_fewer_nodes_go_on_alone_where_the_job_allows_it(job, undisturbed):
 
 
 def test_a_signal_to_one_node_saves_on_all(job, undisturbed):
-    """A spot machine is taken away: only its agent hears of it."""
+    """A spot machine is taken away, and only its agent hears of it. torchrun then closes the rendezvous: both agents end."""
     agents = job("run")
     host, other = host_first(agents)
     wait_for(agents.folder, "pretrain", timeout=PATIENCE)
@@ -173,12 +174,10 @@ def test_a_signal_to_one_node_saves_on_all(job, undisturbed):
     other.send_signal(signal.SIGTERM)
     assert other.wait(timeout=60) != 0
     took = time.monotonic() - start
-    marker = agents.folder / "preempted"
+    assert host.wait(timeout=PATIENCE) != 0
     assert took < 25
-    while not marker.exists() and host.poll() is None:
-        time.sleep(0.02)
-    stage, _, step = marker.read_text().split()
+    stage, _, step = (agents.folder / "preempted").read_text().split()
     assert checkpoint.latest(agents.folder / stage).name == f"step-{int(step):06d}"
-    back = agents.start()
-    assert agents.wait(host, back) == [0, 0], agents.output()
+    assert int(step) < STEPS
+    assert agents.wait(agents.start(), agents.start()) == [0, 0], agents.output()
     check_equal(agents.folder, undisturbed)

@@ -29,7 +29,7 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
 
     def progress(done: int, total: int) -> None:
         if run.stop:
-            stage.leave()
+            stage.leave(alone=True)
 
     stage.settle()
     if run.runtime.is_main:

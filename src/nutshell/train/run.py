@@ -145,13 +145,18 @@ class Stage:
         if stopping and not run.stop:
             run.stop.append(signal.SIGTERM)
         if stopping and self.step < self.steps:
-            self.settle()
             self.leave()
 
-    def leave(self) -> NoReturn:
-        """End the run after what is saved: leave the marker that tells a preemption from a failure."""
+    def leave(self, *, alone: bool = False) -> NoReturn:
+        """End the run when everything is saved, with the marker that tells a preemption from a failure.
+
+        All ranks call it, since launchers end the others as soon as one is gone; or rank 0 `alone`, while the others wait.
+        """
+        self.run.writer.wait()
         if self.run.runtime.is_main:
             (self.run.folder / "preempted").write_text(f"{self.name} step {self.step}\n", encoding="utf-8")
+        if not alone:
+            self.run.runtime.barrier()
         raise Preempted(f"stopped after step {self.step} of {self.name}; everything is saved. The same command goes on.")
 
     def save(self, loader_state: dict | None) -> None:
