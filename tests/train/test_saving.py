@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -444,3 +445,19 @@ def test_no_stage_depends_on_or_moves_a_global_random_generator(finished, begun,
     last = f"{stage}/step-{STEPS[stage]:06d}"
     assert weights(folder / last) == weights(finished / last)
     assert lines(folder, stage) == lines(finished, stage)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_that_is_resumed_cannot_be_told_from_one_that_was_not(tmp_path, monkeypatch):
+    """tt 809, 1136: compiling must not depend on where a run starts."""
+    compiled = replace(RUNTIME, compiled=True)
+    run_stages(recipe(tmp_path / "whole"), compiled, ("pretrain",))
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda stage: stage.run.stop.append(15))
+        with pytest.raises(Preempted):
+            run_stages(recipe(tmp_path / "resumed"), compiled, ("pretrain",))
+    torch.compiler.reset()  # as in a process of its own
+    run_stages(recipe(tmp_path / "resumed"), compiled, ("pretrain",))
+    last = "pretrain/step-000007"
+    assert weights(tmp_path / "resumed" / last) == weights(tmp_path / "whole" / last)
+    assert lines(tmp_path / "resumed") == lines(tmp_path / "whole")
