@@ -15,6 +15,7 @@ from nutshell import checkpoint
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.tokenizer import Tokenizer
+from nutshell.train.saving import prune
 
 SHAPE = {"depth": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "context": 16}
 
@@ -105,7 +106,7 @@ def test_pruning_keeps_the_newest_and_removes_what_a_killed_process_left(tok, tm
     for step in (9, 10, 11):
         save(stage, step, tok)
     (stage / ".tmp-new-step-000012-1").mkdir()
-    checkpoint.prune(stage)
+    prune(stage, 2)
     assert sorted(path.name for path in stage.iterdir()) == ["step-000010", "step-000011"]
 
 
@@ -265,6 +266,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 import torch
 from nutshell import checkpoint
+from nutshell.train.saving import prune, resumable
 
 torch.set_num_threads(1)
 before, stage = Path(sys.argv[1]), Path(sys.argv[1]) / "stage"
@@ -273,8 +275,9 @@ EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtr
 killed = 0
 for moment in range(1, 1000):
     shutil.rmtree(stage, ignore_errors=True)
-    for name in ("step-000001", "step-000002"):
-        shutil.copytree(before / name, stage / name)
+    for name, copy in (("step-000001", "step-000000"), ("step-000001", "step-000001"), ("step-000002", "step-000002")):
+        shutil.copytree(before / name, stage / copy)
+    (stage / "best.json").write_text('{"step": 1, "val_bpb": 2.5}')  # so it stays, with its weights only
     child = os.fork()
     if child == 0:
         count = 0
@@ -287,12 +290,13 @@ for moment in range(1, 1000):
         sys.addaudithook(hook)
         tensors = dict(model.state_dict())
         checkpoint.save_model_folder(stage / "step-000003", model, tok, meta={"step": 3}, training={}, tensors=tensors)
-        checkpoint.prune(stage)
+        prune(stage, 2)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     found = checkpoint.checkpoints(stage)
     for _, folder in found:
         checkpoint.verify(folder)
+    assert resumable(stage)[-1].name in ("step-000002", "step-000003")
     print(moment, [folder.name for _, folder in found], flush=True)
     if status == 0:
         break
@@ -311,6 +315,8 @@ def test_kill_9_at_every_file_operation_of_saving_and_pruning_leaves_whole_check
     lines = result.stdout.splitlines()
     assert result.returncode == 0, result.stderr[-2000:]
     assert len(lines) > 25  # so many operations saving and pruning have
-    assert all("step-000002" in line for line in lines), result.stdout
-    assert lines[-1].endswith("['step-000002', 'step-000003']")
-    assert [path.name for path in sorted((tmp_path / "stage").iterdir())] == ["step-000002", "step-000003"]
+    assert all("'step-000001', 'step-000002'" in line for line in lines), result.stdout
+    assert lines[-1].endswith("['step-000001', 'step-000002', 'step-000003']")
+    left = sorted(path.name for path in (tmp_path / "stage").iterdir())
+    assert left == ["best.json", "step-000001", "step-000002", "step-000003"]
+    assert [checkpoint.has_training(tmp_path / "stage" / name) for name in left[1:]] == [False, True, True]

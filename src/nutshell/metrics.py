@@ -151,9 +151,8 @@ class MetricsLog:
             self._print(text)
 
     def sync(self) -> None:
-        """Makes sure that what was appended is on the disk: to be called when a checkpoint is saved."""
-        if self._file is not None:
-            self._file.flush()
+        """Makes sure that what was appended is on the disk: to be called when a checkpoint is saved, from any thread."""
+        if self._file is not None:  # each line was flushed when it was written
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

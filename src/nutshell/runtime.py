@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -90,6 +93,19 @@ def peak_memory_bytes(device: torch.device) -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Longer than any evaluation on rank 0 that the others wait for. It ends only what hangs: a rank that dies closes its connections
+or, where that goes unnoticed, is missed by torchrun's heartbeats."""
+
+
+def die_with_agent() -> None:
+    """Let Linux end this rank when its torchrun agent is killed: it would hold the run's lock and its GPU otherwise."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not Linux
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -144,6 +160,8 @@ def start_runtime(*, device: str = "auto", dtype: str = "auto", threads: int = 0
     dtype "auto": bf16 on GPUs that have it, on CPU where a measured product is at least 1.3x as fast, else fp32.
     Raises ValueError for a device or dtype this machine does not have.
     """
+    if dist.is_torchelastic_launched():
+        die_with_agent()
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     available = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     if device == "auto":
@@ -161,7 +179,7 @@ def start_runtime(*, device: str = "auto", dtype: str = "auto", threads: int = 0
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     on_gpu = chosen.type == "cuda"
     peak: float | None = None
     if chosen.type == "cpu":

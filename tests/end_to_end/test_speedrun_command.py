@@ -148,7 +148,7 @@ def test_a_full_disk_ends_the_run_with_1_and_costs_nothing(nursery, uninterrupte
     first = nursery("speedrun", "--out", folder, *TINY, file_bytes=800_000)
     assert first.wait() == 1
     assert "nutshell: error: cannot save" in first.output
-    assert "pretrain/step-000006" in first.output
+    assert "pretrain/step-000002" in first.output
     assert "What was saved before is whole. Make room on the disk" in first.output
     assert "Traceback" not in first.output
     assert list((folder / "pretrain").iterdir()) == []
@@ -250,3 +250,26 @@ def test_the_command_is_installed_as_a_module(tmp_path):
     assert result.returncode == 2
     assert "depth is -1; accepted: 0 (the plan decides) to 256" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_needs_no_more_memory_than_one_that_was_not_interrupted(nursery, tmp_path):
+    """tt 809, 1136, mm 701: 13M parameters, so that a second copy of weights or optimizer state would show."""
+    flags = (
+        "--depth 2 --width 256 --context 128 --vocab-size 8192 --primer-characters 300000 --tokens-per-step 512 --dtype float32"
+    )
+    flags += " --eval-items 1 --stages.pretrain.steps 16"
+
+    def peak(folder):
+        return [line["peak_memory_bytes"] for line in read_metrics(folder) if "loss" in line][-1]
+
+    assert nursery("pretrain", "--out", tmp_path / "whole", *flags.split()).wait() == 0
+    first = nursery("pretrain", "--out", tmp_path / "resumed", *flags.split())
+    wait_for(tmp_path / "resumed", "pretrain")
+    first.send(signal.SIGTERM)
+    assert first.wait() == 75, first.output
+    again = nursery("pretrain", "--out", tmp_path / "resumed", *flags.split())
+    assert again.wait() == 0, again.output
+    assert final_weights(tmp_path / "resumed") == final_weights(tmp_path / "whole")
+    weight_bytes = (tmp_path / "whole" / "pretrain" / "step-000016" / "model.safetensors").stat().st_size
+    assert peak(tmp_path / "resumed") < peak(tmp_path / "whole") + 0.25 * weight_bytes

@@ -201,11 +201,13 @@ class Shards:
         self.folder, self.column, self.on_error = folder, column, on_error
         self.problems: list[str] = []
         """What was skipped and why, with on_error="skip"."""
+        self._bytes: dict[Path, int] = {}
         self._blocks: dict[str, list[tuple[Path, int]]] = {split: [] for split in SPLITS}
         for split in SPLITS:
             for file in sorted(folder.glob(f"{split}-*.parquet")):
                 try:
                     self._blocks[split] += [(file, group) for group in range(_row_groups(file, column))]
+                    self._bytes[file] = file.stat().st_size
                 except ValueError as error:
                     self._problem(error)
 
@@ -232,9 +234,9 @@ class Shards:
         return [text for text in texts if text]
 
     def fingerprint(self, split: str) -> str:
-        """Changes when the shards of a split do: their names, sizes and number of row groups."""
+        """Changes when the shards of a split do: their names, sizes and number of row groups, as they were when opened."""
         files = sorted({file for file, _ in self._blocks[split]})
-        parts = [[file.name, file.stat().st_size] for file in files]
+        parts = [[file.name, self._bytes[file]] for file in files]
         return hashlib.sha256(json.dumps([self.column, parts, self.blocks(split)]).encode()).hexdigest()[:16]
 
     def _problem(self, error: ValueError) -> None:

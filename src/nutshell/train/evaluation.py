@@ -29,8 +29,9 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
 
     def progress(done: int, total: int) -> None:
         if run.stop:
-            stage.leave()
+            stage.leave(alone=True)
 
+    stage.settle()
     if run.runtime.is_main:
         start = time.perf_counter()
         recipe = run.plan.recipe

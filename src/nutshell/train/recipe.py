@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 from nutshell.model.config import ARCHITECTURES
 from nutshell.train.schedule import Schedule
@@ -149,7 +150,14 @@ class Recipe:
     threads: int = 0
     """CPU threads; 0 takes all."""
     save_every_seconds: float = 30.0
-    """A checkpoint at least this often."""
+    """A checkpoint at least this often; later where the disk is still busy with the last one."""
+    keep_checkpoints: int = 2
+    """Keep this many checkpoints of each stage, and pretraining's best by validation bits per byte besides (best.json names
+    it). The newest two can be resumed, older ones keep their weights only."""
+    damaged_checkpoint: Literal["stop", "previous"] = "stop"
+    """Where the newest checkpoint is damaged: stop and name the file, or go on from the previous one."""
+    damaged_shards: Literal["stop", "skip"] = "stop"
+    """Where a shard of the training text is damaged or empty: stop and name it, or skip what cannot be read, with a note."""
     usd_per_hour: float = 0.0
     """Price of this machine, for the report's cost table."""
     eval_items: int = 200
@@ -192,6 +200,11 @@ class Recipe:
             raise ValueError(f"primer_characters is {self.primer_characters}; accepted: at least 10000.")
         if not 0 < self.tokens_per_parameter < float("inf"):
             raise ValueError(f"tokens_per_parameter is {self.tokens_per_parameter}; accepted: a number above 0.")
+        if self.keep_checkpoints < 1:
+            raise ValueError(f"keep_checkpoints is {self.keep_checkpoints}; accepted: at least 1.")
+        for name, choices in (("damaged_checkpoint", ("stop", "previous")), ("damaged_shards", ("stop", "skip"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(choices)}.")
         if not self.save_every_seconds > 0 or not self.usd_per_hour >= 0:
             raise ValueError("save_every_seconds must be above 0 and usd_per_hour at least 0.")
         seconds(self.budget)

@@ -93,5 +93,5 @@ def reinforce(run: Run) -> None:
 
     for result in stage.training_steps(micro_batch, accumulation=1, sources=sources):
         stage.record(result, **facts)
-        stage.save_if_due(None)
+        stage.save_if_due(lambda: None)
     evaluate_stage(run, stage)

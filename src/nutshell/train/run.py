@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from nutshell.tokenizer import Tokenizer
 from nutshell.train.loop import StepResult, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.plan import Plan
+from nutshell.train.saving import Writer, forget_after, note_best, open_newest, prune, put_aside
 
 SCALARS = ("smear", "backout", "residual_scale", "embedding_scale")
 """RL leaves these and the weights of norms alone: AdamW moves them by the learning rate however faint the signal is, and all
@@ -47,6 +48,8 @@ class Run:
     log: MetricsLog
     stop: list[int] = field(default_factory=list)
     """Signals received; the next step boundary saves and leaves."""
+    writer: Writer = field(default_factory=Writer)
+    """Puts checkpoints on the disk while training goes on."""
 
     def stage_folder(self, stage: str) -> Path:
         return self.folder / stage
@@ -57,54 +60,6 @@ class Run:
         manifest = checkpoint.read_manifest(newest) if newest else None
         done = manifest is not None and manifest["meta"].get("step") == self.plan.stages[stage].steps
         return done and self.log.has_evaluation(stage, self.plan.stages[stage].steps)
-
-
-@contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Refuse a second job on a run folder; the lock vanishes with its process, kill -9 included."""
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    file: IO[str] = open(path, "a+")  # noqa: SIM115 - held open as long as the run
-    try:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # its last holder has just removed it
-            raise OSError
-    except OSError:
-        file.close()
-        raise ValueError(f"another job is working in {folder}. Wait for it, stop it, or give another --out.") from None
-    try:
-        yield
-    finally:
-        if new and list(folder.iterdir()) == [path]:  # bad input: leave nothing behind
-            with suppress(OSError):
-                path.unlink()
-                folder.rmdir()
-        file.close()
-
-
-@contextmanager
-def stop_signals(stop: list[int]) -> Iterator[None]:
-    """Collect SIGTERM and the first Ctrl-C instead of dying in the middle of a step; a second Ctrl-C interrupts at once."""
-
-    def note(number: int, _frame: object) -> None:
-        stop.append(number)
-        if stop.count(signal.SIGINT) > 1:
-            raise KeyboardInterrupt
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -171,47 +126,92 @@ class Stage:
 
     def describe(self, sources: list[str]) -> str:
         """What somebody needs to know who finds this stage diverged: the last batch, and where to go back to."""
+        self.run.writer.wait()
         saved = checkpoint.checkpoints(self.run.stage_folder(self.name))
         kept = f"The last good checkpoint is {saved[-1][1]}" if saved else f"{self.name} has saved no checkpoint yet"
         return f"Data of the last batch: {', '.join(sources)}. {kept}"
 
-    def save_if_due(self, loader_state: dict | None) -> None:
-        """Save when the interval is over, at the last step, and when told to stop (then raise Preempted)."""
-        runtime = self.run.runtime
-        stopping = bool(runtime.agree(float(bool(self.run.stop))))
-        due = bool(runtime.agree(float(time.monotonic() - self.last_save >= self.run.plan.recipe.save_every_seconds)))
-        if due or stopping or self.step == self.steps:
-            self.save(loader_state)
+    def save_if_due(self, loader_state: Callable[[], dict | None], *, anyway: bool = False) -> None:
+        """Save `anyway`, when the interval is over, at the last step, and when told to stop (then raise Preempted).
+
+        Rank 0's clock decides. Where its last save is still being written, one that is only due by time waits for a later step.
+        A signal to any rank stops all of them.
+        """
+        run = self.run
+        run.writer.check()
+        over = time.monotonic() - self.last_save >= run.plan.recipe.save_every_seconds
+        due = run.runtime.is_main and over and not run.writer.busy
+        due, stopping = (run.runtime.total(torch.tensor([float(due), float(bool(run.stop))])) > 0).tolist()
+        if due or stopping or anyway or self.step == self.steps:
+            self.save(loader_state())
+        if stopping and not run.stop:
+            run.stop.append(signal.SIGTERM)
         if stopping and self.step < self.steps:
             self.leave()
 
-    def leave(self) -> NoReturn:
-        """End the run after what is saved: leave the marker that tells a preemption from a failure."""
+    def leave(self, *, alone: bool = False) -> NoReturn:
+        """End the run when everything is saved, with the marker that tells a preemption from a failure.
+
+        All ranks call it, since launchers end the others as soon as one is gone; or rank 0 `alone`, while the others wait.
+        """
+        self.run.writer.wait()
         if self.run.runtime.is_main:
             (self.run.folder / "preempted").write_text(f"{self.name} step {self.step}\n", encoding="utf-8")
+        if not alone:
+            self.run.runtime.barrier()
         raise Preempted(f"stopped after step {self.step} of {self.name}; everything is saved. The same command goes on.")
 
     def save(self, loader_state: dict | None) -> None:
+        """Copy the state in memory; the writer's thread puts it on the disk while training goes on."""
         start = time.monotonic()
-        if self.run.runtime.is_main:
-            self.run.log.sync()
-            checkpoint.save_model_folder(
-                checkpoint.step_folder(self.run.stage_folder(self.name), self.step),
+        run, folder = self.run, self.run.stage_folder(self.name)
+        run.writer.wait()  # at most one copy at a time
+        tensors = self.optimizer.state_dict()  # every rank calls it: the whole state may have to be gathered
+        if run.runtime.is_main:
+            snapshot = checkpoint.take_snapshot(
                 self.model,
-                self.run.tok,
-                meta={"stage": self.name, "step": self.step, "steps": self.steps},
+                run.tok,
+                meta={
+                    "stage": self.name,
+                    "step": self.step,
+                    "steps": self.steps,
+                    "world_size": run.runtime.world_size,
+                    "config": plan_hash(run.plan),
+                    "data": (loader_state or {}).get("data"),
+                },
                 training={
                     "step": self.step,
                     "seconds": self.seconds,
                     "loader": loader_state,
                     "optimizer_steps": self.optimizer.steps,
                 },
-                tensors=self.optimizer.state_dict(),
+                tensors=tensors,
             )
-            checkpoint.prune(self.run.stage_folder(self.name))
-        self.run.runtime.barrier()
+
+            def write() -> None:
+                run.log.sync()  # what the metrics say up to this step is on the disk before the checkpoint
+                checkpoint.write_snapshot(checkpoint.step_folder(folder, snapshot.meta["step"]), snapshot)
+                prune(folder, run.plan.recipe.keep_checkpoints)
+
+            run.writer.start(write)
         self.last_save = time.monotonic()
         self.seconds += self.last_save - start
+
+    def settle(self) -> None:
+        """Wait, on all ranks, until what was saved is on the disk."""
+        self.run.writer.wait()
+        self.run.runtime.barrier()
+
+    def note_best(self, val_bpb: float) -> None:
+        """Keep the checkpoint of this step if none scored better; to be called when it is on the disk."""
+        if self.run.runtime.is_main:
+            note_best(self.run.stage_folder(self.name), self.step, val_bpb)
+
+
+def plan_hash(plan: Plan) -> str:
+    """sha256 of what decides the weights: the plan without where and how it runs."""
+    decided = {key: value for key, value in plan.to_dict().items() if key not in ("recipe", "hardware", "rows", "accumulation")}
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
 def last_of_previous(run: Run, name: str) -> Path:
@@ -229,12 +229,12 @@ def last_of_previous(run: Run, name: str) -> Path:
 def open_stage(run: Run, name: str) -> Stage:
     """Go on from the stage's newest checkpoint, or start it from the stage before it (pretrain: from drawn weights)."""
     plan, runtime = run.plan, run.runtime
-    newest = checkpoint.latest(run.stage_folder(name)) if run.stage_folder(name).is_dir() else None
     training: dict = {"step": 0, "seconds": 0.0, "loader": None, "optimizer_steps": 0}
     tensors = None
+    go_back = plan.recipe.damaged_checkpoint == "previous"
+    newest, damaged = open_newest(run.stage_folder(name), runtime.device, go_back=go_back, note=run.log.note)
     if newest is not None:
-        model, tok, _ = checkpoint.load_model(newest, runtime.device)
-        training, tensors = checkpoint.load_training(newest)
+        model, tok, training, tensors = newest
     elif name != "pretrain":
         model, tok, _ = checkpoint.load_model(last_of_previous(run, name), runtime.device)
     else:
@@ -260,9 +260,12 @@ def open_stage(run: Run, name: str) -> Stage:
             group.lr = 0.0
     optimizer = MuonAdamW(groups, runtime.dtype)
     if tensors is not None:
-        optimizer.load_state_dict({key: value.to(runtime.device) for key, value in tensors.items()}, training["optimizer_steps"])
+        optimizer.load_state_dict(tensors, training["optimizer_steps"])
+    runtime.barrier()  # every rank has opened the same checkpoint before rank 0 changes the folder
     if runtime.is_main:
-        checkpoint.prune(run.stage_folder(name))
+        put_aside(damaged)
+        forget_after(run.stage_folder(name), training["step"])
+        prune(run.stage_folder(name), plan.recipe.keep_checkpoints)
         run.log.truncate_after(name, training["step"])
         run.log.begin(name, plan.stages[name].steps, training["step"])
         (run.folder / "preempted").unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from nutshell import checkpoint
 from nutshell.config import from_dict
@@ -20,14 +21,16 @@ from nutshell.metrics import GpuSampler, MetricsLog, read_metrics, seconds_by_st
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.check import check_order, check_recipe, open_tokenizer
+from nutshell.train.lock import run_lock, stop_signals
 from nutshell.train.measure import measure
 from nutshell.train.plan import Hardware, Plan, default_vocab_size, describe, for_ranks, make_plan, refit
 from nutshell.train.pretrain import pretrain
 from nutshell.train.recipe import PRIMER, Recipe, seconds
 from nutshell.train.rl import reinforce
-from nutshell.train.run import Run, run_lock, stop_signals
+from nutshell.train.run import Run
 from nutshell.train.tune import tune
 
+LOCK_PATIENCE_SECONDS = 120.0  # under torchrun; a file server gives a lost machine's lock back after its lease, often 90 s
 TOKENIZER_CHARACTERS = 8_000_000  # of the training text; more no longer changes the merges that matter at these sizes
 STAGES = {
     "pretrain": pretrain,
@@ -37,7 +40,9 @@ STAGES = {
 }
 
 
-FREE_IN_A_RUN = ("out", "save_every_seconds", "usd_per_hour", "budget")
+FREE_IN_A_RUN = (
+    "out", "save_every_seconds", "keep_checkpoints", "damaged_checkpoint", "damaged_shards", "usd_per_hour", "budget",
+)  # fmt: skip
 """Settings that may differ from the plan of a run that goes on."""
 
 
@@ -67,7 +72,7 @@ def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path) -> Tokenizer
     if runtime.is_main and not (folder / "tokenizer.json").exists():
         size = default_vocab_size(recipe, runtime.device.type)
         pattern = "qwen2" if recipe.architecture == "portable" else "nanochat"  # so that a GGUF file can say pre=qwen2
-        (given or Tokenizer.train(_training_text(data, recipe.seed), size, pattern)).save(folder)
+        (given or Tokenizer.train(_training_text(data, recipe), size, pattern)).save(folder)
     runtime.barrier()
     tok = Tokenizer.load(folder)
     if given and tok.fingerprint != given.fingerprint:
@@ -75,8 +80,8 @@ def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path) -> Tokenizer
     return tok
 
 
-def _training_text(data: Path, seed: int) -> Iterator[str]:
-    shards = open_shards(data)
+def _training_text(data: Path, recipe: Recipe) -> Iterator[str]:
+    shards = open_shards(data, on_error=recipe.damaged_shards)
     characters = 0
     for block in range(shards.blocks("train")):
         for text in shards.read("train", block):
@@ -84,7 +89,7 @@ def _training_text(data: Path, seed: int) -> Iterator[str]:
             characters += len(text)
         if characters >= TOKENIZER_CHARACTERS:
             break
-    for conversation in primer.conversations(seed, 4000):
+    for conversation in primer.conversations(recipe.seed, 4000):
         for message in conversation["messages"]:
             content: Any = message["content"]
             yield from [content] if isinstance(content, str) else (part["text"] for part in content)
@@ -134,7 +139,7 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
         check_recipe(recipe, runtime)
     with ExitStack() as stack:
         if runtime.is_main:
-            stack.enter_context(run_lock(folder))
+            stack.enter_context(run_lock(folder, LOCK_PATIENCE_SECONDS if dist.is_torchelastic_launched() else 0.0))
         log = stack.enter_context(MetricsLog(folder, rank=runtime.rank, gpu=gpu_sampler(runtime)))
         with timed(log, "data"):
             data = prepare_data(recipe, runtime)
@@ -144,6 +149,7 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
             plan = prepare_plan(recipe, runtime, tok, started)
         run = Run(folder=folder, data=data, plan=plan, runtime=runtime, tok=tok, log=log)
         stack.enter_context(stop_signals(run.stop))
+        stack.enter_context(run.writer)
         yield run
 
 

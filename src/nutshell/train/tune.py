@@ -45,5 +45,5 @@ def tune(run: Run, name: str) -> None:
         steps = stage.training_steps(stage.learn_from(loader), accumulation=plan.accumulation, sources=lambda: loader.sources)
         for result in steps:
             stage.record(result)
-            stage.save_if_due(loader.state_dict())
+            stage.save_if_due(loader.state_dict)
     evaluate_stage(run, stage)
