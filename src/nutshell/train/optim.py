@@ -6,13 +6,14 @@ renormalisation arXiv 2602.21545; NorMuon arXiv 2510.05491; cautious weight deca
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from nutshell.train.distributed import Part, Shards
 from nutshell.train.recipe import OptimizerConfig
 
 # Five quintic iterations of Polar Express, computed for safety 2e-2 and cushion 2 (table of arXiv 2505.16932).
@@ -97,57 +98,73 @@ def muon_direction(gradient: Tensor, second_moment: Tensor, dtype: torch.dtype) 
     return update * (norm / update.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12))
 
 
-class MuonAdamW:
-    """The optimizer. `step` takes the schedule's values; the state is saved by parameter name, whole, rank-free."""
+def second_moment_shape(shape: torch.Size) -> tuple[int, int]:
+    """Of a matrix: one number for each of its longer side's lines."""
+    return (shape[0], 1) if shape[1] >= shape[0] else (1, shape[1])
 
-    def __init__(self, groups: list[Group], dtype: torch.dtype = torch.float32) -> None:
+
+class MuonAdamW:
+    """The optimizer. `step` takes the schedule's values; the state is saved by parameter name, whole, rank-free.
+
+    On several ranks each holds state for the parameters that it owns (`distributed`), and `state` has those alone.
+    """
+
+    def __init__(self, groups: list[Group], dtype: torch.dtype = torch.float32, *, rank: int = 0, world_size: int = 1) -> None:
         self.groups = groups
         self.dtype = dtype
         self.steps = 0
+        self.shards = Shards(rank=rank, world_size=world_size)
+        self.owned = [self.shards.divide(group.names, group.parameters, matrices=group.kind == "muon") for group in groups]
         self.state: dict[str, Tensor] = {}
-        self.stacked: list[tuple[Tensor, Tensor] | None] = []  # Muon's momentum and second moment, one batch a group
-        for group in groups:
+        self.stacked: list[tuple[Tensor, Tensor]] = []  # Muon's momentum and second moment, one batch a group
+        for group, (parts, _) in zip(groups, self.owned, strict=True):
             if group.kind == "adamw":
-                self.stacked.append(None)
-                moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in group.parameters]
+                self.stacked.append((torch.empty(0), torch.empty(0)))
+                moments = [(torch.zeros_like(part.weight), torch.zeros_like(part.weight)) for part in parts]
             else:
-                rows, columns = group.parameters[0].shape
-                narrow = (rows, 1) if columns >= rows else (1, columns)
-                device, count = group.parameters[0].device, len(group.parameters)
-                batch = (torch.zeros(count, rows, columns, device=device), torch.zeros(count, *narrow, device=device))
+                like, count = group.parameters[0], len(parts)
+                batch = (like.new_zeros(count, *like.shape), like.new_zeros(count, *second_moment_shape(like.shape)))
                 self.stacked.append(batch)
                 moments = list(zip(*batch, strict=True))  # views: the state by name is the batch
-            for name, (momentum, second_moment) in zip(group.names, moments, strict=True):
-                self.state[f"{name}.momentum"], self.state[f"{name}.second_moment"] = momentum, second_moment
+            for part, (momentum, second_moment) in zip(parts, moments, strict=True):
+                self.state[f"{part.name}.momentum"], self.state[f"{part.name}.second_moment"] = momentum, second_moment
 
     @torch.no_grad()
     def step(self, *, lr_scale: float, momentum: float, decay_scale: float) -> None:
-        """Update every parameter from its gradient; a parameter without a gradient stays as it is."""
-        self.steps += 1
-        for group, stacked in zip(self.groups, self.stacked, strict=True):
-            if stacked is None:
-                self._adamw(group, group.lr * lr_scale)
-            else:
-                self._muon(group, *stacked, group.lr * lr_scale, momentum, group.weight_decay * decay_scale)
+        """Update every parameter from its gradient; a parameter without a gradient stays as it is.
 
-    def _muon(self, group: Group, buffers: Tensor, second: Tensor, lr: float, momentum: float, decay: float) -> None:
-        gradients = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad.float() for p in group.parameters])
+        On several ranks `shards.reduce` comes before it.
+        """
+        self.steps += 1
+        for group, (parts, buckets), stacked in zip(self.groups, self.owned, self.stacked, strict=True):
+            if parts and group.kind == "adamw":
+                self._adamw(group, parts, group.lr * lr_scale)
+            elif parts:
+                self._muon(parts, *stacked, group.lr * lr_scale, momentum, group.weight_decay * decay_scale)
+            for bucket in buckets:
+                bucket.publish()
+        for bucket in self.shards.buckets:
+            bucket.receive()
+
+    def _muon(self, parts: list[Part], buffers: Tensor, second: Tensor, lr: float, momentum: float, decay: float) -> None:
+        found = [(part.weight, part.gradient) for part in parts]
+        gradients = torch.stack([torch.zeros_like(p) if gradient is None else gradient.float() for p, gradient in found])
         buffers.lerp_(gradients, 1 - momentum)  # (N, rows, columns)
         updates = muon_direction(gradients.lerp_(buffers, momentum), second, self.dtype)  # Nesterov
-        for p, update in zip(group.parameters, updates, strict=True):
+        for (p, _), update in zip(found, updates, strict=True):
             # Cautious decay: only where it does not work against the update.
             p.sub_(update.addcmul_(p, update * p >= 0, value=decay), alpha=lr)
 
-    def _adamw(self, group: Group, lr: float) -> None:
-        touched = [(name, p) for name, p in zip(group.names, group.parameters, strict=True) if p.grad is not None]
+    def _adamw(self, group: Group, parts: list[Part], lr: float) -> None:
+        touched = [(part, gradient) for part in parts if (gradient := part.gradient) is not None]
         # torch's fused kernel: one pass over memory instead of eight.
         adamw(
-            [p for _, p in touched],
-            [p.grad for _, p in touched if p.grad is not None],
-            [self.state[f"{name}.momentum"] for name, _ in touched],
-            [self.state[f"{name}.second_moment"] for name, _ in touched],
+            [part.weight for part, _ in touched],
+            [gradient for _, gradient in touched],
+            [self.state[f"{part.name}.momentum"] for part, _ in touched],
+            [self.state[f"{part.name}.second_moment"] for part, _ in touched],
             [],
-            [torch.tensor(float(self.steps - 1), device=p.device) for _, p in touched],
+            [torch.tensor(float(self.steps - 1), device=part.parameter.device) for part, _ in touched],
             fused=True,
             amsgrad=False,
             beta1=group.betas[0],
@@ -158,26 +175,36 @@ class MuonAdamW:
             maximize=False,
         )
 
+    def _shapes(self) -> Iterator[tuple[str, torch.Size | tuple[int, ...]]]:
+        """Key and whole shape of everything that a saved state has."""
+        for group in self.groups:
+            for name, p in zip(group.names, group.parameters, strict=True):
+                yield f"{name}.momentum", p.shape
+                yield f"{name}.second_moment", p.shape if group.kind == "adamw" else second_moment_shape(p.shape)
+
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.state)
+        """The whole state by parameter name. On several ranks all must call it at once: rank 0 gets copies on the CPU, the
+        others nothing. On one rank the tensors are the optimizer's own, which the next step changes."""
+        if self.shards.world_size == 1:
+            return dict(self.state)
+        shapes, whole = dict(self._shapes()), {}
+        if self.shards.rank == 0:
+            whole = {key: value.cpu().clone() for key, value in self.state.items() if value.shape == shapes[key]}
+        for bucket in self.shards.buckets:
+            for moment in ("momentum", "second_moment"):
+                owned = [self.state[f"{part.name}.{moment}"] for part in bucket.parts()]
+                shape = shapes[f"{bucket.names[0]}.{moment}"]
+                for name, value in bucket.gather(owned, shape if bucket.stacked else shape[1:]):
+                    whole[f"{name}.{moment}"] = value
+        return whole
 
     def load_state_dict(self, state: dict[str, Tensor], steps: int) -> None:
-        """Take over a saved state; ValueError names the first tensor that is missing or has another shape."""
-        for key, tensor in self.state.items():
-            if key not in state or state[key].shape != tensor.shape:
+        """Take over a saved state, each rank its part; ValueError names the first tensor that is missing or has another shape."""
+        for key, shape in self._shapes():
+            if key not in state or state[key].shape != shape:
                 found = tuple(state[key].shape) if key in state else "nothing"
-                raise ValueError(f"optimizer state {key}: expected shape {tuple(tensor.shape)}, found {found}.")
-            tensor.copy_(state[key])
+                raise ValueError(f"optimizer state {key}: expected shape {tuple(shape)}, found {found}.")
+        for part in (part for parts, _ in self.owned for part in parts):
+            for key in (f"{part.name}.momentum", f"{part.name}.second_moment"):
+                self.state[key].copy_(state[key][part.rows])
         self.steps = steps
-
-
-def average_gradients(model: nn.Module) -> None:
-    """Average the gradients over all ranks, in one flat reduction (nothing on one rank)."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))

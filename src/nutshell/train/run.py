@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from nutshell import checkpoint
 from nutshell.data.stream import PackedStream
@@ -20,7 +19,7 @@ from nutshell.metrics import MetricsLog
 from nutshell.model.gpt import GPT
 from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.tokenizer import Tokenizer
-from nutshell.train.loop import StepResult, train_steps
+from nutshell.train.loop import MicroBatch, StepResult, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.plan import Plan
 
@@ -145,19 +144,21 @@ class Stage:
             record["skipped"] = True
         self.run.log.step(record)
 
-    def learn_from(self, loader: PackedStream) -> Callable[[], tuple[Tensor, int]]:
-        """The micro-batch of `training_steps` for a stage that reads batches: the loss of the next one, and its tokens."""
+    def learn_from(self, loader: PackedStream) -> Callable[[], MicroBatch]:
+        """The micro-batch of `training_steps` for a stage that reads batches: the next one."""
         device = self.run.runtime.device
         model = torch.compile(self.model) if self.run.runtime.compiled else self.model
 
-        def micro_batch() -> tuple[Tensor, int]:
-            ids, targets = (x.to(device, non_blocking=True) for x in next(loader))
-            return model(ids, targets), ids.numel()
+        def micro_batch() -> MicroBatch:
+            ids, targets = next(loader)
+            count = int((targets >= 0).sum())
+            ids, targets = (x.to(device, non_blocking=True) for x in (ids, targets))
+            return MicroBatch(lambda: model(ids, targets), count, ids.numel())
 
         return micro_batch
 
     def training_steps(
-        self, micro_batch: Callable[[], tuple[Tensor, int]], *, accumulation: int, sources: Callable[[], list[str]]
+        self, micro_batch: Callable[[], MicroBatch], *, accumulation: int, sources: Callable[[], list[str]]
     ) -> Iterator[StepResult]:
         """The steps from where the stage stands to its last, by the plan's schedule and rates."""
         plan = self.run.plan
@@ -191,6 +192,7 @@ class Stage:
 
     def save(self, loader_state: dict | None) -> None:
         start = time.monotonic()
+        tensors = self.optimizer.state_dict()  # of all ranks, so all take part
         if self.run.runtime.is_main:
             self.run.log.sync()
             checkpoint.save_model_folder(
@@ -204,7 +206,7 @@ class Stage:
                     "loader": loader_state,
                     "optimizer_steps": self.optimizer.steps,
                 },
-                tensors=self.optimizer.state_dict(),
+                tensors=tensors,
             )
             checkpoint.prune(self.run.stage_folder(self.name))
         self.run.runtime.barrier()
@@ -256,9 +258,9 @@ def open_stage(run: Run, name: str) -> Stage:
             group.weight_decay = 0.0
         if name == "rl" and group.names[0].startswith(SCALARS):
             group.lr = 0.0
-    optimizer = MuonAdamW(groups, runtime.dtype)
+    optimizer = MuonAdamW(groups, runtime.dtype, rank=runtime.rank, world_size=runtime.world_size)
     if tensors is not None:
-        optimizer.load_state_dict({key: value.to(runtime.device) for key, value in tensors.items()}, training["optimizer_steps"])
+        optimizer.load_state_dict(tensors, training["optimizer_steps"])
     if runtime.is_main:
         checkpoint.prune(run.stage_folder(name))
         run.log.truncate_after(name, training["step"])
