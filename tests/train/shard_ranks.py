@@ -1,7 +1,8 @@
-"""Run by torchrun: `shard_ranks.py FOLDER` proves on this number of ranks that sharding changes nothing but memory.
+"""Run by torchrun with 4 processes: `shard_ranks.py FOLDER 2,4,1` proves on 2, 4 and 1 ranks that sharding changes only memory.
 
 Every check compares with an unsharded computation of the same step on the same data. An optimizer state found in FOLDER, of
-any number of ranks, is reopened; this number's is left there. Rank 0 prints what it measured as JSON.
+another number of ranks, is reopened; this number's is left there. Rank 0 prints what it measured as JSON.
+A third argument, `compiled`, does so for a compiled model's backward alone.
 """
 
 import copy
@@ -9,6 +10,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,8 +28,7 @@ from nutshell.train.schedule import Schedule
 VOCAB = 67  # 67 rows divide by neither 2 nor 4 (nanochat issue 320)
 CONFIG = ModelConfig(vocab_size=VOCAB, depth=5, width=32, heads=2, kv_heads=2, head_dim=16, context=16)
 RATES = {"lr_scale": 1.0, "momentum": 0.9, "decay_scale": 1.0}
-RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, rank=RANK, world_size=WORLD)
+RANK, WORLD = int(os.environ["RANK"]), 1  # the second changes as the checks go through the numbers of ranks
 
 
 def make(*, sharded: bool) -> tuple[GPT, MuonAdamW]:
@@ -103,7 +104,7 @@ def check_steps(folder: Path) -> dict:
     return {"state_bytes": [int(b) for b in everyones], "whole_bytes": sum(t.numel() * 4 for t in whole.state.values())}
 
 
-def check_backward(compiled: bool) -> dict:
+def check_backward(compiled: bool) -> list[str]:
     """Gradients that were reduced while backward ran equal those that are summed afterwards; where the messages began."""
     ours, optimizer = make(sharded=True)
     plain = copy.deepcopy(ours)
@@ -137,7 +138,7 @@ def check_backward(compiled: bool) -> dict:
                     assert torch.allclose(part.gradient, q.grad[part.rows], rtol=1e-4, atol=1e-6), (name, step)
             p.grad = q.grad = None
     dist.reduce_scatter_tensor = send
-    return {"events": events}
+    return events
 
 
 def check_uneven_targets() -> None:
@@ -161,7 +162,7 @@ def check_uneven_targets() -> None:
     ours, sharded = make(sharded=True)
     theirs, whole = make(sharded=False)
     one = Runtime(device=torch.device("cpu"), dtype=torch.float32)
-    mine = train(ours, sharded, RUNTIME, 2, 2, RANK)
+    mine = train(ours, sharded, replace(one, rank=RANK, world_size=WORLD), 2, 2, RANK)
     expected = train(theirs, whole, one, len(rows), 1, 0)
     for a, b in zip(mine, expected, strict=True):
         assert math.isclose(a.loss, b.loss, rel_tol=1e-5), (a, b)
@@ -172,18 +173,21 @@ def check_uneven_targets() -> None:
     same_bits_everywhere(ours)
 
 
-def main() -> None:
+def main(folder: Path, sizes: str, only: str = "") -> None:
+    global WORLD
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    result = check_steps(Path(sys.argv[1]))
-    if WORLD > 1:
-        result["eager"] = check_backward(compiled=False)["events"]
-    if WORLD == 2:
-        result["compiled"] = check_backward(compiled=True)["events"]
-    check_uneven_targets()
+    results = {}
+    for WORLD in map(int, sizes.split(",")):
+        if RANK >= WORLD:
+            continue
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{WORLD}", rank=RANK, world_size=WORLD)
+        results[WORLD] = {"events": check_backward(compiled=bool(only))}
+        if not only:
+            results[WORLD] |= check_steps(folder)
+            check_uneven_targets()
+        dist.destroy_process_group()
     if RANK == 0:
-        print(json.dumps(result))
-    dist.destroy_process_group()
+        print(json.dumps(results))
 
 
-main()
+main(Path(sys.argv[1]), *sys.argv[2:])

@@ -17,8 +17,8 @@ from nutshell.train.speedrun import load_plan, run_stages
 SCRIPT = Path(__file__).with_name("ranks.py")
 
 
-def torchrun(*arguments, ranks=2, timeout=120) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(SCRIPT)]
+def torchrun(*arguments, ranks=2, timeout=120, script=SCRIPT) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=environment)
 
