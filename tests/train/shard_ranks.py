@@ -10,7 +10,6 @@ import json
 import math
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.runtime import Runtime
-from nutshell.train.loop import MicroBatch, train_steps
+from nutshell.train.distributed import Shards
+from nutshell.train.fsdp import WeightShards, shard_weights, whole_model
+from nutshell.train.loop import MicroBatch, StepResult, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.recipe import OptimizerConfig
 from nutshell.train.schedule import Schedule
@@ -31,14 +32,18 @@ RATES = {"lr_scale": 1.0, "momentum": 0.9, "decay_scale": 1.0}
 RANK, WORLD = int(os.environ["RANK"]), 1  # the second changes as the checks go through the numbers of ranks
 
 
-def make(*, sharded: bool) -> tuple[GPT, MuonAdamW]:
+def make(*, sharded: bool, weights: bool = False) -> tuple[GPT, MuonAdamW]:
     torch.manual_seed(0)
     model = GPT(CONFIG)
     with torch.no_grad():  # zero-initialised projections would have no gradient to speak of
         for p in model.parameters():
             p.add_(torch.randn(p.shape) * 0.02)
+    if weights:
+        shard_weights(model, torch.device("cpu"))
     groups = group_parameters(model, OptimizerConfig(), width=32, tokens_per_step=4096)
-    return model, MuonAdamW(groups, **({"rank": RANK, "world_size": WORLD} if sharded else {}))
+    if weights:
+        return model, MuonAdamW(groups, shards=WeightShards(model, rank=RANK, world_size=WORLD))
+    return model, MuonAdamW(groups, shards=Shards(rank=RANK, world_size=WORLD) if sharded else None)
 
 
 def gradients(model: GPT, step: int, rank: int) -> dict[str, torch.Tensor | None]:
@@ -75,7 +80,8 @@ def check_steps(folder: Path) -> dict:
         for name, p in theirs.named_parameters():
             found = [g[name] for g in per_rank if g[name] is not None]
             p.grad = torch.stack(found).sum(0) if found else None
-        norms = float(sharded.shards.reduce()), float(whole.shards.reduce())
+        sharded.shards.reduce()
+        norms = float(sharded.shards.norm()), float(whole.shards.norm())
         assert math.isclose(*norms, rel_tol=1e-5), norms
         before = ours.backout.detach().clone()
         sharded.step(**RATES)
@@ -141,36 +147,49 @@ def check_backward(compiled: bool) -> list[str]:
     return events
 
 
-def check_uneven_targets() -> None:
-    """Micro-batches with different numbers of targets, on all ranks: as one process that sees all rows at once (and one mean)."""
-    rows = torch.randint(1, VOCAB, (2 * 2 * WORLD, 17), generator=torch.Generator().manual_seed(5))
+def train(model: GPT, optimizer: MuonAdamW, rank: int, world: int, size: int, accumulation: int) -> list[StepResult]:
+    """Two steps on rows with different numbers of targets."""
+    rows = torch.randint(1, VOCAB, (size * accumulation * world, 17), generator=torch.Generator().manual_seed(5))
     targets = rows[:, 1:].clone()
     for i in range(len(rows)):
         targets[i, : (7 * i) % 15] = -1
+    fetched = iter(range(10**6))
 
-    def train(model: GPT, optimizer: MuonAdamW, runtime: Runtime, size: int, accumulation: int, rank: int):
-        fetched = iter(range(10**6))
+    def micro_batch() -> MicroBatch:
+        place = (next(fetched) % accumulation * world + rank) * size
+        ids, wanted = rows[place : place + size, :-1], targets[place : place + size]
+        return MicroBatch(lambda: model(ids, wanted), int((wanted >= 0).sum()), ids.numel())
 
-        def micro_batch() -> MicroBatch:
-            place = (next(fetched) % accumulation * runtime.world_size + rank) * size
-            ids, wanted = rows[place : place + size, :-1], targets[place : place + size]
-            return MicroBatch(lambda: model(ids, wanted), int((wanted >= 0).sum()), ids.numel())
+    runtime = Runtime(device=torch.device("cpu"), dtype=torch.float32, rank=rank, world_size=world)
+    return list(train_steps(model, optimizer, micro_batch, accumulation=accumulation, schedule=Schedule(), lr_scale=0.1,
+                            first_step=0, steps=2, runtime=runtime))  # fmt: skip
 
-        return list(train_steps(model, optimizer, micro_batch, accumulation=accumulation, schedule=Schedule(), lr_scale=0.1,
-                                first_step=0, steps=2, runtime=runtime))  # fmt: skip
 
-    ours, sharded = make(sharded=True)
+def check_uneven_targets() -> None:
+    """Micro-batches with different numbers of targets on all ranks are as one process that sees all rows at once, and one mean;
+    so are weights divided by FSDP2, and what is saved of them."""
     theirs, whole = make(sharded=False)
-    one = Runtime(device=torch.device("cpu"), dtype=torch.float32)
-    mine = train(ours, sharded, replace(one, rank=RANK, world_size=WORLD), 2, 2, RANK)
-    expected = train(theirs, whole, one, len(rows), 1, 0)
-    for a, b in zip(mine, expected, strict=True):
-        assert math.isclose(a.loss, b.loss, rel_tol=1e-5), (a, b)
-        assert math.isclose(a.grad_norm, b.grad_norm, rel_tol=1e-4), (a, b)
-        assert a.tokens == b.tokens
-    # Adam blows up the last digits of tiny gradients: a tenth of the first step's size is far above that, and far below an error.
-    close(ours, theirs, 2e-3, "uneven targets")
-    same_bits_everywhere(ours)
+    expected = train(theirs, whole, 0, 1, 4 * WORLD, 1)
+    for weights in (False, True) if WORLD > 1 else (False,):
+        ours, sharded = make(sharded=True, weights=weights)
+        for a, b in zip(train(ours, sharded, RANK, WORLD, 2, 2), expected, strict=True):
+            assert math.isclose(a.loss, b.loss, rel_tol=1e-5), (a, b)
+            assert math.isclose(a.grad_norm, b.grad_norm, rel_tol=1e-4), (a, b)
+            assert a.tokens == b.tokens
+        if weights:
+            ours, held = whole_model(ours, everywhere=True), sum(p.to_local().numel() for p in ours.parameters())
+            assert held < 1.2 / WORLD * sum(p.numel() for p in ours.parameters())
+        # Adam blows up the last digits of tiny gradients: a tenth of a step's size is far above that, and far below an error.
+        close(ours, theirs, 2e-3, f"uneven targets, weights divided: {weights}")
+        same_bits_everywhere(ours)
+        state, reference = sharded.state_dict(), whole.state_dict()
+        assert RANK or state.keys() == reference.keys()
+        for key, value in state.items():
+            assert torch.allclose(value, reference[key], rtol=1e-2, atol=1e-4), key
+        _, reopened = make(sharded=True, weights=weights)
+        reopened.load_state_dict(reference, 2)
+        for key, value in reopened.state_dict().items():
+            assert torch.equal(value, reference[key]), key
 
 
 def main(folder: Path, sizes: str, only: str = "") -> None:

@@ -7,8 +7,9 @@ On one rank nothing is copied and nothing travels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,11 @@ class Part:
     rows: slice
     bucket: Bucket | None = None
     """None where every rank owns the whole parameter."""
+
+    @property
+    def shared(self) -> bool:
+        """Every rank owns it."""
+        return self.bucket is None
 
     @property
     def weight(self) -> Tensor:
@@ -122,6 +128,18 @@ class Bucket:
             yield from zip(self.names, self.views(torch.cat([piece.cpu() for piece in received])), strict=True)
 
 
+class Division(NamedTuple):
+    """What became of one group of parameters."""
+
+    parts: list[Part]
+    """What this rank owns: it has these gradients and momenta, and updates these weights."""
+    buckets: list[Bucket]
+    """In which these are laid out over the ranks; what is in none is whole on every rank."""
+    second_parts: list[Part]
+    """Of what this rank keeps the second moment: the same, unless weights are divided too."""
+    second_buckets: list[Bucket]
+
+
 class Shards:
     """The parameters of an optimizer, divided among the ranks."""
 
@@ -135,8 +153,8 @@ class Shards:
         self.launched = 0
         self.armed = False
 
-    def divide(self, names: list[str], parameters: list[nn.Parameter], *, matrices: bool) -> tuple[list[Part], list[Bucket]]:
-        """Take in parameters; returns what this rank owns of them, and the buckets in which they travel.
+    def divide(self, names: list[str], parameters: list[nn.Parameter], *, matrices: bool) -> Division:
+        """Take in a group of parameters.
 
         `matrices` (same-shaped, for Muon) are owned whole, in turn; other large tensors by rows; small ones by every rank.
         """
@@ -159,7 +177,7 @@ class Shards:
                 p.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._came(bucket))
         self.parts += parts
         self.buckets += buckets
-        return parts, buckets
+        return Division(parts, buckets, parts, buckets)
 
     def reduce_in_backward(self) -> None:
         """The next backward is the step's last: each bucket is sent as soon as its gradients are complete."""
@@ -178,22 +196,30 @@ class Shards:
             self.launched += 1
 
     @torch.no_grad()
-    def reduce(self) -> Tensor:
-        """Wait until all gradients are summed over the ranks; their norm, the same on every rank (inf or nan where one is)."""
-        if self.world_size > 1:
-            if not self.armed:  # backward has run without it
-                self.reduce_in_backward()
-            self.armed = False
-            for bucket in (self.order or self.buckets)[self.launched :]:
-                bucket.launch()
-            self._settle()
-            for bucket in self.buckets:
-                bucket.wait()
-            if not self.order:
-                self.order = self._agree_on_order()
-        found = [(part, part.gradient) for part in self.parts]
-        # What every rank holds whole is counted by rank 0.
-        mine = [g for part, g in found if g is not None and (part.bucket is not None or self.rank == 0)]
+    def reduce(self) -> None:
+        """Wait until all gradients are summed over the ranks."""
+        if self.world_size == 1:
+            return
+        if not self.armed:  # backward has run without it
+            self.reduce_in_backward()
+        self.armed = False
+        for bucket in (self.order or self.buckets)[self.launched :]:
+            bucket.launch()
+        self._settle()
+        for bucket in self.buckets:
+            bucket.wait()
+        if not self.order:
+            self.order = self._agree_on_order()
+
+    def gradients(self) -> list[Tensor]:
+        """All gradients that this rank has now: of what it owns, and of the small tensors that all ranks own alike."""
+        return [gradient for part in self.parts if (gradient := part.gradient) is not None]
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """Euclidean norm of all ranks' gradients, the same number on each (inf or nan where one is)."""
+        # What every rank owns is counted by rank 0.
+        mine = [g for part in self.parts if (g := part.gradient) is not None and (self.rank == 0 or not part.shared)]
         norm = torch.stack(torch._foreach_norm(mine)).norm() if mine else torch.zeros((), device=self.device)
         if self.world_size == 1:
             return norm
@@ -224,3 +250,17 @@ class Shards:
     @property
     def device(self) -> torch.device:
         return self.parts[0].parameter.device if self.parts else self.buckets[0].parameters[0].device
+
+    def publish(self, buckets: list[Bucket]) -> None:
+        """Begin to send the new weights of these buckets to the other ranks."""
+        for bucket in buckets:
+            bucket.publish()
+
+    def receive(self) -> None:
+        """Wait until this rank has all new weights."""
+        for bucket in self.buckets:
+            bucket.receive()
+
+    def on_whole(self, function: Callable[[Tensor], Tensor], local: Tensor, rows: int) -> Tensor:
+        """`function` of a group's matrices (N, rows, columns): this rank has them whole."""
+        return function(local)

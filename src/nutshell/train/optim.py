@@ -6,7 +6,7 @@ renormalisation arXiv 2602.21545; NorMuon arXiv 2510.05491; cautious weight deca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -109,25 +109,26 @@ class MuonAdamW:
     On several ranks each holds state for the parameters that it owns (`distributed`), and `state` has those alone.
     """
 
-    def __init__(self, groups: list[Group], dtype: torch.dtype = torch.float32, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, groups: list[Group], dtype: torch.dtype = torch.float32, shards: Shards | None = None) -> None:
         self.groups = groups
         self.dtype = dtype
         self.steps = 0
-        self.shards = Shards(rank=rank, world_size=world_size)
-        self.owned = [self.shards.divide(group.names, group.parameters, matrices=group.kind == "muon") for group in groups]
+        self.shards = shards or Shards()
+        self.divisions = [self.shards.divide(group.names, group.parameters, matrices=group.kind == "muon") for group in groups]
         self.state: dict[str, Tensor] = {}
         self.stacked: list[tuple[Tensor, Tensor]] = []  # Muon's momentum and second moment, one batch a group
-        for group, (parts, _) in zip(groups, self.owned, strict=True):
-            if group.kind == "adamw":
-                self.stacked.append((torch.empty(0), torch.empty(0)))
-                moments = [(torch.zeros_like(part.weight), torch.zeros_like(part.weight)) for part in parts]
+        for group, (parts, _, second_parts, _) in zip(groups, self.divisions, strict=True):
+            first: Iterable[Tensor] = (torch.zeros_like(part.weight) for part in parts)
+            second: Iterable[Tensor] = (torch.zeros_like(part.weight) for part in parts)
+            if group.kind == "muon":
+                device, shape = group.parameters[0].device, group.parameters[0].shape
+                first = torch.zeros(len(parts), *(parts[0].weight.shape if parts else shape), device=device)
+                second = torch.zeros(len(second_parts), *second_moment_shape(shape), device=device)
+                self.stacked.append((first, second))  # the state by name is views of these
             else:
-                like, count = group.parameters[0], len(parts)
-                batch = (like.new_zeros(count, *like.shape), like.new_zeros(count, *second_moment_shape(like.shape)))
-                self.stacked.append(batch)
-                moments = list(zip(*batch, strict=True))  # views: the state by name is the batch
-            for part, (momentum, second_moment) in zip(parts, moments, strict=True):
-                self.state[f"{part.name}.momentum"], self.state[f"{part.name}.second_moment"] = momentum, second_moment
+                self.stacked.append((torch.empty(0), torch.empty(0)))
+            self.state |= {f"{part.name}.momentum": moment for part, moment in zip(parts, first, strict=True)}
+            self.state |= {f"{part.name}.second_moment": moment for part, moment in zip(second_parts, second, strict=True)}
 
     @torch.no_grad()
     def step(self, *, lr_scale: float, momentum: float, decay_scale: float) -> None:
@@ -136,21 +137,20 @@ class MuonAdamW:
         On several ranks `shards.reduce` comes before it.
         """
         self.steps += 1
-        for group, (parts, buckets), stacked in zip(self.groups, self.owned, self.stacked, strict=True):
+        for group, (parts, buckets, *_), stacked in zip(self.groups, self.divisions, self.stacked, strict=True):
             if parts and group.kind == "adamw":
                 self._adamw(group, parts, group.lr * lr_scale)
             elif parts:
                 self._muon(parts, *stacked, group.lr * lr_scale, momentum, group.weight_decay * decay_scale)
-            for bucket in buckets:
-                bucket.publish()
-        for bucket in self.shards.buckets:
-            bucket.receive()
+            self.shards.publish(buckets)
+        self.shards.receive()
 
     def _muon(self, parts: list[Part], buffers: Tensor, second: Tensor, lr: float, momentum: float, decay: float) -> None:
         found = [(part.weight, part.gradient) for part in parts]
         gradients = torch.stack([torch.zeros_like(p) if gradient is None else gradient.float() for p, gradient in found])
         buffers.lerp_(gradients, 1 - momentum)  # (N, rows, columns)
-        updates = muon_direction(gradients.lerp_(buffers, momentum), second, self.dtype)  # Nesterov
+        nesterov, rows = gradients.lerp_(buffers, momentum), parts[0].parameter.size(0)
+        updates = self.shards.on_whole(lambda whole: muon_direction(whole, second, self.dtype), nesterov, rows)
         for (p, _), update in zip(found, updates, strict=True):
             # Cautious decay: only where it does not work against the update.
             p.sub_(update.addcmul_(p, update * p >= 0, value=decay), alpha=lr)
@@ -190,11 +190,12 @@ class MuonAdamW:
         shapes, whole = dict(self._shapes()), {}
         if self.shards.rank == 0:
             whole = {key: value.cpu().clone() for key, value in self.state.items() if value.shape == shapes[key]}
-        for bucket in self.shards.buckets:
-            for moment in ("momentum", "second_moment"):
+        for _, buckets, _, second_buckets in self.divisions:
+            layouts = [("momentum", bucket) for bucket in buckets] + [("second_moment", bucket) for bucket in second_buckets]
+            for moment, bucket in layouts:
                 owned = [self.state[f"{part.name}.{moment}"] for part in bucket.parts()]
                 shape = shapes[f"{bucket.names[0]}.{moment}"]
-                for name, value in bucket.gather(owned, shape if bucket.stacked else shape[1:]):
+                for name, value in bucket.gather(owned, tuple(shape if bucket.stacked else shape[1:])):
                     whole[f"{name}.{moment}"] = value
         return whole
 
@@ -204,7 +205,8 @@ class MuonAdamW:
             if key not in state or state[key].shape != shape:
                 found = tuple(state[key].shape) if key in state else "nothing"
                 raise ValueError(f"optimizer state {key}: expected shape {tuple(shape)}, found {found}.")
-        for part in (part for parts, _ in self.owned for part in parts):
-            for key in (f"{part.name}.momentum", f"{part.name}.second_moment"):
-                self.state[key].copy_(state[key][part.rows])
+        for parts, _, second_parts, _ in self.divisions:
+            for moment, held in (("momentum", parts), ("second_moment", second_parts)):
+                for part in held:
+                    self.state[f"{part.name}.{moment}"].copy_(state[f"{part.name}.{moment}"][part.rows])
         self.steps = steps

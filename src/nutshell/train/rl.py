@@ -75,7 +75,8 @@ def reinforce(run: Run) -> None:
         problems = own or problems[:1]  # a rank without a problem works along, and counts for nothing
         prompts = [fit_conversation(item.messages, run.tok, plan.model.context, settings.max_tokens).ids for _, item in problems]
         longest = min(plan.model.context, max(map(len, prompts)) + settings.max_tokens)
-        engine = Engine(stage.model.for_inference(), run.tok, max_rows=rows, context=longest)
+        frozen = stage.whole_model(everywhere=True).for_inference().to(runtime.device)
+        engine = Engine(frozen, run.tok, max_rows=rows, context=longest)
         sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=step_seed)
         answers = engine.sample(prompts, settings.samples, sampling)
         rewards = [

@@ -19,6 +19,8 @@ from nutshell.metrics import MetricsLog
 from nutshell.model.gpt import GPT
 from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.tokenizer import Tokenizer
+from nutshell.train.distributed import Shards
+from nutshell.train.fsdp import WeightShards, shard_weights, whole_model
 from nutshell.train.loop import MicroBatch, StepResult, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.plan import Plan
@@ -121,6 +123,15 @@ class Stage:
     def steps(self) -> int:
         return self.run.plan.stages[self.name].steps
 
+    @property
+    def divided(self) -> bool:
+        """The ranks hold a part of the weights each."""
+        return self.run.plan.recipe.shard == "weights" and self.run.runtime.world_size > 1
+
+    def whole_model(self, *, everywhere: bool = False) -> GPT:
+        """The model with all its weights, to save or evaluate, on rank 0 or everywhere. All ranks call it at once."""
+        return whole_model(self.model, everywhere=everywhere) if self.divided else self.model
+
     def record(self, result: StepResult, **more: Any) -> None:
         """Count a step and log it."""
         self.step, self.seconds = result.step, self.seconds + result.seconds
@@ -147,7 +158,7 @@ class Stage:
     def learn_from(self, loader: PackedStream) -> Callable[[], MicroBatch]:
         """The micro-batch of `training_steps` for a stage that reads batches: the next one."""
         device = self.run.runtime.device
-        model = torch.compile(self.model) if self.run.runtime.compiled else self.model
+        model = torch.compile(self.model) if self.run.runtime.compiled and not self.divided else self.model
 
         def micro_batch() -> MicroBatch:
             ids, targets = next(loader)
@@ -192,12 +203,12 @@ class Stage:
 
     def save(self, loader_state: dict | None) -> None:
         start = time.monotonic()
-        tensors = self.optimizer.state_dict()  # of all ranks, so all take part
+        model, tensors = self.whole_model(), self.optimizer.state_dict()  # of all ranks, so all take part
         if self.run.runtime.is_main:
             self.run.log.sync()
             checkpoint.save_model_folder(
                 checkpoint.step_folder(self.run.stage_folder(self.name), self.step),
-                self.model,
+                model,
                 self.run.tok,
                 meta={"stage": self.name, "step": self.step, "steps": self.steps},
                 training={
@@ -230,16 +241,18 @@ def open_stage(run: Run, name: str) -> Stage:
     """Go on from the stage's newest checkpoint, or start it from the stage before it (pretrain: from drawn weights)."""
     plan, runtime = run.plan, run.runtime
     newest = checkpoint.latest(run.stage_folder(name)) if run.stage_folder(name).is_dir() else None
+    divided = plan.recipe.shard == "weights" and runtime.world_size > 1
+    home = torch.device("cpu") if divided else runtime.device  # dividing moves the parts
     training: dict = {"step": 0, "seconds": 0.0, "loader": None, "optimizer_steps": 0}
     tensors = None
     if newest is not None:
-        model, tok, _ = checkpoint.load_model(newest, runtime.device)
+        model, tok, _ = checkpoint.load_model(newest, home)
         training, tensors = checkpoint.load_training(newest)
     elif name != "pretrain":
-        model, tok, _ = checkpoint.load_model(last_of_previous(run, name), runtime.device)
+        model, tok, _ = checkpoint.load_model(last_of_previous(run, name), home)
     else:
         torch.manual_seed(plan.recipe.seed)
-        model, tok = GPT(plan.model).to(runtime.device), run.tok
+        model, tok = GPT(plan.model).to(home), run.tok
     if tok.fingerprint != run.tok.fingerprint:
         raise ValueError(
             f"{run.folder}/tokenizer is not the one that the checkpoints in {run.folder} were trained with. "
@@ -251,6 +264,8 @@ def open_stage(run: Run, name: str) -> Stage:
         )
     model.use(runtime.dtype, runtime.attention)
     model.train()
+    if divided:
+        shard_weights(model, runtime.device)
     step_tokens = plan.stages[name].tokens_per_step
     groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=step_tokens)
     for group in groups:
@@ -258,7 +273,8 @@ def open_stage(run: Run, name: str) -> Stage:
             group.weight_decay = 0.0
         if name == "rl" and group.names[0].startswith(SCALARS):
             group.lr = 0.0
-    optimizer = MuonAdamW(groups, runtime.dtype, rank=runtime.rank, world_size=runtime.world_size)
+    ranks = {"rank": runtime.rank, "world_size": runtime.world_size}
+    optimizer = MuonAdamW(groups, runtime.dtype, WeightShards(model, **ranks) if divided else Shards(**ranks))
     if tensors is not None:
         optimizer.load_state_dict(tensors, training["optimizer_steps"])
     if runtime.is_main:

@@ -37,7 +37,7 @@ STAGES = {
 }
 
 
-FREE_IN_A_RUN = ("out", "save_every_seconds", "usd_per_hour", "budget")
+FREE_IN_A_RUN = ("out", "shard", "save_every_seconds", "usd_per_hour", "budget")
 """Settings that may differ from the plan of a run that goes on."""
 
 
