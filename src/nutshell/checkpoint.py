@@ -99,9 +99,13 @@ def take_snapshot(model: Decoder, tok: Tokenizer, *, meta: dict | None = None, t
     `meta` describes the run (stage, step, metrics). `training` (JSON) and `tensors` (by name) are what resuming needs.
     """
     return Snapshot(
-        config=config_to_json(model.config, tok.special_tokens.get("<|assistant_end|>")), weights=_copies(model.state_dict(), torch.float32), tok=tok, meta=meta or {},
-        training=training, tensors=_copies(tensors or {}),
-    )  # fmt: skip
+        config=config_to_json(model.config, tok.special_tokens.get("<|assistant_end|>")),
+        weights=_copies(model.state_dict(), torch.float32),
+        tok=tok,
+        meta=meta or {},
+        training=training,
+        tensors=_copies(tensors or {}),
+    )
 
 
 def save_model_folder(folder: Path, model: Decoder, tok: Tokenizer, *, meta: dict | None = None, training: dict | None = None,

@@ -1,6 +1,6 @@
-"""Run by torchrun: trains the given run folders to their end, checking at each step that all ranks hold the same bits.
+"""Run by torchrun: trains the given run folders to their end, checking at each step that the ranks' weights are the same bits.
 
-ranks.py FOLDER STAGES [DIE_AT]: with DIE_AT, rank 1 ends without a word at that step.
+ranks.py FOLDER STAGES [SHARD] [DIE_AT]: SHARD is the recipe's; at step DIE_AT rank 1 ends without a word.
 """
 
 import hashlib
@@ -19,17 +19,17 @@ from nutshell.train.speedrun import run_stages
 
 def fingerprint(stage: Stage) -> torch.Tensor:
     digest = hashlib.sha256()
-    for tensor in (*stage.model.state_dict().values(), *stage.optimizer.state.values()):
+    for tensor in stage.whole_model(everywhere=True).state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
-def main(die_at: int = 0) -> None:
+def main(folders: str, stages: str, shard: str = "state", die_at: str = "0") -> None:
     runtime = start_runtime(device="cpu", dtype="float32", threads=1)
     record = Stage.record
 
     def checked(self, result, **more):
-        if result.step == die_at and runtime.rank == 1:
+        if result.step == int(die_at) and runtime.rank == 1:
             os._exit(1)
         record(self, result, **more)
         mine = fingerprint(self)
@@ -40,9 +40,10 @@ def main(die_at: int = 0) -> None:
 
     Stage.record = checked
     with quick_evaluations():
-        for folder, stages in zip(sys.argv[1].split(","), sys.argv[2].split(","), strict=True):
-            run_stages(recipe(Path(folder)), runtime, tuple(stages.split("+")))
+        for folder, names in zip(folders.split(","), stages.split(","), strict=True):
+            rows = 1 if runtime.world_size == 4 else 2
+            run_stages(recipe(Path(folder), rows=rows, shard=shard), runtime, tuple(names.split("+")))
     dist.destroy_process_group()
 
 
-main(*map(int, sys.argv[3:]))
+main(*sys.argv[1:])

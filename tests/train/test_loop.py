@@ -8,7 +8,7 @@ import torch
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.runtime import Runtime
-from nutshell.train.loop import MOST_SKIPPED_IN_A_ROW, TrainingDiverged, train_steps
+from nutshell.train.loop import MOST_SKIPPED_IN_A_ROW, MicroBatch, TrainingDiverged, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.recipe import OptimizerConfig
 from nutshell.train.schedule import Schedule
@@ -32,8 +32,8 @@ class Training:
         def micro_batch():
             start = self.fetched * size % len(self.rows)
             self.fetched += 1
-            rows = self.rows[start : start + size]
-            return spoil(self.model(rows[:, :-1], rows[:, 1:]), self.fetched), size * T
+            rows, number = self.rows[start : start + size], self.fetched
+            return MicroBatch(lambda: spoil(self.model(rows[:, :-1], rows[:, 1:]), number), size * T, size * T)
 
         return micro_batch
 

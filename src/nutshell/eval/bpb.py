@@ -33,7 +33,7 @@ def bits_per_byte(
         ids, targets = ids.to(device), targets.to(device)
         sizes = lengths[targets.clamp(min=0)] * (targets >= 0)  # (B, T)
         scored = int((sizes > 0).sum())
-        if scored:
+        if scored or reduce is not None:  # ranks that hold a part of the weights each must compute equally often
             nats += float(model(ids, targets.masked_fill(sizes == 0, -1))) * scored  # the model gives a mean
             count += int(sizes.sum())
     if reduce is not None:

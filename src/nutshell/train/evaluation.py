@@ -32,10 +32,11 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
             stage.leave(alone=True)
 
     stage.settle()
+    whole = stage.whole_model()
     if run.runtime.is_main:
         start = time.perf_counter()
         recipe = run.plan.recipe
-        model = stage.model.for_inference()
+        model = whole.for_inference().to(run.runtime.device)
         values, baselines, samples = dict(metrics), {}, []
         for name in PRIMER_TASKS + (FILE_TASKS if recipe.eval_data else ()):
             task = load_task(name, limit=recipe.eval_items, seed=recipe.seed, data_folder=recipe.eval_data or None)

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nutshell.model.decoder import Decoder
 from nutshell.runtime import Runtime
-from nutshell.train.optim import MuonAdamW, average_gradients
+from nutshell.train.optim import MuonAdamW
 from nutshell.train.schedule import Schedule
 
 MOST_SKIPPED_IN_A_ROW = 10
@@ -39,15 +40,20 @@ class TrainingDiverged(RuntimeError):
     """Too many steps in a row had no finite loss or gradient."""
 
 
-def gradient_norm(model: Decoder) -> Tensor:
-    """Euclidean norm of all gradients, as a scalar tensor (inf or nan where one is)."""
-    return torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])).norm()
+class MicroBatch(NamedTuple):
+    """Data that is fetched and counted before any loss of its step is computed."""
+
+    loss: Callable[[], Tensor]
+    """Computes the mean loss of its targets."""
+    targets: int
+    """Terms of that mean; on other ranks and in other micro-batches there may be more or fewer."""
+    tokens: int
 
 
 def train_steps(
     model: Decoder,
     optimizer: MuonAdamW,
-    micro_batch: Callable[[], tuple[Tensor, int]],
+    micro_batch: Callable[[], MicroBatch],
     *,
     accumulation: int,
     schedule: Schedule,
@@ -59,23 +65,28 @@ def train_steps(
 ) -> Iterator[StepResult]:
     """Yield after each of the optimizer steps first_step + 1 ... steps.
 
-    `micro_batch()` fetches the next data and returns (loss to differentiate, its number of tokens); it is called `accumulation`
-    times a step. `describe()` names the last batch's documents and what is saved, for the message of TrainingDiverged.
+    `micro_batch()` fetches the next data; it is called `accumulation` times a step. The loss of a step is the mean over the
+    targets of all its micro-batches on all ranks.
+    `describe()` names the last batch's documents and what is saved, for the message of TrainingDiverged.
     """
     skipped_in_a_row = 0
     for step in range(first_step, steps):
         start = time.perf_counter()
         for p in model.parameters():
             p.grad = None
-        total, tokens = torch.zeros((), device=runtime.device), 0
-        for _ in range(accumulation):
-            loss, count = micro_batch()
-            (loss / accumulation).backward()
-            total += loss.detach() / accumulation
-            tokens += count
-        average_gradients(model)
-        norm = float(gradient_norm(model))
-        loss_value = runtime.mean(float(total))
+        batches = [micro_batch() for _ in range(accumulation)]
+        counts = torch.tensor([[batch.targets, batch.tokens] for batch in batches]).sum(0)
+        targets, tokens = runtime.total(counts).tolist()
+        total = torch.zeros((), device=runtime.device)
+        for number, batch in enumerate(batches, 1):
+            share = batch.loss() * (batch.targets / max(1, targets))
+            if number == accumulation:
+                optimizer.shards.reduce_in_backward()
+            share.backward()
+            total += share.detach()
+        optimizer.shards.reduce()
+        norm = float(optimizer.shards.norm())
+        loss_value = float(runtime.total(total))
         finite = math.isfinite(norm) and math.isfinite(loss_value)
         factor = schedule.lr_scale(step, steps)
         if finite:
@@ -90,6 +101,6 @@ def train_steps(
             )
         runtime.synchronize()
         yield StepResult(
-            step=step + 1, loss=loss_value, grad_norm=norm, lr_scale=factor * lr_scale, tokens=tokens * runtime.world_size,
+            step=step + 1, loss=loss_value, grad_norm=norm, lr_scale=factor * lr_scale, tokens=tokens,
             seconds=time.perf_counter() - start, skipped=not finite,
         )  # fmt: skip

@@ -6,13 +6,14 @@ renormalisation arXiv 2602.21545; NorMuon arXiv 2510.05491; cautious weight deca
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from nutshell.train.distributed import Part, Shards
 from nutshell.train.recipe import OptimizerConfig
 
 # Five quintic iterations of Polar Express, computed for safety 2e-2 and cushion 2 (table of arXiv 2505.16932).
@@ -100,57 +101,73 @@ def muon_direction(gradient: Tensor, second_moment: Tensor, dtype: torch.dtype) 
     return update * (norm / update.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12))
 
 
-class MuonAdamW:
-    """The optimizer. `step` takes the schedule's values; the state is saved by parameter name, whole, rank-free."""
+def second_moment_shape(shape: torch.Size) -> tuple[int, int]:
+    """Of a matrix: one number for each of its longer side's lines."""
+    return (shape[0], 1) if shape[1] >= shape[0] else (1, shape[1])
 
-    def __init__(self, groups: list[Group], dtype: torch.dtype = torch.float32) -> None:
+
+class MuonAdamW:
+    """The optimizer. `step` takes the schedule's values; the state is saved by parameter name, whole, rank-free.
+
+    On several ranks each holds state for the parameters that it owns (`distributed`), and `state` has those alone.
+    """
+
+    def __init__(self, groups: list[Group], dtype: torch.dtype = torch.float32, shards: Shards | None = None) -> None:
         self.groups = groups
         self.dtype = dtype
         self.steps = 0
+        self.shards = shards or Shards()
+        self.divisions = [self.shards.divide(group.names, group.parameters, matrices=group.kind == "muon") for group in groups]
         self.state: dict[str, Tensor] = {}
-        self.stacked: list[tuple[Tensor, Tensor] | None] = []  # Muon's momentum and second moment, one batch a group
-        for group in groups:
-            if group.kind == "adamw":
-                self.stacked.append(None)
-                moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in group.parameters]
+        self.stacked: list[tuple[Tensor, Tensor]] = []  # Muon's momentum and second moment, one batch a group
+        for group, (parts, _, second_parts, _) in zip(groups, self.divisions, strict=True):
+            first: Iterable[Tensor] = (torch.zeros_like(part.weight) for part in parts)
+            second: Iterable[Tensor] = (torch.zeros_like(part.weight) for part in parts)
+            if group.kind == "muon":
+                device, shape = group.parameters[0].device, group.parameters[0].shape
+                first = torch.zeros(len(parts), *(parts[0].weight.shape if parts else shape), device=device)
+                second = torch.zeros(len(second_parts), *second_moment_shape(shape), device=device)
+                self.stacked.append((first, second))  # the state by name is views of these
             else:
-                rows, columns = group.parameters[0].shape
-                narrow = (rows, 1) if columns >= rows else (1, columns)
-                device, count = group.parameters[0].device, len(group.parameters)
-                batch = (torch.zeros(count, rows, columns, device=device), torch.zeros(count, *narrow, device=device))
-                self.stacked.append(batch)
-                moments = list(zip(*batch, strict=True))  # views: the state by name is the batch
-            for name, (momentum, second_moment) in zip(group.names, moments, strict=True):
-                self.state[f"{name}.momentum"], self.state[f"{name}.second_moment"] = momentum, second_moment
+                self.stacked.append((torch.empty(0), torch.empty(0)))
+            self.state |= {f"{part.name}.momentum": moment for part, moment in zip(parts, first, strict=True)}
+            self.state |= {f"{part.name}.second_moment": moment for part, moment in zip(second_parts, second, strict=True)}
 
     @torch.no_grad()
     def step(self, *, lr_scale: float, momentum: float, decay_scale: float) -> None:
-        """Update every parameter from its gradient; a parameter without a gradient stays as it is."""
-        self.steps += 1
-        for group, stacked in zip(self.groups, self.stacked, strict=True):
-            if stacked is None:
-                self._adamw(group, group.lr * lr_scale)
-            else:
-                self._muon(group, *stacked, group.lr * lr_scale, momentum, group.weight_decay * decay_scale)
+        """Update every parameter from its gradient; a parameter without a gradient stays as it is.
 
-    def _muon(self, group: Group, buffers: Tensor, second: Tensor, lr: float, momentum: float, decay: float) -> None:
-        gradients = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad.float() for p in group.parameters])
+        On several ranks `shards.reduce` comes before it.
+        """
+        self.steps += 1
+        for group, (parts, buckets, *_), stacked in zip(self.groups, self.divisions, self.stacked, strict=True):
+            if parts and group.kind == "adamw":
+                self._adamw(group, parts, group.lr * lr_scale)
+            elif parts:
+                self._muon(parts, *stacked, group.lr * lr_scale, momentum, group.weight_decay * decay_scale)
+            self.shards.publish(buckets)
+        self.shards.receive()
+
+    def _muon(self, parts: list[Part], buffers: Tensor, second: Tensor, lr: float, momentum: float, decay: float) -> None:
+        found = [(part.weight, part.gradient) for part in parts]
+        gradients = torch.stack([torch.zeros_like(p) if gradient is None else gradient.float() for p, gradient in found])
         buffers.lerp_(gradients, 1 - momentum)  # (N, rows, columns)
-        updates = muon_direction(gradients.lerp_(buffers, momentum), second, self.dtype)  # Nesterov
-        for p, update in zip(group.parameters, updates, strict=True):
+        nesterov, rows = gradients.lerp_(buffers, momentum), parts[0].parameter.size(0)
+        updates = self.shards.on_whole(lambda whole: muon_direction(whole, second, self.dtype), nesterov, rows)
+        for (p, _), update in zip(found, updates, strict=True):
             # Cautious decay: only where it does not work against the update.
             p.sub_(update.addcmul_(p, update * p >= 0, value=decay), alpha=lr)
 
-    def _adamw(self, group: Group, lr: float) -> None:
-        touched = [(name, p) for name, p in zip(group.names, group.parameters, strict=True) if p.grad is not None]
+    def _adamw(self, group: Group, parts: list[Part], lr: float) -> None:
+        touched = [(part, gradient) for part in parts if (gradient := part.gradient) is not None]
         # torch's fused kernel: one pass over memory instead of eight.
         adamw(
-            [p for _, p in touched],
-            [p.grad for _, p in touched if p.grad is not None],
-            [self.state[f"{name}.momentum"] for name, _ in touched],
-            [self.state[f"{name}.second_moment"] for name, _ in touched],
+            [part.weight for part, _ in touched],
+            [gradient for _, gradient in touched],
+            [self.state[f"{part.name}.momentum"] for part, _ in touched],
+            [self.state[f"{part.name}.second_moment"] for part, _ in touched],
             [],
-            [torch.tensor(float(self.steps - 1), device=p.device) for _, p in touched],
+            [torch.tensor(float(self.steps - 1), device=part.parameter.device) for part, _ in touched],
             fused=True,
             amsgrad=False,
             beta1=group.betas[0],
@@ -161,26 +178,38 @@ class MuonAdamW:
             maximize=False,
         )
 
+    def _shapes(self) -> Iterator[tuple[str, torch.Size | tuple[int, ...]]]:
+        """Key and whole shape of everything that a saved state has."""
+        for group in self.groups:
+            for name, p in zip(group.names, group.parameters, strict=True):
+                yield f"{name}.momentum", p.shape
+                yield f"{name}.second_moment", p.shape if group.kind == "adamw" else second_moment_shape(p.shape)
+
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.state)
+        """The whole state by parameter name. On several ranks all must call it at once: rank 0 gets copies on the CPU, the
+        others nothing. On one rank the tensors are the optimizer's own, which the next step changes."""
+        if self.shards.world_size == 1:
+            return dict(self.state)
+        shapes, whole = dict(self._shapes()), {}
+        if self.shards.rank == 0:
+            whole = {key: value.cpu().clone() for key, value in self.state.items() if value.shape == shapes[key]}
+        for _, buckets, _, second_buckets in self.divisions:
+            layouts = [("momentum", bucket) for bucket in buckets] + [("second_moment", bucket) for bucket in second_buckets]
+            for moment, bucket in layouts:
+                owned = [self.state[f"{part.name}.{moment}"] for part in bucket.parts()]
+                shape = shapes[f"{bucket.names[0]}.{moment}"]
+                for name, value in bucket.gather(owned, tuple(shape if bucket.stacked else shape[1:])):
+                    whole[f"{name}.{moment}"] = value
+        return whole
 
     def load_state_dict(self, state: dict[str, Tensor], steps: int) -> None:
-        """Take over a saved state; ValueError names the first tensor that is missing or has another shape."""
-        for key, tensor in self.state.items():
-            if key not in state or state[key].shape != tensor.shape:
+        """Take over a saved state, each rank its part; ValueError names the first tensor that is missing or has another shape."""
+        for key, shape in self._shapes():
+            if key not in state or state[key].shape != shape:
                 found = tuple(state[key].shape) if key in state else "nothing"
-                raise ValueError(f"optimizer state {key}: expected shape {tuple(tensor.shape)}, found {found}.")
-            tensor.copy_(state[key])
+                raise ValueError(f"optimizer state {key}: expected shape {tuple(shape)}, found {found}.")
+        for parts, _, second_parts, _ in self.divisions:
+            for moment, held in (("momentum", parts), ("second_moment", second_parts)):
+                for part in held:
+                    self.state[f"{part.name}.{moment}"].copy_(state[f"{part.name}.{moment}"][part.rows])
         self.steps = steps
-
-
-def average_gradients(model: nn.Module) -> None:
-    """Average the gradients over all ranks, in one flat reduction (nothing on one rank)."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))

@@ -149,6 +149,8 @@ class Recipe:
     """auto, float32 or bfloat16 for matrix products."""
     threads: int = 0
     """CPU threads; 0 takes all."""
+    shard: str = "state"
+    """What several ranks divide among them: `state`, the optimizer's, or `weights` too, for a model that does not fit one GPU."""
     save_every_seconds: float = 30.0
     """A checkpoint at least this often; later where the disk is still busy with the last one."""
     keep_checkpoints: int = 2
@@ -190,6 +192,8 @@ class Recipe:
         for name in ("seed", "tokens_per_step"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 0.")
+        if self.shard not in ("state", "weights"):
+            raise ValueError(f"shard is {self.shard!r}; accepted: state (the optimizer's) or weights (those too).")
         if 0 < self.context < SHORTEST_CONTEXT:
             raise ValueError(f"context is {self.context}; accepted: at least {SHORTEST_CONTEXT} (0: the plan decides).")
         if self.vocab_size and self.vocab_size < 256 + 9:

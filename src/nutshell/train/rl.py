@@ -18,6 +18,7 @@ from nutshell.infer.request import Completion
 from nutshell.infer.sampling import Sampling
 from nutshell.tasks.primer import GRADERS, rl_items
 from nutshell.train.evaluation import evaluate_stage
+from nutshell.train.loop import MicroBatch
 from nutshell.train.run import Run, open_stage
 
 
@@ -66,14 +67,16 @@ def reinforce(run: Run) -> None:
     rows = settings.prompts * settings.samples
     facts: dict[str, float] = {}
 
-    def micro_batch():
+    def micro_batch() -> MicroBatch:
         step_seed = plan.recipe.seed * 1_000_003 + stage.step
         start = time.perf_counter()
         problems = rl_items(step_seed, settings.prompts)
-        problems = problems[runtime.rank :: runtime.world_size] or problems[:1]
+        own = problems[runtime.rank :: runtime.world_size]
+        problems = own or problems[:1]  # a rank without a problem works along, and counts for nothing
         prompts = [fit_conversation(item.messages, run.tok, plan.model.context, settings.max_tokens).ids for _, item in problems]
         longest = min(plan.model.context, max(map(len, prompts)) + settings.max_tokens)
-        engine = Engine(stage.model.for_inference(), run.tok, max_rows=rows, context=longest)
+        frozen = stage.whole_model(everywhere=True).for_inference().to(runtime.device)
+        engine = Engine(frozen, run.tok, max_rows=rows, context=longest)
         sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=step_seed)
         answers = engine.sample(prompts, settings.samples, sampling)
         rewards = [
@@ -82,11 +85,14 @@ def reinforce(run: Run) -> None:
         ]
         ids, targets, weights = pack_answers(prompts, answers, advantages(rewards), plan.model.context)
         flat = [reward for group in rewards for reward in group]
-        facts["reward"] = runtime.mean(sum(flat) / len(flat))
+        right, answered = runtime.total(torch.tensor([sum(flat), len(flat)]) * bool(own)).tolist()
+        facts["reward"] = right / answered
         facts["answer_tokens"] = sum(len(a.ids) for group in answers for a in group) / len(flat)
         facts["rollout_seconds"] = time.perf_counter() - start
         ids, targets, weights = (x.to(runtime.device) for x in (ids, targets, weights))
-        return stage.model(ids, targets, weights), int((targets >= 0).sum())
+        # A row that only keeps the batch from being empty is no term of the mean.
+        count = int(((targets >= 0) & (weights != 0)).sum()) * bool(own)
+        return MicroBatch(lambda: stage.model(ids, targets, weights), count, int((targets >= 0).sum()))
 
     def sources() -> list[str]:
         return [f"RL problems of seed {plan.recipe.seed}, step {stage.step + 1}"]

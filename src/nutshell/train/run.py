@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from nutshell import checkpoint
 from nutshell.data.stream import PackedStream
@@ -21,7 +20,9 @@ from nutshell.model.build import build_model
 from nutshell.model.decoder import Decoder
 from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.tokenizer import Tokenizer
-from nutshell.train.loop import StepResult, train_steps
+from nutshell.train.distributed import Shards
+from nutshell.train.fsdp import WeightShards, shard_weights, whole_model
+from nutshell.train.loop import MicroBatch, StepResult, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.plan import Plan
 from nutshell.train.saving import Writer, forget_after, note_best, open_newest, prune, put_aside
@@ -79,6 +80,15 @@ class Stage:
     def steps(self) -> int:
         return self.run.plan.stages[self.name].steps
 
+    @property
+    def divided(self) -> bool:
+        """The ranks hold a part of the weights each."""
+        return self.run.plan.recipe.shard == "weights" and self.run.runtime.world_size > 1
+
+    def whole_model(self, *, everywhere: bool = False) -> Decoder:
+        """The model with all its weights, to save or evaluate, on rank 0 or everywhere. All ranks call it at once."""
+        return whole_model(self.model, everywhere=everywhere) if self.divided else self.model
+
     def record(self, result: StepResult, **more: Any) -> None:
         """Count a step and log it."""
         self.step, self.seconds = result.step, self.seconds + result.seconds
@@ -102,19 +112,21 @@ class Stage:
             record["skipped"] = True
         self.run.log.step(record)
 
-    def learn_from(self, loader: PackedStream) -> Callable[[], tuple[Tensor, int]]:
-        """The micro-batch of `training_steps` for a stage that reads batches: the loss of the next one, and its tokens."""
+    def learn_from(self, loader: PackedStream) -> Callable[[], MicroBatch]:
+        """The micro-batch of `training_steps` for a stage that reads batches: the next one."""
         device = self.run.runtime.device
-        model = torch.compile(self.model) if self.run.runtime.compiled else self.model
+        model = torch.compile(self.model) if self.run.runtime.compiled and not self.divided else self.model
 
-        def micro_batch() -> tuple[Tensor, int]:
-            ids, targets = (x.to(device, non_blocking=True) for x in next(loader))
-            return model(ids, targets), ids.numel()
+        def micro_batch() -> MicroBatch:
+            ids, targets = next(loader)
+            count = int((targets >= 0).sum())
+            ids, targets = (x.to(device, non_blocking=True) for x in (ids, targets))
+            return MicroBatch(lambda: model(ids, targets), count, ids.numel())
 
         return micro_batch
 
     def training_steps(
-        self, micro_batch: Callable[[], tuple[Tensor, int]], *, accumulation: int, sources: Callable[[], list[str]]
+        self, micro_batch: Callable[[], MicroBatch], *, accumulation: int, sources: Callable[[], list[str]]
     ) -> Iterator[StepResult]:
         """The steps from where the stage stands to its last, by the plan's schedule and rates."""
         plan = self.run.plan
@@ -166,10 +178,10 @@ class Stage:
         start = time.monotonic()
         run, folder = self.run, self.run.stage_folder(self.name)
         run.writer.wait()  # at most one copy at a time
-        tensors = self.optimizer.state_dict()  # every rank calls it: the whole state may have to be gathered
+        model, tensors = self.whole_model(), self.optimizer.state_dict()  # of all ranks, so all take part
         if run.runtime.is_main:
             snapshot = checkpoint.take_snapshot(
-                self.model,
+                model,
                 run.tok,
                 meta={
                     "stage": self.name,
@@ -229,17 +241,19 @@ def last_of_previous(run: Run, name: str) -> Path:
 def open_stage(run: Run, name: str) -> Stage:
     """Go on from the stage's newest checkpoint, or start it from the stage before it (pretrain: from drawn weights)."""
     plan, runtime = run.plan, run.runtime
+    divided = plan.recipe.shard == "weights" and runtime.world_size > 1
+    home = torch.device("cpu") if divided else runtime.device  # dividing moves the parts
     training: dict = {"step": 0, "seconds": 0.0, "loader": None, "optimizer_steps": 0}
     tensors = None
     go_back = plan.recipe.damaged_checkpoint == "previous"
-    newest, damaged = open_newest(run.stage_folder(name), runtime.device, go_back=go_back, note=run.log.note)
+    newest, damaged = open_newest(run.stage_folder(name), home, go_back=go_back, note=run.log.note)
     if newest is not None:
         model, tok, training, tensors = newest
     elif name != "pretrain":
-        model, tok, _ = checkpoint.load_model(last_of_previous(run, name), runtime.device)
+        model, tok, _ = checkpoint.load_model(last_of_previous(run, name), home)
     else:
         torch.manual_seed(plan.recipe.seed)
-        model, tok = build_model(plan.model).to(runtime.device), run.tok
+        model, tok = build_model(plan.model).to(home), run.tok
     if tok.fingerprint != run.tok.fingerprint:
         raise ValueError(
             f"{run.folder}/tokenizer is not the one that the checkpoints in {run.folder} were trained with. "
@@ -251,6 +265,8 @@ def open_stage(run: Run, name: str) -> Stage:
         )
     model.use(runtime.dtype, runtime.attention)
     model.train()
+    if divided:
+        shard_weights(model, runtime.device)
     step_tokens = plan.stages[name].tokens_per_step
     groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=step_tokens)
     for group in groups:
@@ -258,7 +274,8 @@ def open_stage(run: Run, name: str) -> Stage:
             group.weight_decay = 0.0
         if name == "rl" and (group.names[0].startswith(SCALARS) or group.parameters[0].ndim == 1):
             group.lr = 0.0
-    optimizer = MuonAdamW(groups, runtime.dtype)
+    ranks = {"rank": runtime.rank, "world_size": runtime.world_size}
+    optimizer = MuonAdamW(groups, runtime.dtype, WeightShards(model, **ranks) if divided else Shards(**ranks))
     if tensors is not None:
         optimizer.load_state_dict(tensors, training["optimizer_steps"])
     runtime.barrier()  # every rank has opened the same checkpoint before rank 0 changes the folder

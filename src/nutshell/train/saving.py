@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nutshell import checkpoint
-from nutshell.model.gpt import GPT
+from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
 RESUMABLE = 2
@@ -108,7 +108,7 @@ def prune(stage_folder: Path, keep: int) -> None:
         checkpoint.drop_training(path)
 
 
-Opened = tuple[GPT, Tokenizer, dict, dict[str, Tensor]]
+Opened = tuple[Decoder, Tokenizer, dict, dict[str, Tensor]]
 """Model, tokenizer, and the training state: JSON and tensors by name."""
 
 

@@ -41,7 +41,7 @@ STAGES = {
 
 
 FREE_IN_A_RUN = (
-    "out", "save_every_seconds", "keep_checkpoints", "damaged_checkpoint", "damaged_shards", "usd_per_hour", "budget",
+    "out", "shard", "save_every_seconds", "keep_checkpoints", "damaged_checkpoint", "damaged_shards", "usd_per_hour", "budget",
 )  # fmt: skip
 """Settings that may differ from the plan of a run that goes on."""
 

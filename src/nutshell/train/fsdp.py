@@ -1,0 +1,121 @@
+"""Weights divided among the ranks too (FSDP2), for models that do not fit one GPU: each rank holds its rows of every tensor.
+
+FSDP2 gathers a block's weights before it computes and divides its gradients afterwards. AdamW and Muon's momentum work on rows.
+Muon's direction needs whole matrices: they go to their owners and the updates come back, one exchange each way and shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from nutshell.model.build import build_model
+from nutshell.model.decoder import Decoder
+from nutshell.train.distributed import Bucket, Division, Part, Shards
+
+
+def shard_weights(model: Decoder, device: torch.device) -> None:
+    """Divide the weights among all ranks, in place; FSDP2 moves each to `device` as it goes."""
+    mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+    units = [block for blocks in model.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]
+    if not model.config.tied:  # a tied embedding stays whole for the head, with the rest
+        units += [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    for unit in units:
+        fully_shard(unit, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # the head and what is small
+
+
+@torch.no_grad()
+def whole_model(model: Decoder, *, everywhere: bool = False) -> Decoder:
+    """A plain model with all the weights in CPU memory, of rank 0 or of every rank; a collective, tensor by tensor.
+
+    Elsewhere it has shapes and no storage.
+    """
+    keep = everywhere or dist.get_rank() == 0
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if keep else "meta"):
+        whole = build_model(model.config).use(model.compute_dtype, model.attention_kernel)
+    for ours, p in zip(whole.parameters(), model.parameters(), strict=True):
+        tensor = cast(DTensor, p.detach()).full_tensor()
+        if keep:
+            ours.copy_(tensor)
+    return whole
+
+
+class LocalPart(Part):
+    """This rank's rows, which are all of the parameter that it holds."""
+
+    @property
+    def shared(self) -> bool:
+        return False
+
+    @property
+    def weight(self) -> Tensor:
+        return cast(DTensor, self.parameter.detach()).to_local()
+
+    @property
+    def gradient(self) -> Tensor | None:
+        return None if self.parameter.grad is None else cast(DTensor, self.parameter.grad).to_local()
+
+
+class WeightShards(Shards):
+    """The same work for a model that `shard_weights` has divided."""
+
+    def __init__(self, model: nn.Module, *, rank: int, world_size: int) -> None:
+        super().__init__(rank=rank, world_size=world_size)
+        assert isinstance(model, FSDPModule)
+        self.model = model
+        model.set_requires_gradient_sync(False)
+
+    def divide(self, names: list[str], parameters: list[nn.Parameter], *, matrices: bool) -> Division:
+        def bucket(names: list[str], parameters: list[nn.Parameter], stacked: bool) -> Bucket:
+            return Bucket(names, parameters, stacked=stacked, rank=self.rank, world_size=self.world_size)
+
+        by_rows = [bucket([name], [p], False) for name, p in zip(names, parameters, strict=True)]
+        parts: list[Part] = [
+            LocalPart(name=rows.names[0], parameter=rows.parameters[0], rows=slice(rows.start, rows.stop)) for rows in by_rows
+        ]
+        self.parts += parts
+        if not matrices:
+            return Division(parts, by_rows, parts, by_rows)
+        chunks = range(0, len(names), self.world_size)
+        owned = [bucket(names[i : i + self.world_size], parameters[i : i + self.world_size], True) for i in chunks]
+        return Division(parts, by_rows, [part for matrices in owned for part in matrices.parts()], owned)
+
+    def reduce_in_backward(self) -> None:
+        self.model.set_requires_gradient_sync(True)
+
+    @torch.no_grad()
+    def reduce(self) -> None:
+        self.model.set_requires_gradient_sync(False)
+        torch._foreach_mul_(self.gradients(), self.world_size)  # FSDP2 has taken the mean over ranks
+
+    def publish(self, buckets: list[Bucket]) -> None:
+        """Nobody else holds these weights."""
+
+    def receive(self) -> None:
+        """Nor do others' weights come here."""
+
+    def on_whole(self, function: Callable[[Tensor], Tensor], local: Tensor, rows: int) -> Tensor:
+        """Matrix i goes to rank i % world_size, `function` maps those of a rank (M, rows, columns), and the rows return."""
+        count, mine, columns = local.shape
+        ranks = self.world_size
+        each, owned = -(-count // ranks), len(range(self.rank, count, ranks))
+        held = [len(range(rows)[rank * -(-rows // ranks) :][: -(-rows // ranks)]) for rank in range(ranks)]  # rows by rank
+        there, here = [each * mine * columns] * ranks, [each * n * columns for n in held]
+        send = torch.cat([local, local.new_zeros(each * ranks - count, mine, columns)])
+        send = send.view(each, ranks, mine, columns).transpose(0, 1).flatten()  # by owner
+        received = local.new_empty(sum(here))
+        dist.all_to_all_single(received, send, here, there)
+        pieces = zip(received.split(here), held, strict=True)
+        whole = torch.cat([piece.view(each, n, columns) for piece, n in pieces], dim=1)  # (each, rows, columns)
+        whole[:owned] = function(whole[:owned])
+        send = torch.cat([piece.flatten() for piece in whole.split(held, dim=1)])
+        received = local.new_empty(sum(there))
+        dist.all_to_all_single(received, send, there, here)
+        return received.view(ranks, each, mine, columns).transpose(0, 1).reshape(each * ranks, mine, columns)[:count]

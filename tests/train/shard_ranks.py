@@ -1,0 +1,212 @@
+"""Run by torchrun with 4 processes: `shard_ranks.py FOLDER 2,4,1` proves on 2, 4 and 1 ranks that sharding changes only memory.
+
+Every check compares with an unsharded computation of the same step on the same data. An optimizer state found in FOLDER, of
+another number of ranks, is reopened; this number's is left there. Rank 0 prints what it measured as JSON.
+A third argument, `compiled`, does so for a compiled model's backward alone.
+"""
+
+import copy
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
+from nutshell.runtime import Runtime
+from nutshell.train.distributed import Shards
+from nutshell.train.fsdp import WeightShards, shard_weights, whole_model
+from nutshell.train.loop import MicroBatch, StepResult, train_steps
+from nutshell.train.optim import MuonAdamW, group_parameters
+from nutshell.train.recipe import OptimizerConfig
+from nutshell.train.schedule import Schedule
+
+VOCAB = 67  # 67 rows divide by neither 2 nor 4 (nanochat issue 320)
+CONFIG = ModelConfig(vocab_size=VOCAB, depth=5, width=32, heads=2, kv_heads=2, head_dim=16, context=16)
+RATES = {"lr_scale": 1.0, "momentum": 0.9, "decay_scale": 1.0}
+RANK, WORLD = int(os.environ["RANK"]), 1  # the second changes as the checks go through the numbers of ranks
+
+
+def make(*, sharded: bool, weights: bool = False) -> tuple[GPT, MuonAdamW]:
+    torch.manual_seed(0)
+    model = GPT(CONFIG)
+    with torch.no_grad():  # zero-initialised projections would have no gradient to speak of
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape) * 0.02)
+    if weights:
+        shard_weights(model, torch.device("cpu"))
+    groups = group_parameters(model, OptimizerConfig(), width=32, tokens_per_step=4096)
+    if weights:
+        return model, MuonAdamW(groups, shards=WeightShards(model, rank=RANK, world_size=WORLD))
+    return model, MuonAdamW(groups, shards=Shards(rank=RANK, world_size=WORLD) if sharded else None)
+
+
+def gradients(model: GPT, step: int, rank: int) -> dict[str, torch.Tensor | None]:
+    """Random ones; in step 2 the backout has none anywhere, and the head has one on the last rank only."""
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    found = {name: torch.randn(p.shape, generator=generator) for name, p in model.named_parameters()}
+    if step == 2:
+        found["backout"] = None
+        found["lm_head.weight"] = found["lm_head.weight"] if rank == WORLD - 1 else None
+    return found
+
+
+def close(ours: GPT, theirs: GPT, tolerance: float, what: str) -> None:
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        difference = float((p - q).detach().abs().max())
+        assert difference <= tolerance, f"{what}: {name} differs by {difference} on {WORLD} ranks"
+
+
+def same_bits_everywhere(model: GPT) -> None:
+    mine = torch.cat([p.detach().flatten() for p in model.parameters()])
+    others = [torch.empty_like(mine) for _ in range(WORLD)]
+    dist.all_gather(others, mine)
+    assert all(torch.equal(mine, other) for other in others), "the ranks differ"
+
+
+def check_steps(folder: Path) -> dict:
+    """Sharded equals unsharded; its state is 1/ranks of it; what is saved opens on another number of ranks."""
+    ours, sharded = make(sharded=True)
+    theirs, whole = make(sharded=False)
+    for step in range(4):
+        per_rank = [gradients(ours, step, rank) for rank in range(WORLD)]
+        for name, p in ours.named_parameters():
+            p.grad = None if per_rank[RANK][name] is None else per_rank[RANK][name].clone()
+        for name, p in theirs.named_parameters():
+            found = [g[name] for g in per_rank if g[name] is not None]
+            p.grad = torch.stack(found).sum(0) if found else None
+        sharded.shards.reduce()
+        norms = float(sharded.shards.norm()), float(whole.shards.norm())
+        assert math.isclose(*norms, rel_tol=1e-5), norms
+        before = ours.backout.detach().clone()
+        sharded.step(**RATES)
+        whole.step(**RATES)
+        assert torch.equal(before, ours.backout) == (step == 2)
+        close(ours, theirs, 0 if WORLD == 1 else 1e-6, f"step {step}")
+        same_bits_everywhere(ours)
+    state, expected = sharded.state_dict(), whole.state_dict()
+    if RANK == 0:
+        assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in expected.items()}
+        assert all(torch.allclose(state[k], expected[k], atol=1e-6) for k in state)
+    else:
+        assert state == {}
+    for file in sorted(folder.glob("*.safetensors")):
+        saved = load_file(file)
+        _, reopened = make(sharded=True)
+        reopened.load_state_dict(saved, 4)
+        again = reopened.state_dict()
+        assert RANK or (again.keys() == saved.keys() and all(torch.equal(again[k], saved[k]) for k in saved))
+    dist.barrier()
+    if RANK == 0:
+        save_file({key: value.contiguous() for key, value in state.items()}, folder / f"ranks-{WORLD}.safetensors")
+    mine = torch.tensor([sum(t.numel() * 4 for t in sharded.state.values())])
+    everyones = [torch.zeros_like(mine) for _ in range(WORLD)]
+    dist.all_gather(everyones, mine)
+    return {"state_bytes": [int(b) for b in everyones], "whole_bytes": sum(t.numel() * 4 for t in whole.state.values())}
+
+
+def check_backward(compiled: bool) -> list[str]:
+    """Gradients that were reduced while backward ran equal those that are summed afterwards; where the messages began."""
+    ours, optimizer = make(sharded=True)
+    plain = copy.deepcopy(ours)
+    model = torch.compile(ours, backend="aot_eager") if compiled else ours
+    events: list[str] = []
+    ours.embedding.weight.register_post_accumulate_grad_hook(lambda _: events.append("last gradient"))
+    send = dist.reduce_scatter_tensor
+
+    def noted(*args, **more):
+        events.append("sent")
+        return send(*args, **more)
+
+    dist.reduce_scatter_tensor = noted
+    for step in range(3):
+        events.clear()
+        rows = torch.randint(1, VOCAB, (4, 17), generator=torch.Generator().manual_seed(10 * step + RANK))
+        model(rows[:2, :-1], rows[:2, 1:]).backward()
+        assert "sent" not in events, "only the last micro-batch of a step may send"
+        events.clear()
+        optimizer.shards.reduce_in_backward()
+        model(rows[2:, :-1], rows[2:, 1:]).backward()
+        events.append("backward ends")
+        optimizer.shards.reduce()
+        for micro in (rows[:2], rows[2:]):
+            plain(micro[:, :-1], micro[:, 1:]).backward()
+        for (name, p), q in zip(ours.named_parameters(), plain.parameters(), strict=True):
+            assert q.grad is not None
+            dist.all_reduce(q.grad)
+            for part in optimizer.shards.parts:
+                if part.name == name:
+                    assert torch.allclose(part.gradient, q.grad[part.rows], rtol=1e-4, atol=1e-6), (name, step)
+            p.grad = q.grad = None
+    dist.reduce_scatter_tensor = send
+    return events
+
+
+def train(model: GPT, optimizer: MuonAdamW, rank: int, world: int, size: int, accumulation: int) -> list[StepResult]:
+    """Two steps on rows with different numbers of targets."""
+    rows = torch.randint(1, VOCAB, (size * accumulation * world, 17), generator=torch.Generator().manual_seed(5))
+    targets = rows[:, 1:].clone()
+    for i in range(len(rows)):
+        targets[i, : (7 * i) % 15] = -1
+    fetched = iter(range(10**6))
+
+    def micro_batch() -> MicroBatch:
+        place = (next(fetched) % accumulation * world + rank) * size
+        ids, wanted = rows[place : place + size, :-1], targets[place : place + size]
+        return MicroBatch(lambda: model(ids, wanted), int((wanted >= 0).sum()), ids.numel())
+
+    runtime = Runtime(device=torch.device("cpu"), dtype=torch.float32, rank=rank, world_size=world)
+    return list(train_steps(model, optimizer, micro_batch, accumulation=accumulation, schedule=Schedule(), lr_scale=0.1,
+                            first_step=0, steps=2, runtime=runtime))  # fmt: skip
+
+
+def check_uneven_targets() -> None:
+    """Micro-batches with different numbers of targets on all ranks are as one process that sees all rows at once, and one mean;
+    so are weights divided by FSDP2, and what is saved of them."""
+    theirs, whole = make(sharded=False)
+    expected = train(theirs, whole, 0, 1, 4 * WORLD, 1)
+    for weights in (False, True) if WORLD > 1 else (False,):
+        ours, sharded = make(sharded=True, weights=weights)
+        for a, b in zip(train(ours, sharded, RANK, WORLD, 2, 2), expected, strict=True):
+            assert math.isclose(a.loss, b.loss, rel_tol=1e-5), (a, b)
+            assert math.isclose(a.grad_norm, b.grad_norm, rel_tol=1e-4), (a, b)
+            assert a.tokens == b.tokens
+        if weights:
+            ours, held = whole_model(ours, everywhere=True), sum(p.to_local().numel() for p in ours.parameters())
+            assert held < 1.2 / WORLD * sum(p.numel() for p in ours.parameters())
+        # Adam blows up the last digits of tiny gradients: a tenth of a step's size is far above that, and far below an error.
+        close(ours, theirs, 2e-3, f"uneven targets, weights divided: {weights}")
+        same_bits_everywhere(ours)
+        state, reference = sharded.state_dict(), whole.state_dict()
+        assert RANK or state.keys() == reference.keys()
+        for key, value in state.items():
+            assert torch.allclose(value, reference[key], rtol=1e-2, atol=1e-4), key
+        _, reopened = make(sharded=True, weights=weights)
+        reopened.load_state_dict(reference, 2)
+        for key, value in reopened.state_dict().items():
+            assert torch.equal(value, reference[key]), key
+
+
+def main(folder: Path, sizes: str, only: str = "") -> None:
+    global WORLD
+    torch.set_num_threads(1)
+    results = {}
+    for WORLD in map(int, sizes.split(",")):
+        if RANK >= WORLD:
+            continue
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{WORLD}", rank=RANK, world_size=WORLD)
+        results[WORLD] = {"events": check_backward(compiled=bool(only))}
+        if not only:
+            results[WORLD] |= check_steps(folder)
+            check_uneven_targets()
+        dist.destroy_process_group()
+    if RANK == 0:
+        print(json.dumps(results))
+
+
+main(Path(sys.argv[1]), *sys.argv[2:])
