@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nutshell.model.attention import Mask, causal_attention, decode_attention, make_mask, rotary_tables
 from nutshell.model.config import SMEAR_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
+from nutshell.model.fp8 import Fp8Weight, use_fp8
 from nutshell.model.kernels import relu_squared, rms_norm, rotate
 from nutshell.model.kv_cache import KVCache, Place
 from nutshell.model.loss import SOFTCAP, softcap_cross_entropy
@@ -25,12 +26,16 @@ QK_SCALE = 1.2
 
 
 class Linear(nn.Linear):
-    """A bias-free linear whose fp32 master weight is used in the activation's dtype."""
+    """A bias-free linear whose fp32 master weight is used in the activation's dtype, or in fp8 while training."""
+
+    fp8: Fp8Weight | None = None
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fp8 is not None and torch.is_grad_enabled():
+            return self.fp8(x)
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -52,11 +57,14 @@ class Attention(nn.Module):
         """Queries (B, T, H, D), keys and values (B, T, K, D)."""
         B, T, _ = x.shape
         # One product for queries and keys: both get the same rotation and norm afterwards.
-        qk_weight = torch.cat([self.q.weight, self.k.weight]).to(x.dtype)
-        qk = F.linear(x, qk_weight).view(B, T, self.heads + self.kv_heads, self.head_dim)
+        if self.q.fp8 is not None and torch.is_grad_enabled():  # and for values: the input is quantised once
+            qk, v = self.q.fp8(x).split([(self.heads + self.kv_heads) * self.head_dim, self.kv_heads * self.head_dim], dim=-1)
+        else:
+            qk, v = F.linear(x, torch.cat([self.q.weight, self.k.weight]).to(x.dtype)), self.v(x)
+        qk = qk.view(B, T, self.heads + self.kv_heads, self.head_dim)
         qk = rms_norm(rotate(qk, *rotary), QK_SCALE)
         q, k = qk.split([self.heads, self.kv_heads], dim=2)
-        v = self.v(x).view(B, T, self.kv_heads, self.head_dim)
+        v = v.view(B, T, self.kv_heads, self.head_dim)
         if self.value_gate is not None and value_embedding is not None:
             gate = 3 * torch.sigmoid(self.value_gate(x[..., :VALUE_GATE_CHANNELS]))  # (B, T, K)
             v = v + gate.unsqueeze(-1) * value_embedding.view(B, T, self.kv_heads, self.head_dim)
@@ -104,7 +112,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
-        self.attention_kernel = "blocked"  # or "flex"; the runtime decides
+        self.attention_kernel = "blocked"  # or another of `probe.py`; the runtime decides
         kv_width = config.kv_heads * config.head_dim
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.value_embeddings = nn.ModuleDict(
@@ -122,9 +130,10 @@ class GPT(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         self.initialize()
 
-    def use(self, dtype: torch.dtype, attention_kernel: str = "blocked") -> GPT:
-        """Compute in `dtype` with this attention kernel (the weights stay as they are stored)."""
+    def use(self, dtype: torch.dtype, attention_kernel: str = "blocked", *, fp8: bool = False) -> GPT:
+        """Compute in `dtype` with this attention kernel, the blocks in fp8 while training (the weights stay as they are stored)."""
         self.compute_dtype, self.attention_kernel = dtype, attention_kernel
+        use_fp8(self, fp8)
         return self
 
     @torch.no_grad()
@@ -184,21 +193,21 @@ class GPT(nn.Module):
                 backout = x
         return rms_norm(x - self.backout.to(x.dtype) * backout)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Hidden states of whole rows (B, T) that all start at position 0."""
+    def hidden(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Hidden states of whole rows (B, T) that all start at position 0. `offsets`: see `forward`."""
         T = ids.size(1)
         if T > self.config.context:
             raise ValueError(f"a row has {T} tokens; the model's context is {self.config.context}. Shorten the row.")
         x = self.embed(ids)
         documents = (ids == self.config.bos_id).cumsum(1)
-        masks = {w: make_mask(documents, w, self.attention_kernel, x.dtype) for w in set(self.config.windows())}
+        masks = {w: make_mask(documents, w, self.attention_kernel, x.dtype, offsets) for w in set(self.config.windows())}
         rotary = (self.cos[:T].to(x.dtype), self.sin[:T].to(x.dtype))
         return self.trunk(ids, x, lambda attention, y, ve: attention(y, ve, rotary, masks[attention.window]))
 
     @torch.no_grad()
     def for_inference(self) -> GPT:
         """A frozen copy whose weights are stored in the compute dtype, so that decoding casts nothing."""
-        copy = deepcopy(self)
+        copy = deepcopy(self).use(self.compute_dtype, self.attention_kernel)
         for module in copy.modules():
             if isinstance(module, (Linear, nn.Embedding)):
                 module.to(self.compute_dtype)
@@ -230,12 +239,15 @@ class GPT(nn.Module):
         """fp32 logits, capped smoothly to +-15."""
         return SOFTCAP * torch.tanh(self.lm_head(hidden).float() / SOFTCAP)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, targets: Tensor | None = None, weights: Tensor | None = None, offsets: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, T, V) in fp32, or with `targets` (B, T; -1 = ignored) the mean cross-entropy in nats.
 
-        `weights` (B, T) multiplies each target's term of the loss.
+        `weights` (B, T) multiplies each target's term of the loss. `offsets` are the `document_offsets` of ids, for a kernel
+        that takes them: given, the device need not be waited for to find them.
         """
-        hidden = self.hidden(ids)
+        hidden = self.hidden(ids, offsets)
         if targets is None:
             return self.head(hidden)
         weights = None if weights is None else weights.flatten()

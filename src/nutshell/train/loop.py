@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nutshell.model.fp8 import quantise_weights
 from nutshell.model.gpt import GPT
 from nutshell.runtime import Runtime
 from nutshell.train.optim import MuonAdamW, average_gradients
+from nutshell.train.precision import LossScale
 from nutshell.train.schedule import Schedule
 
 MOST_SKIPPED_IN_A_ROW = 10
@@ -32,7 +34,7 @@ class StepResult:
     """Of all ranks."""
     seconds: float
     skipped: bool
-    """The loss or a gradient was not finite, so nothing was changed."""
+    """The loss or a gradient was not finite, so nothing was changed but the loss scale."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -56,24 +58,28 @@ def train_steps(
     steps: int,
     runtime: Runtime,
     describe: Callable[[], str] = lambda: "",
+    loss_scale: LossScale | None = None,
 ) -> Iterator[StepResult]:
     """Yield after each of the optimizer steps first_step + 1 ... steps.
 
     `micro_batch()` fetches the next data and returns (loss to differentiate, its number of tokens); it is called `accumulation`
     times a step. `describe()` names the last batch's documents and what is saved, for the message of TrainingDiverged.
+    `loss_scale` is adapted from step to step (fp16).
     """
-    skipped_in_a_row = 0
+    skipped_in_a_row, scaling = 0, loss_scale or LossScale()
     for step in range(first_step, steps):
         start = time.perf_counter()
         for p in model.parameters():
             p.grad = None
+        quantise_weights(model)
         total, tokens = torch.zeros((), device=runtime.device), 0
         for _ in range(accumulation):
             loss, count = micro_batch()
-            (loss / accumulation).backward()
+            (loss * (scaling.scale / accumulation)).backward()
             total += loss.detach() / accumulation
             tokens += count
         average_gradients(model)
+        scaling.unscale(p.grad for p in model.parameters() if p.grad is not None)
         norm = float(gradient_norm(model))
         loss_value = runtime.mean(float(total))
         finite = math.isfinite(norm) and math.isfinite(loss_value)
@@ -82,7 +88,8 @@ def train_steps(
             optimizer.step(
                 lr_scale=factor * lr_scale, momentum=schedule.momentum(step, steps), decay_scale=schedule.decay_scale(step, steps)
             )
-        skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
+        if not scaling.after_step(loss_value, finite):
+            skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
         if skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise TrainingDiverged(
                 f"the last {skipped_in_a_row} steps up to step {step + 1} had no finite loss or gradient (loss {loss_value}, "

@@ -23,6 +23,8 @@ from nutshell.tokenizer import Tokenizer
 from nutshell.train.loop import StepResult, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.plan import Plan
+from nutshell.train.precision import LossScale
+from nutshell.train.transfer import Transfer
 
 SCALARS = ("smear", "backout", "residual_scale", "embedding_scale")
 """RL leaves these alone: AdamW moves them by the learning rate however faint the signal is, and all tokens feel each of them."""
@@ -116,6 +118,7 @@ class Stage:
     step: int
     seconds: float
     loader_state: dict | None
+    loss_scale: LossScale = field(default_factory=LossScale)
     last_save: float = field(default_factory=time.monotonic)
 
     @property
@@ -141,18 +144,21 @@ class Stage:
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
             **more,
         }
+        if self.loss_scale.dynamic:
+            record["loss_scale"] = self.loss_scale.scale
         if result.skipped:
             record["skipped"] = True
         self.run.log.step(record)
 
     def learn_from(self, loader: PackedStream) -> Callable[[], tuple[Tensor, int]]:
         """The micro-batch of `training_steps` for a stage that reads batches: the loss of the next one, and its tokens."""
-        device = self.run.runtime.device
-        model = torch.compile(self.model) if self.run.runtime.compiled else self.model
+        runtime = self.run.runtime
+        model = torch.compile(self.model) if runtime.compiled else self.model
+        loader.transfer = transfer = Transfer(runtime.device, self.model.config.bos_id, self.model.attention_kernel)
 
         def micro_batch() -> tuple[Tensor, int]:
-            ids, targets = (x.to(device, non_blocking=True) for x in next(loader))
-            return model(ids, targets), ids.numel()
+            ids, targets, offsets = transfer.finish(next(loader))
+            return model(ids, targets, offsets=offsets), ids.numel()
 
         return micro_batch
 
@@ -164,7 +170,7 @@ class Stage:
         return train_steps(
             self.model, self.optimizer, micro_batch, accumulation=accumulation, schedule=plan.schedule,
             lr_scale=plan.stages[self.name].lr_scale, first_step=self.step, steps=self.steps, runtime=self.run.runtime,
-            describe=lambda: self.describe(sources()),
+            describe=lambda: self.describe(sources()), loss_scale=self.loss_scale,
         )  # fmt: skip
 
     def describe(self, sources: list[str]) -> str:
@@ -203,6 +209,7 @@ class Stage:
                     "seconds": self.seconds,
                     "loader": loader_state,
                     "optimizer_steps": self.optimizer.steps,
+                    "loss_scale": self.loss_scale.state,
                 },
                 tensors=self.optimizer.state_dict(),
             )
@@ -247,7 +254,7 @@ def open_stage(run: Run, name: str) -> Stage:
         raise ValueError(
             f"the checkpoint in {run.folder} has another shape than its plan.json. Give another --out to start anew."
         )
-    model.use(runtime.dtype, runtime.attention)
+    model.use(runtime.dtype, runtime.attention, fp8=runtime.fp8 and name != "rl")
     model.train()
     step_tokens = plan.stages[name].tokens_per_step
     groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=step_tokens)
@@ -266,5 +273,5 @@ def open_stage(run: Run, name: str) -> Stage:
         (run.folder / "preempted").unlink(missing_ok=True)
     return Stage(
         run=run, name=name, model=model, optimizer=optimizer, step=training["step"], seconds=training["seconds"],
-        loader_state=training["loader"],
+        loader_state=training["loader"], loss_scale=LossScale.for_dtype(runtime.dtype, training.get("loss_scale")),
     )  # fmt: skip
