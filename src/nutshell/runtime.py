@@ -16,8 +16,8 @@ import torch.distributed as dist
 # A card that is not in the table has no MFU, and neither has a slice of one.
 PEAK_FLOPS = {
     "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H200 NVL": 835e12, "H100": 989e12, "H100 PCIe": 756e12,
-    "H100 NVL": 835e12, "H800": 989e12, "H800 PCIe": 756e12, "H20": 148e12, "A100": 312e12, "A800": 312e12, "A40": 150e12, "A30": 165e12, "A10": 125e12,
-    "A10G": 70e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "RTX 5090": 209e12, "RTX 4090": 165e12, "RTX 4080": 97e12,
+    "H100 NVL": 835e12, "H800": 989e12, "H800 PCIe": 756e12, "H20": 148e12,
+    "A100": 312e12, "A800": 312e12, "A40": 150e12, "A30": 165e12, "A10": 125e12, "A10G": 70e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "RTX 5090": 209e12, "RTX 4090": 165e12, "RTX 4080": 97e12,
     "RTX 3090": 71e12, "RTX 3090 Ti": 80e12, "MI300X": 1307e12, "V100": 125e12, "V100-PCIE": 112e12, "T4": 65e12,
 }  # fmt: skip
 
@@ -208,8 +208,8 @@ def refuse_fp8(device: torch.device, capability: tuple[int, int] | None, dtype: 
     if capability is None or capability < (8, 9) or torch.version.hip:
         found = device.type if capability is None else f"a GPU of compute capability {capability[0]}.{capability[1]}"
         raise ValueError(
-            f"--fp8 needs an NVIDIA GPU of compute capability 8.9 or later (Ada, Hopper, Blackwell); this run would be on {found}. "
-            "Leave --fp8 out."
+            "--fp8 needs an NVIDIA GPU of compute capability 8.9 or later (Ada, Hopper, Blackwell); "
+            f"this run would be on {found}. Leave --fp8 out."
         )
     if dtype not in ("auto", "bfloat16"):
         raise ValueError(f"--fp8 computes beside bfloat16; --dtype is {dtype!r}. Leave one of the two out.")

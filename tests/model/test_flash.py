@@ -121,7 +121,9 @@ def test_the_compiled_step_is_one_graph(kernel_name, fp8, monkeypatch):
     with warnings.catch_warnings(), torch.set_grad_enabled(kernel_name != "flex"):  # which has no backward on CPU
         warnings.simplefilter("ignore")
         # Traced, not run: torch's kernel for documents needs a GPU.
-        compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or (lambda *_: [torch.zeros(())]), fullgraph=True)
+        compiled = torch.compile(
+            model, backend=lambda graph, _: graphs.append(graph) or (lambda *_: [torch.zeros(())]), fullgraph=True
+        )
         compiled(ids[:, :-1], ids[:, 1:], offsets=offsets)
     assert len(graphs) == 1
 
@@ -155,7 +157,5 @@ def test_other_batches_and_weights_are_not_compiled_for_again(kernel):
     assert len(graphs) <= 2
 
 
-def _reference(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor, longest: int, left: int
-) -> torch.Tensor:
+def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor, longest: int, left: int) -> torch.Tensor:
     return flash_attn_varlen_func(q, k, v, offsets, offsets, longest, longest, causal=True, window_size=(left, 0))

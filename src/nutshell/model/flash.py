@@ -28,9 +28,9 @@ class Documents(NamedTuple):
 
 
 def document_offsets(documents: Tensor) -> Tensor:
-    """Where the documents of a batch begin and end in its flattened tokens, from their numbers (B, T): int32 (a power of two + 1,).
+    """Where the documents of a batch begin and end in its flattened tokens, int32, from their numbers (B, T).
 
-    A row begins a document of its own. Empty documents at the end make the length one of few, so that few are compiled for.
+    A row begins a document of its own. Empty documents at the end make their number a power of two: few sizes to compile for.
     """
     starts = torch.ones_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]

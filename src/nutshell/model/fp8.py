@@ -1,7 +1,7 @@
 """Linear layers in 8 bits while training (arXiv 2209.05433): e4m3 for activations and weights, e5m2 for gradients.
 
-One scale a tensor puts its largest magnitude at the format's end. An input is quantised once for all linears that read it, a weight
-once a step, a gradient once. Elsewhere than on CUDA the same numbers are multiplied in fp32: slow, and what the tests look at.
+One scale a tensor puts its largest magnitude at the format's end. An input is quantised once for all linears that read it, a
+weight once a step, a gradient once. Elsewhere than on CUDA the same numbers are multiplied in fp32: slow, but the tests see them.
 
 Legend: N tokens, C channels in, O channels out.
 """
@@ -18,14 +18,14 @@ MULTIPLE = 16  # sizes that torch._scaled_mm takes
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x in fp8, and the fp32 number that each value has to be multiplied with. A number that is not finite makes all of them nan."""
+    """x in fp8, and the fp32 number that each value has to be multiplied with: not finite together where x is not."""
     end = torch.finfo(dtype).max
     largest = x.abs().amax().float().clamp(min=SMALLEST)
     return (x.float() * (end / largest)).clamp(-end, end).to(dtype), largest / end
 
 
 def product(a: Tensor, b: Tensor, a_unit: Tensor, b_unit: Tensor, dtype: torch.dtype, *, fast: bool = False) -> Tensor:
-    """a (M, K), row after row, times b (K, M'), column after column. `fast`: fewer bits in the sums, enough for a forward pass."""
+    """a (M, K), laid out by rows, times b (K, L), laid out by columns. `fast`: fewer bits in the sums, enough to go forward."""
     if a.device.type == "cuda":
         return torch._scaled_mm(a, b, scale_a=a_unit, scale_b=b_unit, out_dtype=dtype, use_fast_accum=fast)
     return ((a.float() @ b.float()) * (a_unit * b_unit)).to(dtype)

@@ -131,7 +131,7 @@ class GPT(nn.Module):
         self.initialize()
 
     def use(self, dtype: torch.dtype, attention_kernel: str = "blocked", *, fp8: bool = False) -> GPT:
-        """Compute in `dtype` with this attention kernel, the blocks in fp8 while training (the weights stay as they are stored)."""
+        """Compute in `dtype` with this attention kernel, blocks in fp8 while training (the weights stay as they are stored)."""
         self.compute_dtype, self.attention_kernel = dtype, attention_kernel
         use_fp8(self, fp8)
         return self
