@@ -5,10 +5,11 @@
 
 A step is forward, backward and optimizer on the most rows that fit the device (a power of two), in documents of 700 tokens.
 Two steps and their compilation are left out; the median of five counts. FLOPs are counted with the real windows; MFU is the
-share of the card's dense bf16 peak, of fp8 steps too, and "n/a" where the peak is not known. Exit code 2 where there is no CUDA device.
+share of the card's dense bf16 peak, of fp8 steps too, and "n/a" where the peak is not known. Without CUDA: exit code 2.
 """
 
 import argparse
+import gc
 import sys
 
 import torch
@@ -39,6 +40,7 @@ def has_fp8(runtime: Runtime) -> bool:
 def fitted(shape, runtime: Runtime, recipe: Recipe, rows: int) -> tuple[int, float, int]:
     """(rows, seconds of a step, peak bytes) for the most rows of at most `rows` that fit."""
     while True:
+        gc.collect()
         torch._dynamo.reset()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(runtime.device)

@@ -19,7 +19,7 @@ MULTIPLE = 16  # sizes that torch._scaled_mm takes
 
 def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x in fp8, and the fp32 number that each value has to be multiplied with: not finite together where x is not."""
-    end = torch.finfo(dtype).max
+    end, x = torch.finfo(dtype).max, x.contiguous()
     largest = x.abs().amax().float().clamp(min=SMALLEST)
     return (x.float() * (end / largest)).clamp(-end, end).to(dtype), largest / end
 
@@ -72,7 +72,8 @@ class Fp8Weight:
         flat = x.flatten(0, -2)
         if flat.size(0) % MULTIPLE:
             raise ValueError(
-                f"--fp8 takes batches of a multiple of {MULTIPLE} tokens; this one has {flat.size(0)}. Change --rows or --context."
+                f"--fp8 takes batches of a multiple of {MULTIPLE} tokens; this one has {flat.size(0)}. "
+                "Change --rows or --context."
             )
         return _Fp8Linear.apply(flat, self.by_rows, self.by_columns, self.unit, *self.weights).view(*x.shape[:-1], -1)
 
