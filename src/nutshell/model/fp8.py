@@ -8,6 +8,8 @@ Legend: N tokens, C channels in, O channels out.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -84,17 +86,18 @@ def use_fp8(model: nn.Module, on: bool) -> None:
     The head and linears of odd sizes (gates) stay as they are: few FLOPs, or a loss that would feel it.
     """
     for name, module in model.named_modules():
-        linears = {key: child for key, child in module.named_children() if isinstance(child, nn.Linear) and hasattr(child, "fp8")}
-        groups = [group for group in TOGETHER if set(group) <= set(linears)]
+        children: dict[str, Any] = dict(module.named_children())
+        linears = {key: child for key, child in children.items() if isinstance(child, nn.Linear) and hasattr(child, "fp8")}
+        groups: list[tuple[str, ...]] = [group for group in TOGETHER if set(group) <= set(linears)]
         groups += [(key,) for key in linears if not any(key in group for group in groups)]
         for group in groups:
             members = [linears[key] for key in group]
             fits = all(size % MULTIPLE == 0 for linear in members for size in linear.weight.shape)
-            members[0].fp8 = Fp8Weight([linear.weight for linear in members]) if on and name and fits else None
+            linears[group[0]].fp8 = Fp8Weight([linear.weight for linear in members]) if on and name and fits else None
 
 
 def quantise_weights(model: nn.Module) -> None:
     """Quantise all fp8 weights from the weights as they now are; called once a step, after the optimizer."""
     for module in model.modules():
-        if getattr(module, "fp8", None) is not None:
-            module.fp8.quantise()
+        if isinstance(weight := getattr(module, "fp8", None), Fp8Weight):
+            weight.quantise()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from nutshell.model.attention import causal_attention, make_mask
@@ -46,13 +48,13 @@ def launch(kernel: str, device: torch.device, dtype: torch.dtype, compiled: bool
     documents = torch.zeros(2, 256, dtype=torch.long, device=device)
     documents[1, 100:] = 1
     attend = torch.compile(causal_attention) if compiled else causal_attention
-    results = []
-    for name, function in (("blocked", causal_attention), (kernel, attend)):
-        leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
-        y = function(*leaves, make_mask(documents, 64, name, dtype))
+    results: list[list[Any]] = []
+    for name, function, precision in (("blocked", causal_attention, torch.float32), (kernel, attend, dtype)):
+        a, b, c = leaves = [x.detach().to(precision, copy=True).requires_grad_() for x in (q, k, v)]
+        y = function(a, b, c, make_mask(documents, 64, name, precision))
         y.square().sum().backward()
         results.append([y.detach(), *(x.grad for x in leaves)])
     for expected, found in zip(*results, strict=True):
         error = float((found.float() - expected.float()).norm() / expected.float().norm())
-        if not error < 0.02:  # bf16 differs by half a percent
+        if not error < 0.05:  # rounding to bf16 alone makes up to 0.8%
             raise RuntimeError(f"its results differ from those of plain products by {error:.1%}")

@@ -157,7 +157,7 @@ class Stage:
         loader.transfer = transfer = Transfer(runtime.device, self.model.config.bos_id, self.model.attention_kernel)
 
         def micro_batch() -> tuple[Tensor, int]:
-            ids, targets, offsets = transfer.finish(next(loader))
+            ids, targets, offsets = transfer.finish(next(loader))  # type: ignore[arg-type] # what `start` made of the batch
             return model(ids, targets, offsets=offsets), ids.numel()
 
         return micro_batch
