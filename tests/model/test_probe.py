@@ -86,6 +86,7 @@ def test_a_kernel_that_computes_something_else(installed, wrong):
     assert "its results differ from those of plain products by" in why
 
 
+@pytest.mark.slow
 def test_every_kernel_may_fail(installed):
     """On CPU FlexAttention has no backward pass and torch's kernel for documents does not exist."""
     installed(None)

@@ -86,8 +86,9 @@ def use_fp8(model: nn.Module, on: bool) -> None:
     The head and linears of odd sizes (gates) stay as they are: few FLOPs, or a loss that would feel it.
     """
     for name, module in model.named_modules():
-        children: dict[str, Any] = dict(module.named_children())
-        linears = {key: child for key, child in children.items() if isinstance(child, nn.Linear) and hasattr(child, "fp8")}
+        linears: dict[str, Any] = {
+            key: child for key, child in module.named_children() if isinstance(child, nn.Linear) and hasattr(child, "fp8")
+        }
         groups: list[tuple[str, ...]] = [group for group in TOGETHER if set(group) <= set(linears)]
         groups += [(key,) for key in linears if not any(key in group for group in groups)]
         for group in groups:
