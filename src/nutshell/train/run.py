@@ -158,7 +158,7 @@ class Stage:
 
         def micro_batch() -> tuple[Tensor, int]:
             ids, targets, offsets = transfer.finish(next(loader))  # type: ignore[arg-type] # what `start` made of the batch
-            return model(ids, targets, offsets=offsets), ids.numel()
+            return model(ids, targets, None, offsets), ids.numel()
 
         return micro_batch
 
