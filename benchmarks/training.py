@@ -14,6 +14,7 @@ import sys
 import time
 
 from nutshell.model.flops import flops_per_token
+from nutshell.model.probe import choose_attention
 from nutshell.runtime import matmul_flops, peak_memory_bytes, start_runtime
 from nutshell.train.measure import time_training
 from nutshell.train.plan import make_shape
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
-    runtime = start_runtime(device=options.device, dtype=options.dtype)
+    runtime = start_runtime(device=options.device, dtype=options.dtype, choose_attention=choose_attention)
     recipe = Recipe(depth=options.depth, width=options.width, context=options.context)
     shape = make_shape(recipe, options.depth, options.vocab_size)
     size = 8192 if runtime.device.type == "cuda" else 2048

@@ -62,9 +62,12 @@ def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _runtime(recipe: Recipe) -> Runtime:
+    from nutshell.model.probe import choose_attention
     from nutshell.runtime import start_runtime
 
-    return start_runtime(device=recipe.device, dtype=recipe.dtype, threads=recipe.threads)
+    return start_runtime(
+        device=recipe.device, dtype=recipe.dtype, threads=recipe.threads, fp8=recipe.fp8, choose_attention=choose_attention
+    )
 
 
 def _stage(name: str) -> Callable[[list[str]], Any]:

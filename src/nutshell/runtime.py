@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-# Dense bf16 peaks in FLOP/s of cards that users have (vendors' data sheets); elsewhere MFU is "n/a".
+# Dense 16-bit peaks in FLOP/s with fp32 accumulation, from the vendors' data sheets (which print twice that, "with sparsity").
+# A card that is not in the table has no MFU, and neither has a slice of one.
 PEAK_FLOPS = {
-    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "A10G": 70e12,
-    "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "RTX 5090": 209e12,
+    "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H200 NVL": 835e12, "H100": 989e12, "H100 PCIe": 756e12,
+    "H100 NVL": 835e12, "H800": 989e12, "H800 PCIe": 756e12, "H20": 148e12,
+    "A100": 312e12, "A800": 312e12, "A40": 150e12, "A30": 165e12, "A10": 125e12, "A10G": 70e12,
+    "L40S": 362e12, "L40": 181e12, "L4": 121e12, "RTX 5090": 209e12, "RTX 4090": 165e12, "RTX 4080": 97e12,
+    "RTX 3090": 71e12, "RTX 3090 Ti": 80e12, "MI300X": 1307e12, "V100": 125e12, "V100-PCIE": 112e12, "T4": 65e12,
 }  # fmt: skip
+
+
+def peak_flops(name: str) -> float | None:
+    """The peak of the card that calls itself `name`; None where it is not known. Memory and form factor may follow the name."""
+    name = re.sub(r"^(NVIDIA|AMD|Tesla|GeForce|Instinct|\s)*", "", name)
+    for card in sorted(PEAK_FLOPS, key=len, reverse=True):
+        if re.fullmatch(re.escape(card) + r"([- ](SXM\d?|PCI[eE]|FHHL|OAM|HBM\w+|\d+GB))*", name):
+            return PEAK_FLOPS[card]
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +51,9 @@ class Runtime:
     compiled: bool = False
     """Training steps go through torch.compile."""
     attention: str = "blocked"
-    """Kernel of whole rows: "flex" where FlexAttention launches, else plain products of blocks."""
+    """Kernel of whole rows, one of `model/probe.py`."""
+    fp8: bool = False
+    """Block matrices are multiplied in fp8 while training (`model/fp8.py`)."""
 
     @property
     def is_main(self) -> bool:
@@ -53,6 +70,11 @@ class Runtime:
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
+    @property
+    def wire(self) -> torch.device:
+        """Where tensors are that ranks exchange: NCCL takes those of the GPU, gloo those of the CPU (MPS has no float64)."""
+        return self.device if self.device.type == "cuda" else torch.device("cpu")
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
@@ -61,7 +83,7 @@ class Runtime:
         """Rank 0's value on every rank."""
         if self.world_size == 1:
             return value
-        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.wire)
         dist.broadcast(tensor, 0)
         return float(tensor.item())
 
@@ -69,14 +91,14 @@ class Runtime:
         """The mean of a number over all ranks."""
         if self.world_size == 1:
             return value
-        tensor = torch.tensor([value], dtype=torch.float32, device=self.device)
+        tensor = torch.tensor([value], dtype=torch.float32, device=self.wire)
         dist.all_reduce(tensor)
         return float(tensor.item()) / self.world_size
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all ranks."""
         if self.world_size > 1:
-            values = values.to(self.device)
+            values = values.to(self.wire)
             dist.all_reduce(values)
         return values
 
@@ -106,7 +128,7 @@ def die_with_agent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.15) -> float:
@@ -125,23 +147,6 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, sec
     return 2 * size**3 / best
 
 
-def _flex_launches(device: torch.device) -> bool:
-    """Whether FlexAttention compiles and runs here, found out by running it: importing proves nothing."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    try:
-        mask = create_block_mask(lambda b, h, q, k: q >= k, 1, None, 128, 128, device=device)
-        x = torch.randn(1, 1, 128, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
-        torch.compile(flex_attention)(x, x, x, block_mask=mask).sum().backward()
-        torch.cuda.synchronize(device)
-    except Exception as error:  # whatever a broken compiler or driver raises, the fallback works
-        print(
-            f"FlexAttention does not run here ({type(error).__name__}); attention uses blocks of plain products.", file=sys.stderr
-        )
-        return False
-    return True
-
-
 def keep_freed_memory() -> None:
     """Let glibc keep what tensors free instead of returning it: a CPU step otherwise pays for 70 MB of fresh pages (3% of it)."""
     import ctypes
@@ -154,11 +159,19 @@ def keep_freed_memory() -> None:
     mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: and a gigabyte of it stays
 
 
-def start_runtime(*, device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtime:
+def start_runtime(
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int = 0,
+    fp8: bool = False,
+    choose_attention: Callable[[torch.device, torch.dtype], tuple[str, str]] | None = None,
+) -> Runtime:
     """Choose device, dtype and ranks; joins the process group when torchrun started us.
 
-    dtype "auto": bf16 on GPUs that have it, on CPU where a measured product is at least 1.3x as fast, else fp32.
-    Raises ValueError for a device or dtype this machine does not have.
+    dtype "auto": on GPUs bf16, fp16 on those before Ampere; on CPU bf16 where a measured product is at least 1.3x as fast as in
+    fp32. `choose_attention` gives the kernel and a line that says why; without it attention is plain products.
+    Raises ValueError for a device, dtype or fp8 that this machine does not have.
     """
     if dist.is_torchelastic_launched():
         die_with_agent()
@@ -172,35 +185,50 @@ def start_runtime(*, device: str = "auto", dtype: str = "auto", threads: int = 0
         raise ValueError(f"--dtype is {dtype!r}; accepted: auto, {', '.join(DTYPES)}.")
     if threads < 0:
         raise ValueError(f"--threads is {threads}; accepted: 0 (all cores) or more.")
+    chosen = torch.device(f"cuda:{local}" if device == "cuda" else device)
+    capability = torch.cuda.get_device_capability(chosen) if chosen.type == "cuda" else None
+    if fp8:
+        refuse_fp8(chosen, capability, dtype)
     if threads:
         torch.set_num_threads(threads)
-    chosen = torch.device(f"cuda:{local}" if device == "cuda" else device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    on_gpu = chosen.type == "cuda"
     peak: float | None = None
     if chosen.type == "cpu":
         keep_freed_memory()
-        rates = {name: matmul_flops(chosen, DTYPES[name]) for name in DTYPES}
+        rates = {name: matmul_flops(chosen, DTYPES[name]) for name in ("float32", "bfloat16")}
         if dtype == "auto":
             dtype = "bfloat16" if rates["bfloat16"] > 1.3 * rates["float32"] else "float32"
-        peak = rates[dtype]
-    elif chosen.type == "cuda":
+        peak = rates.get(dtype)
+    elif capability:
         if dtype == "auto":
-            dtype = "bfloat16" if torch.cuda.get_device_capability(chosen) >= (8, 0) else "float32"
-        name = torch.cuda.get_device_name(chosen)
-        peak = next((flops for key, flops in PEAK_FLOPS.items() if key in name), None) if dtype == "bfloat16" else None
+            dtype = "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
+        peak = peak_flops(torch.cuda.get_device_name(chosen)) if dtype != "float32" else None
     elif dtype == "auto":
         dtype = "float32"
+    attention, why = choose_attention(chosen, DTYPES[dtype]) if choose_attention else ("blocked", "plain products in blocks")
     runtime = Runtime(
         device=chosen, dtype=DTYPES[dtype], threads=torch.get_num_threads(), rank=rank, world_size=world, local_rank=local,
-        peak_flops=peak, compiled=on_gpu, attention="flex" if on_gpu and _flex_launches(chosen) else "blocked",
+        peak_flops=peak, compiled=chosen.type == "cuda", attention=attention, fp8=fp8,
     )  # fmt: skip
     if world > 1:  # every rank computes alike, whatever its own measurement said
-        same = runtime.agree(float(runtime.dtype == torch.bfloat16))
-        if bool(same) != (runtime.dtype == torch.bfloat16):
-            runtime = Runtime(**{**vars(runtime), "dtype": torch.bfloat16 if same else torch.float32})
+        names = list(DTYPES)
+        runtime = replace(runtime, dtype=DTYPES[names[int(runtime.agree(names.index(dtype)))]])
+    if chosen.type == "cuda" and choose_attention and (runtime.is_main or attention == "blocked"):
+        print(f"{torch.cuda.get_device_name(chosen)}, {runtime.dtype_name}{', fp8' * fp8}. Attention: {why}.", file=sys.stderr)
     return runtime
+
+
+def refuse_fp8(device: torch.device, capability: tuple[int, int] | None, dtype: str) -> None:
+    """ValueError where fp8 products do not run or do not fit the dtype that is asked for."""
+    if capability is None or capability < (8, 9) or torch.version.hip:
+        found = device.type if capability is None else f"a GPU of compute capability {capability[0]}.{capability[1]}"
+        raise ValueError(
+            "--fp8 needs an NVIDIA GPU of compute capability 8.9 or later (Ada, Hopper, Blackwell); "
+            f"this run would be on {found}. Leave --fp8 out."
+        )
+    if dtype not in ("auto", "bfloat16"):
+        raise ValueError(f"--fp8 computes beside bfloat16; --dtype is {dtype!r}. Leave one of the two out.")

@@ -41,9 +41,9 @@ def test_blocks_equal_dense_float64(window, monkeypatch):
 @pytest.mark.parametrize("window", WINDOWS)
 def test_flex_masks_equal_dense_float64(window, monkeypatch):
     # The kernel itself needs a GPU; its mask and layout are checked through the uncompiled reference of torch.
-    from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.attention import flex_attention
 
-    monkeypatch.setattr(attention, "_flex_attention", lambda: flex_attention)
+    monkeypatch.setattr(attention, "_compiled_flex", lambda name: getattr(flex_attention, name))
     q, k, v, documents = rows()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that the reference is slow

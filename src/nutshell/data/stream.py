@@ -55,6 +55,8 @@ class PackedStream:
         """Where the rows of the last batch came from: names of its blocks, for messages."""
         self.statistics = {"documents": 0, "splits": 0, "tokens": 0, "padding_tokens": 0, "truncated_documents": 0}
         """Sums over the blocks packed so far by this object."""
+        self.transfer: Any = None
+        """With a method `start`, called on each batch in the prefetching thread: copies it to a device ahead of its use."""
         self._state = _State()
         self._prefetch: _Prefetch | None = None
 
@@ -128,7 +130,8 @@ class PackedStream:
                     pending_rows += len(chosen)
                     if pending_rows == global_rows:
                         after = _State(epoch=epoch, block=block, row=row, carry=carry)
-                        yield self._rank_batch(pending), after, list(dict.fromkeys(sources))
+                        batch = self._rank_batch(pending)
+                        yield self.transfer.start(batch) if self.transfer else batch, after, list(dict.fromkeys(sources))
                         pending, pending_rows, sources = [], 0, []
                 carry, row = packed.carry, 0
             if first_block == 0 and epoch_tokens < self._needed_tokens():

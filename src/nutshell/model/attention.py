@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nutshell.model.flash import KERNELS as FLASH_KERNELS
+from nutshell.model.flash import Documents, document_offsets, flash_attention
+
 QUERY_BLOCK = 256  # queries scored at once: the scores of a block stay in a CPU's cache
 
 Mask = Any
@@ -25,20 +28,22 @@ def rotary_tables(context: int, head_dim: int, base: float) -> tuple[Tensor, Ten
     return angle.cos().float(), angle.sin().float()
 
 
-def make_mask(documents: Tensor, window: int, kernel: str, dtype: torch.dtype) -> Mask:
+def make_mask(documents: Tensor, window: int, kernel: str, dtype: torch.dtype, offsets: Tensor | None = None) -> Mask:
     """Each token sees itself and the `window - 1` tokens before it that belong to its document.
 
-    documents (B, T) numbers the document of each token. Kernel "flex": a BlockMask. Kernel "blocked": for each block of queries
-    (first query, end, first key, bias (B, 1, queries, keys)), with just the blocks of keys that some query of it can see.
+    documents (B, T) numbers the document of each token. Kernel "flex": a BlockMask. Kernels "flash3" and "varlen": the documents'
+    `offsets`, worked out here where they are not given. Kernel "blocked": for each block of queries (first query, end, first
+    key, bias (B, 1, queries, keys)), with just the blocks of keys that some query of it can see.
     """
     B, T = documents.shape
+    if kernel in FLASH_KERNELS:
+        return Documents(document_offsets(documents) if offsets is None else offsets, T, window, kernel)
     if kernel == "flex":
-        from torch.nn.attention.flex_attention import create_block_mask
 
         def visible(b, h, q, k):
             return (k <= q) & (k > q - window) & (documents[b, q] == documents[b, k])
 
-        return create_block_mask(visible, B, None, T, T, device=documents.device)
+        return _flex("create_block_mask")(visible, B, None, T, T, device=documents.device)
     block = min(QUERY_BLOCK, window, T)
     positions = torch.arange(T, device=documents.device)
     pieces = []
@@ -55,19 +60,28 @@ def make_mask(documents: Tensor, window: int, kernel: str, dtype: torch.dtype) -
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Attention of whole rows under a mask of `make_mask`. q (B, T, H, D), k and v (B, T, K, D) -> (B, T, H, D)."""
     groups = q.size(2) // k.size(2)
+    if isinstance(mask, Documents):
+        return flash_attention(q, k, v, mask)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     if isinstance(mask, list):
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         return _blocked_attention(q, k.contiguous(), v.contiguous(), mask).transpose(1, 2)
-    return _flex_attention()(q, k, v, block_mask=mask, enable_gqa=groups > 1).transpose(1, 2)
+    return _flex("flex_attention")(q, k, v, block_mask=mask, enable_gqa=groups > 1).transpose(1, 2)
+
+
+def _flex(name: str) -> Any:
+    """A function of FlexAttention: compiled by itself in eager mode, where the plain one would write all T x T scores."""
+    from torch.nn.attention import flex_attention
+
+    return getattr(flex_attention, name) if torch.compiler.is_compiling() else _compiled_flex(name)
 
 
 @cache
-def _flex_attention() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
+def _compiled_flex(name: str) -> Any:
+    from torch.nn.attention import flex_attention
 
-    return flex_attention if torch.compiler.is_compiling() else torch.compile(flex_attention)
+    return torch.compile(getattr(flex_attention, name))
 
 
 def _blocked_attention(q: Tensor, k: Tensor, v: Tensor, pieces: list) -> Tensor:

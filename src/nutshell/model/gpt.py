@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nutshell.model.attention import Mask, causal_attention, decode_attention
 from nutshell.model.config import SMEAR_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
 from nutshell.model.decoder import Decoder
+from nutshell.model.fp8 import Fp8Weight
 from nutshell.model.kernels import relu_squared, rms_norm, rotate
 from nutshell.model.kv_cache import Place
 from nutshell.model.loss import SOFTCAP, softcap_cross_entropy
@@ -25,12 +26,16 @@ QK_SCALE = 1.2
 
 
 class Linear(nn.Linear):
-    """A bias-free linear whose fp32 master weight is used in the activation's dtype."""
+    """A bias-free linear whose fp32 master weight is used in the activation's dtype, or in fp8 while training."""
+
+    fp8: Fp8Weight | None = None
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fp8 is not None and torch.is_grad_enabled():
+            return self.fp8(x)
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -52,11 +57,14 @@ class Attention(nn.Module):
         """Queries (B, T, H, D), keys and values (B, T, K, D)."""
         B, T, _ = x.shape
         # One product for queries and keys: both get the same rotation and norm afterwards.
-        qk_weight = torch.cat([self.q.weight, self.k.weight]).to(x.dtype)
-        qk = F.linear(x, qk_weight).view(B, T, self.heads + self.kv_heads, self.head_dim)
+        if self.q.fp8 is not None and torch.is_grad_enabled():  # and for values: the input is quantised once
+            qk, v = self.q.fp8(x).split([(self.heads + self.kv_heads) * self.head_dim, self.kv_heads * self.head_dim], dim=-1)
+        else:
+            qk, v = F.linear(x, torch.cat([self.q.weight, self.k.weight]).to(x.dtype)), self.v(x)
+        qk = qk.view(B, T, self.heads + self.kv_heads, self.head_dim)
         qk = rms_norm(rotate(qk, *rotary), QK_SCALE)
         q, k = qk.split([self.heads, self.kv_heads], dim=2)
-        v = self.v(x).view(B, T, self.kv_heads, self.head_dim)
+        v = v.view(B, T, self.kv_heads, self.head_dim)
         if self.value_gate is not None and value_embedding is not None:
             gate = 3 * torch.sigmoid(self.value_gate(x[..., :VALUE_GATE_CHANNELS]))  # (B, T, K)
             v = v + gate.unsqueeze(-1) * value_embedding.view(B, T, self.kv_heads, self.head_dim)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from nutshell.model.decoder import Decoder
+from nutshell.model.fp8 import quantise_weights
 from nutshell.runtime import Runtime
 from nutshell.train.optim import MuonAdamW
+from nutshell.train.precision import LossScale
 from nutshell.train.schedule import Schedule
 
 MOST_SKIPPED_IN_A_ROW = 10
@@ -33,7 +35,7 @@ class StepResult:
     """Of all ranks."""
     seconds: float
     skipped: bool
-    """The loss or a gradient was not finite, so nothing was changed."""
+    """The loss or a gradient was not finite, so nothing was changed but the loss scale."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -62,18 +64,20 @@ def train_steps(
     steps: int,
     runtime: Runtime,
     describe: Callable[[], str] = lambda: "",
+    loss_scale: LossScale | None = None,
 ) -> Iterator[StepResult]:
     """Yield after each of the optimizer steps first_step + 1 ... steps.
 
     `micro_batch()` fetches the next data; it is called `accumulation` times a step. The loss of a step is the mean over the
-    targets of all its micro-batches on all ranks.
-    `describe()` names the last batch's documents and what is saved, for the message of TrainingDiverged.
+    targets of all its micro-batches on all ranks. `describe()` names the last batch's documents and what is saved, for the
+    message of TrainingDiverged. `loss_scale` is adapted from step to step (fp16).
     """
-    skipped_in_a_row = 0
+    skipped_in_a_row, scaling = 0, loss_scale or LossScale()
     for step in range(first_step, steps):
         start = time.perf_counter()
         for p in model.parameters():
             p.grad = None
+        quantise_weights(model)
         batches = [micro_batch() for _ in range(accumulation)]
         counts = torch.tensor([[batch.targets, batch.tokens] for batch in batches]).sum(0)
         targets, tokens = runtime.total(counts).tolist()
@@ -82,9 +86,10 @@ def train_steps(
             share = batch.loss() * (batch.targets / max(1, targets))
             if number == accumulation:
                 optimizer.shards.reduce_in_backward()
-            share.backward()
+            (share * scaling.scale).backward()
             total += share.detach()
         optimizer.shards.reduce()
+        scaling.unscale(optimizer.shards.gradients())
         norm = float(optimizer.shards.norm())
         loss_value = float(runtime.total(total))
         finite = math.isfinite(norm) and math.isfinite(loss_value)
@@ -93,7 +98,8 @@ def train_steps(
             optimizer.step(
                 lr_scale=factor * lr_scale, momentum=schedule.momentum(step, steps), decay_scale=schedule.decay_scale(step, steps)
             )
-        skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
+        if not scaling.after_step(loss_value, finite):
+            skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
         if skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise TrainingDiverged(
                 f"the last {skipped_in_a_row} steps up to step {step + 1} had no finite loss or gradient (loss {loss_value}, "

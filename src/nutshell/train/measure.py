@@ -9,7 +9,9 @@ import torch
 
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
+from nutshell.model.flash import KERNELS, document_offsets
 from nutshell.model.flops import flops_per_token, matrix_parameters
+from nutshell.model.fp8 import quantise_weights
 from nutshell.model.kv_cache import KVCache
 from nutshell.runtime import Runtime
 from nutshell.train.optim import MuonAdamW, group_parameters
@@ -25,6 +27,7 @@ from nutshell.train.recipe import Recipe
 
 WARMUP_STEPS = 2
 TIMED_STEPS = 5
+DOCUMENT_TOKENS = 700
 
 
 def time_training(config: ModelConfig, rows: int, runtime: Runtime, recipe: Recipe) -> float:
@@ -32,8 +35,12 @@ def time_training(config: ModelConfig, rows: int, runtime: Runtime, recipe: Reci
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(config).to(runtime.device)
-        ids = torch.randint(1, config.vocab_size, (rows, config.context + 1)).to(runtime.device)
-    model.use(runtime.dtype, runtime.attention)
+        ids = torch.randint(1, config.vocab_size, (rows, config.context + 1))
+    ids[:, ::DOCUMENT_TOKENS] = config.bos_id
+    documents = (ids[:, :-1] == config.bos_id).cumsum(1)
+    offsets = document_offsets(documents).to(runtime.device) if runtime.attention in KERNELS else None
+    ids = ids.to(runtime.device)
+    model.use(runtime.dtype, runtime.attention, fp8=runtime.fp8)
     step_model = torch.compile(model) if runtime.compiled else model
     tokens = rows * config.context
     groups = group_parameters(model, recipe.optimizer, width=config.width, tokens_per_step=tokens)
@@ -43,7 +50,8 @@ def time_training(config: ModelConfig, rows: int, runtime: Runtime, recipe: Reci
         start = time.perf_counter()
         for p in model.parameters():
             p.grad = None
-        step_model(ids[:, :-1], ids[:, 1:]).backward()
+        quantise_weights(model)
+        step_model(ids[:, :-1], ids[:, 1:], offsets=offsets).backward()
         float(optimizer.shards.norm())
         optimizer.step(lr_scale=0.0, momentum=0.9, decay_scale=0.0)
         runtime.synchronize()

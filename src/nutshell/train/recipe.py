@@ -146,7 +146,9 @@ class Recipe:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: str = "auto"
-    """auto, float32 or bfloat16 for matrix products."""
+    """auto, float32, bfloat16 or float16 for matrix products; float16 scales the loss."""
+    fp8: bool = False
+    """Matrix products of the blocks in 8 bits while training (Ada, Hopper or Blackwell GPUs)."""
     threads: int = 0
     """CPU threads; 0 takes all."""
     shard: str = "state"

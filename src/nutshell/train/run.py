@@ -25,7 +25,9 @@ from nutshell.train.fsdp import WeightShards, shard_weights, whole_model
 from nutshell.train.loop import MicroBatch, StepResult, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.plan import Plan
+from nutshell.train.precision import LossScale
 from nutshell.train.saving import Writer, forget_after, note_best, open_newest, prune, put_aside
+from nutshell.train.transfer import Sent, Transfer
 
 SCALARS = ("smear", "backout", "residual_scale", "embedding_scale")
 """RL leaves these and the weights of norms alone: AdamW moves them by the learning rate however faint the signal is, and all
@@ -74,6 +76,7 @@ class Stage:
     step: int
     seconds: float
     loader_state: dict | None
+    loss_scale: LossScale = field(default_factory=LossScale)
     last_save: float = field(default_factory=time.monotonic)
 
     @property
@@ -108,20 +111,22 @@ class Stage:
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
             **more,
         }
+        if self.loss_scale.dynamic:
+            record["loss_scale"] = self.loss_scale.scale
         if result.skipped:
             record["skipped"] = True
         self.run.log.step(record)
 
     def learn_from(self, loader: PackedStream) -> Callable[[], MicroBatch]:
         """The micro-batch of `training_steps` for a stage that reads batches: the next one."""
-        device = self.run.runtime.device
-        model = torch.compile(self.model) if self.run.runtime.compiled and not self.divided else self.model
+        runtime = self.run.runtime
+        model = torch.compile(self.model) if runtime.compiled and not self.divided else self.model
+        loader.transfer = transfer = Transfer(runtime.device, self.model.config.bos_id, self.model.attention_kernel)
 
         def micro_batch() -> MicroBatch:
-            ids, targets = next(loader)
-            count = int((targets >= 0).sum())
-            ids, targets = (x.to(device, non_blocking=True) for x in (ids, targets))
-            return MicroBatch(lambda: model(ids, targets), count, ids.numel())
+            sent: Sent = next(loader)  # type: ignore[assignment] # what `start` made of the batch
+            ids, targets, offsets = transfer.finish(sent)
+            return MicroBatch(lambda: model(ids, targets, None, offsets), sent.targets, ids.numel())
 
         return micro_batch
 
@@ -133,7 +138,7 @@ class Stage:
         return train_steps(
             self.model, self.optimizer, micro_batch, accumulation=accumulation, schedule=plan.schedule,
             lr_scale=plan.stages[self.name].lr_scale, first_step=self.step, steps=self.steps, runtime=self.run.runtime,
-            describe=lambda: self.describe(sources()),
+            describe=lambda: self.describe(sources()), loss_scale=self.loss_scale,
         )  # fmt: skip
 
     def describe(self, sources: list[str]) -> str:
@@ -196,6 +201,7 @@ class Stage:
                     "seconds": self.seconds,
                     "loader": loader_state,
                     "optimizer_steps": self.optimizer.steps,
+                    "loss_scale": self.loss_scale.state,
                 },
                 tensors=tensors,
             )
@@ -263,7 +269,7 @@ def open_stage(run: Run, name: str) -> Stage:
         raise ValueError(
             f"the checkpoint in {run.folder} has another shape than its plan.json. Give another --out to start anew."
         )
-    model.use(runtime.dtype, runtime.attention)
+    model.use(runtime.dtype, runtime.attention, fp8=runtime.fp8 and name != "rl")
     model.train()
     if divided:
         shard_weights(model, runtime.device)
@@ -288,5 +294,5 @@ def open_stage(run: Run, name: str) -> Stage:
         (run.folder / "preempted").unlink(missing_ok=True)
     return Stage(
         run=run, name=name, model=model, optimizer=optimizer, step=training["step"], seconds=training["seconds"],
-        loader_state=training["loader"],
+        loader_state=training["loader"], loss_scale=LossScale.for_dtype(runtime.dtype, training.get("loss_scale")),
     )  # fmt: skip

@@ -1,0 +1,60 @@
+"""Which attention kernel this machine runs, found out by running it: that a kernel imports proves nothing (nanochat 820)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nutshell.model.attention import causal_attention, make_mask
+from nutshell.model.flash import load_kernel
+
+PREFERENCE = ("flash3", "flex", "varlen", "blocked")
+"""FlashAttention-3; FlexAttention, which needs a working compiler; torch's own kernel for documents; blocks of plain products.
+All of them skip what lies outside the window."""
+
+
+def choose_attention(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """The first kernel that runs here, and one line that says why. Elsewhere than on CUDA: plain products, nothing is tried."""
+    if device.type != "cuda":
+        return "blocked", "plain products in blocks"
+    return first_that_runs(PREFERENCE, device, dtype)
+
+
+def first_that_runs(
+    kernels: tuple[str, ...], device: torch.device, dtype: torch.dtype, *, compiled: bool = True
+) -> tuple[str, str]:
+    refused = []
+    for kernel in kernels[:-1]:
+        try:
+            if kernel in ("flash3", "varlen"):
+                load_kernel(kernel)
+            launch(kernel, device, dtype, compiled)
+        except ImportError:
+            refused.append(f"{kernel} is not installed")
+        except Exception as error:  # whatever a broken build, compiler or driver raises, the next kernel may work
+            first_line = (str(error).splitlines() or [""])[0][:200]
+            refused.append(f"{kernel} does not run here ({type(error).__name__}: {first_line})")
+        else:
+            return kernel, "; ".join([kernel, *refused])
+    return kernels[-1], "; ".join([kernels[-1], *refused])
+
+
+def launch(kernel: str, device: torch.device, dtype: torch.dtype, compiled: bool) -> None:
+    """Forward and backward of two documents under a window, compared with plain products. RuntimeError where they differ."""
+    # On CPU: the generator's numbers are then the same everywhere.
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 256, heads, 128, generator=generator).to(device, dtype) for heads in (4, 2, 2))
+    documents = torch.zeros(2, 256, dtype=torch.long, device=device)
+    documents[1, 100:] = 1
+    attend = torch.compile(causal_attention) if compiled else causal_attention
+    results: list[list[Any]] = []
+    for name, function, precision in (("blocked", causal_attention, torch.float32), (kernel, attend, dtype)):
+        a, b, c = leaves = [x.detach().to(precision, copy=True).requires_grad_() for x in (q, k, v)]
+        y = function(a, b, c, make_mask(documents, 64, name, precision))
+        y.square().sum().backward()
+        results.append([y.detach(), *(x.grad for x in leaves)])
+    for expected, found in zip(*results, strict=True):
+        error = float((found.float() - expected.float()).norm() / expected.float().norm())
+        if not error < 0.05:  # rounding to bf16 alone makes up to 0.8%
+            raise RuntimeError(f"its results differ from those of plain products by {error:.1%}")

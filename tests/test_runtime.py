@@ -1,0 +1,128 @@
+"""What is decided about the machine: peaks, dtypes, fp8, ranks; and MPS where there is one."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
+from nutshell.model.kv_cache import KVCache
+from nutshell.runtime import DTYPES, Runtime, peak_flops, refuse_fp8, start_runtime
+from nutshell.train.loop import train_steps
+from nutshell.train.optim import MuonAdamW, group_parameters
+from nutshell.train.recipe import OptimizerConfig
+from nutshell.train.schedule import Schedule
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA H200", 989), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835),
+        ("NVIDIA GH200 480GB", 989), ("NVIDIA B200", 2250), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA A100-PCIE-40GB", 312), ("NVIDIA A10G", 70), ("NVIDIA A10", 125), ("NVIDIA L40S", 362), ("NVIDIA L40", 181),
+        ("NVIDIA L4", 121), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA GeForce RTX 3090", 71), ("NVIDIA GeForce RTX 3090 Ti", 80),
+        ("Tesla V100-SXM2-16GB", 125), ("Tesla V100-PCIE-16GB", 112), ("Tesla T4", 65), ("AMD Instinct MI300X", 1307),
+    ],
+)  # fmt: skip
+def test_peaks_are_the_vendors_dense_ones(name, tera):
+    assert peak_flops(name) == tera * 1e12
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA L400",
+     "NVIDIA GeForce GTX 1080", "Quadro RTX 6000", ""],
+)  # fmt: skip
+def test_a_card_that_only_sounds_like_a_known_one_has_no_peak(name):
+    """nanochat 60 and 262: a wrong peak makes a wrong MFU."""
+    assert peak_flops(name) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype", "words"),
+    [
+        ("cpu", None, "auto", "would be on cpu"),
+        ("mps", None, "auto", "would be on mps"),
+        ("cuda", (8, 0), "auto", "compute capability 8.0"),
+        ("cuda", (9, 0), "float16", "--dtype is 'float16'"),
+    ],
+)
+def test_fp8_is_refused_where_it_does_not_run(device, capability, dtype, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        refuse_fp8(torch.device(device), capability, dtype)
+
+
+@pytest.mark.parametrize("capability", [(8, 9), (9, 0), (10, 0), (12, 0)])
+def test_fp8_is_accepted_from_ada_on(capability):
+    refuse_fp8(torch.device("cuda"), capability, "auto")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine may have fp8")
+def test_the_command_refuses_fp8_with_exit_code_2_and_writes_nothing(tmp_path):
+    command = [sys.executable, "-m", "nutshell", "pretrain", "--fp8", "--device", "cpu", "--depth", "1", "--out", "run"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "--fp8 needs an NVIDIA GPU" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_dtype_can_be_asked_for_and_a_kernel_is_asked_for_once():
+    for name, dtype in DTYPES.items():
+        asked = []
+        runtime = start_runtime(device="cpu", dtype=name, choose_attention=lambda *a: asked.append(a) or ("blocked", "why"))  # noqa: B023
+        assert (runtime.dtype, runtime.attention) == (dtype, "blocked")
+        assert asked == [(CPU, dtype)]
+    with pytest.raises(ValueError, match="accepted: auto, float32, bfloat16, float16"):
+        start_runtime(device="cpu", dtype="int8")
+
+
+def test_what_ranks_exchange_is_never_on_a_device_without_float64():
+    for kind, wire in (("cpu", "cpu"), ("mps", "cpu"), ("cuda", "cuda")):
+        assert Runtime(device=torch.device(kind), dtype=torch.float32).wire.type == wire
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_gpu_benchmark_says_that_it_needs_one():
+    result = subprocess.run([sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert "CUDA" in result.stderr
+
+
+def train_and_decode(device: torch.device, dtype: torch.dtype) -> tuple[list[float], torch.Tensor]:
+    """Five steps and three decoded tokens of a tiny model."""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(vocab_size=64, depth=2, width=32, heads=2, kv_heads=1, head_dim=16, context=32)).to(device)
+    model.use(dtype)
+    optimizer = MuonAdamW(group_parameters(model, OptimizerConfig(), width=32, tokens_per_step=256), dtype)
+    rows = torch.randint(0, 64, (4, 33), generator=torch.Generator().manual_seed(1)).to(device)
+    steps = train_steps(
+        model, optimizer, lambda: (model(rows[:, :-1], rows[:, 1:]), 128), accumulation=1, schedule=Schedule(), lr_scale=1.0,
+        first_step=0, steps=5, runtime=Runtime(device=device, dtype=dtype),
+    )  # fmt: skip
+    losses = [result.loss for result in steps]
+    frozen = model.for_inference()
+    cache = KVCache(frozen.config, rows=1, device=device, dtype=dtype)
+    logits = [frozen.decode(rows[:1, t : t + 1], cache, torch.tensor([0], device=device)) for t in range(3)]
+    return losses, torch.cat(logits).cpu()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("device", ["cpu", "mps", "cuda"])
+def test_a_tiny_model_trains_and_decodes_alike_on_every_device(device, dtype):
+    available = {"cpu": True, "mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
+    if not available[device]:
+        pytest.skip(f"this machine has no {device} device")
+    losses, logits = train_and_decode(torch.device(device), dtype)
+    expected, expected_logits = train_and_decode(CPU, torch.float32)
+    assert losses == pytest.approx(expected, rel=0.02)
+    assert torch.allclose(logits, expected_logits, atol=0.2)

@@ -1,0 +1,151 @@
+"""fp16: the loss scale follows overflows, a model learns with it, and a resumed run scales alike."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from test_loop import T, V, same
+from tiny_run import RUNTIME, lines, recipe, weights
+
+from nutshell import checkpoint
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
+from nutshell.train import precision
+from nutshell.train.loop import MOST_SKIPPED_IN_A_ROW, TrainingDiverged, train_steps
+from nutshell.train.optim import MuonAdamW, group_parameters
+from nutshell.train.precision import FIRST_SCALE, LossScale
+from nutshell.train.recipe import OptimizerConfig
+from nutshell.train.run import Preempted, Stage
+from nutshell.train.schedule import Schedule
+from nutshell.train.speedrun import run_stages
+
+HALF = replace(RUNTIME, dtype=torch.float16)
+
+
+class Training:
+    def __init__(self, dtype=torch.float16, scale: LossScale | None = None, lr_scale=1.0) -> None:
+        torch.manual_seed(0)
+        self.model = GPT(ModelConfig(vocab_size=V, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=T)).use(dtype)
+        self.optimizer = MuonAdamW(group_parameters(self.model, OptimizerConfig(), width=32, tokens_per_step=256), dtype)
+        self.rows = torch.randint(1, V, (8, T + 1), generator=torch.Generator().manual_seed(1))
+        self.scale = scale or LossScale.for_dtype(dtype)
+        self.lr_scale, self.dtype, self.number = lr_scale, dtype, 0
+
+    def run(self, steps, spoil=lambda loss, number: loss, accumulation=1):
+        def micro_batch():
+            self.number += 1
+            return spoil(self.model(self.rows[:, :-1], self.rows[:, 1:]), self.number), self.rows.numel()
+
+        return train_steps(
+            self.model, self.optimizer, micro_batch, accumulation=accumulation, schedule=Schedule(), lr_scale=self.lr_scale,
+            first_step=0, steps=steps, runtime=replace(RUNTIME, dtype=self.dtype), loss_scale=self.scale,
+        )  # fmt: skip
+
+    def weights(self):
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+
+def overflowing(at):
+    """The gradient of these micro-batches overflows at any scale above 2, their loss is fine."""
+
+    class Overflow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return torch.where(grad > 2, math.inf, grad)
+
+    return lambda loss, number: Overflow.apply(loss) if at(number) else loss
+
+
+def test_other_dtypes_are_not_scaled():
+    for dtype in (torch.float32, torch.bfloat16):
+        scale = LossScale.for_dtype(dtype)
+        assert (scale.scale, scale.dynamic, scale.state) == (1.0, False, None)
+        assert not scale.after_step(1.0, finite=False)
+        assert scale.scale == 1
+
+
+def test_the_scale_is_divided_out_of_gradients_exactly():
+    plain, scaled = Training(torch.float32), Training(torch.float32, LossScale(scale=2.0**16, dynamic=True))
+    for _ in zip(plain.run(3, accumulation=2), scaled.run(3, accumulation=2), strict=True):
+        pass
+    assert same(plain.weights(), scaled.weights())
+
+
+def test_a_model_learns_in_fp16_as_in_fp32():
+    half, full = Training(lr_scale=3.0), Training(torch.float32, lr_scale=3.0)
+    losses = [[r.loss for r in t.run(60)] for t in (half, full)]
+    assert losses[1][-1] < losses[1][0] - 1
+    for a, b in zip(*losses, strict=True):
+        assert a == pytest.approx(b, rel=0.02, abs=0.02)
+    assert half.scale.scale == FIRST_SCALE
+    assert half.scale.good_steps == 60
+
+
+def test_an_overflow_halves_the_scale_and_skips_the_step():
+    training = Training()
+    results, before = [], None
+    for result in training.run(4, overflowing(lambda number: number == 2)):
+        results.append(result)
+        if result.step == 1:
+            before = training.weights()
+        if result.step == 2:
+            assert same(before, training.weights())
+            assert training.scale.scale == FIRST_SCALE / 2
+    assert [r.skipped for r in results] == [False, True, False, False]
+    assert math.isfinite(results[1].loss)
+    assert (training.scale.scale, training.scale.good_steps) == (FIRST_SCALE / 2, 2)
+    assert not same(before, training.weights())
+
+
+def test_the_scale_grows_after_enough_good_steps(monkeypatch):
+    monkeypatch.setattr(precision, "GROW_EVERY", 3)
+    training = Training()
+    seen = [training.scale.scale for _ in training.run(7, overflowing(lambda number: number == 5))]
+    assert [s / FIRST_SCALE for s in seen] == [1, 1, 2, 2, 1, 1, 1]
+
+
+def test_overflows_do_not_count_as_divergence_until_the_scale_is_at_its_lowest():
+    training = Training(scale=LossScale(scale=2.0**14, dynamic=True))
+    results = training.run(100, overflowing(lambda number: True))
+    assert [next(results).skipped for _ in range(14)] == [True] * 13 + [False]  # cured at a scale of 2
+    endless = Training(scale=LossScale(scale=2.0**14, dynamic=True))
+    results = endless.run(100, lambda loss, number: loss + (loss - loss).sqrt())  # an infinite slope at any scale
+    with pytest.raises(TrainingDiverged, match=f"up to step {14 + MOST_SKIPPED_IN_A_ROW} "):
+        list(results)
+    assert endless.scale.scale == 1
+
+
+def test_a_loss_that_is_no_number_is_no_matter_of_scale():
+    training = Training()
+    with pytest.raises(TrainingDiverged, match=f"up to step {MOST_SKIPPED_IN_A_ROW} "):
+        list(training.run(100, lambda loss, number: loss * math.nan))
+
+
+def test_resuming_in_fp16_is_exact_in_scale_and_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "GROW_EVERY", 2)  # so that the scale moves within a stage
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_stages(recipe(whole), HALF, ("pretrain",))
+    record = Stage.record
+
+    def stop(self, result, **more):
+        record(self, result, **more)
+        if result.step == 3:
+            self.run.stop.append(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "record", stop)
+        with pytest.raises(Preempted):
+            run_stages(recipe(broken), HALF, ("pretrain",))
+    run_stages(recipe(broken), HALF, ("pretrain",))
+    ends = [checkpoint.latest(folder / "pretrain") for folder in (whole, broken)]
+    assert weights(ends[0]) == weights(ends[1])
+    assert lines(whole, "pretrain") == lines(broken, "pretrain")
+    state = json.loads((ends[0] / "training" / "state.json").read_text())
+    assert state["loss_scale"]["scale"] != FIRST_SCALE
+    assert lines(whole, "pretrain")[-2]["loss_scale"] == state["loss_scale"]["scale"]
