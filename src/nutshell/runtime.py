@@ -30,6 +30,8 @@ class Runtime:
     local_rank: int = 0
     peak_flops: float | None = None
     """Of one rank: from the table on a GPU, a measured matrix product on CPU, None where unknown."""
+    memory_bytes: int = 0
+    """Of this rank's GPU, or its part of the machine's memory; 0 where unknown."""
     compiled: bool = False
     """Training steps go through torch.compile."""
     attention: str = "blocked"
@@ -88,6 +90,15 @@ def peak_memory_bytes(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_memory_bytes(device: torch.device, ranks: int) -> int:
+    """Memory that one rank may fill: its GPU's, or an equal part of the machine's; 0 where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
+    return 0
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -179,7 +190,8 @@ def start_runtime(*, device: str = "auto", dtype: str = "auto", threads: int = 0
         dtype = "float32"
     runtime = Runtime(
         device=chosen, dtype=DTYPES[dtype], threads=torch.get_num_threads(), rank=rank, world_size=world, local_rank=local,
-        peak_flops=peak, compiled=on_gpu, attention="flex" if on_gpu and _flex_launches(chosen) else "blocked",
+        peak_flops=peak, memory_bytes=device_memory_bytes(chosen, int(os.environ.get("LOCAL_WORLD_SIZE", world))),
+        compiled=on_gpu, attention="flex" if on_gpu and _flex_launches(chosen) else "blocked",
     )  # fmt: skip
     if world > 1:  # every rank computes alike, whatever its own measurement said
         same = runtime.agree(float(runtime.dtype == torch.bfloat16))
