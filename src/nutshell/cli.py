@@ -133,9 +133,7 @@ def _plan(arguments: list[str]) -> Any:
     file.write_text(json.dumps(plan.to_dict(), indent=2) + "\n", encoding="utf-8")
     print(f"{describe(plan)}\nsaved     {file}")
     if not recipe.gpu:
-        print(
-            "Nothing was measured; the memory is that of a GPU in bf16. --budget 30min times this machine, --gpu 8xH100 plans one."
-        )
+        print("Nothing was measured; memory is a GPU's. --budget 30min times this machine, --gpu 8xH100 plans for another.")
     return plan.to_dict()
 
 

@@ -51,7 +51,7 @@ def cell_recipe(sweep: Sweep, depth: int, tokens: float, vocab_size: int) -> Rec
 
 
 def affordable_horizon(timings: dict[int, Timing], seconds: float, parameters: dict[int, int]) -> float:
-    """Tokens so that all depths at all `SHARES` of them, with their validations and checkpoints, take so many seconds; to two digits."""
+    """Tokens, to two digits, so that all depths at all `SHARES` of them, validations and checkpoints included, take `seconds`."""
     fixed = sum(
         len(SHARES) * (CELL_SECONDS + saving_seconds(parameters[depth]))
         + len(SHARES) * VALIDATIONS * VALIDATION_TOKENS / (timing.forward_tokens_per_second or 3 * timing.tokens_per_second)
