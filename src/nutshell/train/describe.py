@@ -22,6 +22,8 @@ def describe(plan: Plan) -> str:
         + f"; weight decay {plan.optimizer.weight_decay:.3g}",
     ]  # fmt: skip
     for name, stage in plan.stages.items():
+        if not stage.steps:
+            continue
         time = (
             "" if stage.seconds is None else f", about {duration(stage.seconds)} + {duration(stage.evaluation_seconds)} scoring"
         )
