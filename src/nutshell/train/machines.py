@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 
 GIB = 2**30
+VISIBLE = 0.985
+"""Share of a card's nominal memory that programs see (79 of 80 GB on H100)."""
 ASSUMED_MFU = 0.45
 DECODE_SECONDS_PER_LAYER = 2.5e-4
 """Of one decoding step on a GPU, however many rows: some 30 small kernels a layer, launched one after the other. Assumed."""
@@ -63,6 +65,6 @@ def parse_machine(text: str) -> Machine:
         )
     memory, peak, price = CARDS[found]
     return Machine(
-        name=f"{cards}x{found}" if cards > 1 else found, cards=cards, memory_bytes=int(memory * GIB), peak_flops=peak,
+        name=f"{cards}x{found}" if cards > 1 else found, cards=cards, memory_bytes=int(memory * GIB * VISIBLE), peak_flops=peak,
         usd_per_hour=cards * price,
     )  # fmt: skip

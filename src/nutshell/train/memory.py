@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from nutshell.model.config import SMEAR_CHANNELS, ModelConfig
 from nutshell.model.flops import parameters_by_group
-from nutshell.train.machines import GIB
+from nutshell.train.machines import GIB, VISIBLE
 
 CARDS_GIB = (8, 12, 24, 80)
 """Sizes of cards that a plan tells the fitting rows of."""
@@ -116,4 +116,4 @@ def fitting_rows(model: ModelConfig, memory_bytes: float, *, dtype: str, gpu: bo
 
 def fitting_cards(model: ModelConfig, *, dtype: str, ranks: int = 1) -> dict[str, int]:
     """Rows that fit GPUs of the common sizes."""
-    return {f"{size} GB": fitting_rows(model, size * GIB, dtype=dtype, gpu=True, ranks=ranks) for size in CARDS_GIB}
+    return {f"{size} GB": fitting_rows(model, size * GIB * VISIBLE, dtype=dtype, gpu=True, ranks=ranks) for size in CARDS_GIB}
