@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from nutshell.train.clock import (
+    COPYING_BYTES_PER_SECOND,
     RESERVE,
     SAVING_BYTES_PER_SECOND,
     Timing,
@@ -46,8 +47,9 @@ def test_what_was_not_measured_is_reckoned_from_training():
 
 
 def test_checkpoints_cost_what_they_write():
-    parameters = int(SAVING_BYTES_PER_SECOND)
-    assert saving_seconds(parameters) == 12
+    assert saving_seconds(int(SAVING_BYTES_PER_SECOND), "sft") == 12
+    assert saving_seconds(int(SAVING_BYTES_PER_SECOND), "pretrain") == 48  # with each validation
+    parameters = int(COPYING_BYTES_PER_SECOND)
     assert saving_share(Recipe(save_every_seconds=120), parameters) == 0.1
     assert saving_share(Recipe(save_every_seconds=1), parameters) == 1.0
 
@@ -58,7 +60,7 @@ def test_the_parts_of_a_budget_add_up():
     plan = make_plan(recipe, hardware, vocab_size=512)
     parameters = sum(plan.parameters.values())
     scoring = sum(evaluation_seconds(recipe, TIMING, stage) for stage in plan.stages)
-    opening = 4 * (3 + saving_seconds(parameters))
+    opening = sum(3 + saving_seconds(parameters, stage) for stage in plan.stages)
     training = training_seconds(recipe, hardware, plan.model)
     assert training * (1 + saving_share(recipe, parameters)) + scoring + opening == pytest.approx(3600 * (1 - RESERVE))
     step = plan.stages["pretrain"].tokens_per_step / 1000

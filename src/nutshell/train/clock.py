@@ -13,6 +13,8 @@ RESERVE = 0.05
 """Share of a budget for opening the stages, the report and what neighbours on the machine cost."""
 SAVING_BYTES_PER_SECOND = 5e8
 """Hashing, writing and syncing a checkpoint (two CPU cores and their disk: 56 MB in 0.08 s)."""
+COPYING_BYTES_PER_SECOND = 5e9
+"""What training itself waits for when a checkpoint is due: a thread writes it."""
 EVALUATION_ROWS = 64  # replies at once (eval/chat.py)
 ANSWER_SHARE = 0.35
 """How long answers are on average, of the longest: 25 to 39 tokens of 96 in the runs of docs/experiments.md."""
@@ -62,11 +64,11 @@ def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: i
     return seconds + (VALIDATIONS * VALIDATION_TOKENS / (forward * world_size) if stage == "pretrain" else 0.0)
 
 
-def saving_seconds(parameters: int) -> float:
-    """One checkpoint: fp32 weights and at most two numbers of optimizer state for each."""
-    return 12 * parameters / SAVING_BYTES_PER_SECOND
+def saving_seconds(parameters: int, stage: str) -> float:
+    """Checkpoints that a stage waits for, since it scores what is saved: fp32 weights and at most two numbers of state each."""
+    return 12 * parameters / SAVING_BYTES_PER_SECOND * (VALIDATIONS if stage == "pretrain" else 1)
 
 
 def saving_share(recipe: Recipe, parameters: int) -> float:
-    """How much longer training takes for its checkpoints, the last one of a stage not counted."""
-    return min(1.0, saving_seconds(parameters) / recipe.save_every_seconds)
+    """How much longer training takes for the checkpoints that it does not wait for."""
+    return min(1.0, 12 * parameters / COPYING_BYTES_PER_SECOND / recipe.save_every_seconds)

@@ -37,8 +37,8 @@ def state_bytes(model: ModelConfig, ranks: int = 1) -> dict[str, int]:
 
 def muon_bytes(model: ModelConfig, ranks: int = 1) -> int:
     """Most that a step of Muon holds besides its state: four fp32 copies of the largest group of equal matrices."""
-    square = 4 * model.width * model.heads * model.head_dim  # queries, keys, values, output
-    return 16 * model.depth * max(square, 4 * model.width**2) // ranks
+    groups = parameters_by_group(model)
+    return 16 * max(groups["attention"], groups["mlp"] // 2) // ranks
 
 
 def activation_bytes(model: ModelConfig, *, dtype: str, gpu: bool) -> tuple[int, int]:
@@ -46,17 +46,19 @@ def activation_bytes(model: ModelConfig, *, dtype: str, gpu: bool) -> tuple[int,
     C, A, KV = model.width, model.heads * model.head_dim, model.kv_heads * model.head_dim
     T, size = model.context, 4 if dtype == "float32" else 2
     groups = parameters_by_group(model)
+    mlp = groups["mlp"] / (model.depth * C)  # channels of all its matrices together
+    weighted = "norms" in groups  # SwiGLU and weighted norms keep more, and there are no residual scales
     elements = 0.0  # of one token
     for layer, window in enumerate(model.windows()):
         if gpu:
             # Residual twice, norms twice (C each); queries and keys before and after rotation and norm; values; output; MLP's 4C.
-            elements += 4 * C + 2 * (A + KV) + KV + A + 4 * C
+            elements += 4 * C + 2 * (A + KV) + KV + A + mlp * (2 / 3 if weighted else 1 / 2)
         else:
             seen, pairs = _blocks(T, window)
-            # Residual, two norms; queries and keys; scaled queries; keys and values of each block; output; MLP's 4C twice.
-            elements += 3 * C + (A + KV) + A + 2 * A * seen + A + 8 * C
+            # Residual, two norms; queries and keys; scaled queries; keys and values of each block; output; MLP.
+            elements += (4 if weighted else 3) * C + (A + KV) + A + 2 * A * seen + A + mlp * (4 / 3 if weighted else 1)
             elements += model.heads * pairs + model.heads + 2 * model.kv_heads + 2  # softmax; inverse norms
-        if model.has_value_embedding(layer):
+        if "value embeddings" in groups and model.has_value_embedding(layer):
             elements += KV + 2 * model.kv_heads
     elements += 4 * C + SMEAR_CHANNELS  # embedding and its norm, smear, x0, backout's last norm
     # The copies of the block matrices in the compute dtype; in fp32 only queries and keys are copied, into one matrix.

@@ -204,7 +204,7 @@ def training_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig) -> 
     timing, parameters = hardware.timings[shape.depth], sum(parameters_by_group(shape).values())
     names = [name for name, stage in vars(recipe.stages).items() if stage.share or stage.steps]
     fixed = sum(evaluation_seconds(recipe, timing, name, hardware.world_size) for name in names)
-    fixed += len(names) * (timing.startup_seconds + saving_seconds(parameters))
+    fixed += sum(timing.startup_seconds + saving_seconds(parameters, name) for name in names)
     left = hardware.seconds_left * (1 - RESERVE)
     # Where the budget is hardly more than that, half of it is still for learning: it will be exceeded.
     return max(left - fixed, left / 2) / (1 + saving_share(recipe, parameters))
@@ -258,7 +258,7 @@ def make_plan(recipe: Recipe, hardware: Hardware, *, vocab_size: int, bos_id: in
         expected, evaluation = None, 0.0
         if timing and each is not None and steps:
             total = sum(parameters.values())
-            expected = steps * each * (1 + saving_share(recipe, total)) + timing.startup_seconds + saving_seconds(total)
+            expected = steps * each * (1 + saving_share(recipe, total)) + timing.startup_seconds + saving_seconds(total, name)
             evaluation = evaluation_seconds(recipe, timing, name, hardware.world_size)
         stages[name] = StagePlan(
             steps=steps, tokens_per_step=step_tokens, lr_scale=config.lr_scale, seconds=expected, evaluation_seconds=evaluation

@@ -53,7 +53,7 @@ def cell_recipe(sweep: Sweep, depth: int, tokens: float, vocab_size: int) -> Rec
 def affordable_horizon(timings: dict[int, Timing], seconds: float, parameters: dict[int, int]) -> float:
     """Tokens, to two digits, so that all depths at all `SHARES` of them, validations and checkpoints included, take `seconds`."""
     fixed = sum(
-        len(SHARES) * (CELL_SECONDS + saving_seconds(parameters[depth]))
+        len(SHARES) * (CELL_SECONDS + saving_seconds(parameters[depth], "pretrain"))
         + len(SHARES) * VALIDATIONS * VALIDATION_TOKENS / (timing.forward_tokens_per_second or 3 * timing.tokens_per_second)
         for depth, timing in timings.items()
     )
