@@ -83,8 +83,9 @@ def test_a_named_machine_takes_its_data_sheet_and_an_assumed_share():
     plan = draft_plan(Recipe(depth=12, gpu="8xH100", mfu=0.5))
     stage = plan.stages["pretrain"]
     flops = stage.steps * stage.tokens_per_step * plan.flops_per_token
-    steps = flops / (8 * 989e12 * 0.5)
-    assert stage.seconds == pytest.approx(steps * (1 + saving_share(plan.recipe, sum(plan.parameters.values()))), rel=0.02, abs=8)
+    parameters, steps = sum(plan.parameters.values()), flops / (8 * 989e12 * 0.5)
+    expected = steps * (1 + saving_share(plan.recipe, parameters)) + saving_seconds(parameters, "pretrain")
+    assert stage.seconds == pytest.approx(expected)
     assert plan.forecast.usd == pytest.approx(plan.forecast.seconds / 3600 * 24)
 
 

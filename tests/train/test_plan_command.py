@@ -49,11 +49,12 @@ def test_a_draft_needs_no_torch(tmp_path):
 import sys
 from nutshell.cli import main
 try:
-    main(["plan", "--depth", "12", "--gpu", "H100"])
+    main(["plan", "--depth", "12", "--gpu", "H100", "--out", sys.argv[1]])
 except SystemExit as end:
     print(end.code, "torch" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True)
+    run = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "0 False"
 
 
