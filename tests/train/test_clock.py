@@ -116,3 +116,25 @@ def test_timing_takes_as_long_as_it_is_told(monkeypatch):
     many, _ = measure.step_seconds(shape, 1, RUNTIME, Recipe(), at_least=10 * max(few))
     assert sum(many[measure.WARMUP_STEPS :]) >= 10 * max(few)
     assert LONGEST_TIMING <= 10
+
+
+def test_this_machine_is_measured_once_more_at_the_depth_it_takes():
+    from tiny_run import RUNTIME
+
+    from nutshell.train.measure import measure
+    from nutshell.train.speedrun import hardware_of
+
+    rl = RLConfig(share=0.1, prompts=2, samples=2, max_tokens=8)
+    recipe = Recipe(budget="10s", width=64, context=32, vocab_size=300, tokens_per_step=64, eval_items=2)
+    recipe = replace(recipe, tokens_per_parameter=1e-3, stages=replace(recipe.stages, rl=rl))
+    found = measure(replace(recipe, depth=2), RUNTIME, hardware_of(RUNTIME), 300, 10.0)
+    timing = found.timings[2]
+    assert list(found.timings) == [2]
+    assert min(timing.tokens_per_second, timing.decode_seconds, timing.reply_seconds, timing.forward_tokens_per_second) > 0
+    stage = make_plan(replace(recipe, depth=2), found, vocab_size=300).stages["pretrain"]
+    assert stage.seconds == pytest.approx(
+        stage.steps * 64 / timing.tokens_per_second + timing.startup_seconds, rel=0.05, abs=0.05
+    )
+    small = replace(hardware_of(RUNTIME), memory_bytes=1 << 16)
+    with pytest.raises(ValueError, match="depth 2, width 64 does not fit"):
+        measure(replace(recipe, depth=2), RUNTIME, small, 300, 10.0)
