@@ -115,14 +115,43 @@ def _data(arguments: list[str]) -> Any:
 
 
 def _plan(arguments: list[str]) -> Any:
+    """A run's own plan where --out names it or a budget has to be measured; else what the settings alone decide, at once."""
     recipe = _recipe("plan", arguments, VERBS["plan"][1])
-    from nutshell.train.plan import describe
-    from nutshell.train.speedrun import open_run
+    from nutshell.train.describe import describe
 
-    with open_run(recipe, _runtime(recipe)) as run:
-        if run.runtime.is_main:
-            print(describe(run.plan))
-        return run.plan.to_dict()
+    named = any(a.split("=")[0] == "--out" for a in arguments)
+    if not recipe.gpu and (named or "RANK" in os.environ or (recipe.budget and not recipe.budget.rstrip().endswith("usd"))):
+        from nutshell.train.speedrun import open_run
+
+        with open_run(recipe, _runtime(recipe)) as run:
+            if run.runtime.is_main:
+                print(describe(run.plan))
+            return run.plan.to_dict()
+    from nutshell.train.law import load_law
+    from nutshell.train.plan import draft_plan
+
+    plan = draft_plan(recipe, load_law(recipe.scaling))
+    file = Path(recipe.out) / f"plan-{plan.hardware.gpu or f'depth{plan.model.depth}'}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(plan.to_dict(), indent=2) + "\n", encoding="utf-8")
+    print(f"{describe(plan)}\nsaved     {file}")
+    if not recipe.gpu:
+        print("Nothing was measured; memory is a GPU's. --budget 30min times this machine, --gpu 8xH100 plans for another.")
+    return plan.to_dict()
+
+
+def _scaling(arguments: list[str]) -> Any:
+    from nutshell.config import load_toml, parse
+    from nutshell.train.recipe import Sweep
+
+    default = None
+    if arguments and not arguments[0].startswith("-"):
+        default = load_toml(Sweep, arguments[0])
+        arguments = arguments[1:]
+    sweep = parse(Sweep, arguments, prog="nutshell scaling [RECIPE]", description=VERBS["scaling"][1], default=default)
+    from nutshell.train.scaling import run_sweep
+
+    return run_sweep(sweep, _runtime(sweep))
 
 
 def _arguments(verb: str, arguments: list[str], description: str, **options: Any) -> argparse.Namespace:
@@ -245,6 +274,7 @@ def _verbs() -> dict[str, tuple[Callable[[list[str]], Any], str]]:
         "data": (_data, "Write the training text as shards: the embedded primer, or your own files."),
         "tokenizer": (_tokenizer, "Train a tokenizer, encode, decode, show tokens, measure compression."),
         "plan": (_plan, "Decide model, batch, rates and horizon from --depth or --budget, and print it all."),
+        "scaling": (_scaling, "Train small models of several depths and horizons, and fit the law behind a plan's expected bpb."),
         "pretrain": (_stage("pretrain"), "Learn language from text."),
         "midtrain": (_stage("midtrain"), "Learn the form of conversations and tools."),
         "sft": (_stage("sft"), "Fine-tune on conversations."),

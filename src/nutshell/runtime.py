@@ -48,6 +48,8 @@ class Runtime:
     local_rank: int = 0
     peak_flops: float | None = None
     """Of one rank: from the table on a GPU, a measured matrix product on CPU, None where unknown."""
+    memory_bytes: int = 0
+    """Of this rank's GPU, or its part of the machine's memory; 0 where unknown."""
     compiled: bool = False
     """Training steps go through torch.compile."""
     attention: str = "blocked"
@@ -113,6 +115,15 @@ def peak_memory_bytes(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_memory_bytes(device: torch.device, ranks: int) -> int:
+    """Memory that one rank may fill: its GPU's, or an equal part of the machine's; 0 where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
+    return 0
 
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -212,7 +223,8 @@ def start_runtime(
     attention, why = choose_attention(chosen, DTYPES[dtype]) if choose_attention else ("blocked", "plain products in blocks")
     runtime = Runtime(
         device=chosen, dtype=DTYPES[dtype], threads=torch.get_num_threads(), rank=rank, world_size=world, local_rank=local,
-        peak_flops=peak, compiled=chosen.type == "cuda", attention=attention, fp8=fp8,
+        peak_flops=peak, memory_bytes=device_memory_bytes(chosen, int(os.environ.get("LOCAL_WORLD_SIZE", world))),
+        compiled=chosen.type == "cuda", attention=attention, fp8=fp8,
     )  # fmt: skip
     if world > 1:  # every rank computes alike, whatever its own measurement said
         names = list(DTYPES)

@@ -11,7 +11,8 @@ from nutshell.data.shards import open_shards, write_shards
 from nutshell.metrics import MetricsLog
 from nutshell.runtime import Runtime
 from nutshell.train.check import check_recipe
-from nutshell.train.plan import Hardware, Timing, make_plan
+from nutshell.train.clock import Timing
+from nutshell.train.plan import Hardware, make_plan
 from nutshell.train.recipe import Recipe
 from nutshell.train.run import Run
 from nutshell.train.speedrun import (

@@ -13,15 +13,19 @@ from nutshell.tasks import load_task
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages
 from nutshell.train.evaluation import FILE_TASKS
+from nutshell.train.law import load_law
 from nutshell.train.plan import Hardware, default_vocab_size, make_plan
 from nutshell.train.recipe import PRIMER, Recipe
 
 
 def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     """ValueError or FileNotFoundError for sizes that do not fit together and for files that are missing or of another kind."""
-    if recipe.budget and not recipe.depth:
+    if recipe.budget and not recipe.depth and not recipe.params:
         recipe = replace(recipe, depth=1)  # where measuring begins
-    hardware = Hardware(device=runtime.device.type, dtype=runtime.dtype_name, world_size=runtime.world_size)
+    hardware = Hardware(
+        device=runtime.device.type, dtype=runtime.dtype_name, world_size=runtime.world_size, memory_bytes=runtime.memory_bytes
+    )
+    load_law(recipe.scaling)
     check_data(recipe)
     vocab_size = open_tokenizer(recipe).vocab_size if recipe.tokenizer else default_vocab_size(recipe, runtime.device.type)
     make_plan(recipe, hardware, vocab_size=vocab_size)

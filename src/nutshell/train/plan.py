@@ -12,26 +12,20 @@ from dataclasses import asdict, dataclass, field, replace
 
 from nutshell.model.config import ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
-from nutshell.train.recipe import OptimizerConfig, Recipe, StageConfig, seconds
+from nutshell.train.clock import RESERVE, Timing, evaluation_seconds, rl_step_seconds, saving_seconds, saving_share
+from nutshell.train.forecast import Forecast, forecast, most_rows, time_and_cost
+from nutshell.train.law import Law
+from nutshell.train.machines import ASSUMED_MFU, DECODE_SECONDS_PER_LAYER, parse_machine
+from nutshell.train.memory import fitting_rows
+from nutshell.train.recipe import OptimizerConfig, Recipe, StageConfig, quantity
 from nutshell.train.schedule import Schedule
 
 D12 = ModelConfig(vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048)
 D12_TOKENS = 12 * matrix_parameters(D12)
 FEWEST_STEPS = 400  # a horizon shorter than this many steps takes a smaller batch
 SMALL_BATCH = 16_384  # up to here learning rates are doubled
-EVALUATION_SHARE = 0.10  # of a budget, for evaluations, checkpoints and the report
 LARGEST_MICRO_BATCH_TOKENS = 65_536
-BUDGET_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 26, 28, 32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """What one depth takes on this machine."""
-
-    tokens_per_second: float
-    """Training."""
-    decode_seconds: float = 0.0
-    """One decoding step of all rows of an RL batch."""
+BUDGET_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +36,20 @@ class Hardware:
     dtype: str = "float32"
     world_size: int = 1
     threads: int = 0
+    memory_bytes: int = 0
+    """Of one rank; 0 where unknown."""
+    gpu: str = ""
+    """The machine that the plan was asked for in place of this one."""
+    mfu: float = 0.0
+    """Assumed of that machine."""
     timings: dict[int, Timing] = field(default_factory=dict)
     """By depth; a budget needs at least one."""
     seconds_left: float = 0.0
     """Of the budget, after data, tokenizer and these measurements."""
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device == "cuda"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,9 @@ class StagePlan:
     tokens_per_step: int
     lr_scale: float
     seconds: float | None = None
-    """Expected; None where nothing was measured."""
+    """Expected of its steps and checkpoints; None where nothing was measured."""
+    evaluation_seconds: float = 0.0
+    """Expected of what is scored during the stage and after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,7 @@ class Plan:
     flops_per_token: float
     hardware: Hardware
     recipe: Recipe
+    forecast: Forecast = field(default_factory=Forecast)
     refitted: tuple[str, ...] = ()
     """Stages whose steps were fitted again to what was left of the budget when they began; they never change after that."""
 
@@ -107,9 +114,26 @@ def default_vocab_size(recipe: Recipe, device: str) -> int:
     """Before any shape is known (on a budget) a CPU takes 4096 tokens, a GPU 32768."""
     if recipe.vocab_size:
         return recipe.vocab_size
-    if recipe.depth:
-        return 4096 if recipe.depth <= 4 else 8192 if recipe.depth <= 8 else 32768
+    if depth := named_depth(recipe):
+        return _vocab_size_at(depth)
     return 4096 if device == "cpu" else 32768
+
+
+def _vocab_size_at(depth: int) -> int:
+    return 4096 if depth <= 4 else 8192 if depth <= 8 else 32768
+
+
+def named_depth(recipe: Recipe) -> int:
+    """The depth that the recipe names, or the one whose parameters are nearest to those it names; 0 where the plan decides."""
+    if not recipe.params:
+        return recipe.depth
+    wanted = quantity(recipe.params, "params")
+
+    def distance(depth: int) -> float:
+        shape = make_shape(recipe, depth, recipe.vocab_size or _vocab_size_at(depth))
+        return abs(sum(parameters_by_group(shape).values()) - wanted)
+
+    return min(range(1, 65), key=distance)
 
 
 def batch_tokens(tokens: float) -> int:
@@ -130,15 +154,17 @@ def scaled_optimizer(base: OptimizerConfig, tokens_per_step: int, tokens: float)
     return replace(base, **rates, weight_decay=min(decay, base.weight_decay * 100) / boost)
 
 
-def _micro_batch(recipe: Recipe, tokens_per_step: int, context: int, world_size: int) -> tuple[int, int]:
-    """(rows, accumulation) that make exactly tokens_per_step; ValueError names what does not divide."""
+def _micro_batch(recipe: Recipe, tokens_per_step: int, shape: ModelConfig, hardware: Hardware) -> tuple[int, int]:
+    """(rows, accumulation) that make exactly tokens_per_step and fit the memory; ValueError names what does not."""
+    context, world_size = shape.context, hardware.world_size
+    most = most_rows(shape, hardware, recipe.rows)
     if tokens_per_step % (context * world_size):
         raise ValueError(
             f"tokens_per_step is {tokens_per_step}, not divisible by context x ranks = {context} x {world_size}. "
             f"Use a multiple of {context * world_size}."
         )
     rows_per_rank = tokens_per_step // (context * world_size)
-    rows = recipe.rows or min(rows_per_rank, max(1, LARGEST_MICRO_BATCH_TOKENS // context))
+    rows = recipe.rows or min(rows_per_rank, most, max(1, LARGEST_MICRO_BATCH_TOKENS // context))
     while not recipe.rows and rows_per_rank % rows:
         rows -= 1
     if rows_per_rank % rows:
@@ -146,56 +172,107 @@ def _micro_batch(recipe: Recipe, tokens_per_step: int, context: int, world_size:
     return rows, rows_per_rank // rows
 
 
+def assumed_hardware(recipe: Recipe) -> Hardware:
+    """The machine that --gpu names: its data sheet, and for each depth the speed at an assumed share of the peak."""
+    machine = parse_machine(recipe.gpu)
+    mfu = recipe.mfu or ASSUMED_MFU
+    vocab_size = default_vocab_size(recipe, "cuda")
+    timings = {}
+    for depth in (named_depth(recipe),) if named_depth(recipe) else BUDGET_DEPTHS:
+        shape = make_shape(recipe, depth, vocab_size)
+        rate = machine.cards * machine.peak_flops * mfu / flops_per_token(shape, shape.context)
+        step = DECODE_SECONDS_PER_LAYER * depth
+        timings[depth] = Timing(tokens_per_second=rate, decode_seconds=step, reply_seconds=step)
+    return Hardware(
+        device="cuda", dtype="bfloat16" if recipe.dtype == "auto" else recipe.dtype, world_size=machine.cards,
+        memory_bytes=machine.memory_bytes, gpu=machine.name, mfu=mfu, timings=timings, seconds_left=recipe.budget_seconds(),
+    )  # fmt: skip
+
+
+def draft_plan(recipe: Recipe, law: Law | None = None) -> Plan:
+    """The plan as far as settings alone decide it: for the machine that --gpu names, else for a device of unknown speed.
+
+    The tokenizer is taken to have exactly the tokens that it is asked for. ValueError where a budget needs a measurement.
+    """
+    if recipe.gpu:
+        hardware = assumed_hardware(recipe)
+    else:
+        dtype = "bfloat16" if recipe.dtype == "auto" else recipe.dtype
+        hardware = Hardware(device="cuda" if recipe.device == "auto" else recipe.device, dtype=dtype)
+    return make_plan(recipe, hardware, vocab_size=default_vocab_size(recipe, hardware.device), law=law)
+
+
+def training_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig) -> float:
+    """What of the time left a model of this shape has for its steps: less evaluations, checkpoints, compilation and a reserve."""
+    timing, parameters = hardware.timings[shape.depth], sum(parameters_by_group(shape).values())
+    names = [name for name, stage in vars(recipe.stages).items() if stage.share or stage.steps]
+    fixed = sum(evaluation_seconds(recipe, timing, name, hardware.world_size) for name in names)
+    fixed += sum(timing.startup_seconds + saving_seconds(parameters, name) for name in names)
+    left = hardware.seconds_left * (1 - RESERVE)
+    # Where the budget is hardly more than that, half of it is still for learning: it will be exceeded.
+    return max(left - fixed, left / 2) / (1 + saving_share(recipe, parameters))
+
+
+def affordable(recipe: Recipe, hardware: Hardware, depth: int, vocab_size: int) -> bool:
+    """Whether a depth of known speed fits the memory and sees tokens_per_parameter tokens in pretraining's share."""
+    shape, timing = make_shape(recipe, depth, vocab_size), hardware.timings[depth]
+    tokens = timing.tokens_per_second * training_seconds(recipe, hardware, shape) * recipe.stages.pretrain.share
+    if tokens < recipe.tokens_per_parameter * matrix_parameters(shape):
+        return False
+    memory, ranks = hardware.memory_bytes, hardware.world_size
+    return not memory or fitting_rows(shape, memory, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=ranks) > 0
+
+
 def choose_depth(recipe: Recipe, hardware: Hardware, vocab_size: int) -> int:
-    """The largest measured depth that still sees tokens_per_parameter tokens in pretraining's share of the budget."""
-    share = recipe.stages.pretrain.share
-    fitting = [
-        depth
-        for depth, timing in hardware.timings.items()
-        if timing.tokens_per_second * hardware.seconds_left * (1 - EVALUATION_SHARE) * share
-        >= recipe.tokens_per_parameter * matrix_parameters(make_shape(recipe, depth, vocab_size))
-    ]
-    return max(fitting) if fitting else min(hardware.timings)
+    """The largest affordable depth; the smallest of known speed where none is."""
+    return max((d for d in hardware.timings if affordable(recipe, hardware, d, vocab_size)), default=min(hardware.timings))
 
 
-def make_plan(recipe: Recipe, hardware: Hardware, *, vocab_size: int, bos_id: int = 0) -> Plan:
+def make_plan(recipe: Recipe, hardware: Hardware, *, vocab_size: int, bos_id: int = 0, law: Law | None = None) -> Plan:
     """Decide shape, batch, rates and horizon of every stage. Pure; ValueError for what cannot be."""
-    if not recipe.depth and not hardware.timings:
+    budget = recipe.budget_seconds()
+    if not named_depth(recipe) and not (budget and hardware.timings):
         raise ValueError("neither depth nor budget is given. Use --depth 4, or --budget 8min to fit the model to this machine.")
-    depth = recipe.depth or choose_depth(recipe, hardware, vocab_size)
+    depth = named_depth(recipe) or choose_depth(recipe, hardware, vocab_size)
     shape = make_shape(recipe, depth, vocab_size, bos_id)
     timing = hardware.timings.get(depth)
-    matrices = matrix_parameters(shape)
+    matrices, parameters = matrix_parameters(shape), parameters_by_group(shape)
     configs: dict[str, StageConfig] = dict(vars(recipe.stages))
-    train_seconds = hardware.seconds_left * (1 - EVALUATION_SHARE)
-    if seconds(recipe.budget) and timing:
-        tokens = timing.tokens_per_second * train_seconds * configs["pretrain"].share
+    left = training_seconds(recipe, hardware, shape) if budget and timing else 0.0
+    if timing and left:
+        tokens = timing.tokens_per_second * left * configs["pretrain"].share
     else:
         tokens = recipe.tokens_per_parameter * matrices
     unit = shape.context * hardware.world_size
     step_tokens = recipe.tokens_per_step or max(unit, batch_tokens(tokens) // unit * unit)
-    rows, accumulation = _micro_batch(recipe, step_tokens, shape.context, hardware.world_size)
-    step_seconds = step_tokens / timing.tokens_per_second if timing else None
+    rows, accumulation = _micro_batch(recipe, step_tokens, shape, hardware)
 
     stages: dict[str, StagePlan] = {}
     pretrain_steps = configs["pretrain"].steps or max(1, int(tokens // step_tokens))
     for name, config in configs.items():
         if name == "rl":
-            each = rl_step_seconds(recipe, timing) if timing else None
-            steps = config.steps or (max(2, int(train_seconds * config.share / each)) if each and recipe.budget else 60)
+            each = rl_step_seconds(recipe.stages.rl, timing) if timing else None
+            steps = config.steps or (max(2, int(left * config.share / each)) if each and left else 60)
             steps = 0 if config.share == 0 and not config.steps else steps
         else:
-            each = step_seconds
+            each = step_tokens / timing.tokens_per_second if timing else None
             ratio = config.share / configs["pretrain"].share if configs["pretrain"].share else 1.0
             steps = config.steps or (pretrain_steps if name == "pretrain" else int(pretrain_steps * ratio))
-        expected = None if each is None else steps * each
-        stages[name] = StagePlan(steps=steps, tokens_per_step=step_tokens, lr_scale=config.lr_scale, seconds=expected)
-    return Plan(
+        expected, evaluation = None, 0.0
+        if timing and each is not None and steps:
+            total = sum(parameters.values())
+            expected = steps * each * (1 + saving_share(recipe, total)) + timing.startup_seconds + saving_seconds(total, name)
+            evaluation = evaluation_seconds(recipe, timing, name, hardware.world_size)
+        stages[name] = StagePlan(
+            steps=steps, tokens_per_step=step_tokens, lr_scale=config.lr_scale, seconds=expected, evaluation_seconds=evaluation
+        )
+    plan = Plan(
         model=shape, rows=rows, accumulation=accumulation, stages=stages,
         optimizer=scaled_optimizer(recipe.optimizer, step_tokens, pretrain_steps * step_tokens),
-        schedule=recipe.schedule, parameters=parameters_by_group(shape),
+        schedule=recipe.schedule, parameters=parameters,
         flops_per_token=flops_per_token(shape, shape.context), hardware=hardware, recipe=recipe,
     )  # fmt: skip
+    return replace(plan, forecast=forecast(plan, law))
 
 
 def for_ranks(plan: Plan, world_size: int) -> Plan:
@@ -203,8 +280,9 @@ def for_ranks(plan: Plan, world_size: int) -> Plan:
     if world_size == plan.hardware.world_size:
         return plan
     step_tokens = plan.stages["pretrain"].tokens_per_step
-    rows, accumulation = _micro_batch(plan.recipe, step_tokens, plan.model.context, world_size)
-    return replace(plan, rows=rows, accumulation=accumulation, hardware=replace(plan.hardware, world_size=world_size))
+    hardware = replace(plan.hardware, world_size=world_size)
+    rows, accumulation = _micro_batch(plan.recipe, step_tokens, plan.model, hardware)
+    return replace(plan, rows=rows, accumulation=accumulation, hardware=hardware)
 
 
 def refit(plan: Plan, stage: str, *, seconds_left: float, slowdown: float) -> Plan:
@@ -218,40 +296,14 @@ def refit(plan: Plan, stage: str, *, seconds_left: float, slowdown: float) -> Pl
     ahead = [name for name in remaining if not getattr(plan.recipe.stages, name).steps]
     planned = sum(plan.stages[name].seconds or 0.0 for name in ahead)
     fixed = sum(plan.stages[name].seconds or 0.0 for name in remaining if name not in ahead)
+    fixed += sum(plan.stages[name].evaluation_seconds for name in remaining)
     stages = dict(plan.stages)
     if planned > 0:
-        factor = min(2.0, max(0.25, (seconds_left * (1 - EVALUATION_SHARE) / slowdown - fixed) / planned))
+        factor = min(2.0, max(0.25, (seconds_left * (1 - RESERVE) / slowdown - fixed) / planned))
         for name in ahead:
             old = stages[name]
             steps = max(1, round(old.steps * factor)) if old.steps else 0
             stages[name] = replace(old, steps=steps, seconds=(old.seconds or 0.0) * factor)
-    return replace(plan, stages=stages, refitted=(*plan.refitted, stage))
-
-
-def rl_step_seconds(recipe: Recipe, timing: Timing) -> float:
-    """One RL step: decoding answers of about half the longest length, then one update on them."""
-    rl = recipe.stages.rl
-    answers = rl.prompts * rl.samples
-    return timing.decode_seconds * rl.max_tokens / 2 + answers * rl.max_tokens / 2 / timing.tokens_per_second
-
-
-def describe(plan: Plan) -> str:
-    """The plan in a few lines, for the console."""
-    shape, total = plan.model, sum(plan.parameters.values())
-    windows = "/".join(str(w) for w in sorted(set(shape.windows())))
-    lines = [
-        f"model     {shape.architecture}, depth {shape.depth}, width {shape.width}, "
-        f"heads {shape.heads} ({shape.kv_heads} kv) x {shape.head_dim}, "
-        f"context {shape.context}, windows {windows}, vocabulary {shape.vocab_size}",
-        f"          {total:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in plan.parameters.items()),
-        f"compute   {plan.hardware.device}, {plan.hardware.dtype}, {plan.hardware.world_size} rank(s), "
-        f"{plan.flops_per_token:.3g} FLOPs a token",
-        f"batch     {plan.rows} rows x {shape.context} tokens x {plan.accumulation} micro-batches a rank",
-    ]
-    for name, stage in plan.stages.items():
-        time = f", about {stage.seconds:.0f} s" if stage.seconds is not None else ""
-        tokens = (
-            "" if name == "rl" else f" of {stage.tokens_per_step:,} tokens ({stage.steps * stage.tokens_per_step / 1e6:.2f}M)"
-        )
-        lines.append(f"{name:9} {stage.steps} steps{tokens}, rates x {stage.lr_scale:g}{time}")
-    return "\n".join(lines)
+    plan = replace(plan, stages=stages, refitted=(*plan.refitted, stage))
+    total, usd = time_and_cost(plan)
+    return replace(plan, forecast=replace(plan.forecast, seconds=total, usd=usd))

@@ -9,11 +9,9 @@ import torch
 from nutshell.data.loader import PretrainLoader
 from nutshell.data.shards import open_shards
 from nutshell.eval.bpb import bits_per_byte
+from nutshell.train.clock import VALIDATION_TOKENS, VALIDATIONS
 from nutshell.train.evaluation import evaluate_stage
 from nutshell.train.run import Run, open_stage
-
-VALIDATION_TOKENS = 65_536
-VALIDATIONS = 4  # during the stage, the last one at its end
 
 
 def pretrain(run: Run) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nutshell.model.config import ARCHITECTURES
+from nutshell.train.machines import parse_machine
 from nutshell.train.schedule import Schedule
 
 PRIMER = "primer"
@@ -110,9 +111,13 @@ class Recipe:
     sft: str = PRIMER
     """Conversations for fine-tuning: a .jsonl file or folder with `messages`, or `primer`."""
     budget: str = ""
-    """Time for everything: 90s, 8min, 2h. The plan then fits model and horizon to this machine."""
+    """For everything: 90s, 8min, 2h, or 100usd at the machine's price. The plan then fits model and horizon to the machine."""
     depth: int = 0
     """The one dial: transformer blocks. Width, heads, batch, rates and horizon follow."""
+    params: str = ""
+    """In place of a depth: the depth whose model is nearest to so many parameters in all (30M, 1.5B)."""
+    gpu: str = ""
+    """Machine to plan for in place of this one, such as 8xH100 or RTX4090: only `nutshell plan` looks at it, and nothing runs."""
     width: int = 0
     """Channels (default 64 per layer, rounded to whole heads)."""
     heads: int = 0
@@ -163,7 +168,11 @@ class Recipe:
     damaged_shards: Literal["stop", "skip"] = "stop"
     """Where a shard of the training text is damaged or empty: stop and name it, or skip what cannot be read, with a note."""
     usd_per_hour: float = 0.0
-    """Price of this machine, for the report's cost table."""
+    """Price of the machine, for costs and budgets in dollars (default with --gpu: that machine's, see train/machines.py)."""
+    mfu: float = 0.0
+    """With --gpu, the share of the peak that training is assumed to keep (default: that machine's)."""
+    scaling: str = ""
+    """The scaling.json of `nutshell scaling` that the expected bits per byte come from (default: the packaged one)."""
     eval_items: int = 200
     """Held-out items of each task after each stage."""
     eval_data: str = ""
@@ -213,15 +222,73 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(choices)}.")
         if not self.save_every_seconds > 0 or not self.usd_per_hour >= 0:
             raise ValueError("save_every_seconds must be above 0 and usd_per_hour at least 0.")
-        seconds(self.budget)
+        if not 0 <= self.mfu <= 1:
+            raise ValueError(f"mfu is {self.mfu}; accepted: 0 (that of the machine) to 1.")
+        if self.params and self.depth:
+            raise ValueError(
+                f"params is {self.params!r} and depth {self.depth}: both choose the depth. Leave out one of the two."
+            )
+        if self.params:
+            quantity(self.params, "params")
+        if self.gpu:
+            parse_machine(self.gpu)
+        self.budget_seconds()
+
+    def price(self) -> float:
+        """Dollars an hour; 0 where unknown."""
+        return self.usd_per_hour or (parse_machine(self.gpu).usd_per_hour if self.gpu else 0.0)
+
+    def budget_seconds(self) -> float:
+        """The budget in seconds; 0 without one."""
+        return seconds(self.budget, self.price())
 
 
-def seconds(budget: str) -> float:
-    """'90s', '8min', '2h' in seconds; '' is 0 (no budget). ValueError for anything else."""
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Recipe):
+    """What `nutshell scaling` may be told besides the settings of a run."""
+
+    out: str = "runs/scaling"
+    """Folder of the sweep; going on in it continues the sweep."""
+    depths: tuple[int, ...] = (1, 2, 3)
+    """Depths to train."""
+    horizons: tuple[str, ...] = ()
+    """Training tokens to train each depth on, such as 500k 1M 2M (default: what a budget allows, its half and its quarter)."""
+    refresh: bool = True
+    """Make the fit the one that `nutshell plan` uses (the one before is kept in the sweep's folder)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for value in (*self.depths, *(quantity(h, "horizons") for h in self.horizons)):
+            if value < 1:
+                raise ValueError(f"depths {self.depths} and horizons {self.horizons}: accepted are numbers of at least 1.")
+        if len(set(self.depths)) < 2 or (self.horizons and len({quantity(h) for h in self.horizons}) < 2):
+            raise ValueError(
+                "a fit needs at least two depths and two horizons, for example --depths 1 2 3 --horizons 500k 1M 2M."
+            )
+        if self.depth or self.params:
+            raise ValueError("a sweep takes its depths from --depths; leave out --depth and --params.")
+        if not self.budget and not self.horizons:
+            raise ValueError("neither budget nor horizons are given. Use --budget 20min, or --horizons 500k 1M 2M.")
+
+
+def seconds(budget: str, usd_per_hour: float = 0.0) -> float:
+    """'90s', '8min', '2h', or '100usd' at a price, in seconds; '' is 0 (no budget). ValueError for anything else."""
     if not budget:
         return 0.0
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|min|m|h)\s*", budget)
-    factors = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|usd)\s*", budget)
+    if match and match[2] == "usd" and not usd_per_hour:
+        raise ValueError(
+            f"budget is {budget!r}, and the price of the machine is unknown: give --usd-per-hour 24, or --gpu 8xH100."
+        )
+    factors = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "usd": 3600 / (usd_per_hour or 1)}
     if not match or float(match[1]) * factors[match[2]] < 10:
-        raise ValueError(f"budget is {budget!r}; accepted: at least 10s, written like 90s, 8min or 2h.")
+        raise ValueError(f"budget is {budget!r}; accepted: at least 10s, written like 90s, 8min or 2h, or 100usd.")
     return float(match[1]) * factors[match[2]]
+
+
+def quantity(text: str, name: str = "quantity") -> float:
+    """'500k', '124M', '1.5B' or plain digits as a number; ValueError for anything else, with the setting's name."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMB]?)\s*", text)
+    if not match or not float(match[1]):
+        raise ValueError(f"{name} is {text!r}; accepted: a number above 0, written like 500k, 124M or 1.5B.")
+    return float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]]

@@ -21,11 +21,13 @@ from nutshell.metrics import GpuSampler, MetricsLog, read_metrics, seconds_by_st
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.check import check_order, check_recipe, open_tokenizer
+from nutshell.train.describe import describe
+from nutshell.train.law import load_law
 from nutshell.train.lock import run_lock, stop_signals
 from nutshell.train.measure import measure
-from nutshell.train.plan import Hardware, Plan, default_vocab_size, describe, for_ranks, make_plan, refit
+from nutshell.train.plan import Hardware, Plan, default_vocab_size, for_ranks, make_plan, refit
 from nutshell.train.pretrain import pretrain
-from nutshell.train.recipe import PRIMER, Recipe, seconds
+from nutshell.train.recipe import PRIMER, Recipe
 from nutshell.train.rl import reinforce
 from nutshell.train.run import Run
 from nutshell.train.tune import tune
@@ -106,6 +108,14 @@ def load_plan(folder: Path) -> Plan | None:
         raise ValueError(f"{path} is damaged ({error}). Delete the run folder {folder} to start anew.") from None
 
 
+def hardware_of(runtime: Runtime) -> Hardware:
+    """What a plan may know of this machine before anything is timed."""
+    return Hardware(
+        device=runtime.device.type, dtype=runtime.dtype_name, world_size=runtime.world_size, threads=runtime.threads,
+        memory_bytes=runtime.memory_bytes,
+    )  # fmt: skip
+
+
 def prepare_plan(recipe: Recipe, runtime: Runtime, tok: Tokenizer, started: float) -> Plan:
     """The run's plan: the saved one, or a new one, fitted to what is left of the budget since `started`."""
     folder = Path(recipe.out)
@@ -114,15 +124,13 @@ def prepare_plan(recipe: Recipe, runtime: Runtime, tok: Tokenizer, started: floa
     if plan:
         plan = replace(plan, recipe=replace(plan.recipe, **{name: getattr(recipe, name) for name in FREE_IN_A_RUN}))
         return for_ranks(plan, runtime.world_size)
-    budget = seconds(recipe.budget)
-    hardware = Hardware(
-        device=runtime.device.type, dtype=runtime.dtype_name, world_size=runtime.world_size, threads=runtime.threads
-    )
+    budget = recipe.budget_seconds()
+    hardware = hardware_of(runtime)
     if budget:
         left = budget - (time.monotonic() - started)
-        hardware = measure(recipe, runtime, tok.vocab_size, left)
+        hardware = measure(recipe, runtime, hardware, tok.vocab_size, left)
         hardware = replace(hardware, seconds_left=max(1.0, budget - (time.monotonic() - started)))
-    plan = make_plan(recipe, hardware, vocab_size=tok.vocab_size, bos_id=tok.bos_id)
+    plan = make_plan(recipe, hardware, vocab_size=tok.vocab_size, bos_id=tok.bos_id, law=load_law(recipe.scaling))
     if runtime.is_main:
         checkpoint.write_json(folder / "plan.json", plan.to_dict())
     runtime.barrier()
@@ -159,10 +167,10 @@ def fit_to_budget(run: Run, stage: str) -> Plan:
     Time is what the log has counted, so an interruption does not shorten a run, and a saved decision is never taken again.
     """
     plan = run.plan
-    if not seconds(plan.recipe.budget) or stage in plan.refitted or getattr(plan.recipe.stages, stage).steps:
+    if not plan.recipe.budget_seconds() or stage in plan.refitted or getattr(plan.recipe.stages, stage).steps:
         return plan
     lines = read_metrics(run.folder)
-    left = seconds(plan.recipe.budget) - sum(seconds_by_stage(lines).values())
+    left = plan.recipe.budget_seconds() - sum(seconds_by_stage(lines).values())
     done = [line for line in lines if "loss" in line]
     planned = sum(plan.stages[name].seconds or 0.0 for name in {line["stage"] for line in done})
     took = seconds_by_stage(done)
