@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ class Bench:
 
     def our_rate(self, depth: int, step_tokens: int, steps: int) -> float:
         _, training = self.our_training(self.our_plan(depth, step_tokens=step_tokens))
-        seconds = [result.seconds for result, _ in zip(training, range(WARM_STEPS + steps), strict=False)]
+        seconds = [result.seconds for result in islice(training, WARM_STEPS + steps)]
         return step_tokens / statistics.median(seconds[WARM_STEPS:])
 
     def our_curve(self, plan: Plan, out: Path) -> None:
