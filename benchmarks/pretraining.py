@@ -1,0 +1,257 @@
+"""Pretraining on CPU beside nanochat: tokens a second, and how low bits per byte get in how many minutes.
+
+    python benchmarks/pretraining.py --nanochat FOLDER --data SHARDS                   tokens a second, four layers
+    python benchmarks/pretraining.py --nanochat FOLDER --data SHARDS --curve OUT       what is learned, at --depths 2 4 6
+
+FOLDER is a checkout of nanochat, SHARDS a folder of train-*.parquet and val-*.parquet with a column `text`. Width is 64 a
+layer, heads of 64, context 512, vocabulary 8,192 trained on the train shards: both get the same tokenizer. nanochat runs its own
+base_train.py in a process of its own (nanochat_driver.py), with the flags of its runs/runcpu.sh (16,384 tokens a step, 32
+rows at once, window pattern L); a step is timed as it times it, loader included. NANOCHAT_DTYPE=bfloat16 is its bf16 switch.
+
+A curve goes to OUT/nanochat_d4.jsonl and OUT/ours_d4.jsonl: both are scored on the same rows. nanochat trains for `--steps`
+steps (or for `--minutes` at its rate), ours for as many minutes. Minutes are tokens over the tokens a second measured here in
+turns (or given as --rates), so that other work on the machine while a curve runs does not count; `seconds` in the files are
+those of the clock, without evaluation and, for nanochat, without compilation. A file that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from nanochat_driver import prepare
+
+from nutshell.data.loader import PretrainLoader
+from nutshell.data.shards import open_shards
+from nutshell.eval.bpb import bits_per_byte
+from nutshell.model.flops import matrix_parameters
+from nutshell.model.gpt import GPT
+from nutshell.runtime import Runtime, start_runtime
+from nutshell.tokenizer import Tokenizer
+from nutshell.train.loop import StepResult, train_steps
+from nutshell.train.optim import MuonAdamW, group_parameters
+from nutshell.train.plan import Hardware, Plan, make_plan, make_shape
+from nutshell.train.recipe import Recipe
+
+CONTEXT = 512
+THEIR_STEP = 16_384
+OUR_STEP = 4_096
+VALIDATION_TOKENS = 262_144
+WARM_STEPS = 2
+POINTS = 16
+"""Evaluations of a curve, closer together at its beginning."""
+
+
+class Bench:
+    """What all measurements share: data, tokenizer, the rows both are scored on, and nanochat's base folder."""
+
+    def __init__(self, nanochat: Path, data: Path, tokenizer: Path | None, device_rows: int, folder: Path):
+        if not (nanochat / "scripts" / "base_train.py").is_file():
+            raise SystemExit(f"{nanochat} is not a checkout of nanochat: it has no scripts/base_train.py")
+        self.nanochat, self.device_rows, self.base = nanochat.resolve(), device_rows, folder / "base"
+        self.shards = open_shards(data)
+        train = sorted(data.glob("train-*.parquet"))
+        self.tok = Tokenizer.load(tokenizer) if tokenizer else Tokenizer.train(train, vocab_size=8192)
+        self.runtime: Runtime = start_runtime(device="cpu")
+        prepare(self.base, data, self.tok)
+        self.validation = self.loader(32, seed=0).val_batches(VALIDATION_TOKENS)
+        self.rows = folder / "rows.npz"
+        inputs, targets = (torch.cat(each).numpy() for each in zip(*self.validation, strict=True))
+        np.savez(self.rows, inputs=inputs, targets=targets)
+
+    def loader(self, rows: int, seed: int) -> PretrainLoader:
+        return PretrainLoader(self.shards, self.tok.encode_batch, self.tok.bos_id, rows, CONTEXT + 1, seed=seed)
+
+    def nanochat_run(self, depth: int, steps: int, out: Path, *, dtype: str, evaluate_at: list[int]) -> None:
+        flags = [
+            f"--depth={depth}", f"--num-iterations={steps}", f"--device-batch-size={self.device_rows}", "--device-type=cpu",
+            "--head-dim=64", "--window-pattern=L", f"--max-seq-len={CONTEXT}", f"--total-batch-size={THEIR_STEP}",
+        ]  # fmt: skip
+        environment = {**os.environ, "NANOCHAT_BASE_DIR": str(self.base), "NANOCHAT_DTYPE": dtype}
+        driver, at = str(Path(__file__).with_name("nanochat_driver.py")), ",".join(map(str, evaluate_at))
+        command = [sys.executable, driver, "train", str(self.nanochat), str(out), str(self.rows), at, *flags]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise SystemExit(f"nanochat ended with {done.returncode}:\n{done.stdout[-3000:]}")
+
+    def nanochat_rate(self, depth: int, dtype: str, steps: int) -> float:
+        """Tokens a second, the median step."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "steps.jsonl"
+            self.nanochat_run(depth, WARM_STEPS + steps, out, dtype=dtype, evaluate_at=[])
+            seconds = [record["step_seconds"] for record in read(out)]
+        return THEIR_STEP / statistics.median(seconds[WARM_STEPS:])
+
+    def our_plan(self, depth: int, *, step_tokens: int = 0, tokens: float = 0.0) -> Plan:
+        """The plan of this depth for a horizon of `tokens`, with the plan's own batch unless it is given."""
+        recipe = Recipe(depth=depth, context=CONTEXT, tokens_per_step=step_tokens, device="cpu")
+        if tokens:
+            shape = make_shape(recipe, depth, self.tok.vocab_size)
+            recipe = Recipe(**{**vars(recipe), "tokens_per_parameter": tokens / matrix_parameters(shape)})
+        hardware = Hardware(dtype=self.runtime.dtype_name, threads=self.runtime.threads)
+        return make_plan(recipe, hardware, vocab_size=self.tok.vocab_size, bos_id=self.tok.bos_id)
+
+    def our_training(self, plan: Plan) -> tuple[GPT, Iterator[StepResult]]:
+        torch.manual_seed(plan.recipe.seed)
+        model, pretrain = GPT(plan.model), plan.stages["pretrain"]
+        model.use(self.runtime.dtype, self.runtime.attention)
+        groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=pretrain.tokens_per_step)
+        optimizer, loader = MuonAdamW(groups, self.runtime.dtype), self.loader(plan.rows, plan.recipe.seed)
+
+        def micro_batch() -> tuple[torch.Tensor, int]:
+            ids, targets = next(loader)
+            return model(ids, targets), ids.numel()
+
+        def steps() -> Iterator[StepResult]:
+            with loader:
+                yield from train_steps(
+                    model, optimizer, micro_batch, accumulation=plan.accumulation, schedule=plan.schedule,
+                    lr_scale=pretrain.lr_scale, first_step=0, steps=pretrain.steps, runtime=self.runtime,
+                )  # fmt: skip
+
+        return model, steps()
+
+    def our_rate(self, depth: int, step_tokens: int, steps: int) -> float:
+        _, training = self.our_training(self.our_plan(depth, step_tokens=step_tokens))
+        seconds = [result.seconds for result in islice(training, WARM_STEPS + steps)]
+        return step_tokens / statistics.median(seconds[WARM_STEPS:])
+
+    def our_curve(self, plan: Plan, out: Path) -> None:
+        model, training = self.our_training(plan)
+        lengths, seconds, wanted = self.tok.token_byte_lengths(), 0.0, points(plan.stages["pretrain"].steps)
+        with open(out.with_suffix(".part"), "w", encoding="utf-8") as file:
+            for result in training:
+                seconds += result.seconds
+                if result.step in wanted:
+                    bpb = bits_per_byte(model, self.validation, lengths)
+                    record = {"step": result.step, "tokens": result.step * result.tokens, "seconds": seconds, "bpb": bpb}
+                    print(f"ours {record}", flush=True)
+                    file.write(json.dumps(record) + "\n")
+                    file.flush()
+        out.with_suffix(".part").rename(out)
+
+
+def points(steps: int) -> list[int]:
+    """The steps after which a curve is scored: half of them in its first quarter."""
+    return sorted({max(1, round(steps * (share / POINTS) ** 2)) for share in range(3, POINTS + 1)})
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def speeds(bench: Bench, depth: int, rounds: int, steps: int, names: list[str]) -> dict[str, float]:
+    """Median tokens a second of each, measured in turns; prints all and the ratios."""
+    measure = {
+        "nanochat float32": lambda: bench.nanochat_rate(depth, "float32", steps),
+        "nanochat bfloat16": lambda: bench.nanochat_rate(depth, "bfloat16", steps),
+        f"ours {THEIR_STEP:,} a step": lambda: bench.our_rate(depth, THEIR_STEP, steps),
+        f"ours {OUR_STEP:,} a step": lambda: bench.our_rate(depth, OUR_STEP, steps * THEIR_STEP // OUR_STEP),
+    }
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            found[name].append(measure[name]())
+    medians = {name: statistics.median(each) for name, each in found.items()}
+    print(f"depth {depth}, width {64 * depth}, tokens/s, median of {rounds} turns ({bench.runtime.dtype_name} for ours):")
+    for name, each in found.items():
+        print(f"  {name:<22} {medians[name]:8,.0f}   ({min(each):,.0f} to {max(each):,.0f})")
+    for ours in (name for name in names if name.startswith("ours")):
+        for peer, target in (("nanochat float32", 2.0), ("nanochat bfloat16", 1.25)):
+            if peer in found:
+                turns = [a / b for a, b in zip(found[ours], found[peer], strict=True)]
+                ratio = f"{medians[ours] / medians[peer]:.2f} ({min(turns):.2f} to {max(turns):.2f})"
+                print(f"  {ours} / {peer}: {ratio}; target {target}")
+    sys.stdout.flush()
+    return medians
+
+
+def curve(bench: Bench, depth: int, steps: int, minutes: float, rates: list[float], rounds: int, out: Path) -> None:
+    """Both curves of one depth, and the table of what each has reached by when."""
+    theirs, ours = out / f"nanochat_d{depth}.jsonl", out / f"ours_d{depth}.jsonl"
+    if not rates:
+        names = ["nanochat bfloat16", f"ours {OUR_STEP:,} a step"]
+        rates = list(speeds(bench, depth, rounds, 6, names).values())
+    their_rate, our_rate = rates
+    if not theirs.exists():
+        steps = steps or max(1, round(minutes * 60 * their_rate / THEIR_STEP))
+        part = theirs.with_suffix(".part")
+        bench.nanochat_run(depth, steps, part, dtype="bfloat16", evaluate_at=points(steps))
+        part.rename(theirs)
+    peer = [record for record in read(theirs) if "bpb" in record and record["step"]]
+    minutes = peer[-1]["tokens"] / their_rate / 60
+    if not ours.exists():
+        plan = bench.our_plan(depth, step_tokens=OUR_STEP, tokens=minutes * 60 * our_rate)
+        bench.our_curve(plan, ours)
+    mine = read(ours)
+    table(depth, mine, [r["tokens"] / our_rate / 60 for r in mine], peer, [r["tokens"] / their_rate / 60 for r in peer])
+
+
+def table(depth: int, mine: list[dict], my_minutes: list[float], peer: list[dict], their_minutes: list[float]) -> None:
+    print(f"depth {depth}: bits per byte on the same {VALIDATION_TOKENS:,} tokens, ours interpolated")
+    print("  minutes  nanochat    ours  difference")
+    for record, at in zip(peer, their_minutes, strict=True):
+        ours = float(np.interp(at, my_minutes, [each["bpb"] for each in mine], left=float("nan")))
+        print(f"  {at:7.2f}  {record['bpb']:8.4f}  {ours:6.4f}  {ours - record['bpb']:+.4f}")
+    best = peer[-1]["bpb"]
+    reached = [at for record, at in zip(mine, my_minutes, strict=True) if record["bpb"] <= best]
+    when = f"after {reached[0]:.1f} minutes, {their_minutes[-1] / reached[0]:.1f}x as soon" if reached else "not reached"
+    print(
+        f"  nanochat's {best:.4f} after {their_minutes[-1]:.1f} minutes; ours ends at {mine[-1]['bpb']:.4f}, and has that {when}"
+    )
+
+
+def plot(out: Path, depths: list[int]) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots()
+    for color, depth in enumerate(depths):
+        for name, style in (("nanochat", "--"), ("ours", "-")):
+            records = [r for r in read(out / f"{name}_d{depth}.jsonl") if "bpb" in r and r["step"]]
+            xy = [r["tokens"] / 1e6 for r in records], [r["bpb"] for r in records]
+            axes.plot(*xy, style, color=f"C{color}", label=f"{name}, {depth} layers")
+    axes.set(xlabel="million tokens", ylabel="validation bits per byte")
+    axes.legend()
+    figure.savefig(out / "curves.png", dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanochat", type=Path, required=True, help="a checkout of nanochat")
+    parser.add_argument("--data", type=Path, required=True, help="folder of train-*.parquet and val-*.parquet")
+    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer; default: trained on the shards")
+    parser.add_argument("--depths", type=int, nargs="+", default=[4])
+    parser.add_argument("--device-rows", type=int, default=32, help="rows nanochat takes at once")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of the measurement of speed")
+    parser.add_argument("--timed-steps", type=int, default=6, help="steps of each turn that count")
+    parser.add_argument("--curve", type=Path, metavar="OUT", help="folder for the curves; without it only speed is measured")
+    parser.add_argument("--steps", type=int, default=0, help="nanochat's horizon (388 is 6.4 M tokens)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="nanochat's horizon where --steps is not given")
+    parser.add_argument("--rates", type=float, nargs=2, default=[], metavar=("NANOCHAT", "OURS"), help="tokens/s known already")
+    parser.add_argument("--plot", action="store_true", help="draw OUT/curves.png")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options.nanochat, options.data, options.tokenizer, options.device_rows, Path(folder))
+        for depth in options.depths:
+            if options.curve:
+                options.curve.mkdir(parents=True, exist_ok=True)
+                curve(bench, depth, options.steps, options.minutes, options.rates, options.rounds, options.curve)
+            else:
+                names = ["nanochat float32", "nanochat bfloat16", f"ours {THEIR_STEP:,} a step", f"ours {OUR_STEP:,} a step"]
+                speeds(bench, depth, options.rounds, options.timed_steps, names)
+    if options.curve and options.plot:
+        plot(options.curve, options.depths)
+
+
+if __name__ == "__main__":
+    main()
