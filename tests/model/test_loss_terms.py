@@ -5,7 +5,7 @@ import torch
 
 from nutshell.model import loss
 from nutshell.model.kernels import relu_squared, rms_norm
-from nutshell.model.loss import SOFTCAP, softcap_cross_entropy, softcap_terms
+from nutshell.model.loss import SOFTCAP, softcap_cross_entropy, terms
 
 
 def problem(N=300, C=32, V=70, dtype=torch.float32, scale=3.0):
@@ -33,9 +33,9 @@ def close(found, expected, tolerance):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 def test_both_forms_equal_float64(fused, weighted, monkeypatch):
-    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 128 * 70)  # three chunks, the last one ragged
+    monkeypatch.setattr(loss, "CHUNK_ROWS", 128)  # three chunks, the last one ragged
     if fused:
-        monkeypatch.setattr(loss, "_fused", lambda device: softcap_terms)
+        monkeypatch.setattr(loss, "_fused", lambda device: terms)
     hidden, weight, targets, weights = problem()
     weights = weights if weighted else None
     value = softcap_cross_entropy(hidden, weight, targets, weights)
@@ -47,7 +47,7 @@ def test_both_forms_equal_float64(fused, weighted, monkeypatch):
 
 
 def test_without_a_single_target_loss_and_gradients_are_zero(monkeypatch):
-    for terms in (None, softcap_terms):
+    for terms in (None, terms):
         monkeypatch.setattr(loss, "_fused", lambda device, terms=terms: terms)
         hidden, weight, targets, _ = problem()
         value = softcap_cross_entropy(hidden, weight, torch.full_like(targets, -1))
@@ -62,7 +62,7 @@ def test_the_compiled_terms_are_the_same():
     generator = torch.Generator().manual_seed(0)
     logits, w = 20 * torch.randn(40, 70, generator=generator), torch.rand(40, 1, generator=generator)
     index = torch.randint(0, 70, (40, 1), generator=generator)
-    for found, expected in zip(torch.compile(softcap_terms)(logits, index, w), softcap_terms(logits, index, w), strict=True):
+    for found, expected in zip(torch.compile(terms)(logits, index, w), terms(logits, index, w), strict=True):
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -70,7 +70,7 @@ def test_the_compiled_terms_are_the_same():
 def test_fp16_keeps_the_gradients_of_a_long_batch(fused, monkeypatch):
     """A mean over many tokens divides each gradient by their number: in fp16 that would leave little of them."""
     if fused:
-        monkeypatch.setattr(loss, "_fused", lambda device: softcap_terms)
+        monkeypatch.setattr(loss, "_fused", lambda device: terms)
     hidden, weight, targets, _ = problem(N=20_000, dtype=torch.float16)
     scale = 2.0**16
     (softcap_cross_entropy(hidden, weight, targets) * scale).backward()
@@ -82,7 +82,7 @@ def test_fp16_keeps_the_gradients_of_a_long_batch(fused, monkeypatch):
 @pytest.mark.parametrize("fused", [False, True])
 def test_fp16_does_not_overflow_where_all_tokens_are_alike(fused, monkeypatch):
     if fused:
-        monkeypatch.setattr(loss, "_fused", lambda device: softcap_terms)
+        monkeypatch.setattr(loss, "_fused", lambda device: terms)
     hidden = torch.full((8192, 32), 10.0, dtype=torch.float16, requires_grad=True)
     weight = torch.full((70, 32), 100.0).requires_grad_()  # logits of 32,000, half of what fp16 holds
     value = softcap_cross_entropy(hidden, weight, torch.zeros(8192, dtype=torch.long))

@@ -106,7 +106,7 @@ def test_the_rates_told_are_those_that_are_used():
     from nutshell.model.gpt import GPT
 
     plan = draft_plan(Recipe(depth=4))
-    told = learning_rates(plan.optimizer, plan.model.width, plan.stages["pretrain"].tokens_per_step)
+    told = learning_rates(plan.optimizer, plan.model, plan.stages["pretrain"].tokens_per_step)
     roots = {"lm_head": "lm_head", "embedding": "embedding", "value_embeddings": "value embeddings",
              "residual_scale": "residual scales", "embedding_scale": "embedding scales", "backout": "smear, backout"}  # fmt: skip
     tokens = plan.stages["pretrain"].tokens_per_step

@@ -22,10 +22,14 @@ Mask = Any
 
 
 def rotary_tables(context: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (context, 1, D/2) of the rotary position embedding (arXiv 2104.09864)."""
+    """Cosines and signed sines (context, 1, D) of the rotary position embedding (arXiv 2104.09864).
+
+    With the halves a, b of a head swapped: (a, b) cos + (b, a) sin, in passes over whole heads.
+    """
     frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency).unsqueeze(1)
-    return angle.cos().float(), angle.sin().float()
+    cos, sin = angle.cos().float(), angle.sin().float()
+    return torch.cat([cos, cos], dim=-1), torch.cat([sin, -sin], dim=-1)
 
 
 def make_mask(documents: Tensor, window: int, kernel: str, dtype: torch.dtype, offsets: Tensor | None = None) -> Mask:

@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         place = cache.place(rows, ids.size(1))
         x = self.embed(ids, cache.previous[rows])
         positions = place.positions.clamp(max=cache.capacity - 1)
-        rotary = (self.cos[positions].to(x.dtype), self.sin[positions].to(x.dtype))  # (B, T, 1, D/2)
+        rotary = (self.cos[positions].to(x.dtype), self.sin[positions].to(x.dtype))  # (B, T, 1, D)
         x = self.trunk(ids, x, lambda attention, *inputs: attention.decode(*inputs, rotary, place))
         cache.advance(rows, ids, counts)
         if last_only:

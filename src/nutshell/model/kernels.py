@@ -61,32 +61,6 @@ def relu_squared(x: Tensor) -> Tensor:
     return _ReluSquared.apply(x) if _eager_on_cpu(x) else F.relu(x).square()
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
-
-
-def _rotate_into(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    half = x.size(-1) // 2
-    first, second = x.split(half, dim=-1)
-    y = torch.empty_like(x)
-    torch.mul(first, cos, out=y[..., :half]).addcmul_(second, sin, value=direction)
-    torch.mul(second, cos, out=y[..., half:]).addcmul_(first, sin, value=-direction)
-    return y
-
-
-class _Rotate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotate_into(x, cos, sin, 1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        cos, sin = ctx.saved_tensors
-        return _rotate_into(grad, cos, sin, -1), None, None
-
-
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of each head of x (B, T, H, D) by minus the position's angle (arXiv 2104.09864)."""
-    return _Rotate.apply(x, cos, sin) if _eager_on_cpu(x) else _rotate(x, cos, sin)
+    """Rotate the two halves of each head of x (B, T, H, D) by minus the position's angle, with `rotary_tables`."""
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)

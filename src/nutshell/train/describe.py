@@ -11,7 +11,8 @@ def describe(plan: Plan) -> str:
     shape, hardware, expected = plan.model, plan.hardware, plan.forecast
     windows = "/".join(str(w) for w in sorted(set(shape.windows())))
     lines = [
-        f"model     depth {shape.depth}, width {shape.width}, heads {shape.heads} ({shape.kv_heads} kv) x {shape.head_dim}, "
+        f"model     {shape.architecture}, depth {shape.depth}, width {shape.width}, "
+        f"heads {shape.heads} ({shape.kv_heads} kv) x {shape.head_dim}, "
         f"context {shape.context}, windows {windows}, vocabulary {shape.vocab_size}",
         f"          {sum(plan.parameters.values()):,} parameters: "
         + ", ".join(f"{name} {count:,}" for name, count in plan.parameters.items()),

@@ -53,7 +53,7 @@ def forecast(plan: Plan, law: Law | None) -> Forecast:
     total, usd = time_and_cost(plan)
     return Forecast(
         tokens=tokens, flops=flops,
-        learning_rates=learning_rates(plan.optimizer, plan.model.width, pretraining.tokens_per_step),
+        learning_rates=learning_rates(plan.optimizer, plan.model, pretraining.tokens_per_step),
         memory=memory_by_part(
             plan.model, plan.rows, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=hardware.world_size
         ),
@@ -77,13 +77,18 @@ def text_name(data: str) -> str:
     return data.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
-def learning_rates(config: OptimizerConfig, width: int, tokens_per_step: int) -> dict[str, float]:
+def learning_rates(config: OptimizerConfig, model: ModelConfig, tokens_per_step: int) -> dict[str, float]:
     """Peak rate of each group, as train/optim.py sets them."""
     batch = (tokens_per_step / 2**19) ** 0.5
-    both = batch * (width / 768) ** -0.5
-    return {
+    both = batch * (model.width / 768) ** -0.5
+    common = {
         "matrices": config.matrix_lr * batch,
         "lm_head": config.head_lr * both,
+    }
+    if model.architecture == "portable":
+        return {**common, **({} if model.tied else {"embedding": config.embedding_lr * both}), "norms": config.norm_lr * batch}
+    return {
+        **common,
         "embedding": config.embedding_lr * both,
         "value embeddings": config.value_embedding_lr * both,
         "residual scales": config.residual_lr * batch,
