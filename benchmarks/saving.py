@@ -37,11 +37,12 @@ def main() -> None:
     parser.add_argument("--block", type=float, default=4.0, help="seconds of steps in a block")
     parser.add_argument("--repeats", type=int, default=8, help="blocks of each kind")
     parser.add_argument("--out", default="", help="folder on the disk to measure (default: a temporary one)")
+    parser.add_argument("--threads", type=int, default=0, help="0 takes all")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
-    runtime = start_runtime(device=options.device, dtype=options.dtype)
-    tok = Tokenizer.train(primer.documents(0, 4_000_000), vocab_size=options.vocab_size)
+    runtime = start_runtime(device=options.device, dtype=options.dtype, threads=options.threads)
+    tok = Tokenizer.train(primer.documents(0, 1_000_000), vocab_size=options.vocab_size)
     recipe = Recipe(depth=options.depth, width=options.width)
     shape = make_shape(recipe, options.depth, tok.vocab_size, tok.bos_id)
     model = GPT(shape).to(runtime.device)
@@ -77,8 +78,9 @@ def main() -> None:
         if how == "foreground":
             writer.wait()
 
-    def block(how: str, steps: int) -> float:
-        start = time.perf_counter()
+    def block(how: str, steps: int) -> tuple[float, float]:
+        """Seconds by the clock, and of all CPUs until the write is over."""
+        start, used = time.perf_counter(), time.process_time()
         if how != "none":
             save(how)
         for _ in range(steps):
@@ -87,7 +89,7 @@ def main() -> None:
         if writer.busy:
             print("a write outlasts its block: give a longer --block")
         writer.wait()
-        return seconds
+        return seconds, time.process_time() - used
 
     try:
         block("foreground", 3)  # allocates what later ones use again
@@ -95,26 +97,25 @@ def main() -> None:
         for _ in range(5):
             step()
         steps = max(2, round(options.block / ((time.perf_counter() - start) / 5)))
-        times: dict[str, list[float]] = {"none": [], "thread": [], "foreground": []}
+        times: dict[str, list[tuple[float, float]]] = {"none": [], "thread": [], "foreground": []}
         for _ in range(options.repeats):
             for how in times:
                 times[how].append(block(how, steps))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    plain = statistics.median(times["none"])
+    plain = statistics.median(seconds for seconds, _ in times["none"])
     count = sum(p.numel() for p in model.parameters())
     print(f"{runtime.device} {runtime.dtype_name}, {runtime.threads} threads; {count:,} parameters, {size / 1e6:,.0f} MB")
     print(f"a step: {plain / steps * 1e3:.1f} ms; {steps} steps a block, {options.repeats} blocks of each kind in turn")
     for name, values in (("copying in memory", snapshots), ("writing, clock", writes), ("writing, CPU of its thread", cpu)):
         print(f"{name:28} {statistics.median(values):.3f} s (from {min(values):.3f} to {max(values):.3f})")
     for how in ("thread", "foreground"):
-        costs = [with_save - without for with_save, without in zip(times[how], times["none"], strict=True)]
-        low, cost, high = statistics.quantiles(costs, n=4)
-        print(
-            f"a save, {how:20} {cost:.3f} s of training (quartiles {low:.3f} and {high:.3f}): "
-            f"{cost / options.interval:.2%} at one every {options.interval:g} s; target 2%"
-        )
+        for place, what in enumerate(("clock", "CPU")):
+            costs = [one[place] - other[place] for one, other in zip(times[how], times["none"], strict=True)]
+            low, cost, high = statistics.quantiles(costs, n=4)
+            share = f": {cost / options.interval:.2%} at one every {options.interval:g} s; target 2%" if what == "clock" else ""
+            print(f"a save, {how}, {what:5} {cost:.3f} s of training (quartiles {low:.3f} and {high:.3f}){share}")
 
 
 if __name__ == "__main__":
