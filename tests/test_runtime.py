@@ -12,7 +12,7 @@ from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.model.kv_cache import KVCache
 from nutshell.runtime import DTYPES, Runtime, peak_flops, refuse_fp8, start_runtime
-from nutshell.train.loop import train_steps
+from nutshell.train.loop import MicroBatch, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.recipe import OptimizerConfig
 from nutshell.train.schedule import Schedule
@@ -105,8 +105,9 @@ def train_and_decode(device: torch.device, dtype: torch.dtype) -> tuple[list[flo
     model.use(dtype)
     optimizer = MuonAdamW(group_parameters(model, OptimizerConfig(), width=32, tokens_per_step=256), dtype)
     rows = torch.randint(0, 64, (4, 33), generator=torch.Generator().manual_seed(1)).to(device)
+    batch = MicroBatch(lambda: model(rows[:, :-1], rows[:, 1:]), 128, 128)
     steps = train_steps(
-        model, optimizer, lambda: (model(rows[:, :-1], rows[:, 1:]), 128), accumulation=1, schedule=Schedule(), lr_scale=1.0,
+        model, optimizer, lambda: batch, accumulation=1, schedule=Schedule(), lr_scale=1.0,
         first_step=0, steps=5, runtime=Runtime(device=device, dtype=dtype),
     )  # fmt: skip
     losses = [result.loss for result in steps]

@@ -13,7 +13,7 @@ from nutshell.model.config import ModelConfig
 from nutshell.model.fp8 import Fp8Weight, quantise, quantise_weights, use_fp8
 from nutshell.model.gpt import GPT
 from nutshell.runtime import Runtime
-from nutshell.train.loop import train_steps
+from nutshell.train.loop import MicroBatch, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.recipe import OptimizerConfig
 from nutshell.train.schedule import Schedule
@@ -162,8 +162,9 @@ def training(dtype, use_it, steps, accumulation=1, on_step=lambda model, step: N
     m = model().use(dtype, fp8=use_it)
     optimizer = MuonAdamW(group_parameters(m, OptimizerConfig(), width=32, tokens_per_step=4096), dtype)
     rows = torch.randint(1, 64, (4, 33), generator=torch.Generator().manual_seed(3))
+    batch = MicroBatch(lambda: m(rows[:, :-1], rows[:, 1:]), 128, 128)
     results = train_steps(
-        m, optimizer, lambda: (m(rows[:, :-1], rows[:, 1:]), 128), accumulation=accumulation, schedule=Schedule(), lr_scale=1.0,
+        m, optimizer, lambda: batch, accumulation=accumulation, schedule=Schedule(), lr_scale=1.0,
         first_step=0, steps=steps, runtime=Runtime(device=torch.device("cpu"), dtype=dtype),
     )  # fmt: skip
     losses = []

@@ -47,8 +47,8 @@ def test_both_forms_equal_float64(fused, weighted, monkeypatch):
 
 
 def test_without_a_single_target_loss_and_gradients_are_zero(monkeypatch):
-    for terms in (None, terms):
-        monkeypatch.setattr(loss, "_fused", lambda device, terms=terms: terms)
+    for fused in (None, terms):
+        monkeypatch.setattr(loss, "_fused", lambda device, fused=fused: fused)
         hidden, weight, targets, _ = problem()
         value = softcap_cross_entropy(hidden, weight, torch.full_like(targets, -1))
         value.backward()

@@ -13,7 +13,7 @@ from nutshell import checkpoint
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.train import precision
-from nutshell.train.loop import MOST_SKIPPED_IN_A_ROW, TrainingDiverged, train_steps
+from nutshell.train.loop import MOST_SKIPPED_IN_A_ROW, MicroBatch, TrainingDiverged, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.precision import FIRST_SCALE, LossScale
 from nutshell.train.recipe import OptimizerConfig
@@ -35,8 +35,11 @@ class Training:
 
     def run(self, steps, spoil=lambda loss, number: loss, accumulation=1):
         def micro_batch():
-            self.number += 1
-            return spoil(self.model(self.rows[:, :-1], self.rows[:, 1:]), self.number), self.rows.numel()
+            def loss():
+                self.number += 1
+                return spoil(self.model(self.rows[:, :-1], self.rows[:, 1:]), self.number)
+
+            return MicroBatch(loss, 8 * T, 8 * T)
 
         return train_steps(
             self.model, self.optimizer, micro_batch, accumulation=accumulation, schedule=Schedule(), lr_scale=self.lr_scale,
