@@ -14,7 +14,8 @@ import nutshell
 from nutshell import checkpoint
 from nutshell.model.build import build_model
 from nutshell.model.flops import matrix_parameters
-from nutshell.train.plan import Hardware, describe, make_plan, make_shape
+from nutshell.train.describe import describe
+from nutshell.train.plan import Hardware, make_plan, make_shape
 from nutshell.train.recipe import Recipe
 from nutshell.train.run import Preempted, Stage
 from nutshell.train.speedrun import load_plan, run_stages

@@ -2,7 +2,7 @@
 
 Rules and their sources (RECIPE in docs/recipe.md): width 64 per layer; horizon in tokens per matrix parameter; batch from
 arXiv 2505.13738, weight decay from arXiv 2405.13698. Runs of a few million tokens follow rules of their own: small batches and
-doubled rates learn fastest there (docs/experiments.md).
+higher rates learn fastest there (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from nutshell.train.schedule import Schedule
 D12 = ModelConfig(vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048)
 D12_TOKENS = 12 * matrix_parameters(D12)
 FEWEST_STEPS = 400  # a horizon shorter than this many steps takes a smaller batch
-SMALL_BATCH = 16_384  # up to here learning rates are doubled
+SMALL_BATCH = 16_384  # tokens a step; up to here learning rates fall less with the batch than its root (docs/experiments.md)
+SMALL_BATCH_BOOST = {
+    "matrix_lr": 4.0, "head_lr": 4.0, "embedding_lr": 2.0, "value_embedding_lr": 2.0, "residual_lr": 2.0, "x0_lr": 2.0,
+    "norm_lr": 2.0,
+}  # fmt: skip
 LARGEST_MICRO_BATCH_TOKENS = 65_536
 BUDGET_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40)
 
@@ -145,13 +149,10 @@ def batch_tokens(tokens: float) -> int:
 
 def scaled_optimizer(base: OptimizerConfig, tokens_per_step: int, tokens: float) -> OptimizerConfig:
     """Rates before the width and batch factors of `group_parameters`, and the weight decay of this horizon."""
-    boost = 2.0 if tokens_per_step <= SMALL_BATCH else 1.0
-    rates = {
-        name: getattr(base, name) * boost
-        for name in ("matrix_lr", "head_lr", "embedding_lr", "value_embedding_lr", "residual_lr", "x0_lr", "norm_lr")
-    }
+    small = tokens_per_step <= SMALL_BATCH
+    rates = {name: getattr(base, name) * (boost if small else 1.0) for name, boost in SMALL_BATCH_BOOST.items()}
     decay = base.weight_decay * (tokens_per_step / 2**19) ** 0.5 * D12_TOKENS / max(tokens, 1.0)
-    return replace(base, **rates, weight_decay=min(decay, base.weight_decay * 100) / boost)
+    return replace(base, **rates, weight_decay=min(decay, base.weight_decay * 100) / (2.0 if small else 1.0))
 
 
 def _micro_batch(recipe: Recipe, tokens_per_step: int, shape: ModelConfig, hardware: Hardware) -> tuple[int, int]:
