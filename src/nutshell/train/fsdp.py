@@ -24,7 +24,8 @@ def shard_weights(model: GPT, device: torch.device) -> None:
     mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
     for module in (*model.blocks, *model.value_embeddings.values(), model.embedding):
         fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)  # the head and what is small
+    # The head and what is small. Left whole after a forward without a backward, they would hide from the optimizer.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 @torch.no_grad()
