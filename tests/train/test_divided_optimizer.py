@@ -38,8 +38,9 @@ def test_dividing_among_ranks_changes_memory_and_nothing_else(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_models_gradients_are_summed_alike(tmp_path):
-    events = results(tmp_path, "2", "compiled", ranks=2)[2]["events"]
+def test_a_compiled_models_gradients_are_summed_alike_and_weights_divide_too(tmp_path):
+    """On 4 ranks some hold no row of a tensor, and own no matrix of a shape."""
+    events = results(tmp_path, "4,2", "more", ranks=4)[2]["events"]
     assert events.index("sent") < events.index("backward ends")
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -86,8 +85,6 @@ def test_another_number_of_ranks_keeps_the_batch_or_is_refused(finished):
 
 @pytest.mark.slow
 def test_when_one_rank_dies_the_others_stop_with_an_error(tmp_path):
-    start = time.monotonic()
-    result = torchrun(tmp_path / "run", "pretrain", "state", 3)
+    result = torchrun(tmp_path / "run", "pretrain", "state", 3)  # raises TimeoutExpired where they hang
     assert result.returncode != 0
-    assert time.monotonic() - start < 100
     assert len(losses(tmp_path / "run", "pretrain")) in (2, 3)

@@ -28,7 +28,8 @@ def shard_weights(model: Decoder, device: torch.device) -> None:
         units += [module for module in model.modules() if isinstance(module, nn.Embedding)]
     for unit in units:
         fully_shard(unit, mesh=mesh)
-    fully_shard(model, mesh=mesh)  # the head and what is small
+    # The head and what is small. Left whole after a forward without a backward, they would hide from the optimizer.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 @torch.no_grad()

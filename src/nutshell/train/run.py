@@ -21,7 +21,6 @@ from nutshell.model.decoder import Decoder
 from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.distributed import Shards
-from nutshell.train.fsdp import WeightShards, shard_weights, whole_model
 from nutshell.train.loop import MicroBatch, StepResult, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.plan import Plan
@@ -90,7 +89,11 @@ class Stage:
 
     def whole_model(self, *, everywhere: bool = False) -> Decoder:
         """The model with all its weights, to save or evaluate, on rank 0 or everywhere. All ranks call it at once."""
-        return whole_model(self.model, everywhere=everywhere) if self.divided else self.model
+        if not self.divided:
+            return self.model
+        from nutshell.train.fsdp import whole_model  # importing FSDP2 takes a second or two
+
+        return whole_model(self.model, everywhere=everywhere)
 
     def record(self, result: StepResult, **more: Any) -> None:
         """Count a step and log it."""
@@ -271,8 +274,14 @@ def open_stage(run: Run, name: str) -> Stage:
         )
     model.use(runtime.dtype, runtime.attention, fp8=runtime.fp8 and name != "rl")
     model.train()
+    ranks = {"rank": runtime.rank, "world_size": runtime.world_size}
     if divided:
+        from nutshell.train.fsdp import WeightShards, shard_weights
+
         shard_weights(model, runtime.device)
+        shards: Shards = WeightShards(model, **ranks)
+    else:
+        shards = Shards(**ranks)
     step_tokens = plan.stages[name].tokens_per_step
     groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=step_tokens)
     for group in groups:
@@ -280,8 +289,7 @@ def open_stage(run: Run, name: str) -> Stage:
             group.weight_decay = 0.0
         if name == "rl" and (group.names[0].startswith(SCALARS) or group.parameters[0].ndim == 1):
             group.lr = 0.0
-    ranks = {"rank": runtime.rank, "world_size": runtime.world_size}
-    optimizer = MuonAdamW(groups, runtime.dtype, WeightShards(model, **ranks) if divided else Shards(**ranks))
+    optimizer = MuonAdamW(groups, runtime.dtype, shards)
     if tensors is not None:
         optimizer.load_state_dict(tensors, training["optimizer_steps"])
     runtime.barrier()  # every rank has opened the same checkpoint before rank 0 changes the folder
