@@ -78,9 +78,9 @@ def test_bfloat16_is_the_same_model_to_its_precision():
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("width", [64, 1024])
 def test_the_first_loss_is_the_logarithm_of_the_vocabulary(tied, width):
-    model = build_model(portable_config(vocab_size=512, depth=1, width=width, tied=tied))
-    ids = torch.randint(1, 512, (4, 64))
-    assert model(ids, ids.roll(1)).item() == pytest.approx(math.log(512), rel=0.02)
+    model = build_model(portable_config(vocab_size=2048, depth=1, width=width, tied=tied))
+    ids = torch.randint(1, 2048, (4, 64))
+    assert model(ids, ids.roll(1)).item() == pytest.approx(math.log(2048), rel=0.02)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

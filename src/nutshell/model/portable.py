@@ -22,8 +22,6 @@ from nutshell.model.kernels import rms_norm, rotate
 from nutshell.model.kv_cache import Place
 from nutshell.model.loss import cross_entropy
 
-TIED_STD = 0.02  # of a tied embedding
-
 
 class RMSNorm(nn.Module):
     """Root mean square 1, times a weight for each channel."""
@@ -120,9 +118,8 @@ class PortableGPT(Decoder):
             embedding.normal_(0, 0.8, generator=generator)
             self.lm_head.weight.normal_(0, 0.001, generator=generator)
         else:
-            embedding.normal_(0, TIED_STD, generator=generator)
-            # A token's normed embedding meets itself in the head: without this its own logit would begin at TIED_STD * C.
-            self.model["norm"].weight.fill_(1 / (TIED_STD * C))
+            # A token's normed embedding meets itself in the head, so its own logit begins at C times this: 3.
+            embedding.normal_(0, 3 / C, generator=generator)
 
     def embed(self, ids: Tensor, previous: Tensor | None = None) -> Tensor:
         """Token embeddings (B, T, C); the token before a row's first does not matter here."""

@@ -35,7 +35,7 @@ class OptimizerConfig:
     """AdamW, how much of the embedding each layer adds (a)."""
     smear_lr: float = 0.2
     """AdamW, smear and backout."""
-    norm_lr: float = 0.02
+    norm_lr: float = 0.1
     """AdamW, the norm weights of portable."""
     weight_decay: float = 0.28
     """Muon's cautious decay at 2^19 tokens a step; the plan scales it too."""
