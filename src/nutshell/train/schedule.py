@@ -11,13 +11,13 @@ class Schedule:
     """Trapezoid: linear warm-up, constant, linear warm-down to `final_fraction`."""
 
     warmup_steps: int = 40
-    """Steps until the full learning rate; at most a fortieth of all."""
+    """Steps until the full learning rate; at most a fortieth of all, but 10 where there are 40."""
     warmdown_fraction: float = 0.65
     """Share of all steps over which the learning rate falls."""
     final_fraction: float = 0.05
     """Learning rate of the last step, as a share of the peak."""
     momentum_warmup_steps: int = 400
-    """Steps over which Muon's momentum rises from 0.85 to 0.97; at most an eighth of all."""
+    """Steps over which Muon's momentum rises from 0.85 to 0.97; at most an eighth of all, but 50 where there are 150."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0 or self.momentum_warmup_steps < 0:
@@ -28,7 +28,7 @@ class Schedule:
 
     def lr_scale(self, step: int, steps: int) -> float:
         """Factor on the peak learning rate of step `step` (from 0) of `steps`."""
-        warmup = min(self.warmup_steps, max(1, steps // 40))
+        warmup = min(self.warmup_steps, max(1, steps // 4), max(10, steps // 40))
         warmdown = round(self.warmdown_fraction * steps)
         if step < warmup:
             return (step + 1) / warmup
@@ -39,7 +39,7 @@ class Schedule:
 
     def momentum(self, step: int, steps: int) -> float:
         """Muon's momentum: 0.85 to 0.97 while warming up, down to 0.90 in the warm-down."""
-        warmup = min(self.momentum_warmup_steps, max(1, steps // 8))
+        warmup = min(self.momentum_warmup_steps, max(1, steps // 3), max(50, steps // 8))
         warmdown_start = steps - round(self.warmdown_fraction * steps)
         value = 0.85 + 0.12 * min(1.0, step / warmup)
         if step > warmdown_start:
