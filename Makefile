@@ -72,6 +72,8 @@ bench: $(VENV)/.installed-dev
 	$(UV) pip install -q --python $(BIN)/python -e '.[bench]'
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/tokenizer.py
+	$(BIN)/python benchmarks/loss_memory.py
+	@echo "beside nanochat: benchmarks/pretraining.py and benchmarks/loader.py --nanochat FOLDER --data SHARDS"
 
 fuzz: $(VENV)/.installed-dev
 	NUTSHELL_FUZZ_SECONDS=60 cargo test -q --manifest-path rust/Cargo.toml --test fuzz
