@@ -206,6 +206,7 @@ def main(folder: Path, sizes: str, only: str = "") -> None:
         if not only:
             results[WORLD] |= check_steps(folder)
         check_uneven_targets(weights=bool(only))
+        dist.barrier()  # nobody leaves while another still sends
         dist.destroy_process_group()
     if RANK == 0:
         print(json.dumps(results))

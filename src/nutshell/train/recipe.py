@@ -205,6 +205,8 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 0.")
         if self.shard not in ("state", "weights"):
             raise ValueError(f"shard is {self.shard!r}; accepted: state (the optimizer's) or weights (those too).")
+        if self.fp8 and self.shard == "weights":
+            raise ValueError("--fp8 does not go with --shard weights: fp8 weights are quantised whole. Leave one of the two out.")
         if 0 < self.context < SHORTEST_CONTEXT:
             raise ValueError(f"context is {self.context}; accepted: at least {SHORTEST_CONTEXT} (0: the plan decides).")
         if self.vocab_size and self.vocab_size < 256 + 9:
