@@ -1,4 +1,4 @@
-"""The `portable` architecture: Qwen3's, so that transformers, vLLM and llama.cpp open what is saved (arXiv 2505.09388).
+"""The `portable` architecture: Qwen3's, so that transformers opens what is saved (arXiv 2505.09388).
 
 Legend: B rows in a batch, T tokens in a row, C model width, H query heads, K key/value heads, D head width, V vocabulary.
 

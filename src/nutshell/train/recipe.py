@@ -131,7 +131,7 @@ class Recipe:
     window_pattern: str = ""
     """Attention windows tiled over the layers: S a quarter of the context, L all of it (default SSSL; portable has only L)."""
     architecture: str = "speed"
-    """speed is made to learn fast; portable is Qwen3's, whose checkpoints transformers, vLLM and llama.cpp open."""
+    """speed is made to learn fast; portable is Qwen3's, whose checkpoints transformers opens."""
     tied: bool = False
     """The output head is the embedding (portable only)."""
     vocab_size: int = 0
