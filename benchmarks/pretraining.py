@@ -38,7 +38,7 @@ from nutshell.model.flops import matrix_parameters
 from nutshell.model.gpt import GPT
 from nutshell.runtime import Runtime, start_runtime
 from nutshell.tokenizer import Tokenizer
-from nutshell.train.loop import StepResult, train_steps
+from nutshell.train.loop import MicroBatch, StepResult, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.plan import Hardware, Plan, make_plan, make_shape
 from nutshell.train.recipe import Recipe
@@ -108,9 +108,9 @@ class Bench:
         groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=pretrain.tokens_per_step)
         optimizer, loader = MuonAdamW(groups, self.runtime.dtype), self.loader(plan.rows, plan.recipe.seed)
 
-        def micro_batch() -> tuple[torch.Tensor, int]:
+        def micro_batch() -> MicroBatch:
             ids, targets = next(loader)
-            return model(ids, targets), ids.numel()
+            return MicroBatch(lambda: model(ids, targets), ids.numel(), ids.numel())  # every token is learned
 
         def steps() -> Iterator[StepResult]:
             with loader:
