@@ -1,8 +1,8 @@
 """Machines that a plan can be made for without having them: a table, and nothing that needs torch.
 
-Memory and dense bf16 peaks are those of the vendors' data sheets (consumer cards: with fp32 accumulation). Prices are about what
-clouds asked in 2025 and 2026 for one card an hour; give --usd-per-hour to say better. The MFU is an assumption: nothing was run.
-nanochat's public figures on H100 are 0.48 to 0.6.
+Memory and dense bf16 peaks are meant to be those of the vendors' data sheets (consumer cards: with fp32 accumulation). Prices are
+rough guesses for one rented card an hour; give --usd-per-hour to say better. The MFU is an assumption: nothing was run.
+nanochat's public record says about 0.6 on H100.
 """
 
 from __future__ import annotations
