@@ -31,9 +31,9 @@ RATES = {"lr_scale": 1.0, "momentum": 0.9, "decay_scale": 1.0}
 RANK, WORLD = int(os.environ["RANK"]), 1  # the second changes as the checks go through the numbers of ranks
 
 
-def make(*, sharded: bool, weights: bool = False) -> tuple[GPT, MuonAdamW]:
+def make(*, sharded: bool, weights: bool = False, dtype: torch.dtype = torch.float32) -> tuple[GPT, MuonAdamW]:
     torch.manual_seed(0)
-    model = GPT(CONFIG)
+    model = GPT(CONFIG).use(dtype)
     with torch.no_grad():  # zero-initialised projections would have no gradient to speak of
         for p in model.parameters():
             p.add_(torch.randn(p.shape) * 0.02)
@@ -43,7 +43,7 @@ def make(*, sharded: bool, weights: bool = False) -> tuple[GPT, MuonAdamW]:
         shard_weights(model, torch.device("cpu"))
     groups = group_parameters(model, OptimizerConfig(), width=32, tokens_per_step=4096)
     if weights:
-        return model, MuonAdamW(groups, shards=WeightShards(model, rank=RANK, world_size=WORLD))
+        return model, MuonAdamW(groups, shards=WeightShards(rank=RANK, world_size=WORLD))
     return model, MuonAdamW(groups, shards=Shards(rank=RANK, world_size=WORLD) if sharded else None)
 
 
@@ -194,6 +194,19 @@ def check_uneven_targets(*, weights: bool) -> None:
         assert torch.equal(value, reference[key]), key
 
 
+def check_divided_weights_in_bf16() -> None:
+    """Blocks whose weights are gathered in bf16 compute and learn what they do where each rank holds them in fp32 and casts."""
+    theirs, divided_state = make(sharded=True, dtype=torch.bfloat16)
+    ours, divided_weights = make(sharded=True, weights=True, dtype=torch.bfloat16)
+    expected = train(theirs, divided_state, RANK, WORLD, 2, 2)
+    for a, b in zip(train(ours, divided_weights, RANK, WORLD, 2, 2), expected, strict=True):
+        assert math.isclose(a.loss, b.loss, rel_tol=1e-5), (a, b)
+        assert math.isclose(a.grad_norm, b.grad_norm, rel_tol=1e-4), (a, b)
+    from nutshell.train.fsdp import whole_model
+
+    close(whole_model(ours, everywhere=True), theirs, 1e-4, "weights divided, bf16")
+
+
 def main(folder: Path, sizes: str, only: str = "") -> None:
     global WORLD
     torch.set_num_threads(1)
@@ -206,6 +219,8 @@ def main(folder: Path, sizes: str, only: str = "") -> None:
         if not only:
             results[WORLD] |= check_steps(folder)
         check_uneven_targets(weights=bool(only))
+        if only:
+            check_divided_weights_in_bf16()
         dist.barrier()  # nobody leaves while another still sends
         dist.destroy_process_group()
     if RANK == 0:

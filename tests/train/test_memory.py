@@ -120,6 +120,20 @@ def test_what_does_not_fit_is_refused_with_its_sizes():
         make_plan(Recipe(depth=12), small, vocab_size=32768)
 
 
+def test_divided_weights_fit_where_whole_ones_do_not():
+    with pytest.raises(
+        ValueError, match=r"depth 28, .* does not fit.* 8xRTX4090 has 24 GB a rank. Use --shard weights, a smaller"
+    ):
+        draft_plan(Recipe(depth=28, gpu="8xRTX4090"))
+    plan = draft_plan(Recipe(depth=28, gpu="8xRTX4090", shard="weights"))
+    whole, memory = 4 * sum(plan.parameters.values()), plan.forecast.memory
+    assert memory["weights"] == memory["gradients"] == whole // 8
+    assert sum(memory.values()) <= parse_machine("RTX4090").memory_bytes
+    assert 8 * plan.model.width * plan.model.vocab_size < memory["gathered"] < whole / 2
+    with pytest.raises(ValueError, match=r"RTX4090 has 24 GB. Use a smaller --depth"):  # one card has nobody to share with
+        draft_plan(Recipe(depth=28, gpu="RTX4090", shard="weights"))
+
+
 def test_more_ranks_of_the_same_memory_still_fit():
     hardware = Hardware(device="cuda", dtype="bfloat16", memory_bytes=24 * GIB)
     plan = make_plan(Recipe(depth=12), hardware, vocab_size=32768)

@@ -14,7 +14,7 @@ def test_two_gpus_of_one_node_by_hand():
     assert replicated.state_bytes == 4e9 + 4e9 + 3e9
     assert replicated.seconds == pytest.approx(4e9 / 450e9)
     sharded = traffic(1e9, 2, 2, "fsdp", state=6)
-    assert sharded.nvlink_bytes == (2e9 + 2e9 + 4e9) / 2
+    assert sharded.nvlink_bytes == (3e9 + 3e9 + 4e9) / 2
     assert sharded.state_bytes == 7e9
 
 

@@ -54,10 +54,8 @@ def forecast(plan: Plan, law: Law | None) -> Forecast:
     return Forecast(
         tokens=tokens, flops=flops,
         learning_rates=learning_rates(plan.optimizer, plan.model, pretraining.tokens_per_step),
-        memory=memory_by_part(
-            plan.model, plan.rows, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=hardware.world_size
-        ),
-        cards=fitting_cards(plan.model, dtype="bfloat16", ranks=hardware.world_size),
+        memory=memory_of(plan.model, plan.rows, hardware, recipe.shard),
+        cards=fitting_cards(plan.model, dtype="bfloat16", ranks=hardware.world_size, shard=recipe.shard),
         seconds=total, usd=usd, bpb=bpb, bpb_note=note,
     )  # fmt: skip
 
@@ -97,24 +95,34 @@ def learning_rates(config: OptimizerConfig, model: ModelConfig, tokens_per_step:
     }
 
 
-def most_rows(model: ModelConfig, hardware: Hardware, asked: int = 0) -> int:
+def memory_of(model: ModelConfig, rows: int, hardware: Hardware, shard: str) -> dict[str, int]:
+    """Bytes of each part of a step of one of the machine's ranks."""
+    return memory_by_part(model, rows, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=hardware.world_size, shard=shard)
+
+
+def most_rows_that_fit(model: ModelConfig, hardware: Hardware, shard: str) -> int:
+    """0 where not even one does."""
+    memory, ranks = hardware.memory_bytes, hardware.world_size
+    return fitting_rows(model, memory, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=ranks, shard=shard)
+
+
+def most_rows(model: ModelConfig, hardware: Hardware, asked: int = 0, shard: str = "state") -> int:
     """Rows that fit the machine (a large number where its memory is unknown). ValueError where not even one does, or not
     those `asked` for, with the sizes."""
 
     def gigabytes(rows: int) -> str:
-        parts = memory_by_part(model, rows, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=hardware.world_size)
+        parts = memory_of(model, rows, hardware, shard)
         return f"{sum(parts.values()) / GIB:.1f} GB (" + ", ".join(f"{k} {v / GIB:.1f}" for k, v in parts.items()) + ")"
 
     if not hardware.memory_bytes:
         return 1 << 20
-    most = fitting_rows(
-        model, hardware.memory_bytes, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=hardware.world_size
-    )  # fmt: skip
+    most = most_rows_that_fit(model, hardware, shard)
     where = f"{hardware.gpu or hardware.device} has {hardware.memory_bytes / GIB:.0f} GB" + " a rank" * (hardware.world_size > 1)
     if not most:
+        divided = most_rows_that_fit(model, hardware, "weights")
         raise ValueError(
             f"depth {model.depth}, width {model.width} does not fit: one row of {model.context} tokens takes {gigabytes(1)}, "
-            f"and {where}. Use a smaller --depth or --context, or a larger machine."
+            f"and {where}. Use {'--shard weights, ' if divided else ''}a smaller --depth or --context, or a larger machine."
         )
     if asked > most:
         raise ValueError(f"rows is {asked}, which takes {gigabytes(asked)}, and {where}: {most} rows fit. Leave out --rows.")

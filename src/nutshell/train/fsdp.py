@@ -1,7 +1,8 @@
 """Weights divided among the ranks too (FSDP2), for models that do not fit one GPU: each rank holds its rows of every tensor.
 
-FSDP2 gathers a block's weights before it computes and divides its gradients afterwards. AdamW and Muon's momentum work on rows.
-Muon's direction needs whole matrices: they go to their owners and the updates come back, one exchange each way and shape.
+FSDP2 gathers a block's weights before it computes, in the dtype it computes in, and divides its gradients after every backward
+pass: no rank ever holds them all. AdamW and Muon's momentum work on rows. Muon's direction needs whole matrices: they go to their
+owners and the updates come back, one exchange each way and shape.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from nutshell.model.build import build_model
@@ -21,13 +22,19 @@ from nutshell.train.distributed import Bucket, Division, Part, Shards
 
 
 def shard_weights(model: Decoder, device: torch.device) -> None:
-    """Divide the weights among all ranks, in place; FSDP2 moves each to `device` as it goes."""
+    """Divide the weights among all ranks, in place; FSDP2 moves each to `device` as it goes.
+
+    Blocks cast their weights to the compute dtype anyway, so they may travel in it. What an embedding or the head learns from
+    many tokens is summed in fp32, as it is where weights are whole.
+    """
     mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
-    units = [block for blocks in model.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]
+    computed = MixedPrecisionPolicy(param_dtype=model.compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+        for block in blocks:
+            fully_shard(block, mesh=mesh, mp_policy=computed)
     if not model.config.tied:  # a tied embedding stays whole for the head, with the rest
-        units += [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    for unit in units:
-        fully_shard(unit, mesh=mesh)
+        for module in [module for module in model.modules() if isinstance(module, nn.Embedding)]:
+            fully_shard(module, mesh=mesh)
     # The head and what is small. Left whole after a forward without a backward, they would hide from the optimizer.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
@@ -67,12 +74,6 @@ class LocalPart(Part):
 class WeightShards(Shards):
     """The same work for a model that `shard_weights` has divided."""
 
-    def __init__(self, model: nn.Module, *, rank: int, world_size: int) -> None:
-        super().__init__(rank=rank, world_size=world_size)
-        assert isinstance(model, FSDPModule)
-        self.model = model
-        model.set_requires_gradient_sync(False)
-
     def divide(self, names: list[str], parameters: list[nn.Parameter], *, matrices: bool) -> Division:
         def bucket(names: list[str], parameters: list[nn.Parameter], stacked: bool) -> Bucket:
             return Bucket(names, parameters, stacked=stacked, rank=self.rank, world_size=self.world_size)
@@ -89,11 +90,10 @@ class WeightShards(Shards):
         return Division(parts, by_rows, [part for matrices in owned for part in matrices.parts()], owned)
 
     def reduce_in_backward(self) -> None:
-        self.model.set_requires_gradient_sync(True)
+        """FSDP2 does, in every backward pass."""
 
     @torch.no_grad()
     def reduce(self) -> None:
-        self.model.set_requires_gradient_sync(False)
         torch._foreach_mul_(self.gradients(), self.world_size)  # FSDP2 has taken the mean over ranks
 
     def publish(self, buckets: list[Bucket]) -> None:

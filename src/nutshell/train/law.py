@@ -18,6 +18,7 @@ PUBLISHED_ALPHA, PUBLISHED_BETA = 0.34, 0.28  # arXiv 2203.15556, for exponents 
 FEWEST_VALUES = 3  # of N, or of D, before its exponent is fitted
 HUBER = 0.01  # relative error from which a point pulls linearly only
 FAR = 10.0  # times the largest swept compute: beyond it a plan says "extrapolated"
+TOO_FAR = 1000.0  # and beyond this it gives no number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +144,13 @@ def expectation(law: Law | None, *, parameters: float, tokens: float, flops: flo
     """(expected bits per byte or None, what has to be said with it)."""
     if law is None:
         return None, "no scaling fit at hand; make one with: nutshell scaling"
+    reach = flops / law.largest_flops
+    if reach > TOO_FAR:
+        note = f"{reach:.1g} times the compute of the largest run in the fit is too far for it; sweep there: nutshell scaling"
+        return None, note
     notes = [f"on {law.text}, by a fit to {law.points} runs (error {law.error:.1%})"]
-    if flops > FAR * law.largest_flops:
-        notes.append(f"extrapolated: {flops / law.largest_flops:.1g} times the compute of the largest of them")
+    if reach > FAR:
+        notes.append(f"extrapolated: {reach:.1g} times the compute of the largest of them")
     if text != law.text:
         notes.append(f"your text, {text}, is another")
     if vocab_size != law.vocab_size:

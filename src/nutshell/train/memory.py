@@ -3,6 +3,8 @@
 On CPU the activations are those that the hand-written gradients save; tests compare them with what autograd really holds. On a
 GPU it is an estimate: which intermediates a compiled step keeps is the compiler's choice. What is counted there, 14 widths a
 layer, agrees with a public figure: nanochat's depth 32 on cards of 80 GB takes 8 rows of 2048 tokens, not 16 (its run1000.sh).
+
+`shard` is the recipe's: what the ranks divide, the optimizer's state alone or the weights and gradients too (FSDP2).
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ FRAGMENTATION = 0.05  # of what is allocated
 QUERY_BLOCK = 256  # of attention in blocks (model/attention.py)
 
 
-def state_bytes(model: ModelConfig, ranks: int = 1) -> dict[str, int]:
-    """fp32 weights, fp32 gradients and the optimizer's state, which the ranks share among them.
+def state_bytes(model: ModelConfig, ranks: int = 1, shard: str = "state") -> dict[str, int]:
+    """fp32 weights, fp32 gradients and the optimizer's state, as far as a rank holds them.
 
     AdamW keeps two numbers for a parameter, Muon one for each and one for each row or column of the shorter side's length.
     """
@@ -28,9 +30,10 @@ def state_bytes(model: ModelConfig, ranks: int = 1) -> dict[str, int]:
     total = sum(groups.values())
     muon = groups["attention"] + groups["mlp"]
     narrow = model.depth * (4 * min(model.width, model.heads * model.head_dim) + 2 * model.width)
+    held = 4 * total // (ranks if shard == "weights" else 1)
     return {
-        "weights": 4 * total,
-        "gradients": 4 * total,
+        "weights": held,
+        "gradients": held,
         "optimizer": (8 * (total - muon) + 4 * (muon + narrow)) // ranks,
     }
 
@@ -41,7 +44,16 @@ def muon_bytes(model: ModelConfig, ranks: int = 1) -> int:
     return 16 * max(groups["attention"], groups["mlp"] // 2) // ranks
 
 
-def activation_bytes(model: ModelConfig, *, dtype: str, gpu: bool) -> tuple[int, int]:
+def gathered_bytes(model: ModelConfig, *, dtype: str) -> int:
+    """Most that a rank holds of weights that lie divided: the head and its gradient until the backward pass ends, and twice a
+    block's or an embedding's weights and gradients: those in use, and those that are fetched or sent meanwhile."""
+    groups, size = parameters_by_group(model), 4 if dtype == "float32" else 2
+    embedding = 4 * model.vocab_size * model.width
+    block = size * (groups["attention"] + groups["mlp"]) // model.depth
+    return 2 * embedding + 4 * max(block, embedding)
+
+
+def activation_bytes(model: ModelConfig, *, dtype: str, gpu: bool, shard: str = "state") -> tuple[int, int]:
     """(bytes for each row, bytes whatever the rows) that the forward pass keeps for the backward pass, without the loss."""
     C, A, KV = model.width, model.heads * model.head_dim, model.kv_heads * model.head_dim
     T, size = model.context, 4 if dtype == "float32" else 2
@@ -61,8 +73,8 @@ def activation_bytes(model: ModelConfig, *, dtype: str, gpu: bool) -> tuple[int,
         if "value embeddings" in groups and model.has_value_embedding(layer):
             elements += KV + 2 * model.kv_heads
     elements += 4 * C + SMEAR_CHANNELS  # embedding and its norm, smear, x0, backout's last norm
-    # The copies of the block matrices in the compute dtype; in fp32 only queries and keys are copied, into one matrix.
-    copies = groups["attention"] + groups["mlp"] if size == 2 else model.depth * C * (A + KV)
+    # Copies of the block matrices in the compute dtype. In fp32, and of gathered weights, only queries and keys are copied.
+    copies = groups["attention"] + groups["mlp"] if size == 2 and shard != "weights" else model.depth * C * (A + KV)
     return int(elements * size * T), copies * size
 
 
@@ -86,28 +98,33 @@ def loss_bytes(model: ModelConfig, rows: int, *, dtype: str, gpu: bool) -> int:
     return 4 * V * C + copy + tokens * C * size + chunk * V * (3 * 4 + size)
 
 
-def memory_by_part(model: ModelConfig, rows: int, *, dtype: str, gpu: bool, ranks: int = 1) -> dict[str, int]:
+def memory_by_part(
+    model: ModelConfig, rows: int, *, dtype: str, gpu: bool, ranks: int = 1, shard: str = "state"
+) -> dict[str, int]:
     """Bytes of each part of one rank's step with micro-batches of `rows`; the sum is the most it holds at once.
 
     "muon" is what an optimizer step needs beyond the activations, which are gone by then.
     """
-    each, fixed = activation_bytes(model, dtype=dtype, gpu=gpu)
+    shard = shard if ranks > 1 else "state"
+    each, fixed = activation_bytes(model, dtype=dtype, gpu=gpu, shard=shard)
     parts = {
-        **state_bytes(model, ranks),
+        **state_bytes(model, ranks, shard),
         "activations": rows * each + fixed,
         "loss": loss_bytes(model, rows, dtype=dtype, gpu=gpu),
     }
+    if shard == "weights":
+        parts["gathered"] = gathered_bytes(model, dtype=dtype)
     parts["muon"] = max(0, muon_bytes(model, ranks) - parts["activations"] - parts["loss"])
     if gpu:
         parts["overhead"] = int(GPU_CONTEXT_BYTES + FRAGMENTATION * sum(parts.values()))
     return parts
 
 
-def fitting_rows(model: ModelConfig, memory_bytes: float, *, dtype: str, gpu: bool, ranks: int = 1) -> int:
+def fitting_rows(model: ModelConfig, memory_bytes: float, *, dtype: str, gpu: bool, ranks: int = 1, shard: str = "state") -> int:
     """Most rows a micro-batch may have in so much memory; 0 where not even one fits."""
 
     def fits(rows: int) -> bool:
-        return sum(memory_by_part(model, rows, dtype=dtype, gpu=gpu, ranks=ranks).values()) <= memory_bytes
+        return sum(memory_by_part(model, rows, dtype=dtype, gpu=gpu, ranks=ranks, shard=shard).values()) <= memory_bytes
 
     low, high = 0, MOST_ROWS  # fits(low), not known of high
     while low < high:
@@ -116,6 +133,10 @@ def fitting_rows(model: ModelConfig, memory_bytes: float, *, dtype: str, gpu: bo
     return low
 
 
-def fitting_cards(model: ModelConfig, *, dtype: str, ranks: int = 1) -> dict[str, int]:
+def fitting_cards(model: ModelConfig, *, dtype: str, ranks: int = 1, shard: str = "state") -> dict[str, int]:
     """Rows that fit GPUs of the common sizes."""
-    return {f"{size} GB": fitting_rows(model, size * GIB * VISIBLE, dtype=dtype, gpu=True, ranks=ranks) for size in CARDS_GIB}
+
+    def rows(size: int) -> int:
+        return fitting_rows(model, size * GIB * VISIBLE, dtype=dtype, gpu=True, ranks=ranks, shard=shard)
+
+    return {f"{size} GB": rows(size) for size in CARDS_GIB}

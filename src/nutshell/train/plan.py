@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from nutshell.model.config import ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
 from nutshell.train.clock import RESERVE, Timing, evaluation_seconds, rl_step_seconds, saving_seconds, saving_share
-from nutshell.train.forecast import Forecast, forecast, most_rows, time_and_cost
+from nutshell.train.forecast import Forecast, forecast, most_rows, most_rows_that_fit, time_and_cost
 from nutshell.train.law import Law
 from nutshell.train.machines import ASSUMED_MFU, DECODE_SECONDS_PER_LAYER, parse_machine
-from nutshell.train.memory import fitting_rows
 from nutshell.train.recipe import OptimizerConfig, Recipe, StageConfig, quantity
 from nutshell.train.schedule import Schedule
 
@@ -158,7 +157,7 @@ def scaled_optimizer(base: OptimizerConfig, tokens_per_step: int, tokens: float)
 def _micro_batch(recipe: Recipe, tokens_per_step: int, shape: ModelConfig, hardware: Hardware) -> tuple[int, int]:
     """(rows, accumulation) that make exactly tokens_per_step and fit the memory; ValueError names what does not."""
     context, world_size = shape.context, hardware.world_size
-    most = most_rows(shape, hardware, recipe.rows)
+    most = most_rows(shape, hardware, recipe.rows, recipe.shard)
     if tokens_per_step % (context * world_size):
         raise ValueError(
             f"tokens_per_step is {tokens_per_step}, not divisible by context x ranks = {context} x {world_size}. "
@@ -220,8 +219,7 @@ def affordable(recipe: Recipe, hardware: Hardware, depth: int, vocab_size: int) 
     tokens = timing.tokens_per_second * training_seconds(recipe, hardware, shape) * recipe.stages.pretrain.share
     if tokens < recipe.tokens_per_parameter * matrix_parameters(shape):
         return False
-    memory, ranks = hardware.memory_bytes, hardware.world_size
-    return not memory or fitting_rows(shape, memory, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=ranks) > 0
+    return not hardware.memory_bytes or most_rows_that_fit(shape, hardware, recipe.shard) > 0
 
 
 def choose_depth(recipe: Recipe, hardware: Hardware, vocab_size: int) -> int:

@@ -279,7 +279,7 @@ def open_stage(run: Run, name: str) -> Stage:
         from nutshell.train.fsdp import WeightShards, shard_weights
 
         shard_weights(model, runtime.device)
-        shards: Shards = WeightShards(model, **ranks)
+        shards: Shards = WeightShards(**ranks)
     else:
         shards = Shards(**ranks)
     step_tokens = plan.stages[name].tokens_per_step

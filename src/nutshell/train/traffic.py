@@ -30,11 +30,12 @@ class Traffic:
         return max(self.nvlink_bytes / NVLINK_BYTES, self.network_bytes / NETWORK_BYTES)
 
 
-def traffic(parameters: float, gpus: int, per_node: int, design: str, *, state: float = 6.0) -> Traffic:
-    """fp32 master weights and gradients, products in bf16; `state` bytes of optimizer for a parameter (Muon 4, AdamW 8).
+def traffic(parameters: float, gpus: int, per_node: int, design: str, *, state: float = 6.0, gather: float = 3.0) -> Traffic:
+    """fp32 master weights and gradients, products in bf16; `state` bytes of optimizer for a parameter (Muon 4, AdamW 8),
+    `gather` bytes of a gathered one (2 in the blocks, 4 in embeddings and head; 3 where half of them are there).
 
     replicated: reduce-scatter of fp32 gradients, each rank updates its part, all-gather of fp32 weights.
-    fsdp: weights sharded over all GPUs; bf16 all-gather before forward and before backward, fp32 reduce-scatter.
+    fsdp: weights sharded over all GPUs; all-gather before forward and before backward, fp32 reduce-scatter.
     hsdp: the same inside each node, and an all-reduce of every GPU's gradient shard between the nodes.
     ValueError for another design or GPUs that do not fill their nodes.
     """
@@ -43,7 +44,7 @@ def traffic(parameters: float, gpus: int, per_node: int, design: str, *, state: 
             f"{gpus} GPUs, {per_node} a node, design {design!r}; accepted: whole nodes, and replicated, fsdp or hsdp."
         )
     nodes = gpus // per_node
-    moved = parameters * (4 + 4 if design == "replicated" else 2 + 2 + 4)
+    moved = parameters * (4 + 4 if design == "replicated" else gather + gather + 4)
     if design == "hsdp":
         shard = 4 * parameters / per_node
         inside, between = moved * (per_node - 1) / per_node, 2 * (nodes - 1) / nodes * shard
