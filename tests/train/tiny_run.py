@@ -1,7 +1,7 @@
 """A run so small that a whole stage takes a fraction of a second, and what must be equal when it is interrupted."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from nutshell import checkpoint
 from nutshell.metrics import read_metrics
 from nutshell.runtime import Runtime
 from nutshell.train.recipe import Recipe
+from nutshell.train.run import Stage
 
 STEPS = {"pretrain": 7, "midtrain": 5, "sft": 5, "rl": 5}
 CLOCKS = {"seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "rollout_seconds", "eval_seconds", "stage_seconds"}
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=torch.get_num_threads())
+
+EVERY_STEP = {"save_every_seconds": 1e-9}
 
 
 def recipe(out: Path, **changes) -> Recipe:
@@ -43,6 +47,23 @@ def lines(folder: Path, stage: str | None = None) -> list[dict]:
         for line in read_metrics(folder)
         if stage in (None, line["stage"])
     ]
+
+
+def kept(folder: Path, stage: str = "pretrain") -> list[tuple[int, bool]]:
+    """(step, whether it can be resumed) of all checkpoints."""
+    return [(step, checkpoint.has_training(path)) for step, path in checkpoint.checkpoints(folder / stage)]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Stage], object]) -> None:
+    """Call action(stage) when a stage has recorded that step."""
+    record = Stage.record
+
+    def recorded(self, result, **more):
+        record(self, result, **more)
+        if result.step == step:
+            action(self)
+
+    monkeypatch.setattr(Stage, "record", recorded)
 
 
 @contextmanager
