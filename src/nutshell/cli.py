@@ -61,13 +61,16 @@ def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + f.name, a, b
 
 
-def _runtime(recipe: Recipe) -> Runtime:
+@contextlib.contextmanager
+def _runtime(recipe: Recipe) -> Iterator[Runtime]:
+    """The runtime of a training; ranks that end well leave their group together."""
     from nutshell.model.probe import choose_attention
-    from nutshell.runtime import start_runtime
+    from nutshell.runtime import leave_ranks, start_runtime
 
-    return start_runtime(
+    yield start_runtime(
         device=recipe.device, dtype=recipe.dtype, threads=recipe.threads, fp8=recipe.fp8, choose_attention=choose_attention
     )
+    leave_ranks()
 
 
 def _stage(name: str) -> Callable[[list[str]], Any]:
@@ -75,7 +78,8 @@ def _stage(name: str) -> Callable[[list[str]], Any]:
         recipe = _recipe(name, arguments, VERBS[name][1])
         from nutshell.train.speedrun import run_stages
 
-        run = run_stages(recipe, _runtime(recipe), (name,))
+        with _runtime(recipe) as runtime:
+            run = run_stages(recipe, runtime, (name,))
         return {"run": str(run.folder), "stages": [name]}
 
     return verb
@@ -86,8 +90,8 @@ def _speedrun(arguments: list[str]) -> Any:
     recipe = _recipe("speedrun", arguments, VERBS["speedrun"][1])
     from nutshell.train.speedrun import run_stages
 
-    runtime = _runtime(recipe)
-    run_stages(recipe, runtime)
+    with _runtime(recipe) as runtime:
+        run_stages(recipe, runtime)
     if runtime.is_main:
         from nutshell.report import build_report
 
@@ -105,7 +109,8 @@ def _data(arguments: list[str]) -> Any:
     from nutshell.train.speedrun import prepare_data
 
     check_data(recipe)
-    folder = prepare_data(recipe, _runtime(recipe))
+    with _runtime(recipe) as runtime:
+        folder = prepare_data(recipe, runtime)
     shards = open_shards(folder)
     sample = shards.read("train", 0)[0]
     print(
@@ -123,8 +128,8 @@ def _plan(arguments: list[str]) -> Any:
     if not recipe.gpu and (named or "RANK" in os.environ or (recipe.budget and not recipe.budget.rstrip().endswith("usd"))):
         from nutshell.train.speedrun import open_run
 
-        with open_run(recipe, _runtime(recipe)) as run:
-            if run.runtime.is_main:
+        with _runtime(recipe) as runtime, open_run(recipe, runtime) as run:
+            if runtime.is_main:
                 print(describe(run.plan))
             return run.plan.to_dict()
     from nutshell.train.law import load_law
@@ -151,7 +156,8 @@ def _scaling(arguments: list[str]) -> Any:
     sweep = parse(Sweep, arguments, prog="nutshell scaling [RECIPE]", description=VERBS["scaling"][1], default=default)
     from nutshell.train.scaling import run_sweep
 
-    return run_sweep(sweep, _runtime(sweep))
+    with _runtime(sweep) as runtime:
+        return run_sweep(sweep, runtime)
 
 
 def _arguments(verb: str, arguments: list[str], description: str, **options: Any) -> argparse.Namespace:
@@ -181,8 +187,8 @@ def _tokenizer_train(arguments: list[str]) -> Any:
     from nutshell.train.speedrun import prepare_data, prepare_tokenizer
 
     check_data(recipe)
-    runtime = _runtime(recipe)
-    tok = prepare_tokenizer(recipe, runtime, prepare_data(recipe, runtime))
+    with _runtime(recipe) as runtime:
+        tok = prepare_tokenizer(recipe, runtime, prepare_data(recipe, runtime))
     print(f"{recipe.out}/tokenizer: {tok.vocab_size} tokens")
     return {"folder": f"{recipe.out}/tokenizer", "vocab_size": tok.vocab_size}
 

@@ -234,6 +234,13 @@ def start_runtime(
     return runtime
 
 
+def leave_ranks() -> None:
+    """Close the process group that `start_runtime` joined. Not for a rank that fails: the others may wait for it."""
+    if dist.is_initialized():
+        dist.barrier()  # nobody leaves while another still sends
+        dist.destroy_process_group()
+
+
 def refuse_fp8(device: torch.device, capability: tuple[int, int] | None, dtype: str) -> None:
     """ValueError where fp8 products do not run or do not fit the dtype that is asked for."""
     if capability is None or capability < (8, 9) or torch.version.hip:
