@@ -9,9 +9,11 @@ base_train.py in a process of its own (nanochat_driver.py), with the flags of it
 rows at once, window pattern L); a step is timed as it times it, loader included. NANOCHAT_DTYPE=bfloat16 is its bf16 switch.
 
 A curve goes to OUT/nanochat_d4.jsonl and OUT/ours_d4.jsonl: both are scored on the same rows. nanochat trains for `--steps`
-steps (or for `--minutes` at its rate), ours for as many minutes. Minutes are tokens over the tokens a second measured here in
-turns (or given as --rates), so that other work on the machine while a curve runs does not count; `seconds` in the files are
-those of the clock, without evaluation and, for nanochat, without compilation. A file that is there is not made again.
+steps (or for `--minutes` at its rate), ours for as many minutes; with `--our-minutes 8` for as many as that, which is a run with
+a schedule of its own in OUT/ours_d4_8min.jsonl. Minutes are tokens over the tokens a second that were measured in turns (or given
+as --rates) and are kept in OUT/rates_d4.json, so that other work on the machine while a curve runs does not count; `seconds` in
+the files are those of the clock, without evaluation and, for nanochat, without compilation. A file that is there is not made
+again.
 """
 
 from __future__ import annotations
@@ -176,25 +178,34 @@ def speeds(bench: Bench, depth: int, rounds: int, steps: int, names: list[str]) 
     return medians
 
 
-def curve(bench: Bench, depth: int, steps: int, minutes: float, rates: list[float], rounds: int, out: Path) -> None:
+def curve(bench: Bench, depth: int, options: argparse.Namespace) -> None:
     """Both curves of one depth, and the table of what each has reached by when."""
-    theirs, ours = out / f"nanochat_d{depth}.jsonl", out / f"ours_d{depth}.jsonl"
-    if not rates:
+    out, steps = options.curve, options.steps
+    theirs, known = out / f"nanochat_d{depth}.jsonl", out / f"rates_d{depth}.json"
+    if options.rates:
+        known.write_text(json.dumps(options.rates))
+    elif not known.exists():
         names = ["nanochat bfloat16", f"ours {OUR_STEP:,} a step"]
-        rates = list(speeds(bench, depth, rounds, 6, names).values())
-    their_rate, our_rate = rates
+        known.write_text(json.dumps(list(speeds(bench, depth, options.rounds, options.timed_steps, names).values())))
+    their_rate, our_rate = json.loads(known.read_text())
     if not theirs.exists():
-        steps = steps or max(1, round(minutes * 60 * their_rate / THEIR_STEP))
+        steps = steps or max(1, round(options.minutes * 60 * their_rate / THEIR_STEP))
         part = theirs.with_suffix(".part")
         bench.nanochat_run(depth, steps, part, dtype="bfloat16", evaluate_at=points(steps))
         part.rename(theirs)
-    peer = [record for record in read(theirs) if "bpb" in record and record["step"]]
-    minutes = peer[-1]["tokens"] / their_rate / 60
+    peer = scored(theirs)
+    minutes = options.our_minutes or peer[-1]["tokens"] / their_rate / 60
+    ours = out / (f"ours_d{depth}_{minutes:g}min.jsonl" if options.our_minutes else f"ours_d{depth}.jsonl")
     if not ours.exists():
         plan = bench.our_plan(depth, step_tokens=OUR_STEP, tokens=minutes * 60 * our_rate)
         bench.our_curve(plan, ours)
-    mine = read(ours)
+    mine = scored(ours)
     table(depth, mine, [r["tokens"] / our_rate / 60 for r in mine], peer, [r["tokens"] / their_rate / 60 for r in peer])
+
+
+def scored(path: Path) -> list[dict[str, float]]:
+    """The records of a curve that have a score, without that of the drawn weights."""
+    return [record for record in read(path) if "bpb" in record and record["step"]]
 
 
 def table(depth: int, mine: list[dict], my_minutes: list[float], peer: list[dict], their_minutes: list[float]) -> None:
@@ -212,17 +223,21 @@ def table(depth: int, mine: list[dict], my_minutes: list[float], peer: list[dict
 
 
 def plot(out: Path, depths: list[int]) -> None:
+    """Bits per byte against minutes of each depth, on the same rows."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots()
-    for color, depth in enumerate(depths):
-        for name, style in (("nanochat", "--"), ("ours", "-")):
-            records = [r for r in read(out / f"{name}_d{depth}.jsonl") if "bpb" in r and r["step"]]
-            xy = [r["tokens"] / 1e6 for r in records], [r["bpb"] for r in records]
-            axes.plot(*xy, style, color=f"C{color}", label=f"{name}, {depth} layers")
-    axes.set(xlabel="million tokens", ylabel="validation bits per byte")
-    axes.legend()
-    figure.savefig(out / "curves.png", dpi=150)
+    figure, panels = plt.subplots(1, len(depths), figsize=(4.2 * len(depths), 3.6), squeeze=False, layout="constrained")
+    for axes, depth in zip(panels[0], depths, strict=True):
+        their_rate, our_rate = json.loads((out / f"rates_d{depth}.json").read_text())
+        curves = [(f"nanochat_d{depth}.jsonl", "nanochat", their_rate), (f"ours_d{depth}.jsonl", "nutshell", our_rate)]
+        curves += [(path.name, f"nutshell, {path.stem.split('_')[-1]}", our_rate) for path in out.glob(f"ours_d{depth}_*.jsonl")]
+        for name, label, rate in curves:
+            records = scored(out / name)
+            axes.plot([r["tokens"] / rate / 60 for r in records], [r["bpb"] for r in records], ".-", label=label)
+        axes.set(title=f"{depth} layers, width {64 * depth}", xlabel="minutes of training", ylabel="validation bits per byte")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(out / "curves.png", dpi=120)
 
 
 def main() -> None:
@@ -237,6 +252,7 @@ def main() -> None:
     parser.add_argument("--curve", type=Path, metavar="OUT", help="folder for the curves; without it only speed is measured")
     parser.add_argument("--steps", type=int, default=0, help="nanochat's horizon (388 is 6.4 M tokens)")
     parser.add_argument("--minutes", type=float, default=10.0, help="nanochat's horizon where --steps is not given")
+    parser.add_argument("--our-minutes", type=float, default=0.0, help="our horizon; default: as long as nanochat's")
     parser.add_argument("--rates", type=float, nargs=2, default=[], metavar=("NANOCHAT", "OURS"), help="tokens/s known already")
     parser.add_argument("--plot", action="store_true", help="draw OUT/curves.png")
     options = parser.parse_args()
@@ -245,7 +261,7 @@ def main() -> None:
         for depth in options.depths:
             if options.curve:
                 options.curve.mkdir(parents=True, exist_ok=True)
-                curve(bench, depth, options.steps, options.minutes, options.rates, options.rounds, options.curve)
+                curve(bench, depth, options)
             else:
                 names = ["nanochat float32", "nanochat bfloat16", f"ours {THEIR_STEP:,} a step", f"ours {OUR_STEP:,} a step"]
                 speeds(bench, depth, options.rounds, options.timed_steps, names)
