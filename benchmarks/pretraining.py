@@ -50,8 +50,6 @@ THEIR_STEP = 16_384
 OUR_STEP = 4_096
 VALIDATION_TOKENS = 262_144
 WARM_STEPS = 2
-POINTS = 16
-"""Evaluations of a curve, closer together at its beginning."""
 
 
 class Bench:
@@ -128,9 +126,9 @@ class Bench:
         seconds = [result.seconds for result in islice(training, WARM_STEPS + steps)]
         return step_tokens / statistics.median(seconds[WARM_STEPS:])
 
-    def our_curve(self, plan: Plan, out: Path) -> None:
+    def our_curve(self, plan: Plan, count: int, out: Path) -> None:
         model, training = self.our_training(plan)
-        lengths, seconds, wanted = self.tok.token_byte_lengths(), 0.0, points(plan.stages["pretrain"].steps)
+        lengths, seconds, wanted = self.tok.token_byte_lengths(), 0.0, points(plan.stages["pretrain"].steps, count)
         with open(out.with_suffix(".part"), "w", encoding="utf-8") as file:
             for result in training:
                 seconds += result.seconds
@@ -143,9 +141,9 @@ class Bench:
         out.with_suffix(".part").rename(out)
 
 
-def points(steps: int) -> list[int]:
-    """The steps after which a curve is scored: half of them in its first quarter."""
-    return sorted({max(1, round(steps * (share / POINTS) ** 2)) for share in range(3, POINTS + 1)})
+def points(steps: int, count: int) -> list[int]:
+    """The steps after which a curve is scored: half of them in its first third."""
+    return sorted({max(1, round(steps * (share / (count + 2)) ** 2)) for share in range(3, count + 3)})
 
 
 def read(path: Path) -> list[dict[str, float]]:
@@ -191,14 +189,14 @@ def curve(bench: Bench, depth: int, options: argparse.Namespace) -> None:
     if not theirs.exists():
         steps = steps or max(1, round(options.minutes * 60 * their_rate / THEIR_STEP))
         part = theirs.with_suffix(".part")
-        bench.nanochat_run(depth, steps, part, dtype="bfloat16", evaluate_at=points(steps))
+        bench.nanochat_run(depth, steps, part, dtype="bfloat16", evaluate_at=points(steps, options.points))
         part.rename(theirs)
     peer = scored(theirs)
     minutes = options.our_minutes or peer[-1]["tokens"] / their_rate / 60
     ours = out / (f"ours_d{depth}_{minutes:g}min.jsonl" if options.our_minutes else f"ours_d{depth}.jsonl")
     if not ours.exists():
         plan = bench.our_plan(depth, step_tokens=OUR_STEP, tokens=minutes * 60 * our_rate)
-        bench.our_curve(plan, ours)
+        bench.our_curve(plan, options.points, ours)
     mine = scored(ours)
     table(depth, mine, [r["tokens"] / our_rate / 60 for r in mine], peer, [r["tokens"] / their_rate / 60 for r in peer])
 
@@ -252,6 +250,7 @@ def main() -> None:
     parser.add_argument("--curve", type=Path, metavar="OUT", help="folder for the curves; without it only speed is measured")
     parser.add_argument("--steps", type=int, default=0, help="nanochat's horizon (388 is 6.4 M tokens)")
     parser.add_argument("--minutes", type=float, default=10.0, help="nanochat's horizon where --steps is not given")
+    parser.add_argument("--points", type=int, default=14, help="evaluations of a curve")
     parser.add_argument("--our-minutes", type=float, default=0.0, help="our horizon; default: as long as nanochat's")
     parser.add_argument("--rates", type=float, nargs=2, default=[], metavar=("NANOCHAT", "OURS"), help="tokens/s known already")
     parser.add_argument("--plot", action="store_true", help="draw OUT/curves.png")
