@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nutshell.model.loss import SOFTCAP, softcap_cross_entropy
-from nutshell.runtime import DTYPES
+from nutshell.runtime import DTYPES, peak_memory_bytes
 
 TARGET = 0.40
+CPU = torch.device("cpu")
 
 
 def naive(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -43,23 +43,17 @@ def inputs(rows: int, width: int, vocab_size: int, dtype: torch.dtype) -> tuple[
     return hidden, weight, targets
 
 
-def peak_bytes() -> int:
-    """Largest resident size. Not getrusage's, which a process inherits from the one that started it."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    return int(found[1]) * 1024 if found else 0
-
-
 def work(name: str, rows: int, width: int, vocab_size: int, dtype: torch.dtype, out: str) -> None:
     """One way of computing it, in this process: prints its memory and seconds, saves loss and gradients."""
     loss_of = {"naive": naive, "ours": softcap_cross_entropy}[name]
     loss_of(*inputs(256, width, 512, dtype)).backward()  # what libraries allocate once does not count
     hidden, weight, targets = inputs(rows, width, vocab_size, dtype)
     Path("/proc/self/clear_refs").write_text("5")  # the largest resident size is counted from here
-    before, start = peak_bytes(), time.perf_counter()
+    before, start = peak_memory_bytes(CPU), time.perf_counter()
     loss = loss_of(hidden, weight, targets)
     loss.backward()
     seconds = time.perf_counter() - start
-    print(json.dumps({"bytes": peak_bytes() - before, "seconds": seconds}))
+    print(json.dumps({"bytes": (peak_memory_bytes(CPU) or 0) - (before or 0), "seconds": seconds}))
     torch.save([loss.detach(), hidden.grad, weight.grad], out)
 
 

@@ -127,3 +127,18 @@ def test_a_tiny_model_trains_and_decodes_alike_on_every_device(device, dtype):
     expected, expected_logits = train_and_decode(CPU, torch.float32)
     assert losses == pytest.approx(expected, rel=0.02)
     assert torch.allclose(logits, expected_logits, atol=0.2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process its own peak")
+def test_peak_memory_is_of_this_process_alone():
+    """A launcher that once held much memory must not count: getrusage's figure is inherited across fork and exec."""
+    code = "import torch; from nutshell.runtime import peak_memory_bytes; print(peak_memory_bytes(torch.device('cpu')))"
+
+    def started_by(megabytes: int) -> int:
+        parent = (
+            "import subprocess, sys; held = b'x' * (int(sys.argv[1]) << 20); subprocess.run([sys.executable, '-c', sys.argv[2]])"
+        )
+        done = subprocess.run([sys.executable, "-c", parent, str(megabytes), code], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert started_by(1000) < started_by(1) + (200 << 20)

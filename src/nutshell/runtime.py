@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -109,6 +110,11 @@ def peak_memory_bytes(device: torch.device) -> int | None:
     """Most memory this process has held: of the GPU where it computes on one, else resident; None where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where getrusage's figure is inherited from the process that started this one
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if found:
+            return int(found[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows
