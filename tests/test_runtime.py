@@ -133,14 +133,10 @@ def test_a_tiny_model_trains_and_decodes_alike_on_every_device(device, dtype):
 def test_peak_memory_is_of_this_process_alone():
     """A launcher that once held much memory must not count: getrusage's figure is inherited across fork and exec."""
     code = "import torch; from nutshell.runtime import peak_memory_bytes; print(peak_memory_bytes(torch.device('cpu')))"
-
-    python = [sys.executable, "-c"]
+    launcher = "import subprocess, sys; held = b'x' * (int(sys.argv[1]) << 20); subprocess.run(sys.argv[2:])"
 
     def started_by(megabytes: int) -> int:
-        parent = (
-            "import subprocess, sys; held = b'x' * (int(sys.argv[1]) << 20); subprocess.run([sys.executable, '-c', sys.argv[2]])"
-        )
-        done = subprocess.run([*python, parent, str(megabytes), *python, code], capture_output=True, text=True, check=True)
-        return int(done.stdout)
+        command = [sys.executable, "-c", launcher, str(megabytes), sys.executable, "-c", code]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert started_by(1000) < started_by(1) + (200 << 20)
