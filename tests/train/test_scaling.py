@@ -46,8 +46,14 @@ def test_a_sweep_ends_in_a_law_that_plans_use_and_goes_on_where_it_stopped(tmp_p
     assert run_sweep(replace(asked, refresh=False), RUNTIME, packaged=tmp_path / "nowhere")["points"] == record["points"]
     assert lines == {folder: len(read_metrics(folder)) for folder in lines}
     assert not (tmp_path / "nowhere").exists()
+
+    # One horizon more: what is there counts, and is not run again.
+    more = run_sweep(replace(asked, horizons=("3k", "6k", "9k"), refresh=False), RUNTIME)
+    assert len(more["points"]) == 6
+    assert all(point in more["points"] for point in record["points"])
+    assert lines == {folder: len(read_metrics(folder)) for folder in lines}
     with pytest.raises(ValueError, match=r"holds a sweep of .*Give another --out"):
-        run_sweep(replace(asked, depths=(1, 3)), RUNTIME)
+        run_sweep(replace(asked, horizons=(), budget="10min"), RUNTIME)
 
 
 def test_a_cell_that_a_budget_has_no_time_for_is_left_out_and_named(tmp_path):

@@ -63,14 +63,21 @@ def affordable_horizon(timings: dict[int, Timing], seconds: float, parameters: d
 
 
 def plan_sweep(sweep: Sweep, runtime: Runtime, vocab_size: int, seconds_left: float) -> dict[str, Any]:
-    """The cells, cheapest first, each with its expected seconds; saved as sweep.json so that going on means the same cells."""
+    """The cells, cheapest first, each with its expected seconds; saved as sweep.json so that going on means the same cells.
+
+    Other depths and named horizons on the same data make another table, in which finished cells count.
+    """
     path = Path(sweep.out) / "sweep.json"
     asked = {"depths": list(sweep.depths), "horizons": list(sweep.horizons), "data": sweep.data, "vocab_size": vocab_size}
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["asked"] != asked:
-            raise ValueError(f"{sweep.out} holds a sweep of {found['asked']}, not of {asked}. Give another --out for a new one.")
-        return found
+        if found["asked"] == asked:
+            return found
+        if not sweep.horizons or any(found["asked"][key] != asked[key] for key in ("data", "vocab_size")):
+            raise ValueError(
+                f"{sweep.out} holds a sweep of {found['asked']}, not of {asked}. Give another --out for a new one, or "
+                "name --horizons on the same data to go on with its cells."
+            )
     timings, parameters = {}, {}
     for depth in sweep.depths:
         shape = make_shape(sweep, depth, vocab_size)
