@@ -5,11 +5,14 @@ tokenizer (`prepare`), an empty wandb (a run without a name does not use it), an
 rules for rates and decay, schedules, loader, compilation and the timing of a step are nanochat's.
 
     NANOCHAT_BASE_DIR=FOLDER python benchmarks/nanochat_driver.py train NANOCHAT OUT.jsonl ROWS.npz 0,97,194 --depth=4 ...
+    NANOCHAT_BASE_DIR=FOLDER python benchmarks/nanochat_driver.py rows NANOCHAT OUT.npy BATCHES CONTEXT
     NANOCHAT_BASE_DIR=FOLDER python benchmarks/nanochat_driver.py load NANOCHAT ROWS CONTEXT
 
-`train` takes the steps after which it is scored, then flags of base_train.py. Lines are {"step", "step_seconds", "loss"} and
-{"step", "tokens", "seconds", "bpb"}, where seconds are those of all steps before, without evaluation; the first
-step, which compiles, counts as much as the second. `load` prints {"rate", "waste"} of one pass over the train shards.
+`train` takes the steps after which it is scored, then flags of base_train.py. ROWS.npz holds `ours` (inputs and targets) and
+`theirs`, the latter for a second score after the last step. Lines are {"step", "step_seconds", "loss"} and {"step", "tokens",
+"seconds", "bpb"}, at the end with "their_bpb", where seconds are those of all steps before, without evaluation; the first
+step, which compiles, counts as much as the second. `rows` saves the validation rows as its loader packs them. `load` prints
+{"rate", "waste"} of one pass over the train shards.
 """
 
 from __future__ import annotations
@@ -74,17 +77,33 @@ def train(out: str, rows: str, steps: str, *flags: str) -> None:
         if done not in wanted:
             return float("nan")
         saved = np.load(rows)
-        ids, targets = torch.from_numpy(saved["inputs"]), torch.from_numpy(saved["targets"])
-        batches = list(zip(ids.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True))
-        bpb = evaluate(model, batches, len(batches), token_bytes)
+
+        def score(name: str) -> float:
+            ids, targets = torch.from_numpy(saved[name])
+            batches = list(zip(ids.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True))
+            return evaluate(model, batches, len(batches), token_bytes)
+
+        bpb = score("ours")
         seconds = sum(step_seconds[1:]) + (step_seconds[1] if done > 1 else sum(step_seconds))
-        write({"step": done, "tokens": done * total_batch, "seconds": seconds, "bpb": bpb})
+        last = {"their_bpb": score("theirs")} if done == max(wanted) else {}
+        write({"step": done, "tokens": done * total_batch, "seconds": seconds, "bpb": bpb, **last})
         return bpb
 
     total_batch = int(next(flag.partition("=")[2] for flag in flags if flag.startswith("--total-batch-size=")))
     common.print0, loss_eval.evaluate_bpb = note_step, evaluate_ours
     sys.argv = ["base_train.py", *flags, "--eval-every=1", "--core-metric-every=-1", "--sample-every=-1"]
     runpy.run_module("scripts.base_train", run_name="__main__")
+
+
+def rows(out: str, batches: str, context: str) -> None:
+    import numpy as np
+    from nanochat import dataloader, tokenizer  # type: ignore[import-not-found]
+
+    loader = dataloader.tokenizing_distributed_data_loader_bos_bestfit(
+        tokenizer.get_tokenizer(), ROWS_AT_ONCE, int(context), "val", device="cpu"
+    )
+    taken = [[part.numpy().copy() for part in next(loader)] for _ in range(int(batches))]
+    np.save(out, np.stack([np.concatenate(each) for each in zip(*taken, strict=True)]))
 
 
 def load(rows: str, context: str) -> None:
@@ -116,4 +135,4 @@ def load(rows: str, context: str) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[2])
-    (train if sys.argv[1] == "train" else load)(*sys.argv[3:])
+    {"train": train, "rows": rows, "load": load}[sys.argv[1]](*sys.argv[3:])

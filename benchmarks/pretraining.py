@@ -8,7 +8,8 @@ layer, heads of 64, context 512, vocabulary 8,192 trained on the train shards: b
 base_train.py in a process of its own (nanochat_driver.py), with the flags of its runs/runcpu.sh (16,384 tokens a step, 32
 rows at once, window pattern L); a step is timed as it times it, loader included. NANOCHAT_DTYPE=bfloat16 is its bf16 switch.
 
-A curve goes to OUT/nanochat_d4.jsonl and OUT/ours_d4.jsonl: both are scored on the same rows. nanochat trains for `--steps`
+A curve goes to OUT/nanochat_d4.jsonl and OUT/ours_d4.jsonl: both are scored on the same rows, packed by our loader, and at the
+end also on rows that nanochat's loader packs and crops, whose bits per byte are lower. nanochat trains for `--steps`
 steps (or for `--minutes` at its rate), ours for as many minutes; with `--our-minutes 8` for as many as that, which is a run with
 a schedule of its own in OUT/ours_d4_8min.jsonl. Minutes are tokens over the tokens a second that were measured in turns (or given
 as --rates) and are kept in OUT/rates_d4.json, so that other work on the machine while a curve runs does not count; `seconds` in
@@ -31,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nanochat_driver import prepare
+from nanochat_driver import ROWS_AT_ONCE, prepare
 
 from nutshell.data.loader import PretrainLoader
 from nutshell.data.shards import open_shards
@@ -64,10 +65,22 @@ class Bench:
         self.tok = Tokenizer.load(tokenizer) if tokenizer else Tokenizer.train(train, vocab_size=8192)
         self.runtime: Runtime = start_runtime(device="cpu")
         prepare(self.base, data, self.tok)
-        self.validation = self.loader(32, seed=0).val_batches(VALIDATION_TOKENS)
-        self.rows = folder / "rows.npz"
-        inputs, targets = (torch.cat(each).numpy() for each in zip(*self.validation, strict=True))
-        np.savez(self.rows, inputs=inputs, targets=targets)
+        self.validation = self.loader(ROWS_AT_ONCE, seed=0).val_batches(VALIDATION_TOKENS)
+        self.rows, theirs = folder / "rows.npz", folder / "theirs.npy"
+        self.driver("rows", theirs, VALIDATION_TOKENS // CONTEXT // ROWS_AT_ONCE, CONTEXT)
+        saved = np.load(theirs)  # (inputs and targets, N, T)
+        self.their_validation = list(zip(*(torch.from_numpy(each).split(ROWS_AT_ONCE) for each in saved), strict=True))
+        ours = np.stack([torch.cat(each).numpy() for each in zip(*self.validation, strict=True)])
+        np.savez(self.rows, ours=ours, theirs=saved)
+
+    def driver(self, what: str, *arguments: object, dtype: str = "float32") -> None:
+        """Run nanochat_driver.py; SystemExit with its last words where it fails."""
+        environment = {**os.environ, "NANOCHAT_BASE_DIR": str(self.base), "NANOCHAT_DTYPE": dtype}
+        script = str(Path(__file__).with_name("nanochat_driver.py"))
+        command = [sys.executable, script, what, str(self.nanochat), *map(str, arguments)]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise SystemExit(f"nanochat ended with {done.returncode}:\n{done.stdout[-3000:]}")
 
     def loader(self, rows: int, seed: int) -> PretrainLoader:
         return PretrainLoader(self.shards, self.tok.encode_batch, self.tok.bos_id, rows, CONTEXT + 1, seed=seed)
@@ -77,12 +90,7 @@ class Bench:
             f"--depth={depth}", f"--num-iterations={steps}", f"--device-batch-size={self.device_rows}", "--device-type=cpu",
             "--head-dim=64", "--window-pattern=L", f"--max-seq-len={CONTEXT}", f"--total-batch-size={THEIR_STEP}",
         ]  # fmt: skip
-        environment = {**os.environ, "NANOCHAT_BASE_DIR": str(self.base), "NANOCHAT_DTYPE": dtype}
-        driver, at = str(Path(__file__).with_name("nanochat_driver.py")), ",".join(map(str, evaluate_at))
-        command = [sys.executable, driver, "train", str(self.nanochat), str(out), str(self.rows), at, *flags]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
-            raise SystemExit(f"nanochat ended with {done.returncode}:\n{done.stdout[-3000:]}")
+        self.driver("train", out, self.rows, ",".join(map(str, evaluate_at)), *flags, dtype=dtype)
 
     def nanochat_rate(self, depth: int, dtype: str, steps: int) -> float:
         """Tokens a second, the median step."""
@@ -135,6 +143,8 @@ class Bench:
                 if result.step in wanted:
                     bpb = bits_per_byte(model, self.validation, lengths)
                     record = {"step": result.step, "tokens": result.step * result.tokens, "seconds": seconds, "bpb": bpb}
+                    if result.step == wanted[-1]:
+                        record["their_bpb"] = bits_per_byte(model, self.their_validation, lengths)
                     print(f"ours {record}", flush=True)
                     file.write(json.dumps(record) + "\n")
                     file.flush()
@@ -212,6 +222,9 @@ def table(depth: int, mine: list[dict], my_minutes: list[float], peer: list[dict
     for record, at in zip(peer, their_minutes, strict=True):
         ours = float(np.interp(at, my_minutes, [each["bpb"] for each in mine], left=float("nan")))
         print(f"  {at:7.2f}  {record['bpb']:8.4f}  {ours:6.4f}  {ours - record['bpb']:+.4f}")
+    for name, records in (("nanochat", peer), ("ours", mine)):
+        if "their_bpb" in records[-1]:
+            print(f"  {name} at its end in rows packed and cropped by nanochat's loader: {records[-1]['their_bpb']:.4f}")
     best = peer[-1]["bpb"]
     reached = [at for record, at in zip(mine, my_minutes, strict=True) if record["bpb"] <= best]
     when = f"after {reached[0]:.1f} minutes, {their_minutes[-1] / reached[0]:.1f}x as soon" if reached else "not reached"
