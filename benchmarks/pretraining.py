@@ -220,7 +220,7 @@ def table(depth: int, mine: list[dict], my_minutes: list[float], peer: list[dict
     print(f"depth {depth}: bits per byte on the same {VALIDATION_TOKENS:,} tokens, ours interpolated")
     print("  minutes  nanochat    ours  difference")
     for record, at in zip(peer, their_minutes, strict=True):
-        ours = float(np.interp(at, my_minutes, [each["bpb"] for each in mine], left=float("nan")))
+        ours = float(np.interp(at, my_minutes, [each["bpb"] for each in mine], left=float("nan"), right=float("nan")))
         print(f"  {at:7.2f}  {record['bpb']:8.4f}  {ours:6.4f}  {ours - record['bpb']:+.4f}")
     for name, records in (("nanochat", peer), ("ours", mine)):
         if "their_bpb" in records[-1]:
