@@ -138,7 +138,7 @@ function take(message, chunk) {
 
 function statistics(usage, seconds) {
   const count = usage.completion_tokens;
-  const speed = count > 1 && seconds > 0 ? ` · ${((count - 1) / seconds).toFixed(1)} tokens/s` : "";
+  const speed = seconds > 0 ? ` · ${(count / seconds).toFixed(1)} tokens/s` : "";
   return `${count} token${count === 1 ? "" : "s"}${speed}`;
 }
 
@@ -163,8 +163,9 @@ async function answer() {
   scrollToEnd(true);
 
   let frame = 0;
-  let first = 0;
-  let last = 0;
+  // From the request on: a short answer may arrive in one piece, and between its tokens there is no time to tell.
+  const sent = performance.now();
+  let last = sent;
   const redraw = () => {
     frame = 0;
     view.update(running?.message === message);
@@ -176,11 +177,9 @@ async function answer() {
       signal: controller.signal,
       onChunk: (chunk) => {
         if (controller.signal.aborted) return;
-        const before = message.parts.length;
         take(message, chunk);
-        if (!first && (before || message.parts.length)) first = performance.now();
         if (chunk.choices?.length) last = performance.now();
-        if (chunk.usage) message.stats = statistics(chunk.usage, (last - first) / 1000);
+        if (chunk.usage) message.stats = statistics(chunk.usage, (last - sent) / 1000);
         if (!frame) frame = requestAnimationFrame(redraw);
       },
     });
