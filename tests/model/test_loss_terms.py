@@ -58,11 +58,12 @@ def test_without_a_single_target_loss_and_gradients_are_zero(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_compiled_terms_are_the_same():
+@pytest.mark.parametrize("capped", [True, False])
+def test_the_compiled_terms_are_the_same(capped):
     generator = torch.Generator().manual_seed(0)
     logits, w = 20 * torch.randn(40, 70, generator=generator), torch.rand(40, 1, generator=generator)
     index = torch.randint(0, 70, (40, 1), generator=generator)
-    for found, expected in zip(torch.compile(terms)(logits, index, w), terms(logits, index, w), strict=True):
+    for found, expected in zip(torch.compile(terms)(logits, index, w, capped), terms(logits, index, w, capped), strict=True):
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
