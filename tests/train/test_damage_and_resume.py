@@ -141,7 +141,7 @@ def one_thread():
 def test_a_compiled_run_that_is_resumed_cannot_be_told_from_one_that_was_not(tmp_path, monkeypatch, one_thread):
     """tt 809, 1136: compiling must not depend on where a run starts.
 
-    On one thread: with more, the compiler's embedding gradient is summed by atomic additions, whose order no two runs share.
+    On one thread: with more, even two uninterrupted compiled runs differ in the last bits.
     """
     compiled = replace(RUNTIME, compiled=True)
     run_stages(recipe(tmp_path / "whole"), compiled, ("pretrain",))
