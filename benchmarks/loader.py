@@ -13,13 +13,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from nanochat_driver import prepare
+from nanochat_driver import drive, prepare
 
 from nutshell.data.loader import PretrainLoader
 from nutshell.data.shards import Shards, open_shards
@@ -81,11 +79,8 @@ def main() -> None:
             for _ in range(options.rounds):
                 ours.append(our_rate(shards, tok, options.rows, context))
                 if options.nanochat:
-                    driver = str(Path(__file__).with_name("nanochat_driver.py"))
-                    command = [sys.executable, driver, "load", str(options.nanochat), str(options.rows), str(context)]
-                    environment = {**os.environ, "NANOCHAT_BASE_DIR": folder}
-                    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-                    theirs.append(json.loads(done.stdout.splitlines()[-1]))
+                    printed = drive("load", options.nanochat, Path(folder), options.rows, context)
+                    theirs.append(json.loads(printed.splitlines()[-1]))
             rate, waste = statistics.median(ours), our_waste(shards, tok, context)
             spread = f"{min(ours) / 1e6:.2f} to {max(ours) / 1e6:.2f}"
             print(f"context {context}, {options.rows} rows, {options.rounds} turns, {os.cpu_count()} cores")

@@ -18,9 +18,11 @@ step, which compiles, counts as much as the second. `rows` saves the validation 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import runpy
+import subprocess
 import sys
 import time
 import types
@@ -46,6 +48,16 @@ def prepare(base: Path, data: Path, tok: Any) -> None:
     (base / "tokenizer").mkdir()
     (base / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
     torch.save(lengths.to(torch.int32), base / "tokenizer" / "token_bytes.pt")
+
+
+def drive(what: str, nanochat: Path, base: Path, *arguments: object, dtype: str = "float32") -> str:
+    """Run this file in a process of its own: what it prints. SystemExit with its last words where it fails."""
+    environment = {**os.environ, "NANOCHAT_BASE_DIR": str(base), "NANOCHAT_DTYPE": dtype}
+    command = [sys.executable, __file__, what, str(nanochat), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise SystemExit(f"nanochat ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    return done.stdout
 
 
 def train(out: str, rows: str, steps: str, *flags: str) -> None:

@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nanochat_driver import ROWS_AT_ONCE, prepare
+from nanochat_driver import ROWS_AT_ONCE, drive, prepare
 
 from nutshell.data.loader import PretrainLoader
 from nutshell.data.shards import open_shards
@@ -67,20 +65,11 @@ class Bench:
         prepare(self.base, data, self.tok)
         self.validation = self.loader(ROWS_AT_ONCE, seed=0).val_batches(VALIDATION_TOKENS)
         self.rows, theirs = folder / "rows.npz", folder / "theirs.npy"
-        self.driver("rows", theirs, VALIDATION_TOKENS // CONTEXT // ROWS_AT_ONCE, CONTEXT)
+        drive("rows", self.nanochat, self.base, theirs, VALIDATION_TOKENS // CONTEXT // ROWS_AT_ONCE, CONTEXT)
         saved = np.load(theirs)  # (inputs and targets, N, T)
         self.their_validation = list(zip(*(torch.from_numpy(each).split(ROWS_AT_ONCE) for each in saved), strict=True))
         ours = np.stack([torch.cat(each).numpy() for each in zip(*self.validation, strict=True)])
         np.savez(self.rows, ours=ours, theirs=saved)
-
-    def driver(self, what: str, *arguments: object, dtype: str = "float32") -> None:
-        """Run nanochat_driver.py; SystemExit with its last words where it fails."""
-        environment = {**os.environ, "NANOCHAT_BASE_DIR": str(self.base), "NANOCHAT_DTYPE": dtype}
-        script = str(Path(__file__).with_name("nanochat_driver.py"))
-        command = [sys.executable, script, what, str(self.nanochat), *map(str, arguments)]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
-            raise SystemExit(f"nanochat ended with {done.returncode}:\n{done.stdout[-3000:]}")
 
     def loader(self, rows: int, seed: int) -> PretrainLoader:
         return PretrainLoader(self.shards, self.tok.encode_batch, self.tok.bos_id, rows, CONTEXT + 1, seed=seed)
@@ -90,7 +79,8 @@ class Bench:
             f"--depth={depth}", f"--num-iterations={steps}", f"--device-batch-size={self.device_rows}", "--device-type=cpu",
             "--head-dim=64", "--window-pattern=L", f"--max-seq-len={CONTEXT}", f"--total-batch-size={THEIR_STEP}",
         ]  # fmt: skip
-        self.driver("train", out, self.rows, ",".join(map(str, evaluate_at)), *flags, dtype=dtype)
+        scored_at = ",".join(map(str, evaluate_at))
+        drive("train", self.nanochat, self.base, out, self.rows, scored_at, *flags, dtype=dtype)
 
     def nanochat_rate(self, depth: int, dtype: str, steps: int) -> float:
         """Tokens a second, the median step."""
