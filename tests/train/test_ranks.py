@@ -66,7 +66,7 @@ def test_other_divisions_train_as_one_rank_does(finished, tmp_path, ranks, shard
     for stage in ("pretrain", "midtrain", "sft"):
         assert losses(tmp_path / "run", stage) == pytest.approx(losses(finished, stage), rel=2e-3), stage
         ours, theirs = (lines(folder, stage)[-1]["eval"] for folder in (tmp_path / "run", finished))
-        assert ours == pytest.approx(theirs, rel=1e-2)  # sums in another order, grown over steps of high rates
+        assert ours == pytest.approx(theirs, rel=2e-3)
     _, tensors = checkpoint.load_training(checkpoint.latest(tmp_path / "run" / "sft"))
     _, expected = checkpoint.load_training(checkpoint.latest(finished / "sft"))
     assert tensors.keys() == expected.keys()

@@ -77,5 +77,9 @@ def quick_evaluations() -> Iterator[None]:
 
 
 def score(task, model) -> dict:
-    """Not a real score, but one that tells any two models apart."""
-    return {"accuracy": float(sum(p.double().abs().mean() for p in model.parameters())), "examples": []}
+    """Not a real score, but one that tells any two models apart.
+
+    By their matrices: in a model of one layer backout and the embedding's scale only scale what is normed next, so they follow
+    the rounding of a gradient that is zero.
+    """
+    return {"accuracy": float(sum(p.double().abs().mean() for p in model.parameters() if p.ndim > 1)), "examples": []}
