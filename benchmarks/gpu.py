@@ -16,10 +16,10 @@ import torch
 
 from nutshell.model.flops import flops_per_token
 from nutshell.model.probe import PREFERENCE, choose_attention, first_that_runs
+from nutshell.plan.plan import make_shape
+from nutshell.plan.recipe import Recipe
 from nutshell.runtime import Runtime, refuse_fp8, start_runtime
-from nutshell.train.measure import time_training
-from nutshell.train.plan import make_shape
-from nutshell.train.recipe import Recipe
+from nutshell.train.calibrate import time_training
 
 TARGET = 0.65  # bf16 MFU at depth 12 on one H100 or H200
 MOST_ROWS = 128

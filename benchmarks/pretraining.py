@@ -37,12 +37,12 @@ from nutshell.data.shards import open_shards
 from nutshell.eval.bpb import bits_per_byte
 from nutshell.model.flops import matrix_parameters
 from nutshell.model.gpt import GPT
+from nutshell.plan.plan import Hardware, Plan, make_plan, make_shape
+from nutshell.plan.recipe import Recipe
 from nutshell.runtime import Runtime, start_runtime
 from nutshell.tokenizer import Tokenizer
-from nutshell.train.loop import MicroBatch, StepResult, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
-from nutshell.train.plan import Hardware, Plan, make_plan, make_shape
-from nutshell.train.recipe import Recipe
+from nutshell.train.step import MicroBatch, StepResult, train_steps
 
 CONTEXT = 512
 THEIR_STEP = 16_384

@@ -19,12 +19,12 @@ import torch
 from nutshell import checkpoint
 from nutshell.data import primer
 from nutshell.model.gpt import GPT
+from nutshell.plan.plan import make_shape
+from nutshell.plan.recipe import Recipe
+from nutshell.run.checkpoints import Writer
 from nutshell.runtime import start_runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.optim import MuonAdamW, group_parameters
-from nutshell.train.plan import make_shape
-from nutshell.train.recipe import Recipe
-from nutshell.train.saving import Writer
 
 
 def main() -> None:

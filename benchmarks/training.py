@@ -15,10 +15,10 @@ import time
 
 from nutshell.model.flops import flops_per_token
 from nutshell.model.probe import choose_attention
+from nutshell.plan.plan import make_shape
+from nutshell.plan.recipe import Recipe
 from nutshell.runtime import matmul_flops, peak_memory_bytes, start_runtime
-from nutshell.train.measure import time_training
-from nutshell.train.plan import make_shape
-from nutshell.train.recipe import Recipe
+from nutshell.train.calibrate import time_training
 
 
 def main() -> None:

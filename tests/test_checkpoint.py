@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from nutshell import checkpoint
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
+from nutshell.run.checkpoints import prune
 from nutshell.tokenizer import Tokenizer
-from nutshell.train.saving import prune
 
 SHAPE = {"depth": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "context": 16}
 
@@ -56,7 +56,7 @@ def reseal(folder, **files):
         path = folder / name.replace("_", ".")
         path.write_bytes(change(path.read_bytes()))
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": checkpoint._sha256(path)}
+        manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": checkpoint.sha256(path)}
         manifest["sha256"] = checkpoint._manifest_hash(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
@@ -215,7 +215,7 @@ def test_the_manifest_of_shards_is_not_taken_for_a_models(tmp_path):
         checkpoint.load(tmp_path / "data")
 
 
-@pytest.mark.parametrize("place", ["save_file", "_fsync", "os.replace", "tok.save"])
+@pytest.mark.parametrize("place", ["save_file", "fsync", "os.replace", "tok.save"])
 def test_a_full_disk_costs_nothing_that_was_saved(tok, tmp_path, monkeypatch, place):
     stage = tmp_path / "sft"
     save(stage, 1, tok)
@@ -223,7 +223,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(tok, tmp_path, monkeypatch, pl
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    target = {"save_file": (checkpoint, "save_file"), "_fsync": (checkpoint, "_fsync"), "os.replace": (os, "replace"),
+    target = {"save_file": (checkpoint, "save_file"), "fsync": (checkpoint, "fsync"), "os.replace": (os, "replace"),
               "tok.save": (Tokenizer, "save")}[place]  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr(*target, full)
@@ -266,7 +266,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 import torch
 from nutshell import checkpoint
-from nutshell.train.saving import prune, resumable
+from nutshell.run.checkpoints import prune, resumable
 
 torch.set_num_threads(1)
 before, stage = Path(sys.argv[1]), Path(sys.argv[1]) / "stage"

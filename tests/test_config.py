@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nutshell.config import from_dict, load_toml, parse
-from nutshell.train.recipe import Recipe
+from nutshell.plan.recipe import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

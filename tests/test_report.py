@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from nutshell.metrics import MetricsLog
-from nutshell.report import build_report
+from nutshell.report.facts import build_report
 
 PLAN = {
     "model": {"depth": 4, "width": 256, "heads": 4, "kv_heads": 4, "head_dim": 64, "context": 512, "vocab_size": 4096},

@@ -11,11 +11,11 @@ import torch
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.model.kv_cache import KVCache
+from nutshell.plan.recipe import OptimizerConfig
+from nutshell.plan.schedule import Schedule
 from nutshell.runtime import DTYPES, Runtime, peak_flops, refuse_fp8, start_runtime
-from nutshell.train.loop import MicroBatch, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
-from nutshell.train.recipe import OptimizerConfig
-from nutshell.train.schedule import Schedule
+from nutshell.train.step import MicroBatch, train_steps
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

@@ -1,3 +1,3 @@
-from nutshell.cli import main
+from nutshell.cli.main import main
 
 main()

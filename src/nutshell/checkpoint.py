@@ -17,13 +17,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nutshell.files import fsync, sha256, write_json
 from nutshell.model.build import build_model, config_from_json, config_to_json
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
@@ -47,34 +47,6 @@ class Snapshot:
     training: dict | None
     """What resuming needs, as JSON; None for a model alone."""
     tensors: dict[str, Tensor]
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # folders cannot be synced on some systems (Windows, some network mounts)
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically: the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _fsync(temporary)
-    os.replace(temporary, path)
-    _fsync(path.parent)
 
 
 def step_folder(stage_folder: Path, step: int) -> Path:
@@ -137,18 +109,18 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> Path:
             "format": 1,
             "tokenizer": snapshot.tok.fingerprint,
             "meta": snapshot.meta,
-            "files": {p.relative_to(temporary).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files},
+            "files": {p.relative_to(temporary).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files},
         }
         manifest["sha256"] = _manifest_hash(manifest)
         for p in files:
-            _fsync(p)
+            fsync(p)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        _fsync(temporary / "manifest.json")
-        _fsync(temporary)
+        fsync(temporary / "manifest.json")
+        fsync(temporary)
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
-        _fsync(folder.parent)
+        fsync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise OSError(
@@ -187,7 +159,7 @@ def verify(folder: Path) -> dict:
             problem = "is missing"
         elif path.stat().st_size != expected["bytes"]:
             problem = f"has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
-        elif _sha256(path) != expected["sha256"]:
+        elif sha256(path) != expected["sha256"]:
             problem = "has another sha256 than the manifest says"
         else:
             continue

@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from nutshell.cli import main
+from nutshell.cli.main import main
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 
@@ -42,7 +42,7 @@ def start(argv: list[str], log: str, file_bytes: int) -> int:
 
 
 # All that a command needs is imported before the first fork.
-for name in ("matplotlib.figure", "torch._dynamo", "nutshell.report", "nutshell.train.speedrun"):
+for name in ("matplotlib.figure", "torch._dynamo", "nutshell.report.facts", "nutshell.train.pipeline"):
     importlib.import_module(name)
 torch.set_num_threads(1)
 GPT(

@@ -5,7 +5,7 @@ import torch
 
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
-from nutshell.model.portable import PortableGPT
+from nutshell.model.qwen3 import PortableGPT
 
 SHAPES = [
     pytest.param({}, id="grouped queries"),

@@ -12,11 +12,11 @@ from nutshell.model import fp8
 from nutshell.model.config import ModelConfig
 from nutshell.model.fp8 import Fp8Weight, quantise, quantise_weights, use_fp8
 from nutshell.model.gpt import GPT
+from nutshell.plan.recipe import OptimizerConfig
+from nutshell.plan.schedule import Schedule
 from nutshell.runtime import Runtime
-from nutshell.train.loop import MicroBatch, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
-from nutshell.train.recipe import OptimizerConfig
-from nutshell.train.schedule import Schedule
+from nutshell.train.step import MicroBatch, train_steps
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 CONFIG = ModelConfig(vocab_size=64, depth=2, width=32, heads=2, kv_heads=1, head_dim=16, context=32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nutshell.model import loss
-from nutshell.model.kernels import relu_squared, rms_norm
+from nutshell.model.elementwise import relu_squared, rms_norm
 from nutshell.model.loss import SOFTCAP, softcap_cross_entropy, terms
 
 

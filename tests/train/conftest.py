@@ -9,7 +9,8 @@ from tiny_run import RUNTIME, quick_evaluations, recipe
 
 from nutshell import checkpoint
 from nutshell.metrics import read_metrics
-from nutshell.train.speedrun import open_run, run_stages
+from nutshell.train.pipeline import run_stages
+from nutshell.train.prepare import open_run
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from tiny_run import quick_evaluations, recipe
 
 from nutshell.runtime import start_runtime
-from nutshell.train.run import Stage
-from nutshell.train.speedrun import run_stages
+from nutshell.train.pipeline import run_stages
+from nutshell.train.stage import Stage
 
 
 def fingerprint(stage: Stage) -> torch.Tensor:

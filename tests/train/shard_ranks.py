@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
+from nutshell.plan.recipe import OptimizerConfig
+from nutshell.plan.schedule import Schedule
 from nutshell.runtime import Runtime
-from nutshell.train.distributed import Shards
-from nutshell.train.loop import MicroBatch, StepResult, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
-from nutshell.train.recipe import OptimizerConfig
-from nutshell.train.schedule import Schedule
+from nutshell.train.step import MicroBatch, StepResult, train_steps
+from nutshell.train.zero import Shards
 
 VOCAB = 67  # 67 rows divide by neither 2 nor 4 (nanochat issue 320)
 CONFIG = ModelConfig(vocab_size=VOCAB, depth=5, width=32, heads=2, kv_heads=2, head_dim=16, context=16)

@@ -12,10 +12,11 @@ from tiny_run import EVERY_STEP, RUNTIME, STEPS, at_step, kept, lines, recipe, w
 from nutshell import checkpoint
 from nutshell.data import primer
 from nutshell.data.shards import open_shards, write_shards
-from nutshell.train import saving
-from nutshell.train.run import Preempted
-from nutshell.train.saving import Writer
-from nutshell.train.speedrun import run_stages
+from nutshell.files import write_json
+from nutshell.run import checkpoints as saving
+from nutshell.run.checkpoints import Writer
+from nutshell.run.folder import Preempted
+from nutshell.train.pipeline import run_stages
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(damaged):
 
 
 def test_going_back_behind_the_best_forgets_it(damaged):
-    checkpoint.write_json(damaged / "pretrain" / "best.json", {"step": 5, "val_bpb": 0.1})
+    write_json(damaged / "pretrain" / "best.json", {"step": 5, "val_bpb": 0.1})
     run_stages(recipe(damaged, damaged_checkpoint="previous"), RUNTIME, ("pretrain",))
     assert saving.best(damaged / "pretrain")["step"] in (6, 7)
 

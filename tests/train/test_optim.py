@@ -5,8 +5,8 @@ import torch
 
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
+from nutshell.plan.recipe import OptimizerConfig
 from nutshell.train.optim import MuonAdamW, group_parameters, muon_direction, polar
-from nutshell.train.recipe import OptimizerConfig
 
 
 def model() -> GPT:

@@ -14,11 +14,12 @@ import nutshell
 from nutshell import checkpoint
 from nutshell.model.build import build_model
 from nutshell.model.flops import matrix_parameters
-from nutshell.train.describe import describe
-from nutshell.train.plan import Hardware, make_plan, make_shape
-from nutshell.train.recipe import Recipe
-from nutshell.train.run import Preempted, Stage
-from nutshell.train.speedrun import load_plan, run_stages
+from nutshell.plan.plan import Hardware, load_plan, make_plan, make_shape
+from nutshell.plan.recipe import Recipe
+from nutshell.plan.summary import describe
+from nutshell.run.folder import Preempted
+from nutshell.train.pipeline import run_stages
+from nutshell.train.stage import Stage
 
 SHAPE = {"architecture": "portable", "depth": 2, "heads": 2, "kv_heads": 1, "head_dim": 32}
 

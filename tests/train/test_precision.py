@@ -12,14 +12,15 @@ from tiny_run import RUNTIME, lines, recipe, weights
 from nutshell import checkpoint
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
+from nutshell.plan.recipe import OptimizerConfig
+from nutshell.plan.schedule import Schedule
+from nutshell.run.folder import Preempted
 from nutshell.train import precision
-from nutshell.train.loop import MOST_SKIPPED_IN_A_ROW, MicroBatch, TrainingDiverged, train_steps
 from nutshell.train.optim import MuonAdamW, group_parameters
+from nutshell.train.pipeline import run_stages
 from nutshell.train.precision import FIRST_SCALE, LossScale
-from nutshell.train.recipe import OptimizerConfig
-from nutshell.train.run import Preempted, Stage
-from nutshell.train.schedule import Schedule
-from nutshell.train.speedrun import run_stages
+from nutshell.train.stage import Stage
+from nutshell.train.step import MOST_SKIPPED_IN_A_ROW, MicroBatch, TrainingDiverged, train_steps
 
 HALF = replace(RUNTIME, dtype=torch.float16)
 

@@ -9,9 +9,10 @@ import pytest
 from tiny_run import RUNTIME, STEPS, lines, recipe
 
 from nutshell import checkpoint
-from nutshell.train.plan import for_ranks
-from nutshell.train.run import Preempted, Stage
-from nutshell.train.speedrun import load_plan, run_stages
+from nutshell.plan.plan import for_ranks, load_plan
+from nutshell.run.folder import Preempted
+from nutshell.train.pipeline import run_stages
+from nutshell.train.stage import Stage
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 

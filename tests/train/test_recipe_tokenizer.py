@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from nutshell.data.shards import write_shards
+from nutshell.plan.recipe import Recipe
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import SPECIAL_TOKENS, Tokenizer
-from nutshell.train.check import open_tokenizer
-from nutshell.train.recipe import Recipe
-from nutshell.train.speedrun import prepare_tokenizer
+from nutshell.train.prepare import open_tokenizer, prepare_tokenizer
 
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32)
 TEXTS = ["the theatre there", "a cat sat on the mat"] * 20

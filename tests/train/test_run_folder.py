@@ -8,8 +8,9 @@ import torch
 from tiny_run import RUNTIME, recipe
 
 from nutshell import checkpoint
-from nutshell.train.run import open_stage
-from nutshell.train.speedrun import STAGES, open_run, run_stages
+from nutshell.train.pipeline import STAGES, run_stages
+from nutshell.train.prepare import open_run
+from nutshell.train.stage import open_stage
 
 
 def test_a_second_job_on_the_run_folder_is_refused(opened):

@@ -12,10 +12,11 @@ import torch
 from tiny_run import EVERY_STEP, RUNTIME, STEPS, at_step, kept, lines, recipe, weights
 
 from nutshell import checkpoint
-from nutshell.train import evaluation, saving
-from nutshell.train.run import Preempted, open_stage
-from nutshell.train.saving import Writer
-from nutshell.train.speedrun import run_stages
+from nutshell.run.checkpoints import Writer
+from nutshell.run.folder import Preempted
+from nutshell.train import saving, scoring
+from nutshell.train.pipeline import run_stages
+from nutshell.train.stage import open_stage
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_no_evaluation_begins_before_the_write_is_complete(begun, monkeypatch):
     measure = pretrain.bits_per_byte
     monkeypatch.setattr(pretrain, "bits_per_byte", bpb)
     monkeypatch.setattr(checkpoint, "write_snapshot", slow)
-    monkeypatch.setattr(evaluation, "evaluate", looks)
+    monkeypatch.setattr(scoring, "evaluate", looks)
     run_stages(recipe(folder), RUNTIME, ("pretrain",))
     assert seen == [2, 4, 6, 7, 7, 7, 7]  # three validations, the last one, three tasks
 

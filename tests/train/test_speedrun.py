@@ -9,21 +9,13 @@ from tiny_run import RUNTIME, recipe
 
 from nutshell.data.shards import open_shards, write_shards
 from nutshell.metrics import MetricsLog
+from nutshell.plan.cost import Timing
+from nutshell.plan.plan import Hardware, load_plan, make_plan
+from nutshell.plan.recipe import FREE_IN_A_RUN, Recipe
+from nutshell.run.folder import Run
 from nutshell.runtime import Runtime
-from nutshell.train.check import check_recipe
-from nutshell.train.clock import Timing
-from nutshell.train.plan import Hardware, make_plan
-from nutshell.train.recipe import Recipe
-from nutshell.train.run import Run
-from nutshell.train.speedrun import (
-    FREE_IN_A_RUN,
-    fit_to_budget,
-    load_plan,
-    open_run,
-    prepare_data,
-    prepare_tokenizer,
-    run_stages,
-)
+from nutshell.train.pipeline import fit_to_budget, run_stages
+from nutshell.train.prepare import check_recipe, open_run, prepare_data, prepare_tokenizer
 
 
 def stamps(folder: Path) -> dict[str, int]:

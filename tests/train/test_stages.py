@@ -11,12 +11,13 @@ import torch
 from tiny_run import RUNTIME, STEPS, lines, recipe, weights
 
 from nutshell import checkpoint
+from nutshell.run.checkpoints import Writer
+from nutshell.run.folder import Preempted
 from nutshell.tokenizer import Tokenizer
-from nutshell.train import evaluation
-from nutshell.train.loop import TrainingDiverged
-from nutshell.train.run import Preempted, Stage
-from nutshell.train.saving import Writer
-from nutshell.train.speedrun import run_stages
+from nutshell.train import scoring
+from nutshell.train.pipeline import run_stages
+from nutshell.train.stage import Stage
+from nutshell.train.step import TrainingDiverged
 
 
 class Crash(Exception):
@@ -98,7 +99,7 @@ def test_a_finished_run_is_passed_over(finished, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     before = (folder / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr("nutshell.train.run.open_stage", None)  # would be called by any stage that begins
+    monkeypatch.setattr("nutshell.train.stage.open_stage", None)  # would be called by any stage that begins
     run_stages(recipe(folder), RUNTIME)
     assert (folder / "metrics.jsonl").read_bytes() == before
 
@@ -114,7 +115,7 @@ def test_saving_precedes_evaluation_so_that_a_crash_in_it_costs_nothing(finished
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "evaluate", crash)
+        patch.setattr(scoring, "evaluate", crash)
         with pytest.raises(MemoryError):
             run_stages(recipe(folder), RUNTIME, (stage,))
     written = (folder / last / "model.safetensors").stat().st_mtime_ns
@@ -135,7 +136,7 @@ def test_a_signal_ends_an_evaluation_at_once(finished, begun, monkeypatch):
         raise AssertionError("it went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "evaluate", slow)
+        patch.setattr(scoring, "evaluate", slow)
         with pytest.raises(Preempted, match="stopped after step 5 of sft; everything is saved"):
             run_stages(recipe(folder), RUNTIME, ("sft",))
     assert (folder / "preempted").read_text() == "sft step 5\n"
@@ -197,7 +198,7 @@ def test_divergence_names_step_data_and_the_last_good_checkpoint(begun, monkeypa
         return forward(self, *arguments) * (math.nan if len(calls) > 6 else 1)
 
     monkeypatch.setattr(GPT, "forward", spoiled)
-    monkeypatch.setattr("nutshell.train.loop.MOST_SKIPPED_IN_A_ROW", 3)
+    monkeypatch.setattr("nutshell.train.step.MOST_SKIPPED_IN_A_ROW", 3)
     with pytest.raises(TrainingDiverged) as caught:
         run_stages(recipe(folder, save_every_seconds=1e-9), RUNTIME, ("pretrain",))
     message = str(caught.value)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nutshell.train.plan import draft_plan
-from nutshell.train.recipe import Recipe
+from nutshell.plan.plan import draft_plan
+from nutshell.plan.recipe import Recipe
 from nutshell.train.traffic import checkpoint_bytes, compute_seconds, traffic
 
 

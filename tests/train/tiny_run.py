@@ -11,9 +11,9 @@ import torch
 
 from nutshell import checkpoint
 from nutshell.metrics import read_metrics
+from nutshell.plan.recipe import Recipe
 from nutshell.runtime import Runtime
-from nutshell.train.recipe import Recipe
-from nutshell.train.run import Stage
+from nutshell.train.stage import Stage
 
 STEPS = {"pretrain": 7, "midtrain": 5, "sft": 5, "rl": 5}
 CLOCKS = {"seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "rollout_seconds", "eval_seconds", "stage_seconds"}
@@ -70,7 +70,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Stage]
 def quick_evaluations() -> Iterator[None]:
     """Stages are evaluated in tests/end_to_end and tests/eval; here a score is enough."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nutshell.train.evaluation.evaluate", lambda task, model, tok, progress: score(task, model))
+        patch.setattr("nutshell.train.scoring.evaluate", lambda task, model, tok, progress: score(task, model))
         # An untrained model never earns a reward, and RL without one has no gradient.
         patch.setattr("nutshell.train.rl.GRADERS", dict.fromkeys(("sums", "letters"), lambda item, text: len(text) % 2))
         yield

@@ -20,6 +20,7 @@ import pyarrow
 import pyarrow.parquet
 
 from nutshell.data.sources import DOCUMENT_SUFFIXES, check_text_column, find_files, read_documents
+from nutshell.files import fsync, sha256, write_json
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
@@ -36,7 +37,7 @@ def prepare_shards(paths: Path | str | list[Path | str], folder: Path | str, **o
         return Path(many[0])
     folder = Path(folder)
     files = find_files(many, DOCUMENT_SUFFIXES)
-    source = {"files": [[file.name, _sha256(file)] for file in files], "options": options}
+    source = {"files": [[file.name, sha256(file)] for file in files], "options": options}
     if (folder / MANIFEST).exists():
         existing = read_manifest(folder).get("source")
         if existing == json.loads(json.dumps(source)):
@@ -92,11 +93,11 @@ def write_shards(
             "files": {**train.files, **val.files},
             "source": source,
         }
-        _write_synced(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_json(partial / MANIFEST, manifest)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
-        _sync_folder(folder.parent)
+        fsync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
@@ -261,7 +262,7 @@ def open_shards(
         for name, entry in read_manifest(folder)["files"].items():
             if not (folder / name).exists():
                 raise ValueError(f"shard {folder / name} of the manifest is missing; prepare the data again")
-            if _sha256(folder / name) != entry["sha256"]:
+            if sha256(folder / name) != entry["sha256"]:
                 raise ValueError(f"shard {folder / name} differs from its sha256 in the manifest: it is damaged")
     shards = Shards(folder, column, on_error)
     if shards.blocks("train") == 0:
@@ -288,27 +289,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return json.loads((folder / MANIFEST).read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder / MANIFEST} is not valid JSON ({error}); delete {folder} and prepare again") from None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # Windows cannot open a folder to flush it.
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from nutshell.infer.calculator import calculate
 from nutshell.infer.sampling import Sampling
-from nutshell.infer.tools import calculate
 
 Finish = Literal["stop", "length", "cancelled"]
 Kind = Literal["text", "tool", "output"]

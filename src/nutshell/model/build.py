@@ -6,9 +6,9 @@ from typing import Any
 
 from nutshell.model.config import ModelConfig
 from nutshell.model.decoder import Decoder
+from nutshell.model.elementwise import RMS_EPS
 from nutshell.model.gpt import GPT
-from nutshell.model.kernels import RMS_EPS
-from nutshell.model.portable import PortableGPT
+from nutshell.model.qwen3 import PortableGPT
 
 QWEN3_NAMES = {
     "vocab_size": "vocab_size",

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from nutshell.model.attention import Mask, causal_attention, decode_attention
 from nutshell.model.config import SMEAR_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
 from nutshell.model.decoder import Decoder
+from nutshell.model.elementwise import relu_squared, rms_norm, rotate
 from nutshell.model.fp8 import Fp8Weight
-from nutshell.model.kernels import relu_squared, rms_norm, rotate
 from nutshell.model.kv_cache import Place
 from nutshell.model.loss import SOFTCAP, softcap_cross_entropy
 

@@ -22,7 +22,7 @@ from nutshell.infer.sampling import Sampling
 from nutshell.serve.answers import Answer, EventStream, sse, wait_for_disconnect
 from nutshell.serve.api import APIError, ChatRequest, validation_error
 from nutshell.serve.guard import Guard
-from nutshell.serve.metrics import Metrics
+from nutshell.serve.prometheus import Metrics
 from nutshell.serve.worker import StoppedError, Worker
 
 log = logging.getLogger("nutshell.serve")

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from nutshell.model.build import build_model
 from nutshell.model.decoder import Decoder
-from nutshell.train.distributed import Bucket, Division, Part, Shards
+from nutshell.train.zero import Bucket, Division, Part, Shards
 
 
 def shard_weights(model: Decoder, device: torch.device) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from nutshell.train.distributed import Part, Shards
-from nutshell.train.recipe import OptimizerConfig
+from nutshell.plan.recipe import OptimizerConfig
+from nutshell.train.zero import Part, Shards
 
 # Five quintic iterations of Polar Express, computed for safety 2e-2 and cushion 2 (table of arXiv 2505.16932).
 POLAR_EXPRESS = (

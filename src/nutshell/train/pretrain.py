@@ -9,9 +9,10 @@ import torch
 from nutshell.data.loader import PretrainLoader
 from nutshell.data.shards import open_shards
 from nutshell.eval.bpb import bits_per_byte
-from nutshell.train.clock import VALIDATION_TOKENS, VALIDATIONS
-from nutshell.train.evaluation import evaluate_stage
-from nutshell.train.run import Run, open_stage
+from nutshell.plan.cost import VALIDATION_TOKENS, VALIDATIONS
+from nutshell.run.folder import Run
+from nutshell.train.scoring import evaluate_stage
+from nutshell.train.stage import open_stage
 
 
 def pretrain(run: Run) -> None:

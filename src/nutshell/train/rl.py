@@ -16,10 +16,11 @@ from nutshell.infer.conversation import fit_conversation
 from nutshell.infer.engine import Engine
 from nutshell.infer.request import Completion
 from nutshell.infer.sampling import Sampling
+from nutshell.run.folder import Run
 from nutshell.tasks.primer import GRADERS, rl_items
-from nutshell.train.evaluation import evaluate_stage
-from nutshell.train.loop import MicroBatch
-from nutshell.train.run import Run, open_stage
+from nutshell.train.scoring import evaluate_stage
+from nutshell.train.stage import open_stage
+from nutshell.train.step import MicroBatch
 
 
 def advantages(rewards: list[list[float]]) -> list[list[float]]:

@@ -1,0 +1,74 @@
+"""How long everything takes that a budget pays for: arithmetic on what was measured of a machine, or is assumed of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nutshell.plan.recipe import Recipe, RLConfig
+
+VALIDATION_TOKENS = 65_536
+VALIDATIONS = 4
+"""During pretraining, the last one at its end."""
+RESERVE = 0.05
+"""Share of a budget for opening the stages, the report and what neighbours on the machine cost."""
+SAVING_BYTES_PER_SECOND = 5e8
+"""Hashing, writing and syncing a checkpoint (two CPU cores and their disk: 56 MB in 0.08 s)."""
+COPYING_BYTES_PER_SECOND = 5e9
+"""What training itself waits for when a checkpoint is due: a thread writes it."""
+EVALUATION_ROWS = 64  # replies at once (eval/chat.py)
+ANSWER_SHARE = 0.35
+"""How long answers are on average, of the longest: 25 to 39 tokens of 96 in the runs of docs/experiments.md."""
+LONGEST_REPLY = 128  # tokens, of a base model: it has not learned to end
+REPLY = 34  # tokens, from midtraining on
+CHOICE_TOKENS, PROMPT_TOKENS = 100, 40
+"""Read for an item of the primer: four options with their question; a question to answer."""
+FILE_CHOICE_TOKENS, FILE_PROMPT_TOKENS = 300, 90
+"""The same for ARC-Easy and GSM8K, where --eval-data names them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What one depth takes on a machine."""
+
+    tokens_per_second: float
+    """Training, all ranks together."""
+    decode_seconds: float = 0.0
+    """One decoding step of all rows of an RL batch."""
+    reply_seconds: float = 0.0
+    """One decoding step of the rows of an evaluation; 0: as that of RL, by the number of rows."""
+    forward_tokens_per_second: float = 0.0
+    """Reading without learning, one rank; 0: three times training."""
+    startup_seconds: float = 0.0
+    """What the first step of a stage takes longer than the others (compilation)."""
+
+
+def rl_step_seconds(rl: RLConfig, timing: Timing) -> float:
+    """One RL step: decoding all answers, of `ANSWER_SHARE` of the longest length on average, then one update on them.
+
+    Answers that have ended leave the batch, so a step with fewer rows takes less.
+    """
+    length = ANSWER_SHARE * rl.max_tokens
+    return timing.decode_seconds * length + rl.prompts * rl.samples * length / timing.tokens_per_second
+
+
+def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: int = 1) -> float:
+    """What a stage spends on scoring: the tasks after it, and pretraining's validations. Tasks run on one rank."""
+    rl, items = recipe.stages.rl, recipe.eval_items
+    forward = timing.forward_tokens_per_second or 3 * timing.tokens_per_second / world_size
+    step = timing.reply_seconds or timing.decode_seconds * EVALUATION_ROWS / (rl.prompts * rl.samples)
+    reply = LONGEST_REPLY if stage == "pretrain" else REPLY
+    replies, read = 2 * items * reply, items * (CHOICE_TOKENS + 2 * PROMPT_TOKENS)  # facts; sums and letters
+    if recipe.eval_data:
+        replies, read = replies + items * LONGEST_REPLY, read + items * (FILE_CHOICE_TOKENS + FILE_PROMPT_TOKENS)
+    seconds = replies / EVALUATION_ROWS * step + read / forward
+    return seconds + (VALIDATIONS * VALIDATION_TOKENS / (forward * world_size) if stage == "pretrain" else 0.0)
+
+
+def saving_seconds(parameters: int, stage: str) -> float:
+    """Checkpoints that a stage waits for, since it scores what is saved: fp32 weights and at most two numbers of state each."""
+    return 12 * parameters / SAVING_BYTES_PER_SECOND * (VALIDATIONS if stage == "pretrain" else 1)
+
+
+def saving_share(recipe: Recipe, parameters: int) -> float:
+    """How much longer training takes for the checkpoints that it does not wait for."""
+    return min(1.0, 12 * parameters / COPYING_BYTES_PER_SECOND / recipe.save_every_seconds)

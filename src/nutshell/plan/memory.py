@@ -1,0 +1,142 @@
+"""How much memory a training step takes, part by part, and how many rows fit: arithmetic on the shape, nothing is run.
+
+On CPU the activations are those that the hand-written gradients save; tests compare them with what autograd really holds. On a
+GPU it is an estimate: which intermediates a compiled step keeps is the compiler's choice. What is counted there, 14 widths a
+layer, agrees with a public figure: nanochat's depth 32 on cards of 80 GB takes 8 rows of 2048 tokens, not 16 (its run1000.sh).
+
+`shard` is the recipe's: what the ranks divide, the optimizer's state alone or the weights and gradients too (FSDP2).
+"""
+
+from __future__ import annotations
+
+from nutshell.model.config import SMEAR_CHANNELS, ModelConfig
+from nutshell.model.flops import parameters_by_group
+from nutshell.plan.hardware import GIB, VISIBLE
+
+CARDS_GIB = (8, 12, 24, 80)
+"""Sizes of cards that a plan tells the fitting rows of."""
+MOST_ROWS = 4096
+GPU_CONTEXT_BYTES = 1.2e9  # driver, kernels, workspaces of cuBLAS, buffers of NCCL
+FRAGMENTATION = 0.05  # of what is allocated
+QUERY_BLOCK = 256  # of attention in blocks (model/attention.py)
+
+
+def state_bytes(model: ModelConfig, ranks: int = 1, shard: str = "state") -> dict[str, int]:
+    """fp32 weights, fp32 gradients and the optimizer's state, as far as a rank holds them.
+
+    AdamW keeps two numbers for a parameter, Muon one for each and one for each row or column of the shorter side's length.
+    """
+    groups = parameters_by_group(model)
+    total = sum(groups.values())
+    muon = groups["attention"] + groups["mlp"]
+    narrow = model.depth * (4 * min(model.width, model.heads * model.head_dim) + 2 * model.width)
+    held = 4 * total // (ranks if shard == "weights" else 1)
+    return {
+        "weights": held,
+        "gradients": held,
+        "optimizer": (8 * (total - muon) + 4 * (muon + narrow)) // ranks,
+    }
+
+
+def muon_bytes(model: ModelConfig, ranks: int = 1) -> int:
+    """Most that a step of Muon holds besides its state: four fp32 copies of the largest group of equal matrices."""
+    groups = parameters_by_group(model)
+    return 16 * max(groups["attention"], groups["mlp"] // 2) // ranks
+
+
+def gathered_bytes(model: ModelConfig, *, dtype: str) -> int:
+    """Most that a rank holds of weights that lie divided: the head and its gradient until the backward pass ends, and twice a
+    block's or an embedding's weights and gradients: those in use, and those that are fetched or sent meanwhile."""
+    groups, size = parameters_by_group(model), 4 if dtype == "float32" else 2
+    embedding = 4 * model.vocab_size * model.width
+    block = size * (groups["attention"] + groups["mlp"]) // model.depth
+    return 2 * embedding + 4 * max(block, embedding)
+
+
+def activation_bytes(model: ModelConfig, *, dtype: str, gpu: bool, shard: str = "state") -> tuple[int, int]:
+    """(bytes for each row, bytes whatever the rows) that the forward pass keeps for the backward pass, without the loss."""
+    C, A, KV = model.width, model.heads * model.head_dim, model.kv_heads * model.head_dim
+    T, size = model.context, 4 if dtype == "float32" else 2
+    groups = parameters_by_group(model)
+    mlp = groups["mlp"] / (model.depth * C)  # channels of all its matrices together
+    weighted = "norms" in groups  # SwiGLU and weighted norms keep more, and there are no residual scales
+    elements = 0.0  # of one token
+    for layer, window in enumerate(model.windows()):
+        if gpu:
+            # Residual twice, norms twice (C each); queries and keys before and after rotation and norm; values; output; MLP's 4C.
+            elements += 4 * C + 2 * (A + KV) + KV + A + mlp * (2 / 3 if weighted else 1 / 2)
+        else:
+            seen, pairs = _blocks(T, window)
+            # Residual, two norms; queries and keys; scaled queries; keys and values of each block; output; MLP.
+            elements += (4 if weighted else 3) * C + (A + KV) + A + 2 * A * seen + A + mlp * (4 / 3 if weighted else 1)
+            elements += model.heads * pairs + model.heads + 2 * model.kv_heads + 2  # softmax; inverse norms
+        if "value embeddings" in groups and model.has_value_embedding(layer):
+            elements += KV + 2 * model.kv_heads
+    elements += 4 * C + SMEAR_CHANNELS  # embedding and its norm, smear, x0, backout's last norm
+    # Copies of the block matrices in the compute dtype. In fp32, and of gathered weights, only queries and keys are copied.
+    copies = groups["attention"] + groups["mlp"] if size == 2 and shard != "weights" else model.depth * C * (A + KV)
+    return int(elements * size * T), copies * size
+
+
+def _blocks(T: int, window: int) -> tuple[float, float]:
+    """(keys copied, pairs scored) for each token by attention in blocks of queries."""
+    block = min(QUERY_BLOCK, window, T)
+    keys = pairs = 0
+    for start in range(0, T, block):
+        end = min(start + block, T)
+        first = max(0, start - window + 1)
+        keys += end - first
+        pairs += (end - start) * (end - first)
+    return keys / T, pairs / T
+
+
+def loss_bytes(model: ModelConfig, rows: int, *, dtype: str, gpu: bool) -> int:
+    """The head's copy and gradient, the gradient of the hidden states, and a chunk of logits (model/loss.py)."""
+    C, V, size, tokens = model.width, model.vocab_size, 4 if dtype == "float32" else 2, rows * model.context
+    chunk = min(tokens, 8192 if gpu else max(128, 2**20 // V))
+    copy = 0 if size == 4 else V * C * size
+    return 4 * V * C + copy + tokens * C * size + chunk * V * (3 * 4 + size)
+
+
+def memory_by_part(
+    model: ModelConfig, rows: int, *, dtype: str, gpu: bool, ranks: int = 1, shard: str = "state"
+) -> dict[str, int]:
+    """Bytes of each part of one rank's step with micro-batches of `rows`; the sum is the most it holds at once.
+
+    "muon" is what an optimizer step needs beyond the activations, which are gone by then.
+    """
+    shard = shard if ranks > 1 else "state"
+    each, fixed = activation_bytes(model, dtype=dtype, gpu=gpu, shard=shard)
+    parts = {
+        **state_bytes(model, ranks, shard),
+        "activations": rows * each + fixed,
+        "loss": loss_bytes(model, rows, dtype=dtype, gpu=gpu),
+    }
+    if shard == "weights":
+        parts["gathered"] = gathered_bytes(model, dtype=dtype)
+    parts["muon"] = max(0, muon_bytes(model, ranks) - parts["activations"] - parts["loss"])
+    if gpu:
+        parts["overhead"] = int(GPU_CONTEXT_BYTES + FRAGMENTATION * sum(parts.values()))
+    return parts
+
+
+def fitting_rows(model: ModelConfig, memory_bytes: float, *, dtype: str, gpu: bool, ranks: int = 1, shard: str = "state") -> int:
+    """Most rows a micro-batch may have in so much memory; 0 where not even one fits."""
+
+    def fits(rows: int) -> bool:
+        return sum(memory_by_part(model, rows, dtype=dtype, gpu=gpu, ranks=ranks, shard=shard).values()) <= memory_bytes
+
+    low, high = 0, MOST_ROWS  # fits(low), not known of high
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def fitting_cards(model: ModelConfig, *, dtype: str, ranks: int = 1, shard: str = "state") -> dict[str, int]:
+    """Rows that fit GPUs of the common sizes."""
+
+    def rows(size: int) -> int:
+        return fitting_rows(model, size * GIB * VISIBLE, dtype=dtype, gpu=True, ranks=ranks, shard=shard)
+
+    return {f"{size} GB": rows(size) for size in CARDS_GIB}

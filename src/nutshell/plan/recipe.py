@@ -1,0 +1,302 @@
+"""A recipe is data: everything a user may set before a run. The plan turns it into numbers of steps.
+
+Nothing here needs torch, so that `nutshell VERB --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nutshell.model.config import ARCHITECTURES
+from nutshell.plan.hardware import parse_machine
+from nutshell.plan.schedule import Schedule
+
+PRIMER = "primer"
+SHORTEST_CONTEXT = 16  # a question and the beginning of an answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Learning rates at width 768 and 2^19 tokens a step; the plan scales them (see `scaled_optimizer`)."""
+
+    matrix_lr: float = 0.02
+    """Muon, all block matrices and gates."""
+    head_lr: float = 0.008
+    """AdamW, the output head."""
+    embedding_lr: float = 0.3
+    """AdamW, the token embedding."""
+    value_embedding_lr: float = 0.15
+    """AdamW, the value embeddings."""
+    residual_lr: float = 0.005
+    """AdamW, the residual scale of each layer (r)."""
+    x0_lr: float = 0.5
+    """AdamW, how much of the embedding each layer adds (a)."""
+    smear_lr: float = 0.2
+    """AdamW, smear and backout."""
+    norm_lr: float = 0.1
+    """AdamW, the norm weights of portable."""
+    weight_decay: float = 0.28
+    """Muon's cautious decay at 2^19 tokens a step; the plan scales it too."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; accepted: a finite number of at least 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One training stage."""
+
+    share: float = 0.0
+    """Share of the budget's training time this stage gets."""
+    steps: int = 0
+    """Optimizer steps; 0 lets the plan decide."""
+    lr_scale: float = 1.0
+    """Peak learning rates as a share of pretraining's."""
+    primer_share: float = 0.0
+    """Share of primer conversations where --sft names a file (midtrain and sft)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share is {self.share}; accepted: 0 to 1.")
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}; accepted: 0 (the plan decides) or more.")
+        if not 0 <= self.lr_scale < float("inf"):
+            raise ValueError(f"lr_scale is {self.lr_scale}; accepted: a finite number of at least 0.")
+        if not 0 <= self.primer_share <= 1:
+            raise ValueError(f"primer_share is {self.primer_share}; accepted: 0 to 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig(StageConfig):
+    """Reinforcement learning: GRPO-style, on-policy, rewards that can be checked."""
+
+    prompts: int = 16
+    """Problems a step."""
+    samples: int = 8
+    """Answers drawn for each problem."""
+    max_tokens: int = 96
+    """Longest answer."""
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompts < 1 or self.samples < 2:
+            raise ValueError(f"rl has prompts {self.prompts} and samples {self.samples}; accepted: at least 1 and at least 2.")
+        if self.max_tokens < 1 or not 0 < self.temperature < float("inf"):
+            raise ValueError(
+                f"rl has max_tokens {self.max_tokens} and temperature {self.temperature}; accepted: at least 1 and above 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    pretrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.45))
+    midtrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.25, lr_scale=0.7, primer_share=0.5))
+    sft: StageConfig = field(default_factory=lambda: StageConfig(share=0.20, lr_scale=0.5, primer_share=0.2))
+    rl: RLConfig = field(default_factory=lambda: RLConfig(share=0.10, lr_scale=0.1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All settings of a run. Zero or empty means: the plan decides."""
+
+    out: str = "runs/default"
+    """Run folder; going on in it continues the run."""
+    data: str = PRIMER
+    """Text for pretraining: a .txt, .jsonl, .parquet or .md file, a folder of them, or `primer`, the embedded schoolbook."""
+    sft: str = PRIMER
+    """Conversations for fine-tuning: a .jsonl file or folder with `messages`, or `primer`."""
+    budget: str = ""
+    """For everything: 90s, 8min, 2h, or 100usd at the machine's price. The plan then fits model and horizon to the machine."""
+    depth: int = 0
+    """The one dial: transformer blocks. Width, heads, batch, rates and horizon follow."""
+    params: str = ""
+    """In place of a depth: the depth whose model is nearest to so many parameters in all (30M, 1.5B)."""
+    gpu: str = ""
+    """Machine to plan for in place of this one, such as 8xH100 or RTX4090: only `nutshell plan` looks at it, and nothing runs."""
+    width: int = 0
+    """Channels (default 64 per layer, rounded to whole heads)."""
+    heads: int = 0
+    """Query heads (default width / head_dim)."""
+    kv_heads: int = 0
+    """Key/value heads (default as many as heads)."""
+    head_dim: int = 0
+    """Channels per head (default 64 up to width 512, else 128)."""
+    context: int = 0
+    """Longest row in tokens (default 512 up to depth 8, else 2048)."""
+    window_pattern: str = ""
+    """Attention windows tiled over the layers: S a quarter of the context, L all of it (default SSSL; portable has only L)."""
+    architecture: str = "speed"
+    """speed is made to learn fast; portable is Qwen3's, whose checkpoints transformers opens."""
+    tied: bool = False
+    """The output head is the embedding (portable only)."""
+    vocab_size: int = 0
+    """Tokens of the tokenizer, the 9 special ones included (default by depth: 4096 to 32768)."""
+    tokenizer: str = ""
+    """A tokenizer to use in place of a trained one: its folder, a tokenizer.json, or a rank file such as gpt2.tiktoken.
+    The special tokens of chats are added where they are missing."""
+    tokens_per_step: int = 0
+    """Tokens in one optimizer step (default from the horizon)."""
+    rows: int = 0
+    """Rows one device takes at once (default: as many as a step needs, at most 32)."""
+    tokens_per_parameter: float = 12.0
+    """Horizon of pretraining: training tokens per matrix parameter."""
+    primer_characters: int = 12_000_000
+    """Size of the primer text."""
+    seed: int = 42
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    dtype: str = "auto"
+    """auto, float32, bfloat16 or float16 for matrix products; float16 scales the loss."""
+    fp8: bool = False
+    """Matrix products of the blocks in 8 bits while training (Ada, Hopper or Blackwell GPUs)."""
+    threads: int = 0
+    """CPU threads; 0 takes all."""
+    shard: str = "state"
+    """What several ranks divide among them: `state`, the optimizer's, or `weights` too, for a model that does not fit one GPU."""
+    save_every_seconds: float = 30.0
+    """A checkpoint at least this often; later where the disk is still busy with the last one."""
+    keep_checkpoints: int = 2
+    """Keep this many checkpoints of each stage, and pretraining's best by validation bits per byte besides (best.json names
+    it). The newest two can be resumed, older ones keep their weights only."""
+    damaged_checkpoint: Literal["stop", "previous"] = "stop"
+    """Where the newest checkpoint is damaged: stop and name the file, or go on from the previous one."""
+    damaged_shards: Literal["stop", "skip"] = "stop"
+    """Where a shard of the training text is damaged or empty: stop and name it, or skip what cannot be read, with a note."""
+    usd_per_hour: float = 0.0
+    """Price of the machine, for costs and budgets in dollars (default with --gpu: that machine's, see train/machines.py)."""
+    mfu: float = 0.0
+    """With --gpu, the share of the peak that training is assumed to keep (default: that machine's)."""
+    scaling: str = ""
+    """The scaling.json of `nutshell scaling` that the expected bits per byte come from (default: the packaged one)."""
+    eval_items: int = 200
+    """Held-out items of each task after each stage."""
+    eval_data: str = ""
+    """Folder with arc/ and gsm8k/ for their benchmarks; empty leaves them out."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: Schedule = field(default_factory=Schedule)
+    stages: Stages = field(default_factory=Stages)
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture is {self.architecture!r}; accepted: {', '.join(ARCHITECTURES)}.")
+        if self.architecture == "speed" and self.tied:
+            raise ValueError("tied is for --architecture portable; speed's embedding and head are apart. Leave out --tied.")
+        if self.architecture == "portable" and self.window_pattern not in ("", "L"):
+            raise ValueError(f"window_pattern is {self.window_pattern!r}; portable has no windows. Leave out --window-pattern.")
+        limits = {
+            "depth": 256,
+            "width": 65536,
+            "heads": 1024,
+            "kv_heads": 1024,
+            "head_dim": 1024,
+            "context": 1 << 20,
+            "rows": 4096,
+        }
+        for name, top in limits.items():
+            if not 0 <= getattr(self, name) <= top:
+                raise ValueError(f"{name} is {getattr(self, name)}; accepted: 0 (the plan decides) to {top}.")
+        for name in ("seed", "tokens_per_step"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 0.")
+        if self.shard not in ("state", "weights"):
+            raise ValueError(f"shard is {self.shard!r}; accepted: state (the optimizer's) or weights (those too).")
+        if self.fp8 and self.shard == "weights":
+            raise ValueError("--fp8 does not go with --shard weights: fp8 weights are quantised whole. Leave one of the two out.")
+        if 0 < self.context < SHORTEST_CONTEXT:
+            raise ValueError(f"context is {self.context}; accepted: at least {SHORTEST_CONTEXT} (0: the plan decides).")
+        if self.vocab_size and self.vocab_size < 256 + 9:
+            raise ValueError(f"vocab_size is {self.vocab_size}; accepted: at least 265 (256 bytes and 9 special tokens).")
+        if self.eval_items < 1:
+            raise ValueError(f"eval_items is {self.eval_items}; accepted: at least 1.")
+        if self.primer_characters < 10_000:
+            raise ValueError(f"primer_characters is {self.primer_characters}; accepted: at least 10000.")
+        if not 0 < self.tokens_per_parameter < float("inf"):
+            raise ValueError(f"tokens_per_parameter is {self.tokens_per_parameter}; accepted: a number above 0.")
+        if self.keep_checkpoints < 1:
+            raise ValueError(f"keep_checkpoints is {self.keep_checkpoints}; accepted: at least 1.")
+        for name, choices in (("damaged_checkpoint", ("stop", "previous")), ("damaged_shards", ("stop", "skip"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(choices)}.")
+        if not self.save_every_seconds > 0 or not self.usd_per_hour >= 0:
+            raise ValueError("save_every_seconds must be above 0 and usd_per_hour at least 0.")
+        if not 0 <= self.mfu <= 1:
+            raise ValueError(f"mfu is {self.mfu}; accepted: 0 (that of the machine) to 1.")
+        if self.params and self.depth:
+            raise ValueError(
+                f"params is {self.params!r} and depth {self.depth}: both choose the depth. Leave out one of the two."
+            )
+        if self.params:
+            quantity(self.params, "params")
+        if self.gpu:
+            parse_machine(self.gpu)
+        self.budget_seconds()
+
+    def price(self) -> float:
+        """Dollars an hour; 0 where unknown."""
+        return self.usd_per_hour or (parse_machine(self.gpu).usd_per_hour if self.gpu else 0.0)
+
+    def budget_seconds(self) -> float:
+        """The budget in seconds; 0 without one."""
+        return seconds(self.budget, self.price())
+
+
+FREE_IN_A_RUN = (
+    "out", "shard", "save_every_seconds", "keep_checkpoints", "damaged_checkpoint", "damaged_shards", "usd_per_hour", "budget",
+)  # fmt: skip
+"""Settings that may differ from the plan of a run that goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Recipe):
+    """What `nutshell scaling` may be told besides the settings of a run."""
+
+    out: str = "runs/scaling"
+    """Folder of the sweep; going on in it continues the sweep."""
+    depths: tuple[int, ...] = (1, 2, 3)
+    """Depths to train."""
+    horizons: tuple[str, ...] = ()
+    """Training tokens to train each depth on, such as 500k 1M 2M (default: what a budget allows, its half and its quarter)."""
+    refresh: bool = True
+    """Make the fit the one that `nutshell plan` uses (the one before is kept in the sweep's folder)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for value in (*self.depths, *(quantity(h, "horizons") for h in self.horizons)):
+            if value < 1:
+                raise ValueError(f"depths {self.depths} and horizons {self.horizons}: accepted are numbers of at least 1.")
+        if len(set(self.depths)) < 2 or (self.horizons and len({quantity(h) for h in self.horizons}) < 2):
+            raise ValueError(
+                "a fit needs at least two depths and two horizons, for example --depths 1 2 3 --horizons 500k 1M 2M."
+            )
+        if self.depth or self.params:
+            raise ValueError("a sweep takes its depths from --depths; leave out --depth and --params.")
+        if not self.budget and not self.horizons:
+            raise ValueError("neither budget nor horizons are given. Use --budget 20min, or --horizons 500k 1M 2M.")
+
+
+def seconds(budget: str, usd_per_hour: float = 0.0) -> float:
+    """'90s', '8min', '2h', or '100usd' at a price, in seconds; '' is 0 (no budget). ValueError for anything else."""
+    if not budget:
+        return 0.0
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|usd)\s*", budget)
+    if match and match[2] == "usd" and not usd_per_hour:
+        raise ValueError(
+            f"budget is {budget!r}, and the price of the machine is unknown: give --usd-per-hour 24, or --gpu 8xH100."
+        )
+    factors = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "usd": 3600 / (usd_per_hour or 1)}
+    if not match or float(match[1]) * factors[match[2]] < 10:
+        raise ValueError(f"budget is {budget!r}; accepted: at least 10s, written like 90s, 8min or 2h, or 100usd.")
+    return float(match[1]) * factors[match[2]]
+
+
+def quantity(text: str, name: str = "quantity") -> float:
+    """'500k', '124M', '1.5B' or plain digits as a number; ValueError for anything else, with the setting's name."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMB]?)\s*", text)
+    if not match or not float(match[1]):
+        raise ValueError(f"{name} is {text!r}; accepted: a number above 0, written like 500k, 124M or 1.5B.")
+    return float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]]

@@ -1,0 +1,180 @@
+"""Turns ``plan.json`` and ``metrics.jsonl`` of a run into ``report.json``, ``report.md`` and plots. Runs that are not finished,
+or have some stages only, get a report of what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from nutshell.metrics import read_metrics, seconds_by_stage
+from nutshell.report.page import ordered, write_page
+from nutshell.report.plots import draw_all, smoothed
+
+
+def build_report(
+    run_folder: Path | str, usd_per_hour: float | None = None, environment: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Writes ``report.json``, ``report.md`` and ``report/*.png`` into the run folder and returns what is in report.json.
+
+    ``usd_per_hour`` is the price of the machine (default: the plan's recipe has it, or no costs). ``environment`` replaces
+    what `gather_environment` finds. Raises ValueError if the folder is no run or holds no metrics yet.
+    """
+    folder = Path(run_folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give a run folder, such as runs/demo")
+    lines = read_metrics(folder)
+    if not lines:
+        raise ValueError(f"{folder} has no metrics.jsonl with any line; give a run folder in which a stage has begun")
+    plan = _read_plan(folder / "plan.json")
+    if usd_per_hour is None:
+        usd_per_hour = (plan.get("recipe") or {}).get("usd_per_hour") or None
+    report = summarise(lines, plan, environment or gather_environment(), usd_per_hour)
+    steps = steps_by_stage(lines)
+    table = metric_table(report)
+    plots = draw_all(folder / "report", steps, [line for line in lines if "eval" in line], table)
+    _write(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    _write(folder / "report.md", write_page(folder.resolve().name, report, table, plots, lines))
+    return report
+
+
+def summarise(
+    lines: list[dict[str, Any]], plan: dict[str, Any], environment: dict[str, Any], usd_per_hour: float | None
+) -> dict[str, Any]:
+    """What report.json holds: plan, environment, seconds, usd, the last evaluation of each metric by stage (``stages``), and
+    beside these ``training`` (speed and losses), ``baselines`` and ``targets``."""
+    stages: dict[str, dict[str, float | None]] = {}
+    baselines: dict[str, float] = {}
+    goals: dict[str, dict[str, float]] = {}
+    for line in lines:
+        if "eval" in line:
+            stages.setdefault(line["stage"], {}).update(line["eval"])
+            baselines.update(line.get("baselines") or {})
+            goals.setdefault(line["stage"], {}).update(line.get("targets") or {})
+    targets = {
+        stage: {name: _verdict(name, stages[stage].get(name), goal) for name, goal in wanted.items()}
+        for stage, wanted in goals.items()
+        if wanted
+    }
+    seconds = seconds_by_stage(lines)
+    usd = {} if usd_per_hour is None else {stage: round(s / 3600 * usd_per_hour, 4) for stage, s in seconds.items()}
+    training = {stage: _training(records) for stage, records in steps_by_stage(lines).items()}
+    return {
+        "plan": plan,
+        "environment": environment,
+        "seconds": seconds,
+        "usd": usd,
+        "stages": stages,
+        "training": training,
+        "baselines": baselines,
+        "targets": targets,
+    }
+
+
+def steps_by_stage(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The records of steps, in the order of the stages."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if "loss" in line or "reward" in line:
+            found.setdefault(line["stage"], []).append(line)
+    return {stage: sorted(found[stage], key=lambda record: record["step"]) for stage in ordered(found)}
+
+
+def metric_table(report: dict[str, Any]) -> dict[str, Any]:
+    """``metrics`` as {metric: {stage: value}}, with ``baselines`` and one target for each metric."""
+    metrics: dict[str, dict[str, float | None]] = {}
+    for stage in ordered(report["stages"]):
+        for name, value in report["stages"][stage].items():
+            metrics.setdefault(name, {})[stage] = value
+    targets = {name: verdict["target"] for wanted in report["targets"].values() for name, verdict in wanted.items()}
+    return {"metrics": metrics, "baselines": report["baselines"], "targets": targets}
+
+
+def gather_environment() -> dict[str, Any]:
+    """Versions and hardware of this machine; what cannot be found out is None."""
+    import torch
+
+    memory = None
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gib": memory,
+        "gpus": gpus,
+        "git_commit": _git_commit(),
+    }
+
+
+def _cpu_model() -> str | None:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or None
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _lower_is_better(metric: str) -> bool:
+    return any(word in metric for word in ("bpb", "loss", "perplexity"))
+
+
+def _verdict(name: str, value: float | None, target: float) -> dict[str, Any]:
+    margin = None if value is None else (target - value if _lower_is_better(name) else value - target)
+    return {"target": target, "value": value, "met": margin is not None and margin >= 0, "margin": margin}
+
+
+def _training(records: list[dict[str, Any]]) -> dict[str, Any]:
+    def median(field: str) -> float | None:
+        # The first steps pay for warming up.
+        values = [record[field] for record in records[min(3, len(records) - 1) :] if record.get(field) is not None]
+        return statistics.median(values) if values else None
+
+    def most(field: str) -> float | None:
+        return max((record[field] for record in records if record.get(field) is not None), default=None)
+
+    losses = [record.get("loss") for record in records]
+    return {
+        "steps": records[-1]["step"],
+        "tokens": sum(record.get("tokens") or 0 for record in records),
+        "first_loss": losses[0],
+        "last_loss": smoothed(losses)[-1],
+        "tokens_per_second": median("tokens_per_second"),
+        "mfu": median("mfu"),
+        "peak_memory_bytes": most("peak_memory_bytes"),
+        "skipped_steps": sum(bool(record.get("skipped")) for record in records),
+        **({"last_reward": smoothed([r.get("reward") for r in records])[-1]} if "reward" in records[-1] else {}),
+        **{f: median(f) for f in ("gpu_utilisation", "gpu_memory_gib", "gpu_power_watts") if median(f) is not None},
+    }
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it or delete it to get a report without the plan") from None
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)

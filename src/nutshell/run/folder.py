@@ -1,0 +1,52 @@
+"""A run folder: its plan, tokenizer, log, checkpoints and the signals that end it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nutshell import checkpoint
+from nutshell.metrics import MetricsLog
+from nutshell.plan.plan import Plan
+from nutshell.run.checkpoints import Writer
+from nutshell.runtime import Runtime
+from nutshell.tokenizer import Tokenizer
+
+
+class Preempted(Exception):
+    """SIGTERM or Ctrl-C: the state is saved, the same command goes on."""
+
+
+@dataclass
+class Run:
+    """Everything a stage needs; one object made by the verb and passed in."""
+
+    folder: Path
+    data: Path
+    """Folder of train and val shards: the run's own, or the user's where --data names shards."""
+    plan: Plan
+    runtime: Runtime
+    tok: Tokenizer
+    log: MetricsLog
+    stop: list[int] = field(default_factory=list)
+    """Signals received; the next step boundary saves and leaves."""
+    writer: Writer = field(default_factory=Writer)
+    """Puts checkpoints on the disk while training goes on."""
+
+    def stage_folder(self, stage: str) -> Path:
+        return self.folder / stage
+
+    def finished(self, stage: str) -> bool:
+        """All steps of the stage are done and evaluated."""
+        newest = checkpoint.latest(self.stage_folder(stage)) if self.stage_folder(stage).is_dir() else None
+        manifest = checkpoint.read_manifest(newest) if newest else None
+        done = manifest is not None and manifest["meta"].get("step") == self.plan.stages[stage].steps
+        return done and self.log.has_evaluation(stage, self.plan.stages[stage].steps)
+
+
+def plan_hash(plan: Plan) -> str:
+    """sha256 of what decides the weights: the plan without where and how it runs."""
+    decided = {key: value for key, value in plan.to_dict().items() if key not in ("recipe", "hardware", "rows", "accumulation")}
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()

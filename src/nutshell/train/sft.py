@@ -1,0 +1,50 @@
+"""Midtraining and supervised fine-tuning: conversations, loss on what the assistant says."""
+
+from __future__ import annotations
+
+from nutshell.data import primer
+from nutshell.data.loader import ConversationLoader
+from nutshell.data.sources import read_conversations
+from nutshell.plan.recipe import PRIMER
+from nutshell.run.folder import Run
+from nutshell.tokenizer.chat import parse_messages, render
+from nutshell.train.scoring import evaluate_stage
+from nutshell.train.stage import open_stage
+
+CONVERSATION_TOKENS = 60  # a primer conversation is at least about this long; the plan's tokens never see one twice
+SUBSTITUTIONS = {"name": "Nutshell", "author": "the person who trained me"}
+
+
+def conversations_for(run: Run, stage: str) -> list[dict]:
+    """The user's conversations and the primer's share of them, or the primer's alone."""
+    recipe = run.plan.recipe
+    plan = run.plan.stages[stage]
+    seed = recipe.seed + {"midtrain": 1, "sft": 2}[stage]
+    wanted = min(200_000, plan.steps * plan.tokens_per_step // CONVERSATION_TOKENS + 1)
+    if recipe.sft == PRIMER:
+        return list(primer.conversations(seed, wanted))
+    own = read_conversations(recipe.sft, check=parse_messages, substitutions=SUBSTITUTIONS)
+    share = getattr(recipe.stages, stage).primer_share
+    count = min(wanted, int(len(own) * share / (1 - share)) if share < 1 else wanted)
+    return own + list(primer.conversations(seed, count))
+
+
+def tune(run: Run, name: str) -> None:
+    """Run stage `name` ("midtrain" or "sft") to its last step, or go on where its newest checkpoint stands."""
+    if run.finished(name):
+        return
+    plan, runtime = run.plan, run.runtime
+    stage = open_stage(run, name)
+    loader = ConversationLoader(
+        conversations_for(run, name), lambda c: render(c["messages"], run.tok, plan.row_tokens + 1), run.tok.bos_id, plan.rows,
+        plan.row_tokens + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
+    )  # fmt: skip
+    if stage.loader_state:
+        loader.load_state_dict(stage.loader_state)
+
+    with loader:
+        steps = stage.training_steps(stage.learn_from(loader), accumulation=plan.accumulation, sources=lambda: loader.sources)
+        for result in steps:
+            stage.record(result)
+            stage.save_if_due(loader.state_dict)
+    evaluate_stage(run, stage)

@@ -1,0 +1,302 @@
+"""The command line: help everywhere, JSON where asked, and bad input gives one message, exit code 2 and nothing written."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from nutshell import __version__
+from nutshell.cli import main as cli
+from nutshell.cli.tokenizer_common import ACTIONS
+from nutshell.tokenizer import Tokenizer
+from nutshell.tokenizer.chat import render_prompt
+
+TINY = (
+    "--out run --depth 1 --width 64 --context 128 --vocab-size 512 --tokens-per-step 512"
+    " --primer-characters 20000 --dtype float32"
+)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs a command in an empty folder: (exit code, standard output, standard error on one line)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("nutshell.runtime.matmul_flops", lambda device, dtype: 1e9)
+
+    def run(line: str | list[str]) -> tuple[int, str, str]:
+        try:
+            cli.main(line.split() if isinstance(line, str) else line)
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, re.sub(r"[\s│╭╮╰╯─|]+", " ", captured.err)
+
+    return run
+
+
+# ---- help ----------------------------------------------------------------------------------------------------------
+
+COMMANDS = [*cli.VERBS, *(f"tokenizer {action}" for action in ACTIONS)]
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_command_has_help(command, verb):
+    code, out, _ = command(f"{verb} --help")
+    assert code == 0
+    assert "usage: nutshell" in out
+    assert not list(Path().iterdir())
+
+
+def test_the_usage_names_every_verb(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    for verb, (_, description) in cli.VERBS.items():
+        assert f"  {verb} " in out
+        assert description in out
+    assert command("")[0] == 2
+
+
+def test_the_flags_of_stages_say_what_they_do(command):
+    out = command("pretrain --help")[1]
+    for words in ("--stages.rl.temperature", "The one dial", "--optimizer.matrix-lr", "Longest row in tokens"):
+        assert words in out
+
+
+def test_the_version(command):
+    assert command("--version")[:2] == (0, f"nutshell {__version__}\n")
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+BAD = {
+    # verbs, recipes, flags
+    "speedrn": "unknown verb 'speedrn'. Did you mean speedrun? Accepted: data, tokenizer, plan",
+    "pretrain --dpth 4": "--dpth",
+    "pretrain --depth four": "four",
+    "pretrain --out": "--out",
+    "speedrun recipes/nowhere": "recipe recipes/nowhere not found: expected a .toml file or a folder with config.toml",
+    "speedrun typo.toml": "typo.toml: unknown key depht. Did you mean depth?",
+    "speedrun": "neither depth nor budget is given. Use --depth 4, or --budget 8min",
+    "plan": "neither depth nor budget is given. Use --depth 4, or --budget 8min",
+    "speedrun --budget soon": "budget is 'soon'; accepted: at least 10s, written like 90s, 8min or 2h",
+    # sizes
+    "pretrain --depth -1": "depth is -1; accepted: 0 (the plan decides) to 256",
+    "pretrain --depth 4 --width 100": "width is 100, not a multiple of head_dim = 64. Use 128.",
+    "pretrain --depth 1 --width 16": "width is 16",
+    "pretrain --depth 1 --vocab-size 264": "vocab_size is 264; accepted: at least 265 (256 bytes and 9 special tokens)",
+    "pretrain --depth 1 --context 4": "context is 4; accepted: at least 16",
+    f"pretrain {TINY} --heads 4 --kv-heads 3": "kv_heads is 3, which does not divide heads = 4. Accepted: 1, 2, 4.",
+    f"pretrain {TINY} --head-dim 1": "head_dim is 1; rotary embeddings need an even number. Try 2.",
+    f"pretrain {TINY} --rows 3": "rows is 3, which does not divide the 4 rows of a step",
+    f"pretrain {TINY} --tokens-per-step 500": "tokens_per_step is 500, not divisible by context x ranks = 128 x 1. Use a",
+    f"pretrain {TINY} --tokens-per-step -512": "tokens_per_step is -512; accepted: at least 0",
+    f"pretrain {TINY} --window-pattern XY": "window_pattern is 'XY'; accepted: letters S and L",
+    f"pretrain {TINY} --architecture llama": "architecture is 'llama'; accepted: speed, portable",
+    f"pretrain {TINY} --stages.rl.temperature nan": "accepted: at least 1 and above 0",
+    f"pretrain {TINY} --device tpu": "--device is 'tpu'; this machine has: cpu",
+    f"pretrain {TINY} --dtype int8": "--dtype is 'int8'; accepted: auto, float32, bfloat16",
+    f"pretrain {TINY} --threads -1": "--threads is -1; accepted: 0 (all cores) or more",
+    # files
+    f"speedrun {TINY} --data nowhere.txt": "nowhere.txt does not exist: give a file (.txt, .md, .jsonl, .parquet",
+    f"speedrun {TINY} --data empty.txt": "no text in empty.txt: every document is empty",
+    f"speedrun {TINY} --data short.txt": "the only document has 5 characters: too little for a train and a val part",
+    f"speedrun {TINY} --data image.png": "image.png has suffix '.png'; accepted are .txt",
+    f"speedrun {TINY} --data column.jsonl": "column.jsonl, line 1: no column 'text'; found words",
+    f"speedrun {TINY} --data chats.jsonl": "no column 'text'; found messages; these look like conversations",
+    f"speedrun {TINY} --data late.jsonl": "late.jsonl, line 3: no column 'text'; found words",
+    f"speedrun {TINY} --data folder": "no data file in the folder folder",
+    f"speedrun {TINY} --sft nowhere.jsonl": "nowhere.jsonl does not exist",
+    f"speedrun {TINY} --sft column.jsonl": "column.jsonl, line 1: no column 'messages'; found words",
+    f"speedrun {TINY} --sft chats.jsonl": "line 1: message 0 has the role 'wizard'; accepted are system, user, assistant",
+    f"speedrun {TINY} --sft blank.jsonl": "no conversation in blank.jsonl",
+    f"speedrun {TINY} --eval-data nowhere": "no folder nowhere: task arc-easy needs a folder with arc/ARC-Easy-test.jsonl",
+    # order
+    f"sft {TINY}": "run has no midtrain checkpoint to start sft from. Run: nutshell midtrain first.",
+    f"rl {TINY}": "run has no sft checkpoint to start rl from. Run: nutshell sft first.",
+    # the small verbs
+    "data --data nowhere.txt": "nowhere.txt does not exist",
+    "tokenizer train --data nowhere.txt": "nowhere.txt does not exist",
+    "eval nowhere": "nowhere does not exist. Give a run folder (runs/demo) or a model folder",
+    "eval folder": "folder holds no complete checkpoint. Train one first: nutshell speedrun",
+    "eval nowhere --tasks quiz": "unknown task 'quiz'; known tasks: primer-facts",
+    "eval nowhere --tasks gsm8k": "task gsm8k reads local files: give data_folder",
+    "eval nowhere --limit -1": "--limit is -1; accepted: 0 (all items) or more",
+    "report nowhere": "nowhere is not a folder; give a run folder",
+    "chat nowhere -p hello": "nowhere does not exist. Give a run folder",
+    "serve nowhere --host 0.0.0.0": "can be reached from other machines, and there is no API key",
+    "serve nowhere --port 70000": "port is 70000; it must lie between 0 and 65535",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_gives_one_message_and_exit_code_2_and_writes_nothing(command, line):
+    Path("typo.toml").write_text("depht = 3\n")
+    Path("empty.txt").write_text(" \n")
+    Path("short.txt").write_text("short")
+    Path("image.png").write_bytes(b"\x89PNG")
+    Path("column.jsonl").write_text('{"words": "x"}\n')
+    Path("late.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"words": "x"}\n')
+    Path("chats.jsonl").write_text('{"messages": [{"role": "wizard", "content": "x"}]}\n')
+    Path("blank.jsonl").write_text("\n")
+    Path("folder").mkdir()
+    before = sorted(Path().rglob("*"))
+    code, out, err = command(line)
+    assert code == 2, err
+    assert BAD[line] in err
+    assert "Traceback" not in err + out
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_missing_model_is_named_by_the_server_too(command):
+    code, _, err = command("serve nowhere --port 0")
+    assert code == 2
+    assert "nowhere does not exist. Give a run folder" in err
+
+
+def test_damaged_plans_and_metrics_are_named(command):
+    Path("run").mkdir()
+    for text, message in (("{", "run/plan.json is damaged"), ("[]", "run/plan.json: the whole is []"), ("{}", "run/plan.json: ")):
+        Path("run/plan.json").write_text(text)
+        code, _, err = command("pretrain --out run")
+        assert (code, message in err) == (2, True), err
+    Path("run/plan.json").unlink()
+    Path("run/metrics.jsonl").write_text("not json\n{}\n")
+    code, _, err = command("report run")
+    assert code == 2
+    assert "metrics.jsonl, line 1" in err
+
+
+# ---- exit codes ----------------------------------------------------------------------------------------------------
+
+
+class Preempted(Exception):
+    pass
+
+
+class TrainingDiverged(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("what is wrong"), 2),
+        (FileNotFoundError("what is wrong"), 2),
+        (PermissionError("what is wrong"), 2),
+        (OSError(28, "No space left on device"), 1),
+        (Preempted("stopped"), 75),
+        (TrainingDiverged("what is wrong"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_what_a_verb_raises_becomes_a_line_and_an_exit_code(command, monkeypatch, error, code):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setitem(cli.VERBS, "plan", (fail, ""))
+    found, out, err = command("plan --json")
+    assert (found, out) == (code, "")
+    assert err.startswith("nutshell: ")
+    assert "Traceback" not in err
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(command, monkeypatch):
+    def fail(arguments):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setitem(cli.VERBS, "plan", (fail, ""))
+    with pytest.raises(RuntimeError, match="a bug"):
+        command("plan")
+
+
+# ---- results -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tok():
+    return Tokenizer.train(["the cat sat on the mat, naïve café"], vocab_size=275)
+
+
+def test_a_recipe_trains_the_tokenizer_of_its_run(command):
+    Path("recipe").mkdir()
+    Path("recipe/config.toml").write_text('out = "run"\nvocab_size = 300\nprimer_characters = 20000\n')
+    code, out, _ = command("tokenizer train recipe --json --device cpu")
+    assert (code, json.loads(out)) == (0, {"folder": "run/tokenizer", "vocab_size": 300})
+    assert Tokenizer.load("run/tokenizer").vocab_size == 300
+
+
+def test_data_and_plan_give_json_on_standard_output_alone(command):
+    code, out, _ = command(f"data {TINY} --json")
+    assert code == 0
+    assert json.loads(out)["train_blocks"] >= 1
+    code, out, err = command(f"plan {TINY} --json")
+    assert code == 0
+    plan = json.loads(out)
+    assert plan == json.loads(Path("run/plan.json").read_text())
+    assert plan["model"]["vocab_size"] == Tokenizer.load("run/tokenizer").vocab_size
+    assert "tokens x" in err  # what people read goes to standard error then
+    assert not list(Path("run").glob(".tmp*"))
+
+
+def test_a_run_that_has_a_plan_keeps_its_settings(command):
+    assert command(f"plan {TINY}")[0] == 0
+    before = Path("run/plan.json").read_text()
+    for flags, message in (
+        (
+            "--depth 2",
+            "run was planned with depth = 1, now it is 2. Leave that flag out to go on with the run, or give another --out",
+        ),
+        ("--stages.sft.steps 7", "run was planned with stages.sft.steps = 0, now it is 7."),
+        ("--optimizer.matrix-lr 1", "run was planned with optimizer.matrix_lr = 0.02, now it is 1.0."),
+        ("--seed 1", "run was planned with seed = 42, now it is 1"),
+        ("--data other.txt", "run was planned with data = 'primer', now it is 'other.txt'"),
+    ):
+        code, _, err = command(f"plan --out run {flags}")
+        assert (code, message in err) == (2, True), err
+    for flags in ("", TINY, "--save-every-seconds 5 --usd-per-hour 2 --out=run"):
+        assert command(f"plan --out run {flags}")[0] == 0
+    assert Path("run/plan.json").read_text() == before
+
+
+def test_what_may_change_in_a_planned_run_takes_effect(command):
+    from nutshell.runtime import start_runtime
+    from nutshell.train.prepare import open_run
+
+    assert command(f"plan {TINY}")[0] == 0
+    recipe = cli._recipe("plan", ["--out", "run", "--save-every-seconds", "5", "--usd-per-hour", "2"], "")
+    with open_run(recipe, start_runtime(device="cpu", dtype="float32")) as run:
+        assert (run.plan.recipe.save_every_seconds, run.plan.recipe.usd_per_hour) == (5, 2)
+
+
+def test_data_of_other_settings_in_the_run_folder_is_refused(command):
+    """The shards of `nutshell data` with another seed or size must not be trained on silently."""
+    assert command(f"data {TINY}")[0] == 0
+    for flags in ("--seed 1", "--primer-characters 30000"):
+        code, _, err = command(f"data {TINY} {flags}")
+        assert code == 2
+        assert "run/data holds {'primer': 20000, 'seed': 42}" in err
+        assert "Delete it, or give another --out" in err
+    Path("a.txt").write_text("some text of my own. " * 500)
+    code, _, err = command(f"data {TINY} --data a.txt")
+    assert code == 2
+    assert "holds shards of other data or settings" in err
+
+
+def test_a_model_that_was_never_trained_still_answers(command, tok):
+    """eval and chat on a model folder, tasks named."""
+    from nutshell.checkpoint import save_model_folder
+    from nutshell.model.config import ModelConfig
+    from nutshell.model.gpt import GPT
+
+    shape = {"depth": 1, "width": 32, "heads": 2, "kv_heads": 2, "head_dim": 16, "context": 64}
+    save_model_folder(Path("model"), GPT(ModelConfig(vocab_size=tok.vocab_size, bos_id=tok.bos_id, **shape)), tok)
+    assert len(render_prompt([{"role": "user", "content": "hi"}], tok)) > 3
+    code, out, _ = command("eval model --tasks primer-facts --limit 2 --json --device cpu")
+    assert code == 0
+    assert json.loads(out)["primer-facts"]["count"] == 2
+    code, out, _ = command(["chat", "model", "-p", "hello", "--max-tokens", "4", "--device", "cpu"])
+    assert code == 0

@@ -1,0 +1,107 @@
+"""The plan is a pure function: its rules, its refusals, and that it comes back from disk as it was."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nutshell.config import from_dict
+from nutshell.model.flops import parameters_by_group
+from nutshell.model.gpt import GPT
+from nutshell.plan.cost import RESERVE, Timing
+from nutshell.plan.plan import Hardware, Plan, batch_tokens, make_plan, make_shape
+from nutshell.plan.recipe import Recipe, seconds
+from nutshell.plan.schedule import Schedule
+
+
+def hardware(seconds_left=600.0, scale=1.0):
+    timings = {d: Timing(tokens_per_second=scale * 40_000 / d**2, decode_seconds=0.01 * d) for d in (1, 2, 3, 4, 5, 6)}
+    return Hardware(timings=timings, seconds_left=seconds_left)
+
+
+def test_depth_decides_everything():
+    plan = make_plan(Recipe(depth=12), Hardware(), vocab_size=32768)
+    assert (plan.model.width, plan.model.heads, plan.model.head_dim, plan.model.context) == (768, 6, 128, 2048)
+    tokens = plan.stages["pretrain"].steps * plan.stages["pretrain"].tokens_per_step
+    assert tokens == pytest.approx(12 * (sum(plan.parameters[k] for k in ("attention", "mlp", "lm_head"))), rel=0.01)
+    assert plan.stages["pretrain"].tokens_per_step == 2**19
+
+
+def test_every_size_can_be_named():
+    recipe = Recipe(depth=3, width=96, heads=6, kv_heads=2, context=128, tokens_per_step=1024, rows=4)
+    plan = make_plan(recipe, Hardware(), vocab_size=512)
+    shape = plan.model
+    assert (shape.depth, shape.width, shape.heads, shape.kv_heads, shape.head_dim, shape.context) == (3, 96, 6, 2, 16, 128)
+    assert (plan.rows, plan.accumulation) == (4, 2)
+
+
+def test_counted_parameters_are_the_models():
+    for depth in (1, 2, 5):
+        shape = make_shape(Recipe(), depth, 300)
+        assert sum(parameters_by_group(shape).values()) == sum(p.numel() for p in GPT(shape).parameters())
+
+
+@given(left=st.floats(30, 3600), scale=st.floats(0.05, 20))
+def test_a_budget_is_used_and_not_exceeded(left, scale):
+    recipe = Recipe(budget="10min", tokens_per_parameter=1.0)
+    plan = make_plan(recipe, hardware(left, scale), vocab_size=2048)
+    one_step_each = sum(stage.seconds / stage.steps for stage in plan.stages.values() if stage.steps)
+    scoring = sum(stage.evaluation_seconds for stage in plan.stages.values())
+    # Where scoring alone would take most of it, half of the budget is still for learning.
+    expected = max((1 - RESERVE) * left, (1 - RESERVE) * left / 2 + scoring)
+    assert plan.forecast.seconds == pytest.approx(expected, abs=2 * one_step_each + 1.0)
+
+
+def test_a_faster_machine_gets_a_larger_model():
+    depths = [make_plan(Recipe(budget="10min"), hardware(600, s), vocab_size=2048).model.depth for s in (0.1, 1, 10)]
+    assert depths == sorted(depths)
+    assert depths[0] < depths[-1]
+
+
+def test_the_plan_comes_back_from_json_as_it_was():
+    plan = make_plan(Recipe(budget="10min"), hardware(), vocab_size=2048)
+    assert from_dict(Plan, json.loads(json.dumps(plan.to_dict())), "plan.json") == plan
+
+
+def test_small_horizons_take_small_batches():
+    assert batch_tokens(3e6) == 4096
+    assert batch_tokens(1.3e9) == 2**19
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({}, "neither depth nor budget"),
+        ({"depth": 4, "tokens_per_step": 1000}, "tokens_per_step"),
+        ({"depth": 4, "rows": 3, "tokens_per_step": 4096}, "rows"),
+        ({"depth": 4, "width": 100}, "width"),
+        ({"depth": 4, "width": 256, "heads": 4, "kv_heads": 3}, "kv_heads"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, word):
+    with pytest.raises(ValueError, match=word):
+        make_plan(Recipe(**changes), Hardware(), vocab_size=2048)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"depth": -1}, {"vocab_size": 100}, {"budget": "soon"}, {"budget": "1s"}, {"eval_items": 0}, {"tokens_per_parameter": 0.0}],
+)
+def test_recipes_refuse_impossible_values(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        Recipe(**changes)
+
+
+def test_budgets_are_read():
+    assert [seconds(x) for x in ("", "90s", "8min", "1.5h")] == [0, 90, 480, 5400]
+
+
+@given(steps=st.integers(1, 5000), warmup=st.integers(0, 100))
+def test_schedules_stay_in_their_bounds(steps, warmup):
+    schedule = replace(Schedule(), warmup_steps=warmup)
+    scales = [schedule.lr_scale(step, steps) for step in range(steps)]
+    assert all(0 < s <= 1 for s in scales)
+    assert max(scales) > 0.3
+    assert all(0.85 <= schedule.momentum(step, steps) <= 0.97 for step in range(steps))
