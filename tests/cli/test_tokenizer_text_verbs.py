@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nutshell
-from nutshell.tokenizer import tools
+from nutshell.cli import tokens as tools
 
 TEXT = "the cat sat on the mat, naïve café"
 

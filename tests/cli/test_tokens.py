@@ -2,8 +2,8 @@ import re
 
 import pytest
 
+from nutshell.cli import tokens as tools
 from nutshell.cli.tokens import Measured, compression, show, show_ids, spell, table
-from nutshell.tokenizer import tools
 
 
 def plain(shown: str) -> str:
