@@ -89,7 +89,7 @@ def load_toml(cls: type[T], path: str | Path) -> T:
     return from_dict(cls, values, str(file))
 
 
-def parse(cls: type[T], arguments: list[str], *, prog: str, description: str, default: T | None = None) -> T:
+def parse(cls: type[T], arguments: list[str], *, prog: str, description: str | None, default: T | None = None) -> T:
     """Flags for every field of `cls`, the docstring under each field its help. Bad flags exit with code 2."""
     import tyro
 

@@ -8,6 +8,7 @@ import pytest
 
 from nutshell import __version__
 from nutshell.cli import main as cli
+from nutshell.cli.recipe import read_recipe
 from nutshell.cli.tokenizer_common import ACTIONS
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import render_prompt
@@ -54,7 +55,8 @@ def test_every_command_has_help(command, verb):
 def test_the_usage_names_every_verb(command):
     code, out, _ = command("--help")
     assert code == 0
-    for verb, (_, description) in cli.VERBS.items():
+    for verb, run in cli.VERBS.items():
+        description = run.__doc__
         assert f"  {verb} " in out
         assert description in out
     assert command("")[0] == 2
@@ -197,7 +199,7 @@ def test_what_a_verb_raises_becomes_a_line_and_an_exit_code(command, monkeypatch
     def fail(arguments):
         raise error
 
-    monkeypatch.setitem(cli.VERBS, "plan", (fail, ""))
+    monkeypatch.setitem(cli.VERBS, "plan", fail)
     found, out, err = command("plan --json")
     assert (found, out) == (code, "")
     assert err.startswith("nutshell: ")
@@ -208,7 +210,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(command, monkeypatch):
     def fail(arguments):
         raise RuntimeError("a bug")
 
-    monkeypatch.setitem(cli.VERBS, "plan", (fail, ""))
+    monkeypatch.setitem(cli.VERBS, "plan", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         command("plan")
 
@@ -267,7 +269,7 @@ def test_what_may_change_in_a_planned_run_takes_effect(command):
     from nutshell.train.prepare import open_run
 
     assert command(f"plan {TINY}")[0] == 0
-    recipe = cli._recipe("plan", ["--out", "run", "--save-every-seconds", "5", "--usd-per-hour", "2"], "")
+    recipe = read_recipe("plan", ["--out", "run", "--save-every-seconds", "5", "--usd-per-hour", "2"], "")
     with open_run(recipe, start_runtime(device="cpu", dtype="float32")) as run:
         assert (run.plan.recipe.save_every_seconds, run.plan.recipe.usd_per_hour) == (5, 2)
 

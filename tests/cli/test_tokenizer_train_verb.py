@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nutshell.cli import main as cli
+from nutshell.cli import train
 from nutshell.tokenizer import Tokenizer
 
 
@@ -49,7 +49,7 @@ def test_a_tokenizer_is_replaced_only_with_force(command, tok):
 
 def test_what_is_a_recipe_goes_to_the_recipes_way(command, monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "_tokenizer_train", lambda arguments: seen.append(arguments))
+    monkeypatch.setattr(train, "train_tokenizer", lambda arguments: seen.append(arguments))
     Path("recipe").mkdir()
     Path("recipe/config.toml").touch()
     Path("run").mkdir()

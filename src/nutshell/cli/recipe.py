@@ -1,0 +1,67 @@
+"""What the verbs that train share: the recipe of [RECIPE] and flags, and the runtime."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nutshell.plan.recipe import Recipe
+    from nutshell.runtime import Runtime
+
+
+def read_recipe(verb: str, arguments: list[str], description: str | None) -> Recipe:
+    """[RECIPE] and flags -> the recipe. In a run that has a plan its recipe is the default, and must stay as it is."""
+    from nutshell.config import load_toml, parse
+    from nutshell.plan.recipe import Recipe
+
+    given, default = None, Recipe()
+    if arguments and not arguments[0].startswith("-"):
+        given, arguments = arguments[0], arguments[1:]
+        default = load_toml(Recipe, given)
+    out = next((b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--out"), default.out)
+    out = next((a.removeprefix("--out=") for a in arguments if a.startswith("--out=")), out)
+    plan = None
+    if (Path(out) / "plan.json").exists():
+        from nutshell.plan.plan import load_plan
+        from nutshell.plan.recipe import FREE_IN_A_RUN
+
+        plan = load_plan(Path(out))
+    if plan and not given:
+        default = replace(plan.recipe, out=out)
+    recipe = parse(Recipe, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default)
+    if plan:
+        for name, planned, asked in _differences(plan.recipe, recipe):
+            if name not in FREE_IN_A_RUN:
+                raise ValueError(
+                    f"{out} was planned with {name} = {planned!r}, now it is {asked!r}. "
+                    "Leave that flag out to go on with the run, or give another --out for a new one."
+                )
+        # What a saved run computes must not depend on what this machine measures today.
+        recipe = replace(recipe, dtype=plan.hardware.dtype, threads=plan.hardware.threads)
+    return recipe
+
+
+def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name, value, other value) of every setting that differs; stages.sft.steps is the name of a nested one."""
+    for f in fields(one):
+        a, b = getattr(one, f.name), getattr(other, f.name)
+        if is_dataclass(a):
+            yield from _differences(a, b, f"{prefix}{f.name}.")
+        elif a != b:
+            yield prefix + f.name, a, b
+
+
+@contextlib.contextmanager
+def open_runtime(recipe: Recipe) -> Iterator[Runtime]:
+    """The runtime of a training; ranks that end well leave their group together."""
+    from nutshell.model.probe import choose_attention
+    from nutshell.runtime import leave_ranks, start_runtime
+
+    yield start_runtime(
+        device=recipe.device, dtype=recipe.dtype, threads=recipe.threads, fp8=recipe.fp8, choose_attention=choose_attention
+    )
+    leave_ranks()

@@ -1,0 +1,126 @@
+"""The verbs that make a model: data, plan, the stages, all of them, a sweep."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nutshell.cli.recipe import open_runtime, read_recipe
+
+
+def pretrain(arguments: list[str]) -> Any:
+    """Learn language from text."""
+    return _run(("pretrain",), arguments, pretrain.__doc__)
+
+
+def midtrain(arguments: list[str]) -> Any:
+    """Learn the form of conversations and tools."""
+    return _run(("midtrain",), arguments, midtrain.__doc__)
+
+
+def sft(arguments: list[str]) -> Any:
+    """Fine-tune on conversations."""
+    return _run(("sft",), arguments, sft.__doc__)
+
+
+def rl(arguments: list[str]) -> Any:
+    """Reinforce answers that can be checked."""
+    return _run(("rl",), arguments, rl.__doc__)
+
+
+def _run(stages: tuple[str, ...], arguments: list[str], description: str | None) -> Any:
+    recipe = read_recipe(stages[0], arguments, description)
+    from nutshell.train.pipeline import run_stages
+
+    with open_runtime(recipe) as runtime:
+        run = run_stages(recipe, runtime, stages)
+    return {"run": str(run.folder), "stages": list(stages)}
+
+
+def speedrun(arguments: list[str]) -> Any:
+    """All stages, from raw text to a chat model."""
+    recipe = read_recipe("speedrun", arguments, speedrun.__doc__)
+    from nutshell.train.pipeline import run_stages
+
+    with open_runtime(recipe) as runtime:
+        run_stages(recipe, runtime)
+    if runtime.is_main:
+        from nutshell.report.facts import build_report
+
+        build_report(Path(recipe.out), usd_per_hour=recipe.usd_per_hour or None)
+        print(f"\nThe report is in {recipe.out}/report.md. Talk to your model:")
+        print(f"  nutshell chat {recipe.out}     in the terminal (make chat)")
+        print(f"  nutshell serve {recipe.out}    in the browser, http://localhost:8000 (make serve)")
+    return {"run": recipe.out, "report": f"{recipe.out}/report.json"}
+
+
+def data(arguments: list[str]) -> Any:
+    """Write the training text as shards: the embedded primer, or your own files."""
+    recipe = read_recipe("data", arguments, data.__doc__)
+    from nutshell.data.shards import open_shards
+    from nutshell.train.prepare import check_data, prepare_data
+
+    check_data(recipe)
+    with open_runtime(recipe) as runtime:
+        folder = prepare_data(recipe, runtime)
+    shards = open_shards(folder)
+    sample = shards.read("train", 0)[0]
+    print(
+        f"{folder}: {shards.blocks('train')} training blocks, {shards.blocks('val')} validation blocks. A document:\n\n{sample}"
+    )
+    return {"folder": str(folder), "train_blocks": shards.blocks("train"), "val_blocks": shards.blocks("val")}
+
+
+def plan(arguments: list[str]) -> Any:
+    """Decide model, batch, rates and horizon from --depth or --budget, and print it all."""
+    recipe = read_recipe("plan", arguments, plan.__doc__)
+    from nutshell.plan.summary import describe
+
+    named = any(a.split("=")[0] == "--out" for a in arguments)
+    if not recipe.gpu and (named or "RANK" in os.environ or (recipe.budget and not recipe.budget.rstrip().endswith("usd"))):
+        from nutshell.train.prepare import open_run
+
+        with open_runtime(recipe) as runtime, open_run(recipe, runtime) as run:
+            if runtime.is_main:
+                print(describe(run.plan))
+            return run.plan.to_dict()
+    from nutshell.plan.law import load_law
+    from nutshell.plan.plan import draft_plan
+
+    drafted = draft_plan(recipe, load_law(recipe.scaling))
+    file = Path(recipe.out) / f"plan-{drafted.hardware.gpu or f'depth{drafted.model.depth}'}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(drafted.to_dict(), indent=2) + "\n", encoding="utf-8")
+    print(f"{describe(drafted)}\nsaved     {file}")
+    if not recipe.gpu:
+        print("Nothing was measured; memory is a GPU's. --budget 30min times this machine, --gpu 8xH100 plans for another.")
+    return drafted.to_dict()
+
+
+def scaling(arguments: list[str]) -> Any:
+    """Train small models of several depths and horizons, and fit the law behind a plan's expected bpb."""
+    from nutshell.config import load_toml, parse
+    from nutshell.plan.recipe import Sweep
+
+    default = None
+    if arguments and not arguments[0].startswith("-"):
+        default = load_toml(Sweep, arguments[0])
+        arguments = arguments[1:]
+    sweep = parse(Sweep, arguments, prog="nutshell scaling [RECIPE]", description=scaling.__doc__, default=default)
+    from nutshell.train.ablate import run_sweep
+
+    with open_runtime(sweep) as runtime:
+        return run_sweep(sweep, runtime)
+
+
+def train_tokenizer(arguments: list[str]) -> Any:
+    recipe = read_recipe("tokenizer train", arguments, "Train the run's tokenizer on its data (prepared first where needed).")
+    from nutshell.train.prepare import check_data, prepare_data, prepare_tokenizer
+
+    check_data(recipe)
+    with open_runtime(recipe) as runtime:
+        tok = prepare_tokenizer(recipe, runtime, prepare_data(recipe, runtime))
+    print(f"{recipe.out}/tokenizer: {tok.vocab_size} tokens")
+    return {"folder": f"{recipe.out}/tokenizer", "vocab_size": tok.vocab_size}
