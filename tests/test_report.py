@@ -11,7 +11,15 @@ from nutshell.report.facts import build_report
 
 PLAN = {
     "model": {"depth": 4, "width": 256, "heads": 4, "kv_heads": 4, "head_dim": 64, "context": 512, "vocab_size": 4096},
-    "parameters": {"embedding": 1_048_576, "attention": 1_050_000, "mlp": 2_097_152, "lm_head": 1_048_576, "scalars": 34},
+    "parameters": {
+        "embedding": 1_048_576,
+        "attention": 1_050_000,
+        "mlp": 2_097_152,
+        "lm_head": 1_048_576,
+        "residual scales": 4,
+        "embedding scales": 4,
+        "smear, backout": 26,
+    },
     "recipe": {"usd_per_hour": 0.0},
 }
 BASELINES = {"primer-facts": 0.25, "primer-sums": 0.0, "primer-letters": 0.2}

@@ -24,7 +24,9 @@ def parameters_by_group(config: ModelConfig) -> dict[str, int]:
         + gated * VALUE_GATE_CHANNELS * config.kv_heads,
         "mlp": config.depth * 8 * C * C,
         "lm_head": V * C,
-        "scalars": 2 * config.depth + 2 + SMEAR_CHANNELS,
+        "residual scales": config.depth,
+        "embedding scales": config.depth,
+        "smear, backout": SMEAR_CHANNELS + 2,
     }
 
 

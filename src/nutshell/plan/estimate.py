@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nutshell.model.flops import matrix_parameters
+from nutshell.plan.groups import learning_rates
 from nutshell.plan.hardware import GIB
 from nutshell.plan.law import Law, expectation
 from nutshell.plan.memory import fitting_cards, fitting_rows, memory_by_part
@@ -13,7 +14,6 @@ from nutshell.plan.memory import fitting_cards, fitting_rows, memory_by_part
 if TYPE_CHECKING:
     from nutshell.model.config import ModelConfig
     from nutshell.plan.plan import Hardware, Plan
-    from nutshell.plan.recipe import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,26 +73,6 @@ def time_and_cost(plan: Plan) -> tuple[float | None, float | None]:
 def text_name(data: str) -> str:
     """What a text is called in a fit and a plan: the last part of its path."""
     return data.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-
-
-def learning_rates(config: OptimizerConfig, model: ModelConfig, tokens_per_step: int) -> dict[str, float]:
-    """Peak rate of each group, as train/optim.py sets them."""
-    batch = (tokens_per_step / 2**19) ** 0.5
-    both = batch * (model.width / 768) ** -0.5
-    common = {
-        "matrices": config.matrix_lr * batch,
-        "lm_head": config.head_lr * both,
-    }
-    if model.architecture == "portable":
-        return {**common, **({} if model.tied else {"embedding": config.embedding_lr * both}), "norms": config.norm_lr * batch}
-    return {
-        **common,
-        "embedding": config.embedding_lr * both,
-        "value embeddings": config.value_embedding_lr * both,
-        "residual scales": config.residual_lr * batch,
-        "embedding scales": config.x0_lr * batch,
-        "smear, backout": config.smear_lr,
-    }
 
 
 def memory_of(model: ModelConfig, rows: int, hardware: Hardware, shard: str) -> dict[str, int]:

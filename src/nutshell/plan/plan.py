@@ -17,6 +17,7 @@ from nutshell.model.config import ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
 from nutshell.plan.cost import RESERVE, Timing, evaluation_seconds, rl_step_seconds, saving_seconds, saving_share
 from nutshell.plan.estimate import Forecast, forecast, most_rows, most_rows_that_fit, time_and_cost
+from nutshell.plan.groups import BASE_TOKENS_PER_STEP, SMALL_BATCH
 from nutshell.plan.hardware import ASSUMED_MFU, DECODE_SECONDS_PER_LAYER, parse_machine
 from nutshell.plan.law import Law
 from nutshell.plan.recipe import OptimizerConfig, Recipe, StageConfig, quantity
@@ -25,11 +26,6 @@ from nutshell.plan.schedule import Schedule
 D12 = ModelConfig(vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048)
 D12_TOKENS = 12 * matrix_parameters(D12)
 FEWEST_STEPS = 400  # a horizon shorter than this many steps takes a smaller batch
-SMALL_BATCH = 16_384  # tokens a step; up to here learning rates fall less with the batch than its root (docs/experiments.md)
-SMALL_BATCH_BOOST = {
-    "matrix_lr": 4.0, "head_lr": 4.0, "embedding_lr": 2.0, "value_embedding_lr": 2.0, "residual_lr": 2.0, "x0_lr": 2.0,
-    "norm_lr": 2.0,
-}  # fmt: skip
 LARGEST_MICRO_BATCH_TOKENS = 65_536
 BUDGET_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40)
 
@@ -149,12 +145,10 @@ def batch_tokens(tokens: float) -> int:
     return 2 ** max(11, min(best, few))
 
 
-def scaled_optimizer(base: OptimizerConfig, tokens_per_step: int, tokens: float) -> OptimizerConfig:
-    """Rates before the width and batch factors of `group_parameters`, and the weight decay of this horizon."""
-    small = tokens_per_step <= SMALL_BATCH
-    rates = {name: getattr(base, name) * (boost if small else 1.0) for name, boost in SMALL_BATCH_BOOST.items()}
-    decay = base.weight_decay * (tokens_per_step / 2**19) ** 0.5 * D12_TOKENS / max(tokens, 1.0)
-    return replace(base, **rates, weight_decay=min(decay, base.weight_decay * 100) / (2.0 if small else 1.0))
+def scaled_weight_decay(base: float, tokens_per_step: int, tokens: float) -> float:
+    """Muon's weight decay for this batch and horizon (arXiv 2405.13698); small batches take half of it (docs/experiments.md)."""
+    decay = base * (tokens_per_step / BASE_TOKENS_PER_STEP) ** 0.5 * D12_TOKENS / max(tokens, 1.0)
+    return min(decay, base * 100) / (2.0 if tokens_per_step <= SMALL_BATCH else 1.0)
 
 
 def _micro_batch(recipe: Recipe, tokens_per_step: int, shape: ModelConfig, hardware: Hardware) -> tuple[int, int]:
@@ -270,7 +264,8 @@ def make_plan(recipe: Recipe, hardware: Hardware, *, vocab_size: int, bos_id: in
         )
     plan = Plan(
         model=shape, rows=rows, accumulation=accumulation, stages=stages,
-        optimizer=scaled_optimizer(recipe.optimizer, step_tokens, pretrain_steps * step_tokens),
+        optimizer=replace(recipe.optimizer, weight_decay=scaled_weight_decay(
+            recipe.optimizer.weight_decay, step_tokens, pretrain_steps * step_tokens)),
         schedule=recipe.schedule, parameters=parameters,
         flops_per_token=flops_per_token(shape, shape.context), hardware=hardware, recipe=recipe,
     )  # fmt: skip

@@ -19,7 +19,7 @@ SHORTEST_CONTEXT = 16  # a question and the beginning of an answer
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Learning rates at width 768 and 2^19 tokens a step; the plan scales them (see `scaled_optimizer`)."""
+    """Learning rates at width 768 and 2^19 tokens a step; plan/groups.py scales them."""
 
     matrix_lr: float = 0.02
     """Muon, all block matrices and gates."""
@@ -39,6 +39,10 @@ class OptimizerConfig:
     """AdamW, the norm weights of portable."""
     weight_decay: float = 0.28
     """Muon's cautious decay at 2^19 tokens a step; the plan scales it too."""
+    muon_beta2: float = 0.9
+    """Decay of NorMuon's second moment; 0 leaves that normalisation out."""
+    clip_norm: float = 0.0
+    """Gradients of a larger Euclidean norm are scaled down to it; 0 clips nothing."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from nutshell.plan.groups import ParameterGroup, group_of, peak_lr
 from nutshell.plan.recipe import OptimizerConfig
 from nutshell.train.zero import Part, Shards
 
@@ -36,41 +37,25 @@ class Group:
     kind: str  # "muon" or "adamw"
     lr: float
     weight_decay: float
+    row: ParameterGroup
     betas: tuple[float, float] = (0.8, 0.95)
     parameters: list[nn.Parameter] = field(default_factory=list)
 
 
 def group_parameters(model: nn.Module, config: OptimizerConfig, *, width: int, tokens_per_step: int) -> list[Group]:
-    """Every parameter in exactly one group, with rates scaled to this width and batch (RECIPE: s and k)."""
-    width_scale = (width / 768) ** -0.5
-    batch_scale = (tokens_per_step / 2**19) ** 0.5
-    both = width_scale * batch_scale
-    adamw = {
-        "lm_head": (config.head_lr * both, (0.8, 0.96), 0.01),
-        "embedding": (config.embedding_lr * both, (0.8, 0.995), 0.001),
-        "value_embeddings": (config.value_embedding_lr * both, (0.8, 0.995), 0.01),
-        "residual_scale": (config.residual_lr * batch_scale, (0.8, 0.95), 0.05),
-        "embedding_scale": (config.x0_lr * batch_scale, (0.96, 0.95), 0.0),
-        "smear_gate": (config.smear_lr, (0.8, 0.95), 0.0),
-        "smear_lambda": (config.smear_lr, (0.8, 0.95), 0.0),
-        "backout": (config.smear_lr, (0.8, 0.95), 0.0),
-        "norms": (config.norm_lr * batch_scale, (0.8, 0.95), 0.0),
-    }
-    tied = all(not name.startswith("lm_head") for name, _ in model.named_parameters())
-    adamw["embed_tokens"] = adamw["lm_head" if tied else "embedding"]
+    """Every parameter in exactly one group, by the table of plan/groups.py; matrices of one shape share a batched product."""
     groups: dict[object, Group] = {}
+    names = [name for name, _ in model.named_parameters()]
     for name, parameter in model.named_parameters():
-        root = "norms" if name.endswith("norm.weight") else name.removeprefix("model.").split(".")[0]
-        if root in adamw:
-            lr, betas, decay = adamw[root]
-            group = groups.setdefault(root, Group(names=[], kind="adamw", lr=lr, betas=betas, weight_decay=decay))
-        elif parameter.ndim == 2:
+        row = group_of(name, tied="lm_head.weight" not in names)
+        lr = peak_lr(row, config, width=width, tokens_per_step=tokens_per_step)
+        key: object = row.name
+        if row.rule == "muon":
             rows, columns = parameter.shape
-            lr = config.matrix_lr * batch_scale * max(1.0, rows / columns) ** 0.5
-            key = ("muon", rows, columns)  # one shape a group, so that a group is one batched product
-            group = groups.setdefault(key, Group(names=[], kind="muon", lr=lr, weight_decay=config.weight_decay))
-        else:
-            raise ValueError(f"no optimizer group for parameter {name} of shape {tuple(parameter.shape)}; add one in optim.py.")
+            lr *= max(1.0, rows / columns) ** 0.5
+            key = (row.name, rows, columns)
+        decay = config.weight_decay if row.weight_decay is None else row.weight_decay
+        group = groups.setdefault(key, Group(names=[], kind=row.rule, lr=lr, betas=row.betas, weight_decay=decay, row=row))
         group.names.append(name)
         group.parameters.append(parameter)
     return list(groups.values())

@@ -24,10 +24,6 @@ from nutshell.train.prefetch import Sent, Transfer
 from nutshell.train.step import MicroBatch, StepResult, train_steps
 from nutshell.train.zero import Shards
 
-SCALARS = ("smear", "backout", "residual_scale", "embedding_scale")
-"""RL leaves these and the weights of norms alone: AdamW moves them by the learning rate however faint the signal is, and all
-tokens feel each of them."""
-
 
 @dataclass
 class Stage:
@@ -246,7 +242,7 @@ def open_stage(run: Run, name: str) -> Stage:
     for group in groups:
         if name != "pretrain":
             group.weight_decay = 0.0
-        if name == "rl" and (group.names[0].startswith(SCALARS) or group.parameters[0].ndim == 1):
+        if name == "rl" and not group.row.trained_in_rl:
             group.lr = 0.0
     optimizer = MuonAdamW(groups, runtime.dtype, shards)
     if tensors is not None:
