@@ -102,7 +102,7 @@ class Bench:
     def our_training(self, plan: Plan) -> tuple[GPT, Iterator[StepResult]]:
         torch.manual_seed(plan.recipe.seed)
         model, pretrain = GPT(plan.model), plan.stages["pretrain"]
-        model.use(self.runtime.dtype, self.runtime.attention)
+        model.set_precision(self.runtime.dtype, self.runtime.attention)
         groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=pretrain.tokens_per_step)
         optimizer, loader = MuonAdamW(groups, self.runtime.dtype), self.loader(plan.rows, plan.recipe.seed)
 

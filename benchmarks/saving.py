@@ -46,7 +46,7 @@ def main() -> None:
     recipe = Recipe(depth=options.depth, width=options.width)
     shape = make_shape(recipe, options.depth, tok.vocab_size, tok.bos_id)
     model = GPT(shape).to(runtime.device)
-    model.use(runtime.dtype, runtime.attention)
+    model.set_precision(runtime.dtype, runtime.attention)
     step_model = torch.compile(model) if runtime.compiled else model
     groups = group_parameters(model, recipe.optimizer, width=shape.width, tokens_per_step=options.tokens_per_step)
     optimizer = MuonAdamW(groups, runtime.dtype)

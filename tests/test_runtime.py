@@ -102,7 +102,7 @@ def train_and_decode(device: torch.device, dtype: torch.dtype) -> tuple[list[flo
     """Five steps and three decoded tokens of a tiny model."""
     torch.manual_seed(0)
     model = GPT(ModelConfig(vocab_size=64, depth=2, width=32, heads=2, kv_heads=1, head_dim=16, context=32)).to(device)
-    model.use(dtype)
+    model.set_precision(dtype)
     optimizer = MuonAdamW(group_parameters(model, OptimizerConfig(), width=32, tokens_per_step=256), dtype)
     rows = torch.randint(0, 64, (4, 33), generator=torch.Generator().manual_seed(1)).to(device)
     batch = MicroBatch(lambda: model(rows[:, :-1], rows[:, 1:]), 128, 128)

@@ -222,16 +222,23 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Decode
             f"the tokenizer in {folder} has {tok.vocab_size} tokens, the model's weights are for {config.vocab_size}. "
             "Use the tokenizer that the model was trained with."
         )
-    model = build_model(config)
+    model = build_model(config, initialize=False)
     weights = load_file(folder / "model.safetensors")
-    for name, expected in model.state_dict().items():
+    expected = model.state_dict()
+    for name, tensor in expected.items():
         found = tuple(weights[name].shape) if name in weights else "nothing"
-        if found != tuple(expected.shape):
+        if found != tuple(tensor.shape):
             raise ValueError(
-                f"{folder}/model.safetensors has {found} for {name}, where its config.json asks for {tuple(expected.shape)}: "
+                f"{folder}/model.safetensors has {found} for {name}, where its config.json asks for {tuple(tensor.shape)}: "
                 "these are the weights of another architecture. Give a folder saved by nutshell."
             )
-    model.load_state_dict(weights)
+    extra = set(weights) - set(expected) - {"backout"}  # models of one or two layers had one that did nothing
+    if extra:
+        raise ValueError(
+            f"{folder}/model.safetensors has {sorted(extra)[0]}, which its config.json does not ask for: these are the weights "
+            "of another architecture. Give a folder saved by nutshell."
+        )
+    model.load_state_dict({name: weights[name].float() for name in expected}, assign=True)
     return model.to(device), tok, manifest
 
 

@@ -5,7 +5,7 @@ import torch
 
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
-from nutshell.model.qwen3 import PortableGPT
+from nutshell.model.qwen3 import Qwen3
 
 SHAPES = [
     pytest.param({}, id="grouped queries"),
@@ -30,7 +30,7 @@ def portable_config(**changes) -> ModelConfig:
     return ModelConfig(**{**settings, "architecture": "portable", "window_pattern": "L", **changes})
 
 
-def portable(**changes) -> PortableGPT:
+def portable(**changes) -> Qwen3:
     """Drawn weights and noise: output projections of zero would hide attention and MLP, norm weights of 1 themselves."""
     torch.manual_seed(0)
     model = build_model(portable_config(**changes))

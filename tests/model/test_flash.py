@@ -85,7 +85,7 @@ def test_a_model_by_documents_equals_one_by_blocks(kernel):
     ids = torch.randint(0, 8, (3, 33))  # many documents, rows that begin in the middle of one
     results = []
     for name in ("blocked", "flash3"):
-        model.use(torch.float32, name).zero_grad()
+        model.set_precision(torch.float32, name).zero_grad()
         loss = model(ids[:, :-1], ids[:, 1:])
         loss.backward()
         results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
@@ -96,7 +96,7 @@ def test_a_model_by_documents_equals_one_by_blocks(kernel):
 def test_given_offsets_are_taken(kernel):
     model = GPT(ModelConfig(vocab_size=64, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=16))
     model.blocks[0].attention.out.weight.data.normal_()
-    model.use(torch.float32, "flash3")
+    model.set_precision(torch.float32, "flash3")
     ids = torch.randint(1, 64, (1, 16))
     two = torch.tensor([0, 7, 16], dtype=torch.int32)
     assert not torch.equal(model(ids), model(ids, offsets=two))
@@ -105,14 +105,14 @@ def test_given_offsets_are_taken(kernel):
 def tiny(dtype, kernel_name, **more) -> GPT:
     torch.manual_seed(0)
     model = GPT(ModelConfig(vocab_size=64, depth=2, width=32, heads=2, kv_heads=1, head_dim=16, context=32))
-    return model.use(dtype, kernel_name, **more)
+    return model.set_precision(dtype, kernel_name, **more)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kernel_name", "fp8"), [("blocked", False), ("blocked", True), ("varlen", True), ("flex", False)])
 def test_the_compiled_step_is_one_graph(kernel_name, fp8, monkeypatch):
     """A graph break is a wait for Python and a write of everything to memory."""
-    monkeypatch.setattr(loss, "_fused", lambda device: loss.terms)  # what a GPU runs
+    monkeypatch.setattr(loss, "_fused", lambda device: loss.loss_and_grad)  # what a GPU runs
     model = tiny(torch.bfloat16, kernel_name, fp8=fp8)
     ids = torch.randint(0, 64, (2, 33))
     offsets = document_offsets((ids[:, :-1] == 0).cumsum(1))

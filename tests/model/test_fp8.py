@@ -134,7 +134,7 @@ def model(seed=0, **settings) -> GPT:
 
 
 def test_the_blocks_linears_are_in_fp8_and_nothing_else():
-    found = model().use(torch.float32, fp8=True)
+    found = model().set_precision(torch.float32, fp8=True)
     holders = {name for name, module in found.named_modules() if getattr(module, "fp8", None)}
     assert holders == {f"blocks.{i}.{n}" for i in (0, 1) for n in ("attention.q", "attention.out", "mlp.up", "mlp.down")}
     attention = found.blocks[0].attention
@@ -146,7 +146,7 @@ def test_the_blocks_linears_are_in_fp8_and_nothing_else():
 
 
 def test_only_training_is_in_fp8():
-    exact, low = model(), model().use(torch.float32, fp8=True)
+    exact, low = model(), model().set_precision(torch.float32, fp8=True)
     for m in (exact, low):
         for block in m.blocks:
             block.mlp.down.weight.data.copy_(normal(32, 128, seed=5))
@@ -159,7 +159,7 @@ def test_only_training_is_in_fp8():
 
 
 def training(dtype, use_it, steps, accumulation=1, on_step=lambda model, step: None):
-    m = model().use(dtype, fp8=use_it)
+    m = model().set_precision(dtype, fp8=use_it)
     optimizer = MuonAdamW(group_parameters(m, OptimizerConfig(), width=32, tokens_per_step=4096), dtype)
     rows = torch.randint(1, 64, (4, 33), generator=torch.Generator().manual_seed(3))
     batch = MicroBatch(lambda: m(rows[:, :-1], rows[:, 1:]), 128, 128)
@@ -183,7 +183,7 @@ def test_inputs_are_quantised_once_and_weights_not_at_all_within_a_step(monkeypa
         counts[key] = counts.get(key, 0) + 1
         return plain(x, dtype)
 
-    m = model().use(torch.float32, fp8=True)
+    m = model().set_precision(torch.float32, fp8=True)
     monkeypatch.setattr(fp8, "quantise", counted)
     ids = torch.randint(1, 64, (3, 32))  # 96 tokens
     passes = 3

@@ -25,7 +25,7 @@ def naive_logits(model: GPT, ids: torch.Tensor) -> torch.Tensor:
     """The formulas of docs/design.md, one token and one head at a time, in float64."""
     config = model.config
     p = {name: value.detach().double() for name, value in model.named_parameters()}
-    H, K, D, T = config.heads, config.kv_heads, config.head_dim, len(ids)
+    H, K, D, T, base = config.heads, config.kv_heads, config.head_dim, len(ids), config.rotary_base
 
     def norm(x):
         return x / torch.sqrt(x.square().mean() + 1e-6)
@@ -34,7 +34,7 @@ def naive_logits(model: GPT, ids: torch.Tensor) -> torch.Tensor:
         half = D // 2
         y = torch.empty_like(x)
         for i in range(half):
-            angle = position * 100_000.0 ** (-2 * i / D)
+            angle = position * base ** (-2 * i / D)
             y[i] = x[i] * math.cos(angle) + x[half + i] * math.sin(angle)
             y[half + i] = x[half + i] * math.cos(angle) - x[i] * math.sin(angle)
         return y
@@ -43,19 +43,20 @@ def naive_logits(model: GPT, ids: torch.Tensor) -> torch.Tensor:
     xs = []
     for t, token in enumerate(ids):
         x = embedded[t]
-        if t > 0 and int(token) != config.bos_id:
+        if config.smear and t > 0 and int(token) != config.bos_id:
             x = x + p["smear_lambda"] * torch.sigmoid(p["smear_gate.weight"][0] @ x[:24]) * embedded[t - 1]
         xs.append(x)
     x0s, middle = list(xs), list(xs)
     document = torch.cumsum(ids == config.bos_id, 0)
     for layer in range(config.depth):
         b = f"blocks.{layer}."
-        xs = [p["residual_scale"][layer] * x + p["embedding_scale"][layer] * x0 for x, x0 in zip(xs, x0s, strict=True)]
+        if config.residual_scales:
+            xs = [p["residual_scale"][layer] * x + p["embedding_scale"][layer] * x0 for x, x0 in zip(xs, x0s, strict=True)]
         q, k, v = [], [], []
         for t, x in enumerate(xs):
             y = norm(x)
-            q.append([norm(rotary(h, t)) * 1.2 for h in (p[b + "attention.q.weight"] @ y).view(H, D)])
-            k.append([norm(rotary(h, t)) * 1.2 for h in (p[b + "attention.k.weight"] @ y).view(K, D)])
+            q.append([norm(rotary(h, t)) * config.qk_scale for h in (p[b + "attention.q.weight"] @ y).view(H, D)])
+            k.append([norm(rotary(h, t)) * config.qk_scale for h in (p[b + "attention.k.weight"] @ y).view(K, D)])
             values = (p[b + "attention.v.weight"] @ y).view(K, D)
             if config.has_value_embedding(layer):
                 gate = 3 * torch.sigmoid(p[b + "attention.value_gate.weight"] @ y[:12])
@@ -73,8 +74,9 @@ def naive_logits(model: GPT, ids: torch.Tensor) -> torch.Tensor:
             xs[t] = x + p[b + "mlp.down.weight"] @ torch.relu(p[b + "mlp.up.weight"] @ norm(x)) ** 2
         if layer == config.depth // 2:
             middle = list(xs)
-    hidden = [norm(x - p["backout"] * m) for x, m in zip(xs, middle, strict=True)]
-    return torch.stack([15 * torch.tanh(p["lm_head.weight"] @ h / 15) for h in hidden])
+    backout = p["backout"] if "backout" in p else 0
+    logits = torch.stack([p["lm_head.weight"] @ norm(x - backout * m) for x, m in zip(xs, middle, strict=True)])
+    return config.softcap * torch.tanh(logits / config.softcap) if config.softcap else logits
 
 
 def documents(T: int, seed: int = 2) -> torch.Tensor:
@@ -83,7 +85,13 @@ def documents(T: int, seed: int = 2) -> torch.Tensor:
     return ids
 
 
-@pytest.mark.parametrize("changes", [{}, {"kv_heads": 4}, {"depth": 1, "kv_heads": 1}, {"window_pattern": "L"}])
+SWITCHES = [
+    {"smear": False}, {"backout": False}, {"value_embeddings": False}, {"residual_scales": False}, {"softcap": 0.0},
+    {"softcap": 30.0}, {"qk_scale": 1.0}, {"rotary_base": 500.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 4}, {"depth": 1, "kv_heads": 1}, {"window_pattern": "L"}, *SWITCHES])
 def test_forward_equals_naive_float64(changes):
     model = tiny(**changes)
     ids = documents(21)
@@ -101,7 +109,7 @@ def test_gradients_equal_float64_autograd():
     fast = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     exact = tiny().double()
     exact.compute_dtype = torch.float64
-    hidden = exact.hidden(ids)
+    hidden = exact.hidden_states(ids, exact.rows_context(ids))
     logits = 15 * torch.tanh(exact.lm_head(hidden) / 15)
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1).backward()
     for name, parameter in exact.named_parameters():

@@ -7,7 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nutshell.model import loss
-from nutshell.model.loss import SOFTCAP, softcap_cross_entropy
+from nutshell.model.loss import cross_entropy
+
+SOFTCAP = 15.0
 
 
 def problem(N=23, C=16, V=50, dtype=torch.float32, scale=2.0):
@@ -34,20 +36,20 @@ def test_loss_and_gradients_equal_float64_whatever_the_chunks(chunk, piece, weig
     monkeypatch.setattr(loss, "PIECE_ELEMENTS", piece)
     hidden, weight, targets, weights = problem()
     weights = weights if weighted else None
-    value = softcap_cross_entropy(hidden, weight, targets, weights)
+    value = cross_entropy(hidden, weight, targets, weights, softcap=SOFTCAP)
     (3 * value).backward()
     expected, gradients = exact(hidden, weight, targets, weights)
     assert value.item() == pytest.approx(expected, rel=1e-5)
     for got, want in zip((hidden.grad, weight.grad), gradients, strict=True):
         assert torch.allclose(got.double(), 3 * want, atol=1e-6, rtol=1e-4)
     with torch.no_grad():
-        assert softcap_cross_entropy(hidden, weight, targets, weights).item() == value.item()
+        assert cross_entropy(hidden, weight, targets, weights, softcap=SOFTCAP).item() == value.item()
 
 
 def test_bf16_gradients_are_as_close_to_float64_as_bf16_is(monkeypatch):
     monkeypatch.setattr(loss, "CHUNK_ROWS", 64)
     hidden, weight, targets, _ = problem(N=300, C=64, V=512, dtype=torch.bfloat16, scale=0.3)
-    value = softcap_cross_entropy(hidden, weight, targets)
+    value = cross_entropy(hidden, weight, targets, softcap=SOFTCAP)
     value.backward()
     expected, gradients = exact(hidden, weight, targets)
     assert hidden.grad.dtype == torch.bfloat16
@@ -59,11 +61,11 @@ def test_bf16_gradients_are_as_close_to_float64_as_bf16_is(monkeypatch):
 
 def test_logits_at_the_cap_and_no_targets_at_all_stay_finite():
     hidden, weight, targets, _ = problem(scale=1000.0)
-    value = softcap_cross_entropy(hidden, weight, targets)
+    value = cross_entropy(hidden, weight, targets, softcap=SOFTCAP)
     value.backward()
     assert value.item() == pytest.approx(exact(hidden, weight, targets)[0], rel=1e-5)
     assert torch.isfinite(weight.grad).all()
-    nothing = softcap_cross_entropy(hidden, weight, torch.full_like(targets, -1))
+    nothing = cross_entropy(hidden, weight, torch.full_like(targets, -1), softcap=SOFTCAP)
     nothing.backward()
     assert nothing.item() == 0
 
@@ -81,5 +83,5 @@ def test_no_tensor_is_larger_than_the_logits_of_a_chunk(monkeypatch):
 
     hidden, weight, targets, _ = problem(N=64, C=4, V=200)
     with Watch():
-        softcap_cross_entropy(hidden, weight, targets).backward()
+        cross_entropy(hidden, weight, targets, softcap=SOFTCAP).backward()
     assert max(sizes) == 8 * 200

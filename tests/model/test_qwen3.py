@@ -70,7 +70,7 @@ def test_bfloat16_is_the_same_model_to_its_precision():
     model, ids = portable(), row(40)[None]
     with torch.no_grad():
         exact = model(ids).log_softmax(-1)
-        rough = model.use(torch.bfloat16)(ids)
+        rough = model.set_precision(torch.bfloat16)(ids)
     assert rough.dtype == torch.float32
     assert (rough.log_softmax(-1) - exact).abs().mean() < 0.05
 

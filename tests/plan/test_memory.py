@@ -28,7 +28,7 @@ SHAPES = [
 @pytest.mark.parametrize(("depth", "context", "vocab_size", "rows", "dtype", "more"), SHAPES)
 def test_the_activations_are_those_that_autograd_holds(depth, context, vocab_size, rows, dtype, more):
     shape = make_shape(Recipe(context=context, **more), depth, vocab_size)
-    model = GPT(shape).use(getattr(torch, dtype))
+    model = GPT(shape).set_precision(getattr(torch, dtype))
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     held = {}
 

@@ -33,7 +33,7 @@ RANK, WORLD = int(os.environ["RANK"]), 1  # the second changes as the checks go 
 
 def make(*, sharded: bool, weights: bool = False, dtype: torch.dtype = torch.float32) -> tuple[GPT, MuonAdamW]:
     torch.manual_seed(0)
-    model = GPT(CONFIG).use(dtype)
+    model = GPT(CONFIG).set_precision(dtype)
     with torch.no_grad():  # zero-initialised projections would have no gradient to speak of
         for p in model.parameters():
             p.add_(torch.randn(p.shape) * 0.02)

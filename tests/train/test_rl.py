@@ -69,13 +69,14 @@ def test_the_policy_gradient_equals_a_plain_computation_in_float64():
     advantage = advantages([[1, 0, 0], [0, 1]])
     model(*pack_answers(prompts, answers, advantage, context=16)).backward()
 
-    plain = GPT(CONFIG).use(torch.float64).double()
+    plain = GPT(CONFIG).set_precision(torch.float64).double()
     plain.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
     total, count = torch.zeros((), dtype=torch.float64), 0
     for prompt, group, weights in zip(prompts, answers, advantage, strict=True):
         for answer, weight in zip(group, weights, strict=True):
             row = prompt + answer.ids
-            logits = plain.hidden(torch.tensor([row[:-1]]))[0] @ plain.lm_head.weight.T
+            ids = torch.tensor([row[:-1]])
+            logits = plain.hidden_states(ids, plain.rows_context(ids))[0] @ plain.lm_head.weight.T
             logprobs = (15 * torch.tanh(logits / 15)).log_softmax(-1)
             for i, sampled in enumerate(answer.mask):
                 if sampled:

@@ -69,7 +69,7 @@ def open_model(folder: str, device: str) -> tuple[Any, Any]:
 
     runtime = start_runtime(device=device)
     model, tok = load(folder, runtime.device)
-    return model.use(runtime.dtype).for_inference(), tok
+    return model.set_precision(runtime.dtype).for_inference(), tok
 
 
 def chat(arguments: list[str]) -> Any:

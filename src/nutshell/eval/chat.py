@@ -112,7 +112,7 @@ def choose(items: list[Item], model: Any, tok: Any, progress: Progress | None = 
     for batch in _batches(rows):
         width = len(batch[-1][0]) - 1
         inputs = torch.tensor([row[0][:-1] + [0] * (width + 1 - len(row[0])) for row in batch], device=device)
-        hidden = model.hidden(inputs)  # (B, T, C)
+        hidden = model.hidden_states(inputs, model.rows_context(inputs))  # (B, T, C)
         places = [(b, t - 1) for b, (tokens, first, _, _) in enumerate(batch) for t in range(first, len(tokens))]
         index = torch.tensor(places, device=device)
         targets = torch.tensor([token for tokens, first, _, _ in batch for token in tokens[first:]], device=device)

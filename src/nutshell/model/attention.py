@@ -5,6 +5,7 @@ Legend: B rows, T new tokens, S keys, H query heads, K key/value heads, D head w
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -14,11 +15,32 @@ from torch import Tensor
 
 from nutshell.model.flash import KERNELS as FLASH_KERNELS
 from nutshell.model.flash import Documents, document_offsets, flash_attention
+from nutshell.model.kv_cache import Slots
 
 QUERY_BLOCK = 256  # queries scored at once: the scores of a block stay in a CPU's cache
 
 Mask = Any
 """What one row's tokens may see, in the form that a kernel wants: made once per batch and window by `make_mask`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionContext:
+    """What all attention layers of one forward pass share: positions, and what each token may see."""
+
+    cos: Tensor
+    """(T, 1, D), or (B, T, 1, D) where each row is at a position of its own."""
+    sin: Tensor
+    masks: dict[int, Mask] = field(default_factory=dict)
+    """Whole rows: the mask of each window."""
+    slots: Slots | None = None
+    """Decoding: where the new keys and values go in the KV cache."""
+
+    def attend(self, layer: int, window: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of the tokens q (B, T, H, D) over k and v (B, T, K, D) and what the cache holds: (B, T, H, D)."""
+        if self.slots is None:
+            return causal_attention(q, k, v, self.masks[window])
+        keys, values = self.slots.append(layer, k, v)
+        return decode_attention(q, keys, values, self.slots.start, window)
 
 
 def rotary_tables(context: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from nutshell.model.config import ModelConfig
 from nutshell.model.decoder import Decoder
 from nutshell.model.elementwise import RMS_EPS
 from nutshell.model.gpt import GPT
-from nutshell.model.qwen3 import PortableGPT
+from nutshell.model.qwen3 import Qwen3
 
 QWEN3_NAMES = {
     "vocab_size": "vocab_size",
@@ -35,9 +37,16 @@ QWEN3_FIXED = {
 """The one value that `portable` has for other settings of Qwen3's."""
 
 
-def build_model(config: ModelConfig) -> Decoder:
-    """A model of this shape with newly drawn weights."""
-    return PortableGPT(config) if config.architecture == "portable" else GPT(config)
+def build_model(config: ModelConfig, *, initialize: bool = True) -> Decoder:
+    """A model of this shape. Without `initialize` no weight is drawn: they are on the meta device until
+    `load_state_dict(weights, assign=True)` gives them."""
+    architecture = Qwen3 if config.architecture == "portable" else GPT
+    if initialize:
+        return architecture(config)
+    with torch.device("meta"):
+        model = architecture(config)
+    model.make_rotary_tables()
+    return model
 
 
 def config_to_json(config: ModelConfig, eos_id: int | None) -> dict[str, Any]:

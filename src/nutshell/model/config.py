@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 SMEAR_CHANNELS = 24
 VALUE_GATE_CHANNELS = 12
+LARGEST_SOFTCAP = 40.0  # beyond it a softmax of capped logits underflows in fp32
 ARCHITECTURES = ("speed", "portable")
+SPEED_ONLY = ("smear", "backout", "value_embeddings", "residual_scales", "softcap", "qk_scale")
+"""Switches of the `speed` architecture. Their formulas and sources are in docs/design.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,19 @@ class ModelConfig:
     tied: bool = False
     """The head is the embedding (portable only)."""
     architecture: str = "speed"
-    """`speed` (model/gpt.py) or `portable` (model/portable.py)."""
+    """`speed` (model/gpt.py) or `portable` (model/qwen3.py)."""
+    smear: bool = True
+    """Each embedding is mixed with the one before it."""
+    backout: bool = True
+    """The middle layer's output is subtracted before the head, in models of at least 3 layers."""
+    value_embeddings: bool = True
+    """Every other layer adds a gated embedding of the token to its values."""
+    residual_scales: bool = True
+    """Each layer scales the residual stream and adds the embedding to it, by learned numbers."""
+    softcap: float = 15.0
+    """Logits are capped smoothly to plus and minus this; 0 caps nothing."""
+    qk_scale: float = 1.2
+    """Queries and keys are normed to this root mean square."""
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -56,7 +71,16 @@ class ModelConfig:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embeddings need an even number. Try {self.head_dim + 1}.")
         if not self.rotary_base > 0:
             raise ValueError(f"rotary_base is {self.rotary_base}; accepted: a number above 0.")
+        if not (self.softcap == 0 or 1 <= self.softcap <= LARGEST_SOFTCAP):
+            raise ValueError(f"softcap is {self.softcap}; accepted: 0 (none), or 1 to {LARGEST_SOFTCAP:g}.")
+        if not 0 < self.qk_scale < float("inf"):
+            raise ValueError(f"qk_scale is {self.qk_scale}; accepted: a number above 0.")
         if self.architecture == "portable":
+            defaults = {f.name: f.default for f in fields(self)}
+            if changed := [name for name in SPEED_ONLY if getattr(self, name) != defaults[name]]:
+                raise ValueError(
+                    f"{', '.join(changed)}: portable is Qwen3's shape and has no such switch. Leave it out, or use speed."
+                )
             if not isinstance(self.mlp_width, int) or self.mlp_width < 1:
                 raise ValueError(f"mlp_width is {self.mlp_width!r}; portable accepts a whole number of at least 1.")
             if self.window_pattern != "L":
@@ -80,7 +104,12 @@ class ModelConfig:
 
     def has_value_embedding(self, layer: int) -> bool:
         """Every other layer has one, the last included."""
-        return layer % 2 == (self.depth - 1) % 2
+        return self.value_embeddings and layer % 2 == (self.depth - 1) % 2
+
+    @property
+    def has_backout(self) -> bool:
+        """Where the middle layer is the last one, subtracting it would only scale what the last norm scales back."""
+        return self.backout and self.depth // 2 < self.depth - 1
 
     def to_dict(self) -> dict:
         return asdict(self)

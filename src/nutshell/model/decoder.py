@@ -1,17 +1,16 @@
-"""What both architectures do alike: whole rows in training, a cache of keys and values in decoding.
+"""What both architectures do alike: whole rows in training, slots of a KV cache in decoding.
 
 Legend: B rows in a batch, T tokens in a row, C model width, D head width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nutshell.model.attention import make_mask, rotary_tables
+from nutshell.model.attention import AttentionContext, make_mask, rotary_tables
 from nutshell.model.config import ModelConfig
 from nutshell.model.fp8 import use_fp8
 from nutshell.model.kv_cache import KVCache
@@ -22,21 +21,37 @@ Model = TypeVar("Model", bound="Decoder")
 class Decoder(nn.Module):
     """A decoder-only language model. `model(ids)` gives logits, `model(ids, targets)` the mean loss.
 
-    An architecture adds its weights and four methods: `embed(ids, previous)` makes the input of the first block (B, T, C);
-    `trunk(ids, x, attend)` runs all blocks, `attend(attention, x, ...)` being whole-row or cached attention; `head(hidden)`
-    gives fp32 logits; `loss(hidden, targets, weights)` is the mean cross-entropy of hidden states (N, C).
+    An architecture adds its weights and three methods: `hidden_states(ids, ctx, previous)` runs embedding and blocks,
+    `head(hidden)` gives fp32 logits, `loss(hidden, targets, weights)` is the mean cross-entropy of hidden states (N, C).
     """
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
         self.attention_kernel = "blocked"  # or another of `probe.py`; the runtime decides
-        cos, sin = rotary_tables(config.context, config.head_dim, config.rotary_base)
+        self.make_rotary_tables()
+
+    def make_rotary_tables(self) -> None:
+        """Cosines and sines for every position; they follow from the configuration and are not saved."""
+        cos, sin = rotary_tables(self.config.context, self.config.head_dim, self.config.rotary_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def use(self: Model, dtype: torch.dtype, attention_kernel: str = "blocked", *, fp8: bool = False) -> Model:
+    def hidden_states(self, ids: Tensor, ctx: AttentionContext, previous: Tensor | None = None) -> Tensor:
+        """What the head reads, (B, T, C). `previous` (B,): in decoding, the token before each row's first, -1 for none."""
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def set_precision(self: Model, dtype: torch.dtype, attention_kernel: str = "blocked", *, fp8: bool = False) -> Model:
         """Compute in `dtype` with this attention kernel, blocks in fp8 while training (the weights stay as they are stored)."""
         self.compute_dtype, self.attention_kernel = dtype, attention_kernel
         use_fp8(self, fp8)
@@ -44,23 +59,41 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def for_inference(self: Model) -> Model:
-        """A frozen copy whose weights are stored in the compute dtype, so that decoding casts nothing."""
-        copy = deepcopy(self).use(self.compute_dtype, self.attention_kernel)
-        for module in copy.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                module.to(self.compute_dtype)
-        return copy.requires_grad_(False).eval()
+        """A frozen model whose matrices are stored in the compute dtype, so that decoding casts nothing.
 
-    def hidden(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """Hidden states of whole rows (B, T) that all start at position 0. `offsets`: see `forward`."""
+        Tensors that are in that dtype already are shared with this model, not copied: do not train it meanwhile.
+        """
+        with torch.device("meta"):  # the weights come from this model, nothing is drawn
+            frozen = type(self)(self.config).set_precision(self.compute_dtype, self.attention_kernel)
+        for name, module in self.named_modules():
+            dtype = self.compute_dtype if isinstance(module, (nn.Linear, nn.Embedding)) else None
+            theirs = frozen.get_submodule(name)
+            for key, p in module.named_parameters(recurse=False):
+                setattr(theirs, key, nn.Parameter(p.detach().to(dtype or p.dtype), requires_grad=False))
+        frozen.cos, frozen.sin = self.cos, self.sin
+        return frozen.eval()
+
+    def rows_context(self, ids: Tensor, offsets: Tensor | None = None) -> AttentionContext:
+        """For whole rows (B, T) that start at position 0: each token sees its own document, as far as its layer's window."""
         T = ids.size(1)
         if T > self.config.context:
             raise ValueError(f"a row has {T} tokens; the model's context is {self.config.context}. Shorten the row.")
-        x = self.embed(ids)
-        documents = (ids == self.config.bos_id).cumsum(1)
-        masks = {w: make_mask(documents, w, self.attention_kernel, x.dtype, offsets) for w in set(self.config.windows())}
-        rotary = (self.cos[:T].to(x.dtype), self.sin[:T].to(x.dtype))
-        return self.trunk(ids, x, lambda attention, *inputs: attention(*inputs, rotary, masks[attention.window]))
+        dtype, documents = self.compute_dtype, (ids == self.config.bos_id).cumsum(1)
+        masks = {w: make_mask(documents, w, self.attention_kernel, dtype, offsets) for w in set(self.config.windows())}
+        return AttentionContext(cos=self.cos[:T].to(dtype), sin=self.sin[:T].to(dtype), masks=masks)
+
+    def forward(
+        self, ids: Tensor, targets: Tensor | None = None, weights: Tensor | None = None, offsets: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, T, V) in fp32, or with `targets` (B, T; -1 = ignored) the mean cross-entropy in nats.
+
+        `weights` (B, T) multiplies each target's term of the loss. `offsets` are the `document_offsets` of ids, for a kernel
+        that takes them: given, the device need not be waited for to find them.
+        """
+        hidden = self.hidden_states(ids, self.rows_context(ids, offsets))
+        if targets is None:
+            return self.head(hidden)
+        return self.loss(hidden.flatten(0, 1), targets.flatten(), None if weights is None else weights.flatten())
 
     @torch.inference_mode()
     def decode(
@@ -74,25 +107,11 @@ class Decoder(nn.Module):
         """
         if counts is None:
             counts = torch.full((ids.size(0),), ids.size(1), device=ids.device)
-        place = cache.place(rows, ids.size(1))
-        x = self.embed(ids, cache.previous[rows])
-        positions = place.positions.clamp(max=cache.capacity - 1)
-        rotary = (self.cos[positions].to(x.dtype), self.sin[positions].to(x.dtype))  # (B, T, 1, D)
-        x = self.trunk(ids, x, lambda attention, *inputs: attention.decode(*inputs, rotary, place))
+        slots = cache.slots(rows, ids.size(1))
+        positions = slots.positions.clamp(max=cache.capacity - 1)
+        cos, sin = (table[positions].to(self.compute_dtype) for table in (self.cos, self.sin))  # (B, T, 1, D)
+        x = self.hidden_states(ids, AttentionContext(cos=cos, sin=sin, slots=slots), cache.previous[rows])
         cache.advance(rows, ids, counts)
         if last_only:
             x = x[torch.arange(x.size(0), device=x.device), (counts - 1).clamp(min=0)].unsqueeze(1)
         return self.head(x)
-
-    def forward(
-        self, ids: Tensor, targets: Tensor | None = None, weights: Tensor | None = None, offsets: Tensor | None = None
-    ) -> Tensor:
-        """Logits (B, T, V) in fp32, or with `targets` (B, T; -1 = ignored) the mean cross-entropy in nats.
-
-        `weights` (B, T) multiplies each target's term of the loss. `offsets` are the `document_offsets` of ids, for a kernel
-        that takes them: given, the device need not be waited for to find them.
-        """
-        hidden = self.hidden(ids, offsets)
-        if targets is None:
-            return self.head(hidden)
-        return self.loss(hidden.flatten(0, 1), targets.flatten(), None if weights is None else weights.flatten())

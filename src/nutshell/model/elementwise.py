@@ -1,7 +1,7 @@
-"""Elementwise pieces with hand-written gradients, for eager execution on CPU.
+"""Elementwise pieces with hand-written gradients, so that training keeps fewer intermediates.
 
-Each function is the plain formula when it is compiled or runs on an accelerator (the compiler fuses it there). Eagerly on CPU
-autograd would write every intermediate to memory; these keep one. Measured gains are in docs/experiments.md.
+`rms_norm` is the plain formula when it is compiled or runs on an accelerator (the compiler fuses it there). Eagerly on CPU
+autograd would write every intermediate to memory; the gradient by hand keeps one. Measured gains are in docs/experiments.md.
 """
 
 from __future__ import annotations
@@ -43,22 +43,23 @@ def rms_norm(x: Tensor, scale: float = 1.0) -> Tensor:
     return y if scale == 1.0 else y * scale
 
 
-class _ReluSquared(torch.autograd.Function):
+class _ReluSquaredLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         positive = x.clamp(min=0)
-        ctx.save_for_backward(positive)
-        return positive * positive
+        ctx.save_for_backward(positive, weight)
+        return F.linear(positive * positive, weight)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        return (grad * positive).mul_(2)
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        positive, weight = ctx.saved_tensors
+        grad_weight = grad.flatten(0, -2).t() @ (positive * positive).flatten(0, -2)
+        return (grad @ weight).mul_(positive).mul_(2), grad_weight
 
 
-def relu_squared(x: Tensor) -> Tensor:
-    """max(x, 0)^2 (arXiv 2109.08668)."""
-    return _ReluSquared.apply(x) if _eager_on_cpu(x) else F.relu(x).square()
+def relu_squared_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """max(x, 0)^2 (arXiv 2109.08668) times weight^T. Only max(x, 0) is kept for the backward pass; its square is made again."""
+    return _ReluSquaredLinear.apply(x, weight)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

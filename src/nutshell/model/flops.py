@@ -24,9 +24,9 @@ def parameters_by_group(config: ModelConfig) -> dict[str, int]:
         + gated * VALUE_GATE_CHANNELS * config.kv_heads,
         "mlp": config.depth * 8 * C * C,
         "lm_head": V * C,
-        "residual scales": config.depth,
-        "embedding scales": config.depth,
-        "smear, backout": SMEAR_CHANNELS + 2,
+        "residual scales": config.depth * config.residual_scales,
+        "embedding scales": config.depth * config.residual_scales,
+        "smear, backout": (SMEAR_CHANNELS + 1) * config.smear + config.has_backout,
     }
 
 

@@ -41,14 +41,14 @@ class KVCache:
         self.lengths[targets] = length
         self.previous[targets] = int(self.previous[source])
 
-    def place(self, rows: Tensor, tokens: int) -> Place:
+    def slots(self, rows: Tensor, tokens: int) -> Slots:
         """Where the next `tokens` tokens of the rows (B,) go, worked out once for all layers."""
         start = self.lengths[rows]
         positions = (start.unsqueeze(1) + torch.arange(tokens, device=start.device)).clamp_(max=self.capacity)  # (B, T)
         longest = min(int(start.max()) + tokens, self.capacity + 1)
         first, count = int(rows[0]), rows.numel()
         neighbours = int(rows[-1]) - first == count - 1 and (count < 3 or bool((rows.diff() == 1).all()))
-        return Place(self, slice(first, first + count) if neighbours else rows, start, positions, longest)
+        return Slots(self, slice(first, first + count) if neighbours else rows, start, positions, longest)
 
     def advance(self, rows: Tensor, ids: Tensor, counts: Tensor) -> None:
         """Count the first counts[b] tokens of ids (B, T) as part of the rows."""
@@ -58,7 +58,7 @@ class KVCache:
 
 
 @dataclass(frozen=True)
-class Place:
+class Slots:
     """The positions that one decoding step writes, and how far its rows reach."""
 
     cache: KVCache

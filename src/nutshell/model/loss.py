@@ -11,7 +11,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-SOFTCAP = 15.0
 # On CPU: rows whose logits exist at once (the head's gradient is added to once for these), and of them how many elements are
 # in fp32 at once (2 MB: they stay in the cache between passes); measured in docs/experiments.md.
 CHUNK_ROWS = 1024
@@ -19,25 +18,25 @@ PIECE_ELEMENTS = 1 << 19
 CUDA_CHUNK_ROWS = 8192
 
 
-def softcap_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None, *, softcap: float = 0.0
+) -> Tensor:
     """Mean cross-entropy in nats of hidden (N, C) through the head weight (V, C) at targets (N,); -1 is ignored.
 
-    `weights` (N,) multiplies each target's term (the count it is divided by stays the number of targets): with advantages
-    as weights this is the on-policy policy gradient.
+    `softcap` c > 0 caps the logits z smoothly: c tanh(z / c). `weights` (N,) multiplies each target's term (the count it is
+    divided by stays the number of targets): with advantages as weights this is the on-policy policy gradient.
     """
-    return _CrossEntropy.apply(hidden, weight, targets, weights, True)
-
-
-def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """`softcap_cross_entropy` without the cap."""
-    return _CrossEntropy.apply(hidden, weight, targets, weights, False)
+    return _CrossEntropy.apply(hidden, weight, targets, weights, softcap)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """loss = sum_i w_i * -log softmax(z_i)[target_i] / count over the targets >= 0, z_i = 15 tanh(h_i W^T / 15) or h_i W^T."""
+    """loss = sum_i w_i * -log softmax(z_i)[target_i] / count over the targets >= 0.
+
+    z_i is h_i W^T, or c tanh(h_i W^T / c) with a softcap c.
+    """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, capped: bool) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, softcap: float) -> Tensor:
         fused = _fused(hidden.device)
         chunk = CUDA_CHUNK_ROWS if fused else CHUNK_ROWS
         piece = max(1, PIECE_ELEMENTS // weight.size(0))
@@ -57,11 +56,11 @@ class _CrossEntropy(torch.autograd.Function):
             rows = slice(start, start + chunk)
             logits = hidden[rows] @ head.t()  # (chunk, V)
             if fused:
-                part, logits = fused(logits, index[rows], w[rows], capped)
+                part, logits = fused(logits, index[rows], w[rows], softcap)
                 total += part
             else:
                 pieces = zip(logits.split(piece), index[rows].split(piece), w[rows].split(piece), strict=True)
-                total += sum(_terms_in_place(*tensors, capped, needs_grad) for tensors in pieces)
+                total += sum(_loss_and_grad_in_place(*tensors, softcap, needs_grad) for tensors in pieces)
             if needs_grad:  # the logits are their gradients now
                 torch.mm(logits, head, out=grad_hidden[rows])
                 grad_weight += logits.t() @ hidden[rows]
@@ -75,18 +74,18 @@ class _CrossEntropy(torch.autograd.Function):
         return (grad_hidden * factor.view(1, 1)).to(grad_hidden.dtype), grad_weight * factor, None, None, None
 
 
-def _terms_in_place(logits: Tensor, index: Tensor, w: Tensor, capped: bool, needs_grad: bool) -> Tensor:
-    """`terms` with few passes over memory and little of it: the gradient is written over the logits."""
-    if not capped:
+def _loss_and_grad_in_place(logits: Tensor, index: Tensor, w: Tensor, softcap: float, needs_grad: bool) -> Tensor:
+    """`loss_and_grad` with few passes over memory and little of it: the gradient is written over the logits."""
+    if not softcap:
         z = logits.float()
         total = z.logsumexp(dim=1, keepdim=True)
         loss = ((total - z.gather(1, index)) * w).sum()
         if needs_grad:
             logits.copy_(z.sub_(total).exp_().mul_(w).scatter_add_(1, index, -w))
         return loss
-    # With r = sigmoid(-2x/15): 15 tanh(x/15) = 15 - 30 r, and the slope of the cap is 4 r (1 - r).
-    r = logits.float().mul_(-2 / SOFTCAP).sigmoid_()
-    p = torch.softmax(r * (-2 * SOFTCAP), dim=1)  # at least e^-30 / V: its logarithm is finite
+    # With r = sigmoid(-2x/c): c tanh(x/c) = c - 2c r, and the slope of the cap is 4 r (1 - r).
+    r = logits.float().mul_(-2 / softcap).sigmoid_()
+    p = torch.softmax(r * (-2 * softcap), dim=1)  # at least e^-2c / V: its logarithm is finite for a cap up to LARGEST_SOFTCAP
     loss = -(p.gather(1, index).log_() * w).sum()
     if needs_grad:
         p.mul_(4 * w).scatter_add_(1, index, -4 * w)
@@ -94,28 +93,28 @@ def _terms_in_place(logits: Tensor, index: Tensor, w: Tensor, capped: bool, need
     return loss
 
 
-def terms(logits: Tensor, index: Tensor, w: Tensor, capped: bool) -> tuple[Tensor, Tensor]:
+def loss_and_grad(logits: Tensor, index: Tensor, w: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
     """Summed loss of uncapped logits (N, V) at index (N, 1) with weights w (N, 1), and its gradient (N, V) in the logits' dtype.
 
     No step writes in place: a compiler makes one pass of it.
     """
     x = logits.float()
-    r = (x * (-2 / SOFTCAP)).sigmoid()
-    z = r * (-2 * SOFTCAP) if capped else x
+    r = (x * (-2 / softcap)).sigmoid() if softcap else x
+    z = r * (-2 * softcap) if softcap else x
     total = z.logsumexp(dim=1, keepdim=True)
     loss = ((total - z.gather(1, index)) * w).sum()
     hit = torch.arange(logits.size(1), device=logits.device) == index
     grad = ((z - total).exp() - hit.float()) * w
-    return loss, (grad * (4 * (r - r * r)) if capped else grad).to(logits.dtype)
+    return loss, (grad * (4 * (r - r * r)) if softcap else grad).to(logits.dtype)
 
 
 def _fused(device: torch.device) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """`terms` compiled, on CUDA; None where steps in place are quicker."""
+    """`loss_and_grad` compiled, on CUDA; None where steps in place are quicker."""
     if device.type != "cuda":
         return None
-    return terms if torch.compiler.is_compiling() else _compiled_terms()
+    return loss_and_grad if torch.compiler.is_compiling() else _compiled_loss_and_grad()
 
 
 @cache
-def _compiled_terms() -> Callable[..., tuple[Tensor, Tensor]]:
-    return torch.compile(terms)
+def _compiled_loss_and_grad() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(loss_and_grad, dynamic=False)

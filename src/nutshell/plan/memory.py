@@ -63,12 +63,12 @@ def activation_bytes(model: ModelConfig, *, dtype: str, gpu: bool, shard: str = 
     elements = 0.0  # of one token
     for layer, window in enumerate(model.windows()):
         if gpu:
-            # Residual twice, norms twice (C each); queries and keys before and after rotation and norm; values; output; MLP's 4C.
+            # Residual twice, norms twice (C each); queries and keys before and after rotation and norm; values; output; MLP's 4C once: relu squared keeps only its root.
             elements += 4 * C + 2 * (A + KV) + KV + A + mlp * (2 / 3 if weighted else 1 / 2)
         else:
             seen, pairs = _blocks(T, window)
             # Residual, two norms; queries and keys; scaled queries; keys and values of each block; output; MLP.
-            elements += (4 if weighted else 3) * C + (A + KV) + A + 2 * A * seen + A + mlp * (4 / 3 if weighted else 1)
+            elements += (4 if weighted else 3) * C + (A + KV) + A + 2 * A * seen + A + mlp * (4 / 3 if weighted else 1 / 2)
             elements += model.heads * pairs + model.heads + 2 * model.kv_heads + 2  # softmax; inverse norms
         if "value embeddings" in groups and model.has_value_embedding(layer):
             elements += KV + 2 * model.kv_heads

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from nutshell.config import from_dict
-from nutshell.model.config import ModelConfig
+from nutshell.model.config import SPEED_ONLY, ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
 from nutshell.plan.cost import RESERVE, Timing, evaluation_seconds, rl_step_seconds, saving_seconds, saving_share
 from nutshell.plan.estimate import Forecast, forecast, most_rows, most_rows_that_fit, time_and_cost
@@ -107,7 +107,8 @@ def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> 
     return ModelConfig(
         vocab_size=vocab_size, depth=depth, width=width, heads=heads, kv_heads=recipe.kv_heads or heads, head_dim=head_dim,
         context=context, window_pattern=recipe.window_pattern or ("L" if portable else "SSSL"), bos_id=bos_id,
-        architecture=recipe.architecture, tied=recipe.tied,
+        architecture=recipe.architecture, tied=recipe.tied, rotary_base=recipe.rotary_base,
+        **{name: getattr(recipe, name) for name in SPEED_ONLY},
         mlp_width=-(-width * 8 // 3 // 64) * 64 if portable else 0,  # as many parameters as speed's two matrices of 4 x width
     )  # fmt: skip
 

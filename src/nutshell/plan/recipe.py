@@ -134,6 +134,20 @@ class Recipe:
     """Longest row in tokens (default 512 up to depth 8, else 2048)."""
     window_pattern: str = ""
     """Attention windows tiled over the layers: S a quarter of the context, L all of it (default SSSL; portable has only L)."""
+    rotary_base: float = 100_000.0
+    """Of the rotary position embeddings: larger turns slower."""
+    smear: bool = True
+    """Mix each embedding with the one before it (these six: speed only)."""
+    backout: bool = True
+    """Subtract the middle layer's output before the head."""
+    value_embeddings: bool = True
+    """Add a gated embedding of the token to the values of every other layer."""
+    residual_scales: bool = True
+    """Scale the residual stream of each layer and add the embedding to it, by learned numbers."""
+    softcap: float = 15.0
+    """Cap the logits smoothly to plus and minus this; 0 caps nothing."""
+    qk_scale: float = 1.2
+    """Norm queries and keys to this root mean square."""
     architecture: str = "speed"
     """speed is made to learn fast; portable is Qwen3's, whose checkpoints transformers opens."""
     tied: bool = False

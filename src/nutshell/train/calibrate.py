@@ -50,7 +50,7 @@ def step_seconds(
     documents = (ids[:, :-1] == config.bos_id).cumsum(1)
     offsets = document_offsets(documents).to(runtime.device) if runtime.attention in KERNELS else None
     ids = ids.to(runtime.device)
-    model.use(runtime.dtype, runtime.attention, fp8=runtime.fp8)
+    model.set_precision(runtime.dtype, runtime.attention, fp8=runtime.fp8)
     step_model = torch.compile(model) if runtime.compiled else model
     groups = group_parameters(model, recipe.optimizer, width=config.width, tokens_per_step=rows * config.context)
     optimizer = MuonAdamW(groups, runtime.dtype)
@@ -82,7 +82,7 @@ def time_training(config: ModelConfig, rows: int, runtime: Runtime, recipe: Reci
 def time_decoding(config: ModelConfig, rows: int, length: int, runtime: Runtime) -> float:
     """Seconds of one decoding step of `rows` rows that hold about `length` tokens each."""
     model = build_model(config).to(runtime.device)
-    model.use(runtime.dtype, runtime.attention)
+    model.set_precision(runtime.dtype, runtime.attention)
     model = model.for_inference()
     length = min(length, config.context - 1)
     cache = KVCache(config, rows, device=runtime.device, dtype=runtime.dtype)

@@ -47,7 +47,7 @@ def whole_model(model: Decoder, *, everywhere: bool = False) -> Decoder:
     """
     keep = everywhere or dist.get_rank() == 0
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if keep else "meta"):
-        whole = build_model(model.config).use(model.compute_dtype, model.attention_kernel)
+        whole = build_model(model.config).set_precision(model.compute_dtype, model.attention_kernel)
     for ours, p in zip(whole.parameters(), model.parameters(), strict=True):
         tensor = cast(DTensor, p.detach()).full_tensor()
         if keep:

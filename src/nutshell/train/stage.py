@@ -227,7 +227,7 @@ def open_stage(run: Run, name: str) -> Stage:
         raise ValueError(
             f"the checkpoint in {run.folder} has another shape than its plan.json. Give another --out to start anew."
         )
-    model.use(runtime.dtype, runtime.attention, fp8=runtime.fp8 and name != "rl")
+    model.set_precision(runtime.dtype, runtime.attention, fp8=runtime.fp8 and name != "rl")
     model.train()
     ranks = {"rank": runtime.rank, "world_size": runtime.world_size}
     if divided:
