@@ -16,6 +16,7 @@ import torch
 
 from nutshell.model.flops import flops_per_token
 from nutshell.model.probe import PREFERENCE, choose_attention, first_that_runs
+from nutshell.plan.hardware import peak_flops
 from nutshell.plan.plan import make_shape
 from nutshell.plan.recipe import Recipe
 from nutshell.runtime import Runtime, refuse_fp8, start_runtime
@@ -64,7 +65,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("benchmarks/gpu.py needs a CUDA device, and torch sees none here. On CPU: benchmarks/training.py", file=sys.stderr)
         return 2
-    runtime = start_runtime(device="cuda", dtype=options.dtype, choose_attention=choose_attention)
+    runtime = start_runtime(device="cuda", dtype=options.dtype, choose_attention=choose_attention, gpu_peak_flops=peak_flops)
     fp8 = [False] if options.no_fp8 or not has_fp8(runtime) else [False, True]
     kernels = options.attention or kernels_that_run(runtime)
     name = torch.cuda.get_device_name(runtime.device)

@@ -15,6 +15,7 @@ import time
 
 from nutshell.model.flops import flops_per_token
 from nutshell.model.probe import choose_attention
+from nutshell.plan.hardware import peak_flops
 from nutshell.plan.plan import make_shape
 from nutshell.plan.recipe import Recipe
 from nutshell.runtime import matmul_flops, peak_memory_bytes, start_runtime
@@ -32,7 +33,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
-    runtime = start_runtime(device=options.device, dtype=options.dtype, choose_attention=choose_attention)
+    runtime = start_runtime(
+        device=options.device, dtype=options.dtype, choose_attention=choose_attention, gpu_peak_flops=peak_flops
+    )
     recipe = Recipe(depth=options.depth, width=options.width, context=options.context)
     shape = make_shape(recipe, options.depth, options.vocab_size)
     size = 8192 if runtime.device.type == "cuda" else 2048

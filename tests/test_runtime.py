@@ -11,9 +11,10 @@ import torch
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.model.kv_cache import KVCache
+from nutshell.plan.hardware import peak_flops
 from nutshell.plan.recipe import OptimizerConfig
 from nutshell.plan.schedule import Schedule
-from nutshell.runtime import DTYPES, Runtime, peak_flops, refuse_fp8, start_runtime
+from nutshell.runtime import DTYPES, Runtime, refuse_fp8, start_runtime
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.step import MicroBatch, train_steps
 

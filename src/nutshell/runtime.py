@@ -16,25 +16,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-# Dense 16-bit peaks in FLOP/s with fp32 accumulation, from the vendors' data sheets (which print twice that, "with sparsity").
-# A card that is not in the table has no MFU, and neither has a slice of one.
-PEAK_FLOPS = {
-    "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H200 NVL": 835e12, "H100": 989e12, "H100 PCIe": 756e12,
-    "H100 NVL": 835e12, "H800": 989e12, "H800 PCIe": 756e12, "H20": 148e12,
-    "A100": 312e12, "A800": 312e12, "A40": 150e12, "A30": 165e12, "A10": 125e12, "A10G": 70e12,
-    "L40S": 362e12, "L40": 181e12, "L4": 121e12, "RTX 5090": 209e12, "RTX 4090": 165e12, "RTX 4080": 97e12,
-    "RTX 3090": 71e12, "RTX 3090 Ti": 80e12, "MI300X": 1307e12, "V100": 125e12, "V100-PCIE": 112e12, "T4": 65e12,
-}  # fmt: skip
-
-
-def peak_flops(name: str) -> float | None:
-    """The peak of the card that calls itself `name`; None where it is not known. Memory and form factor may follow the name."""
-    name = re.sub(r"^(NVIDIA|AMD|Tesla|GeForce|Instinct|\s)*", "", name)
-    for card in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if re.fullmatch(re.escape(card) + r"([- ](SXM\d?|PCI[eE]|FHHL|OAM|HBM\w+|\d+GB))*", name):
-            return PEAK_FLOPS[card]
-    return None
-
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
@@ -183,11 +164,13 @@ def start_runtime(
     threads: int = 0,
     fp8: bool = False,
     choose_attention: Callable[[torch.device, torch.dtype], tuple[str, str]] | None = None,
+    gpu_peak_flops: Callable[[str], float | None] | None = None,
 ) -> Runtime:
     """Choose device, dtype and ranks; joins the process group when torchrun started us.
 
     dtype "auto": on GPUs bf16, fp16 on those before Ampere; on CPU bf16 where a measured product is at least 1.3x as fast as in
     fp32. `choose_attention` gives the kernel and a line that says why; without it attention is plain products.
+    `gpu_peak_flops` gives the peak of the GPU of that name; without it MFU is not known there.
     Raises ValueError for a device, dtype or fp8 that this machine does not have.
     """
     if dist.is_torchelastic_launched():
@@ -223,7 +206,8 @@ def start_runtime(
     elif capability:
         if dtype == "auto":
             dtype = "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
-        peak = peak_flops(torch.cuda.get_device_name(chosen)) if dtype != "float32" else None
+        if gpu_peak_flops and dtype != "float32":
+            peak = gpu_peak_flops(torch.cuda.get_device_name(chosen))
     elif dtype == "auto":
         dtype = "float32"
     attention, why = choose_attention(chosen, DTYPES[dtype]) if choose_attention else ("blocked", "plain products in blocks")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from nutshell.config import from_dict
 from nutshell.model.flops import parameters_by_group
 from nutshell.model.gpt import GPT
-from nutshell.plan.cost import RESERVE, Timing
+from nutshell.plan.cost import RESERVE
+from nutshell.plan.hardware import Timing
 from nutshell.plan.plan import Hardware, Plan, batch_tokens, make_plan, make_shape
 from nutshell.plan.recipe import Recipe, seconds
 from nutshell.plan.schedule import Schedule

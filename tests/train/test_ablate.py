@@ -7,7 +7,8 @@ import pytest
 from tiny_run import RUNTIME, recipe
 
 from nutshell.metrics import read_metrics
-from nutshell.plan.cost import VALIDATION_TOKENS, VALIDATIONS, Timing
+from nutshell.plan.cost import VALIDATION_TOKENS, VALIDATIONS
+from nutshell.plan.hardware import Timing
 from nutshell.plan.law import load_law
 from nutshell.plan.plan import draft_plan
 from nutshell.plan.recipe import Recipe, Sweep

@@ -8,12 +8,12 @@ from nutshell.plan.cost import (
     COPYING_BYTES_PER_SECOND,
     RESERVE,
     SAVING_BYTES_PER_SECOND,
-    Timing,
     evaluation_seconds,
     rl_step_seconds,
     saving_seconds,
     saving_share,
 )
+from nutshell.plan.hardware import Timing
 from nutshell.plan.plan import Hardware, draft_plan, make_plan, refit, training_seconds
 from nutshell.plan.recipe import Recipe, RLConfig
 from nutshell.train.calibrate import LONGEST_TIMING, first_depth

@@ -9,7 +9,7 @@ from tiny_run import RUNTIME, recipe
 
 from nutshell.data.shards import open_shards, write_shards
 from nutshell.metrics import MetricsLog
-from nutshell.plan.cost import Timing
+from nutshell.plan.hardware import Timing
 from nutshell.plan.plan import Hardware, load_plan, make_plan
 from nutshell.plan.recipe import FREE_IN_A_RUN, Recipe
 from nutshell.run.folder import Run

@@ -59,9 +59,15 @@ def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, 
 def open_runtime(recipe: Recipe) -> Iterator[Runtime]:
     """The runtime of a training; ranks that end well leave their group together."""
     from nutshell.model.probe import choose_attention
+    from nutshell.plan.hardware import peak_flops
     from nutshell.runtime import leave_ranks, start_runtime
 
     yield start_runtime(
-        device=recipe.device, dtype=recipe.dtype, threads=recipe.threads, fp8=recipe.fp8, choose_attention=choose_attention
+        device=recipe.device,
+        dtype=recipe.dtype,
+        threads=recipe.threads,
+        fp8=recipe.fp8,
+        choose_attention=choose_attention,
+        gpu_peak_flops=peak_flops,
     )
     leave_ranks()

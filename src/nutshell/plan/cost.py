@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from nutshell.plan.hardware import Timing
 from nutshell.plan.recipe import Recipe, RLConfig
 
 VALIDATION_TOKENS = 65_536
@@ -24,22 +23,6 @@ CHOICE_TOKENS, PROMPT_TOKENS = 100, 40
 """Read for an item of the primer: four options with their question; a question to answer."""
 FILE_CHOICE_TOKENS, FILE_PROMPT_TOKENS = 300, 90
 """The same for ARC-Easy and GSM8K, where --eval-data names them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """What one depth takes on a machine."""
-
-    tokens_per_second: float
-    """Training, all ranks together."""
-    decode_seconds: float = 0.0
-    """One decoding step of all rows of an RL batch."""
-    reply_seconds: float = 0.0
-    """One decoding step of the rows of an evaluation; 0: as that of RL, by the number of rows."""
-    forward_tokens_per_second: float = 0.0
-    """Reading without learning, one rank; 0: three times training."""
-    startup_seconds: float = 0.0
-    """What the first step of a stage takes longer than the others (compilation)."""
 
 
 def rl_step_seconds(rl: RLConfig, timing: Timing) -> float:

@@ -13,7 +13,8 @@ from nutshell.plan.memory import fitting_cards, fitting_rows, memory_by_part
 
 if TYPE_CHECKING:
     from nutshell.model.config import ModelConfig
-    from nutshell.plan.plan import Hardware, Plan
+    from nutshell.plan.hardware import Hardware
+    from nutshell.plan.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ from pathlib import Path
 from nutshell.config import from_dict
 from nutshell.model.config import SPEED_ONLY, ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
-from nutshell.plan.cost import RESERVE, Timing, evaluation_seconds, rl_step_seconds, saving_seconds, saving_share
+from nutshell.plan.cost import RESERVE, evaluation_seconds, rl_step_seconds, saving_seconds, saving_share
 from nutshell.plan.estimate import Forecast, forecast, most_rows, most_rows_that_fit, time_and_cost
 from nutshell.plan.groups import BASE_TOKENS_PER_STEP, SMALL_BATCH
-from nutshell.plan.hardware import ASSUMED_MFU, DECODE_SECONDS_PER_LAYER, parse_machine
+from nutshell.plan.hardware import ASSUMED_MFU, DECODE_SECONDS_PER_LAYER, Hardware, Timing, parse_machine
 from nutshell.plan.law import Law
 from nutshell.plan.recipe import OptimizerConfig, Recipe, StageConfig, quantity
 from nutshell.plan.schedule import Schedule
@@ -28,30 +28,6 @@ D12_TOKENS = 12 * matrix_parameters(D12)
 FEWEST_STEPS = 400  # a horizon shorter than this many steps takes a smaller batch
 LARGEST_MICRO_BATCH_TOKENS = 65_536
 BUDGET_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """What the plan knows of the machine."""
-
-    device: str = "cpu"
-    dtype: str = "float32"
-    world_size: int = 1
-    threads: int = 0
-    memory_bytes: int = 0
-    """Of one rank; 0 where unknown."""
-    gpu: str = ""
-    """The machine that the plan was asked for in place of this one."""
-    mfu: float = 0.0
-    """Assumed of that machine."""
-    timings: dict[int, Timing] = field(default_factory=dict)
-    """By depth; a budget needs at least one."""
-    seconds_left: float = 0.0
-    """Of the budget, after data, tokenizer and these measurements."""
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device == "cuda"
 
 
 @dataclass(frozen=True, kw_only=True)

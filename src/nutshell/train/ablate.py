@@ -16,8 +16,9 @@ from typing import Any
 from nutshell.files import write_json
 from nutshell.metrics import read_metrics
 from nutshell.model.flops import matrix_parameters
-from nutshell.plan.cost import VALIDATION_TOKENS, VALIDATIONS, Timing, saving_seconds
+from nutshell.plan.cost import VALIDATION_TOKENS, VALIDATIONS, saving_seconds
 from nutshell.plan.estimate import most_rows, text_name
+from nutshell.plan.hardware import Timing
 from nutshell.plan.law import PACKAGED, Law, Point, fit, law_record
 from nutshell.plan.plan import batch_tokens, default_vocab_size, load_plan, make_shape
 from nutshell.plan.recipe import Recipe, StageConfig, Stages, Sweep, quantity

@@ -14,10 +14,10 @@ from nutshell.model.flash import KERNELS, document_offsets
 from nutshell.model.flops import flops_per_token, matrix_parameters
 from nutshell.model.fp8 import quantise_weights
 from nutshell.model.kv_cache import KVCache
-from nutshell.plan.cost import EVALUATION_ROWS, Timing
+from nutshell.plan.cost import EVALUATION_ROWS
 from nutshell.plan.estimate import most_rows
-from nutshell.plan.hardware import ASSUMED_MFU
-from nutshell.plan.plan import BUDGET_DEPTHS, Hardware, affordable, batch_tokens, choose_depth, make_shape, named_depth
+from nutshell.plan.hardware import ASSUMED_MFU, Hardware, Timing
+from nutshell.plan.plan import BUDGET_DEPTHS, affordable, batch_tokens, choose_depth, make_shape, named_depth
 from nutshell.plan.recipe import Recipe
 from nutshell.runtime import Runtime
 from nutshell.train.optim import MuonAdamW, group_parameters
