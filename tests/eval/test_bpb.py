@@ -61,3 +61,24 @@ def test_no_bytes_is_an_error(model, tok):
     for targets in (row, torch.full((1, 4), -1)):
         with pytest.raises(ValueError, match="0 bytes"):
             bits_per_byte(model, [(row, targets)], tok.token_byte_lengths())
+
+
+def test_f11_a_validation_leaves_what_training_needs(tok):
+    """A module that keeps what it computed in a validation, as FSDP2 keeps gathered weights, can train afterwards."""
+
+    class Gathering(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(8, tok.vocab_size)
+            self.gathered = None
+
+        def forward(self, ids, targets):
+            if self.gathered is None:
+                self.gathered = torch.ones(8, requires_grad=False) * 2  # made where the first forward runs
+            hidden = self.head.weight[ids] * self.gathered
+            return torch.nn.functional.cross_entropy(self.head(hidden).flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+    model, batches = Gathering(), make_batches(tok, 1)
+    bits_per_byte(model, batches, tok.token_byte_lengths())
+    model(*batches[0]).backward()
+    assert model.head.weight.grad is not None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: FSDP2 keeps what it gathers, and a later training step could not use inference tensors
 def bits_per_byte(
     model: Any,
     batches: Iterable[tuple[Tensor, Tensor]],

@@ -39,10 +39,14 @@ def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: i
     rl, items = recipe.stages.rl, recipe.eval_items
     forward = timing.forward_tokens_per_second or 3 * timing.tokens_per_second / world_size
     step = timing.reply_seconds or timing.decode_seconds * EVALUATION_ROWS / (rl.prompts * rl.samples)
-    reply = LONGEST_REPLY if stage == "pretrain" else REPLY
-    replies, read = 2 * items * reply, items * (CHOICE_TOKENS + 2 * PROMPT_TOKENS)  # facts; sums and letters
-    if recipe.eval_data:
-        replies, read = replies + items * LONGEST_REPLY, read + items * (FILE_CHOICE_TOKENS + FILE_PROMPT_TOKENS)
+    replies, read = 0, 0  # tokens
+    for name in recipe.tasks_after(stage):
+        own = name.startswith("primer")
+        if name in ("primer-facts", "arc-easy", "arc-challenge"):
+            read += items * (CHOICE_TOKENS if own else FILE_CHOICE_TOKENS)
+        else:
+            replies += items * (REPLY if own and stage != "pretrain" else LONGEST_REPLY)
+            read += items * (PROMPT_TOKENS if own else FILE_PROMPT_TOKENS)
     seconds = replies / EVALUATION_ROWS * step + read / forward
     return seconds + (VALIDATIONS * VALIDATION_TOKENS / (forward * world_size) if stage == "pretrain" else 0.0)
 

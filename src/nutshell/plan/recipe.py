@@ -14,6 +14,7 @@ from nutshell.plan.hardware import parse_machine
 from nutshell.plan.schedule import Schedule
 
 PRIMER = "primer"
+PRIMER_TASKS = ("primer-facts", "primer-sums", "primer-letters")
 SHORTEST_CONTEXT = 16  # a question and the beginning of an answer
 
 
@@ -191,10 +192,14 @@ class Recipe:
     """With --gpu, the share of the peak that training is assumed to keep (default: that machine's)."""
     scaling: str = ""
     """The scaling.json of `nutshell scaling` that the expected bits per byte come from (default: the packaged one)."""
+    eval_tasks: tuple[str, ...] = ()
+    """Score each stage on these tasks, or on `none` (default: the primer's after training on it, and those of --eval-data)."""
     eval_items: int = 200
     """Held-out items of each task after each stage."""
     eval_data: str = ""
-    """Folder with arc/ and gsm8k/ for their benchmarks; empty leaves them out."""
+    """Folder with arc/ and gsm8k/ for their benchmarks, or a .jsonl file for the task `custom`; empty leaves them out."""
+    loggers: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    """Where the metrics go besides metrics.jsonl: wandb, tensorboard. Nothing leaves the machine by default."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: Schedule = field(default_factory=Schedule)
     stages: Stages = field(default_factory=Stages)
@@ -237,6 +242,8 @@ class Recipe:
             raise ValueError(f"tokens_per_parameter is {self.tokens_per_parameter}; accepted: a number above 0.")
         if self.keep_checkpoints < 1:
             raise ValueError(f"keep_checkpoints is {self.keep_checkpoints}; accepted: at least 1.")
+        if unknown := set(self.loggers) - {"wandb", "tensorboard"}:
+            raise ValueError(f"loggers names {', '.join(sorted(unknown))}; accepted: wandb, tensorboard.")
         for name, choices in (("damaged_checkpoint", ("stop", "previous")), ("damaged_shards", ("stop", "skip"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(choices)}.")
@@ -254,6 +261,14 @@ class Recipe:
             parse_machine(self.gpu)
         self.budget_seconds()
 
+    def tasks_after(self, stage: str) -> tuple[str, ...]:
+        """What the model is scored on after a stage: the primer's tasks only where it has trained on the primer."""
+        if self.eval_tasks:
+            return tuple(name for name in self.eval_tasks if name != "none")
+        own_share = getattr(getattr(self.stages, stage), "primer_share", 0.0)
+        on_primer = self.data == PRIMER or (stage != "pretrain" and (self.sft == PRIMER or own_share > 0)) or stage == "rl"
+        return PRIMER_TASKS * on_primer + (("arc-easy", "gsm8k") if self.eval_data else ())
+
     def price(self) -> float:
         """Dollars an hour; 0 where unknown."""
         return self.usd_per_hour or (parse_machine(self.gpu).usd_per_hour if self.gpu else 0.0)
@@ -265,6 +280,7 @@ class Recipe:
 
 FREE_IN_A_RUN = (
     "out", "shard", "save_every_seconds", "keep_checkpoints", "damaged_checkpoint", "damaged_shards", "usd_per_hour", "budget",
+    "loggers",
 )  # fmt: skip
 """Settings that may differ from the plan of a run that goes on."""
 

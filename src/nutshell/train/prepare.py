@@ -28,7 +28,6 @@ from nutshell.tasks import load_task
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages
 from nutshell.train.calibrate import measure
-from nutshell.train.scoring import FILE_TASKS
 
 LOCK_PATIENCE_SECONDS = 120.0  # under torchrun; a file server gives a lost machine's lock back after its lease, often 90 s
 TOKENIZER_CHARACTERS = 8_000_000  # of the training text; more no longer changes the merges that matter at these sizes
@@ -47,8 +46,8 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     make_plan(recipe, hardware, vocab_size=vocab_size)
     if recipe.sft != PRIMER:
         read_conversations(recipe.sft, check=parse_messages)
-    for name in FILE_TASKS if recipe.eval_data else ():
-        load_task(name, limit=1, data_folder=recipe.eval_data)
+    for name in dict.fromkeys(name for stage in vars(recipe.stages) for name in recipe.tasks_after(stage)):
+        load_task(name, limit=1, data_folder=recipe.eval_data or None)
 
 
 def check_data(recipe: Recipe) -> None:

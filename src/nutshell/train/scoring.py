@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+from nutshell.data.shards import open_shards
 from nutshell.eval.chat import evaluate
+from nutshell.infer.engine import Engine
+from nutshell.infer.sampling import Sampling
 from nutshell.metrics import read_metrics
 from nutshell.plan.recipe import PRIMER
 from nutshell.run.folder import Run
 from nutshell.tasks import load_task
+from nutshell.tokenizer.chat import render_prompt
 from nutshell.train.stage import Stage
 
-PRIMER_TASKS = ("primer-facts", "primer-sums", "primer-letters")
-FILE_TASKS = ("arc-easy", "gsm8k")
-"""Only with --eval-data, which names their files."""
 PRACTISED = ("primer-sums", "primer-letters")
 """What RL practises; their mean is logged as `primer-practised`."""
 TARGETS = {"primer-facts": 0.90, "primer-sums": 0.85, "primer-letters": 0.85}
 """Of the demo, from fine-tuning on."""
 HIGH = 0.95
 """RL has to raise the mean of what it practises, or hold it above this."""
+QUESTIONS = ("Hello! Who are you?", "What can you tell me?", "Tell me a short story.")
+"""Put to a chat model that is scored on no task, so that the report shows how it answers."""
 
 
 def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
-    """Score the tasks and log them beside baselines, targets and samples. Rank 0 does it, the others wait.
+    """Score the recipe's tasks and log them beside baselines, targets and samples. Rank 0 does it, the others wait.
 
     A signal ends it at once: the model is saved, and the same command begins with this evaluation.
     """
@@ -39,15 +43,18 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
         recipe = run.plan.recipe
         model = whole.for_inference().to(run.runtime.device)
         values, baselines, samples = dict(metrics), {}, []
-        for name in PRIMER_TASKS + (FILE_TASKS if recipe.eval_data else ()):
+        for name in recipe.tasks_after(stage.name):
             task = load_task(name, limit=recipe.eval_items, seed=recipe.seed, data_folder=recipe.eval_data or None)
             result = evaluate(task, model, run.tok, progress=progress)
             values[name], baselines[name] = result["accuracy"], task.baseline
             samples += [{"task": name, **example} for example in result["examples"]]
         for numbers in (values, baselines):
-            numbers["primer-practised"] = sum(numbers[name] for name in PRACTISED) / len(PRACTISED)
+            if all(name in numbers for name in PRACTISED):
+                numbers["primer-practised"] = sum(numbers[name] for name in PRACTISED) / len(PRACTISED)
         run.log.evaluation(
-            stage.name, stage.step, values, baselines=baselines, targets=targets_for(run, stage.name), samples=samples,
+            stage.name, stage.step, values, baselines=baselines,
+            targets={name: goal for name, goal in targets_for(run, stage.name).items() if name in values},
+            samples=samples if baselines or recipe.eval_tasks else sample_replies(run, model, stage.name),
             eval_seconds=round(time.perf_counter() - start, 2),
         )  # fmt: skip
         run.log.sync()
@@ -62,5 +69,24 @@ def targets_for(run: Run, stage: str) -> dict[str, float]:
         return TARGETS
     if stage != "rl":
         return {}
-    before = [line["eval"]["primer-practised"] for line in read_metrics(run.folder) if line["stage"] == "sft" and "eval" in line]
-    return {**TARGETS, "primer-practised": min(HIGH, before[-1])} if before else TARGETS
+    lines = [line["eval"] for line in read_metrics(run.folder) if line["stage"] == "sft" and "eval" in line]
+    before = lines[-1].get("primer-practised") if lines else None
+    return TARGETS if before is None else {**TARGETS, "primer-practised": min(HIGH, before)}
+
+
+def sample_replies(run: Run, model: Any, stage: str, *, most_tokens: int = 48) -> list[dict[str, str]]:
+    """How the model goes on where validation documents begin, or from midtraining on what it answers; most likely tokens."""
+    room = max(1, model.config.context - most_tokens)  # of a prompt
+    if stage == "pretrain":
+        texts = [text[:200] for text in open_shards(run.data, on_error="skip").read("val", 0)[:3]]
+        prompts = [[run.tok.bos_id, *run.tok.encode(text)][: min(24, room)] for text in texts]
+        shown = [run.tok.decode(ids[1:]) for ids in prompts]
+    else:
+        prompts = [render_prompt([{"role": "user", "content": question}], run.tok)[-room:] for question in QUESTIONS]
+        shown = list(QUESTIONS)
+    if not prompts:  # the first validation block is damaged
+        return []
+    longest = min(model.config.context, max(map(len, prompts)) + most_tokens)
+    engine = Engine(model, run.tok, max_rows=len(prompts), context=longest)
+    replies = engine.sample(prompts, 1, Sampling(temperature=0, max_tokens=most_tokens))
+    return [{"prompt": prompt, "reply": of_one[0].text} for prompt, of_one in zip(shown, replies, strict=True)]
