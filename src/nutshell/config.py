@@ -7,6 +7,7 @@ import difflib
 import sys
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +69,16 @@ def from_dict(cls: type[T], values: dict, where: str, prefix: str = "", base: T 
         return cls(**arguments) if base is None else dataclasses.replace(base, **arguments)  # type: ignore[type-var]
     except ValueError as error:
         raise ValueError(f"{where}: {f'[{prefix[:-1]}] ' if prefix else ''}{error}") from None
+
+
+def differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name, value, other value) of every setting that differs; stages.sft.steps is the name of a nested one."""
+    for f in dataclasses.fields(one):
+        a, b = getattr(one, f.name), getattr(other, f.name)
+        if dataclasses.is_dataclass(a):
+            yield from differences(a, b, f"{prefix}{f.name}.")
+        elif a != b:
+            yield prefix + f.name, a, b
 
 
 def load_toml(cls: type[T], path: str | Path) -> T:

@@ -1,113 +1,180 @@
-"""A whole sweep in seconds, interrupted and gone on with; and what a budget is divided into."""
+"""Variants on the same text from the same seeds: what may be varied, what is compared, and going on."""
 
 import json
+import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_run import RUNTIME, recipe
 
+from nutshell import checkpoint
 from nutshell.metrics import read_metrics
-from nutshell.plan.cost import VALIDATION_TOKENS, VALIDATIONS
-from nutshell.plan.hardware import Timing
-from nutshell.plan.law import load_law
-from nutshell.plan.plan import draft_plan
-from nutshell.plan.recipe import Recipe, Sweep
-from nutshell.train.ablate import SHARES, affordable_horizon, run_sweep
+from nutshell.plan.plan import load_plan
+from nutshell.plan.recipe import Ablation, Recipe
+from nutshell.report.ablation import page, summarise
+from nutshell.run.folder import Preempted
+from nutshell.train import ablate
+from nutshell.train.ablate import plan_cells, read_variants, read_vary, run_ablation
+from nutshell.train.step import TrainingDiverged
 
 
-def sweep(out, **changes) -> Sweep:
-    settings = {name: value for name, value in vars(recipe(out)).items() if name != "depth"}
-    return Sweep(**{**settings, "depths": (1, 2), "horizons": ("3k", "6k"), **changes})
+def ablation(out, *vary: str, **changes) -> Ablation:
+    return Ablation(**{**vars(recipe(out)), "vary": vary, "seeds": 2, **changes})
 
 
-def test_a_sweep_ends_in_a_law_that_plans_use_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    asked, packaged = sweep(tmp_path / "sweep"), tmp_path / "packaged.json"
-    packaged.write_text('{"law": "the one before"}')
-    record = run_sweep(asked, RUNTIME, packaged=packaged)
-    assert {(point["parameters"], point["tokens"]) for point in record["points"]} == {
-        (p, t) for p in {point["parameters"] for point in record["points"]} for t in (2560, 5632)
-    }
-    law = load_law(tmp_path / "sweep" / "scaling.json")
-    assert load_law(packaged) == law
-    assert json.loads((tmp_path / "sweep" / "scaling-before.json").read_text()) == {"law": "the one before"}
-    assert (law.text, law.vocab_size, law.points) == ("primer", 512, 4)
-    assert law.error < 0.2
-    text = (tmp_path / "sweep" / "scaling.md").read_text()
-    assert all(f"{point['bpb']:.4f}" in text for point in record["points"])
-    assert (tmp_path / "sweep" / "scaling.png").stat().st_size > 5000
-    plan = draft_plan(replace(recipe(tmp_path), depth=1), law)
-    assert plan.forecast.bpb is not None
-    assert "on primer, by a fit to 4 runs" in plan.forecast.bpb_note
+def test_an_ablation_compares_variants_and_goes_on(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    asked = ablation(out, "smear=true,false")
+    trained, run_stages = [], ablate.run_stages
 
-    # Again: finished cells are passed over, a lost one is run, and the law is the same.
-    lost = tmp_path / "sweep" / "depth1-3e03"
-    lines = {folder: len(read_metrics(folder)) for folder in (tmp_path / "sweep").glob("depth*")}
-    for path in sorted(lost.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    assert run_sweep(replace(asked, refresh=False), RUNTIME, packaged=tmp_path / "nowhere")["points"] == record["points"]
-    assert lines == {folder: len(read_metrics(folder)) for folder in lines}
-    assert not (tmp_path / "nowhere").exists()
+    def stopped_at_the_third(recipe, runtime, stages):
+        trained.append(Path(recipe.out).name)
+        if len(trained) == 3:
+            raise Preempted("stopped")
+        return run_stages(recipe, runtime, stages)
 
-    # One horizon more: what is there counts, and is not run again.
-    more = run_sweep(replace(asked, horizons=("3k", "6k", "9k"), refresh=False), RUNTIME)
-    assert len(more["points"]) == 6
-    assert all(point in more["points"] for point in record["points"])
-    assert lines == {folder: len(read_metrics(folder)) for folder in lines}
-    with pytest.raises(ValueError, match=r"holds a sweep of .*Give another --out"):
-        run_sweep(replace(asked, horizons=(), budget="10min"), RUNTIME)
+    monkeypatch.setattr(ablate, "run_stages", stopped_at_the_third)
+    with pytest.raises(Preempted):
+        run_ablation(asked, RUNTIME)
+    assert [row["seeds"] for row in json.loads((out / "ablation.json").read_text())["variants"]] == [
+        1,
+        1,
+    ]  # grows with every cell
+    record = run_ablation(asked, RUNTIME)
+    assert trained == ["base-seed42", "smear=false-seed42", "base-seed43", "base-seed43", "smear=false-seed43"]
+
+    # One text, one tokenizer, one number of steps; weights and order differ by seed.
+    runs = [out / f"{name}-seed{seed}" for name in ("base", "smear=false") for seed in (42, 43)]
+    manifests = [checkpoint.read_manifest(checkpoint.latest(run))["meta"] for run in runs]
+    assert manifests[0]["data"] == manifests[2]["data"]
+    assert {manifest["step"] for manifest in manifests} == {7}
+    assert len({(run / "pretrain" / "step-000007" / "tokenizer.json").read_bytes() for run in runs}) == 1
+    assert len({next(line["loss"] for line in read_metrics(run) if "loss" in line) for run in runs}) == 4
+    assert all(list(line["eval"]) == ["val_bpb"] for line in read_metrics(runs[0]) if "eval" in line)
+
+    # The table is what the runs say.
+    bpb = [[line["eval"]["val_bpb"] for line in read_metrics(run) if "eval" in line][-1] for run in runs]
+    row = record["variants"][1]
+    pairs = [bpb[2] - bpb[0], bpb[3] - bpb[1]]
+    assert row["difference"] == pytest.approx(statistics.mean(pairs))
+    assert row["standard_error"] == pytest.approx(abs(pairs[0] - pairs[1]) / 2)
+    assert record["variants"][0]["difference"] is None
+    assert json.loads((out / "ablation.json").read_text()) == json.loads(json.dumps(record))
+    assert f"| smear=false | 2 | {row['bpb']:.4f} |" in (out / "ablation.md").read_text()
+
+    # One setting more: what is there counts. Another recipe in the folder is refused by name.
+    del trained[:]
+    trained += ["-"] * 3
+    run_ablation(replace(asked, vary=("smear=true,false", "optimizer.matrix_lr=0.2"), each=True, seeds=1), RUNTIME)
+    assert trained[3:] == ["optimizer.matrix_lr=0.2-seed42"]
+    assert load_plan(out / trained[3]).recipe.optimizer.matrix_lr == 0.2
+    with pytest.raises(
+        ValueError, match="base-seed42 was trained with other settings: schedule.warmup_steps was 40, now it is 3"
+    ):
+        run_ablation(replace(asked, schedule=replace(asked.schedule, warmup_steps=3)), RUNTIME)
+    with pytest.raises(ValueError, match="is the folder of a run"):
+        run_ablation(ablation(runs[0], "smear=false"), RUNTIME)
 
 
-def test_a_cell_that_a_budget_has_no_time_for_is_left_out_and_named(tmp_path):
-    asked = sweep(tmp_path / "sweep", horizons=("2k", "4k", "2B"), budget="10min", refresh=False)
-    record = run_sweep(asked, RUNTIME)
-    assert len(record["points"]) == 4
-    assert "Not run, for lack of time: depth 2 on 2,000,000,000 tokens." in (tmp_path / "sweep" / "scaling.md").read_text()
+def test_a_variant_that_diverges_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    def diverge(recipe, runtime, stages):
+        if recipe.optimizer.matrix_lr > 1:
+            raise TrainingDiverged("ten steps without a finite loss")
+        return run_stages(recipe, runtime, stages)
+
+    run_stages = ablate.run_stages
+    monkeypatch.setattr(ablate, "run_stages", diverge)
+    record = run_ablation(ablation(tmp_path / "out", "optimizer.matrix_lr=100", seeds=1), RUNTIME)
+    assert [(row["bpb"] is None, row["diverged"]) for row in record["variants"]] == [(False, 0), (True, 1)]
+    assert "| optimizer.matrix_lr=100.0 | 1 | diverged |" in (tmp_path / "out" / "ablation.md").read_text()
 
 
-def test_a_budget_is_divided_among_depths_and_horizons():
-    timings = {1: Timing(tokens_per_second=40_000), 2: Timing(tokens_per_second=10_000)}
-    tokens = affordable_horizon(timings, 1200, {1: 10**5, 2: 10**6})
-    steps = sum(share * tokens / timing.tokens_per_second for share in SHARES for timing in timings.values())
-    validations = sum(
-        len(SHARES) * VALIDATIONS * VALIDATION_TOKENS / (3 * timing.tokens_per_second) for timing in timings.values()
-    )
-    assert steps + validations == pytest.approx(1200, rel=0.05)
-    assert affordable_horizon(timings, 0, {1: 1, 2: 1}) == 400_000  # the shortest horizon is never less than 100k
+def test_a_grid_or_each_setting_alone():
+    asked = ablation("out", "depth=1,2,3", "smear=true,false", "window_pattern=L,SSL")
+    assert len(read_variants(asked)) == 12
+    alone = read_variants(replace(asked, each=True))
+    assert [variant.folder for variant in alone] == [
+        "window_pattern=L", "window_pattern=SSL", "window_pattern=L,smear=false",
+        "depth=2,window_pattern=L", "depth=3,window_pattern=L",
+    ]  # fmt: skip
+    assert alone[0].name == "depth=1, smear=true, window_pattern=L"
+    nested = read_variants(ablation("out", "stages.pretrain.lr_scale=0.5", "schedule.warmup_steps=1"))
+    assert [v.recipe.stages.pretrain.lr_scale for v in nested] == [1.0, 1.0, 0.5, 0.5]
+    assert [v.recipe.schedule.warmup_steps for v in nested] == [40, 1, 40, 1]
+    assert nested[3].recipe.stages.pretrain.steps == 7
+    assert all(type(v.recipe) is Recipe for v in nested)
+
+
+def test_variants_train_on_as_many_tokens():
+    cells = plan_cells(read_variants(ablation("out", "depth=1,2")), Path("out"), RUNTIME)
+    assert [(cell["tokens_per_step"], cell["stages"].pretrain.steps) for cell in cells] == [(512, 7)] * 2
+    cells = plan_cells(read_variants(ablation("out", "tokens_per_step=512,1024")), Path("out"), RUNTIME)
+    assert [cell["stages"].pretrain.steps for cell in cells] == [7, 4]
+    (_, longer) = plan_cells(read_variants(ablation("out", "stages.pretrain.steps=7,9")), Path("out"), RUNTIME)
+    assert longer == {}  # its own
+    (_, larger) = plan_cells(read_variants(ablation("out", "vocab_size=512,600")), Path("out"), RUNTIME)
+    assert (larger["tokenizer"], larger["vocab_size"]) == ("", 600)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("vary", "message"),
     [
-        ({"depths": (1,)}, "two depths"),
-        ({"depths": (1, 0)}, "numbers of at least 1"),
-        ({"horizons": ("1M",)}, "two horizons"),
-        ({"horizons": ("1M", "many")}, "horizons is 'many'; accepted: a number above 0, written like 500k"),
-        ({"horizons": ()}, "neither budget nor horizons"),
-        ({"depth": 3}, "leave out --depth"),
+        ((), "nothing to vary"),
+        (("smaer=true,false",), "no setting 'smaer'. Did you mean smear?"),
+        (("matrix_lr=1,2",), r"Did you mean optimizer\.matrix_lr\?"),
+        (("smear=yes,no",), "accepted for smear are true or false"),
+        (("depth=1,1.5",), "accepted for depth are whole numbers"),
+        (("optimizer.matrix_lr=0.1,much",), "are numbers"),
+        (("optimizer.matrix_lr=0.1,-1",), "matrix_lr is -1.0; accepted"),
+        (("smear=true",), "one that differs from True"),
+        (("smear",), "two or more values"),
+        (("optimizer.matrix_lr=0.1,0.10",), "two or more values that differ"),
+        (("smear=false", "smear=false"), "names smear twice"),
+        (("architecture=speed,fast",), "architecture is 'fast'"),
+        (("damaged_shards=stop,never",), "damaged_shards is 'never'"),
+        (("seed=1,2",), "trains exactly as seed=1.*--seeds"),
+        (("sft=a.jsonl,b.jsonl",), "trains exactly as"),
+        (("eval_items=1,2",), "trains exactly as"),
+        (("stages.rl.steps=1,2",), "trains exactly as"),
+        (("width=64,65",), "not a multiple of head_dim"),
     ],
 )
-def test_sweeps_that_cannot_be_are_refused(tmp_path, changes, message):
+def test_what_cannot_be_varied_is_refused_before_anything_is_made(tmp_path, vary, message):
     with pytest.raises(ValueError, match=message):
-        sweep(tmp_path, **changes)
+        run_ablation(ablation(tmp_path / "out", *vary), RUNTIME)
+    assert not (tmp_path / "out").exists()
 
 
-def test_cells_keep_every_setting_of_the_sweep(tmp_path):
-    from nutshell.train.ablate import cell_recipe
+def test_a_budget_needs_a_depth(tmp_path):
+    with pytest.raises(ValueError, match="needs --depth"):
+        run_ablation(ablation(tmp_path / "out", "smear=false", depth=0, budget="1h"), RUNTIME)
 
-    asked = sweep(tmp_path / "sweep", seed=7, window_pattern="L")
-    cell = cell_recipe(asked, 2, 5e4, 512)
-    own = {
-        "out",
-        "data",
-        "tokenizer",
-        "vocab_size",
-        "budget",
-        "depth",
-        "tokens_per_parameter",
-        "eval_items",
-        "eval_data",
-        "stages",
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=2, max_size=5, unique=True))
+def test_numbers_are_read_as_they_are_written(values):
+    assert read_vary("optimizer.head_lr=" + ",".join(map(repr, values)), Recipe()) == ("optimizer.head_lr", values)
+
+
+def test_tuples_are_written_in_brackets():
+    assert read_vary("eval_tasks=[gsm8k, arc-easy],(none)", Recipe())[1] == [("gsm8k", "arc-easy"), ("none",)]
+
+
+@given(st.lists(st.tuples(st.floats(0.5, 5), st.floats(-0.1, 0.1)), min_size=2, max_size=6))
+def test_what_a_seed_does_to_both_cancels_out(seeds):
+    """However far the seeds lie apart, a constant difference has no standard error."""
+    result = {"tokens_per_second": 1.0, "seconds": 1.0}
+    cells = {
+        "a": {str(n): {"bpb": base, **result} for n, (base, _) in enumerate(seeds)},
+        "b": {str(n): {"bpb": base + 0.25, **result} for n, (base, _) in enumerate(seeds)},
+        "c": {str(n): {"bpb": base + noise, **result} for n, (base, noise) in enumerate(seeds)},
+        "d": {"0": {"bpb": None}},
     }
-    assert type(cell) is Recipe
-    assert {name for name in vars(cell) if getattr(cell, name) != getattr(asked, name)} <= own
-    assert [stage.share for stage in vars(cell.stages).values()] == [1.0, 0.0, 0.0, 0.0]
+    rows = {row["variant"]: row for row in summarise(cells, "a")}
+    assert rows["b"]["difference"] == pytest.approx(0.25)
+    assert rows["b"]["standard_error"] == pytest.approx(0, abs=1e-12)
+    noises = [noise for _, noise in seeds]
+    assert rows["c"]["standard_error"] == pytest.approx(statistics.stdev(noises) / len(noises) ** 0.5, abs=1e-9)
+    assert "| d | 1 | diverged |" in page({"variants": list(rows.values()), "baseline": "a"})

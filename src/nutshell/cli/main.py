@@ -27,6 +27,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "tokenizer": tokenizer,
     "plan": train.plan,
     "scaling": train.scaling,
+    "ablate": train.ablate,
     "pretrain": train.pretrain,
     "midtrain": train.midtrain,
     "sft": train.sft,

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from nutshell.plan.recipe import Recipe
     from nutshell.runtime import Runtime
 
+Study = TypeVar("Study", bound="Recipe")
+
 
 def read_recipe(verb: str, arguments: list[str], description: str | None) -> Recipe:
     """[RECIPE] and flags -> the recipe. In a run that has a plan its recipe is the default, and must stay as it is."""
-    from nutshell.config import load_toml, parse
+    from nutshell.config import differences, load_toml, parse
     from nutshell.plan.recipe import Recipe
 
     given, default = None, Recipe()
@@ -34,7 +36,7 @@ def read_recipe(verb: str, arguments: list[str], description: str | None) -> Rec
         default = replace(plan.recipe, out=out)
     recipe = parse(Recipe, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default)
     if plan:
-        for name, planned, asked in _differences(plan.recipe, recipe):
+        for name, planned, asked in differences(plan.recipe, recipe):
             if name not in FREE_IN_A_RUN:
                 raise ValueError(
                     f"{out} was planned with {name} = {planned!r}, now it is {asked!r}. "
@@ -45,14 +47,26 @@ def read_recipe(verb: str, arguments: list[str], description: str | None) -> Rec
     return recipe
 
 
-def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(name, value, other value) of every setting that differs; stages.sft.steps is the name of a nested one."""
-    for f in fields(one):
-        a, b = getattr(one, f.name), getattr(other, f.name)
-        if is_dataclass(a):
-            yield from _differences(a, b, f"{prefix}{f.name}.")
-        elif a != b:
-            yield prefix + f.name, a, b
+def read_study(cls: type[Study], verb: str, arguments: list[str], description: str | None) -> Study:
+    """[RECIPE] and flags of a verb that makes many runs. Its folder is never the recipe's own, which is that of one run."""
+    from nutshell.config import load_toml, parse
+
+    default = None
+    if arguments and not arguments[0].startswith("-"):
+        default = load_toml(cls, arguments[0])
+        default = replace(default, out=cls.out if default.out == cls.out else f"{default.out.rstrip('/')}-{verb}")
+        arguments = arguments[1:]
+    vary, rest, taking = [], [], False
+    for argument in arguments:  # --vary a --vary b is --vary a b
+        if argument == "--vary":
+            taking = True
+        elif argument.startswith("--vary=") or (taking and not argument.startswith("--")):
+            vary.append(argument.removeprefix("--vary="))
+        else:
+            taking = False
+            rest.append(argument)
+    arguments = [*rest, "--vary", *vary] if vary else rest
+    return parse(cls, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nutshell.cli.recipe import open_runtime, read_recipe
+from nutshell.cli.recipe import open_runtime, read_recipe, read_study
 
 
 def pretrain(arguments: list[str]) -> Any:
@@ -101,18 +101,24 @@ def plan(arguments: list[str]) -> Any:
 
 def scaling(arguments: list[str]) -> Any:
     """Train small models of several depths and horizons, and fit the law behind a plan's expected bpb."""
-    from nutshell.config import load_toml, parse
     from nutshell.plan.recipe import Sweep
 
-    default = None
-    if arguments and not arguments[0].startswith("-"):
-        default = load_toml(Sweep, arguments[0])
-        arguments = arguments[1:]
-    sweep = parse(Sweep, arguments, prog="nutshell scaling [RECIPE]", description=scaling.__doc__, default=default)
-    from nutshell.train.ablate import run_sweep
+    sweep = read_study(Sweep, "scaling", arguments, scaling.__doc__)
+    from nutshell.train.scaling import run_sweep
 
     with open_runtime(sweep) as runtime:
         return run_sweep(sweep, runtime)
+
+
+def ablate(arguments: list[str]) -> Any:
+    """Pretrain variants of a recipe on the same text, and compare their bits per byte."""
+    from nutshell.plan.recipe import Ablation
+
+    asked = read_study(Ablation, "ablate", arguments, ablate.__doc__)
+    from nutshell.train.ablate import run_ablation
+
+    with open_runtime(asked) as runtime:
+        return run_ablation(asked, runtime)
 
 
 def train_tokenizer(arguments: list[str]) -> Any:

@@ -313,6 +313,21 @@ class Sweep(Recipe):
             raise ValueError("neither budget nor horizons are given. Use --budget 20min, or --horizons 500k 1M 2M.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ablation(Recipe):
+    """What `nutshell ablate` may be told besides the settings of a run."""
+
+    out: str = "runs/ablate"
+    """Folder of the ablation; the same command in it goes on."""
+    vary: tuple[str, ...] = ()
+    """A setting and its values, such as optimizer.matrix_lr=0.01,0.02 or smear=false. The first is the baseline; a single one is
+    compared with the recipe's own. Several --vary make a grid."""
+    each: bool = False
+    """Vary one setting at a time, the others staying at their first value."""
+    seeds: int = 3
+    """Runs of each variant. A seed draws weights and the order of the data."""
+
+
 def seconds(budget: str, usd_per_hour: float = 0.0) -> float:
     """'90s', '8min', '2h', or '100usd' at a price, in seconds; '' is 0 (no budget). ValueError for anything else."""
     if not budget:

@@ -30,16 +30,16 @@ def ordered(stages: Iterable[str]) -> list[str]:
 
 
 def write_page(
-    name: str, report: dict[str, Any], table: dict[str, Any], plots: dict[str, str], lines: list[dict[str, Any]]
+    name: str, report: dict[str, Any], results: dict[str, Any], plots: dict[str, str], lines: list[dict[str, Any]]
 ) -> str:
-    """The whole page as Markdown. ``table`` is that of `metric_table`, ``plots`` the file names of the plots there are."""
+    """The whole page as Markdown. ``results`` is that of `metric_table`, ``plots`` the file names of the plots there are."""
 
     def plot(which: str) -> str:
         return f"![{_CAPTIONS[which]}](report/{plots[which]})\n\n*{_CAPTIONS[which]}*" if which in plots else ""
 
     sections = [
         ("", f"# Report of `{name}`\n\n{_summary(report)}"),
-        ("Results", _join(_metrics(report, table), _verdicts(report), plot("metrics"))),
+        ("Results", _join(_metrics(report, results), _verdicts(report), plot("metrics"))),
         ("Training", _join(_training(report), plot("loss"), plot("validation"), plot("reward"), plot("learning-rate"))),
         ("Time, speed and cost", _join(_times(report), plot("speed"), plot("gpu"))),
         ("Model", _model(report["plan"])),
@@ -78,7 +78,7 @@ def _metrics(report: dict[str, Any], table: dict[str, Any]) -> str:
         row += [_value(values.get(stage), share) for stage in stages]
         rows.append([*row, _value(table["targets"].get(name), share)] if table["targets"] else row)
     head = ["metric"] + ["random"] * bool(table["baselines"]) + [COLUMN_NAMES.get(stage, stage) for stage in stages]
-    return _table(head + ["target"] * bool(table["targets"]), rows)
+    return markdown_table(head + ["target"] * bool(table["targets"]), rows)
 
 
 def _verdicts(report: dict[str, Any]) -> str:
@@ -111,7 +111,7 @@ def _training(report: dict[str, Any]) -> str:
         for stage, training in report["training"].items()
     ]
     head = ["stage", "steps", "tokens", "first loss", "last loss (smoothed)", "skipped steps"]
-    return _table(head, rows) if rows else "No step yet."
+    return markdown_table(head, rows) if rows else "No step yet."
 
 
 def _times(report: dict[str, Any]) -> str:
@@ -126,7 +126,7 @@ def _times(report: dict[str, Any]) -> str:
     total = ["**all**", f"**{duration(sum(report['seconds'].values()))}**"]
     total += [f"**${sum(usd.values()):.2f}**"] * bool(usd) + ["", "", ""]
     head = ["stage", "time"] + ["cost"] * bool(usd) + ["tokens/s", "MFU", "peak memory [GiB]"]
-    return _table(head, [*rows, total])
+    return markdown_table(head, [*rows, total])
 
 
 def _model(plan: dict[str, Any]) -> str:
@@ -136,7 +136,9 @@ def _model(plan: dict[str, Any]) -> str:
     fields = ("architecture", "depth", "width", "heads", "kv_heads", "head_dim", "context", "vocab_size", "window_pattern")
     described = ", ".join(f"{field.replace('_', ' ')} {shape[field]}" for field in fields if field in shape)
     text = described[:1].upper() + described[1:] + "." if described else ""
-    return _join(text, _table(["group", "parameters", "share"], [*rows, ["**all**", f"**{whole:,}**", ""]]) if rows else "")
+    return _join(
+        text, markdown_table(["group", "parameters", "share"], [*rows, ["**all**", f"**{whole:,}**", ""]]) if rows else ""
+    )
 
 
 def _samples(lines: list[dict[str, Any]]) -> str:
@@ -172,7 +174,7 @@ def _environment(environment: dict[str, Any]) -> str:
     return "\n".join(f"- {name}: {text}" for name, text in rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"]
     return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows])
 

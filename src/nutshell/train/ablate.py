@@ -1,161 +1,282 @@
-"""`nutshell scaling`: small runs of several depths and horizons, and the law that their bits per byte follow.
+"""`nutshell ablate`: variants of a recipe, pretrained on the same text from the same seeds and compared; and its cells.
 
-Every cell is a run folder of its own with pretraining alone; data and tokenizer are shared. What is finished is passed over, so
-the same command always goes on.
+A cell is a run folder of its own with pretraining alone, on the data and the tokenizer of the folder it stands in. The sweep of
+`nutshell scaling` is made of cells too. What is finished is passed over, so the same command always goes on.
 """
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import json
-import shutil
-import time
-from dataclasses import replace
+import re
+import statistics
+import typing
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from nutshell.files import write_json
+import torch
+
+from nutshell.config import differences, from_dict
+from nutshell.data.shards import open_shards
+from nutshell.files import write_json, write_text
 from nutshell.metrics import read_metrics
-from nutshell.model.flops import matrix_parameters
-from nutshell.plan.cost import VALIDATION_TOKENS, VALIDATIONS, saving_seconds
-from nutshell.plan.estimate import most_rows, text_name
-from nutshell.plan.hardware import Timing
-from nutshell.plan.law import PACKAGED, Law, Point, fit, law_record
-from nutshell.plan.plan import batch_tokens, default_vocab_size, load_plan, make_shape
-from nutshell.plan.recipe import Recipe, StageConfig, Stages, Sweep, quantity
-from nutshell.report.scaling import draw, page
-from nutshell.runtime import Runtime
-from nutshell.train.calibrate import time_depth
+from nutshell.model.probe import choose_attention
+from nutshell.plan.plan import Plan, default_vocab_size, load_plan, make_plan
+from nutshell.plan.recipe import FREE_IN_A_RUN, Ablation, Recipe, StageConfig, Stages
+from nutshell.report.ablation import page, summarise
+from nutshell.run.lock import run_lock
+from nutshell.runtime import Runtime, start_runtime
+from nutshell.tokenizer import Tokenizer
 from nutshell.train.pipeline import run_stages
-from nutshell.train.prepare import check_data, hardware_of, prepare_data, prepare_tokenizer
+from nutshell.train.prepare import check_data, hardware_of, open_tokenizer, prepare_data, prepare_tokenizer
+from nutshell.train.step import TrainingDiverged
 
-SHARES = (1.0, 0.5, 0.25)
-"""Horizons on a budget: what it allows, and these parts of it."""
-SHORTEST = 100_000  # tokens; less is hardly a run
-CELL_SECONDS = 1.0  # of opening and closing a run
-TIMED_HORIZON = 1e6  # tokens whose batch is timed, before the horizon is known
-
-
-def cell_recipe(sweep: Sweep, depth: int, tokens: float, vocab_size: int) -> Recipe:
-    """The run of one cell: pretraining alone, on the sweep's data and tokenizer."""
-    settings = {name: value for name, value in vars(sweep).items() if name not in ("depths", "horizons", "refresh")}
-    out = Path(sweep.out)
-    shape = make_shape(Recipe(**settings), depth, vocab_size)
-    data = sweep.data if not (out / "data").is_dir() else str(out / "data")
-    settings |= {
-        "out": str(out / f"depth{depth}-{tokens:.3g}".replace("+", "")), "data": data, "tokenizer": str(out / "tokenizer"),
-        "vocab_size": 0, "budget": "", "depth": depth, "tokens_per_parameter": tokens / matrix_parameters(shape),
-        "eval_items": 1, "eval_data": "",
-        "stages": Stages(pretrain=StageConfig(share=1.0), midtrain=StageConfig(), sft=StageConfig(),
-                         rl=replace(sweep.stages.rl, share=0.0, steps=0)),
-    }  # fmt: skip
-    return Recipe(**settings)
+UNREAD = {*FREE_IN_A_RUN, "data", "tokenizer", "eval_items", "eval_tasks", "eval_data", "device", "dtype", "threads", "scaling"}
+"""Settings that may differ where a cell goes on: they stand elsewhere (text, tokenizer, dtype) or change no weight."""
+OUTSIDE_THE_PLAN = {"tokenizer", "fp8", "dtype", "shard"}
+"""Settings worth varying although two plans that differ in them look alike."""
 
 
-def affordable_horizon(timings: dict[int, Timing], seconds: float, parameters: dict[int, int]) -> float:
-    """Tokens, to two digits, so that all depths at all `SHARES` of them, validations and checkpoints included, take `seconds`."""
-    fixed = sum(
-        len(SHARES) * (CELL_SECONDS + saving_seconds(parameters[depth], "pretrain"))
-        + len(SHARES) * VALIDATIONS * VALIDATION_TOKENS / (timing.forward_tokens_per_second or 3 * timing.tokens_per_second)
-        for depth, timing in timings.items()
-    )
-    a_token = sum(SHARES) * sum(1 / timing.tokens_per_second for timing in timings.values())
-    tokens = max((seconds - fixed) / a_token, SHORTEST / min(SHARES))
-    return float(f"{tokens:.2g}")
+class Variant(NamedTuple):
+    name: str
+    """Its varied settings, such as "smear=false"."""
+    folder: str
+    """What differs from the recipe, or "base": so that a cell counts in other ablations of the same recipe too."""
+    values: dict[str, Any]
+    """Every varied setting by its dotted name."""
+    recipe: Recipe
 
 
-def plan_sweep(sweep: Sweep, runtime: Runtime, vocab_size: int, seconds_left: float) -> dict[str, Any]:
-    """The cells, cheapest first, each with its expected seconds; saved as sweep.json so that going on means the same cells.
-
-    Other depths and named horizons on the same data make another table, in which finished cells count.
-    """
-    path = Path(sweep.out) / "sweep.json"
-    asked = {"depths": list(sweep.depths), "horizons": list(sweep.horizons), "data": sweep.data, "vocab_size": vocab_size}
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["asked"] == asked:
-            return found
-        if not sweep.horizons or any(found["asked"][key] != asked[key] for key in ("data", "vocab_size")):
-            raise ValueError(
-                f"{sweep.out} holds a sweep of {found['asked']}, not of {asked}. Give another --out for a new one, or "
-                "name --horizons on the same data to go on with its cells."
-            )
-    timings, parameters = {}, {}
-    for depth in sweep.depths:
-        shape = make_shape(sweep, depth, vocab_size)
-        parameters[depth] = matrix_parameters(shape)
-        step_tokens = sweep.tokens_per_step or batch_tokens(TIMED_HORIZON)
-        rows = max(1, min(step_tokens // (shape.context * runtime.world_size), most_rows(shape, hardware_of(runtime)), 32))
-        timings[depth] = time_depth(shape, rows, runtime, sweep)
-    if sweep.horizons:
-        horizons = sorted(quantity(h) for h in sweep.horizons)
-    else:
-        horizons = [share * affordable_horizon(timings, seconds_left, parameters) for share in sorted(SHARES)]
-    cells = [
-        {"depth": depth, "tokens": tokens, "seconds": round(tokens / timings[depth].tokens_per_second, 1)}
-        for depth in sweep.depths
-        for tokens in horizons
-    ]
-    sweep_plan = {"asked": asked, "cells": sorted(cells, key=lambda cell: cell["seconds"])}
-    if runtime.is_main:
-        write_json(path, sweep_plan)
-    runtime.barrier()
-    return json.loads(path.read_text(encoding="utf-8"))
+def settings_of(asked: Recipe) -> Recipe:
+    """The settings of a run alone, without those of a sweep or an ablation."""
+    return Recipe(**{field.name: getattr(asked, field.name) for field in fields(Recipe)})
 
 
-def point_of(folder: Path) -> Point:
-    """What a finished cell has shown."""
-    plan = load_plan(folder)
-    scores = [line["eval"]["val_bpb"] for line in read_metrics(folder) if "val_bpb" in line.get("eval", {})]
-    if plan is None or not scores or scores[-1] is None:
-        raise ValueError(f"{folder} has no finished pretraining with a finite bpb. Run the same sweep again.")
-    return Point(parameters=matrix_parameters(plan.model), tokens=plan.forecast.tokens, flops=plan.forecast.flops, bpb=scores[-1])
+def cell_recipe(recipe: Recipe, out: Path, name: str, data: Path, **changes: Any) -> Recipe:
+    """The run of the cell `name`: pretraining alone, scored by bits per byte alone, on the data and tokenizer of `out`."""
+    stages = Stages(
+        pretrain=replace(recipe.stages.pretrain, share=1.0), midtrain=StageConfig(), sft=StageConfig(),
+        rl=replace(recipe.stages.rl, share=0.0, steps=0),
+    )  # fmt: skip
+    shared = {"out": str(out / name), "data": str(data), "tokenizer": str(out / "tokenizer"), "vocab_size": 0}
+    settings = {"budget": "", "eval_tasks": ("none",), "eval_data": "", "stages": stages}
+    return replace(settings_of(recipe), **{**shared, **settings, **changes})
 
 
-def run_sweep(sweep: Sweep, runtime: Runtime, *, packaged: Path = PACKAGED) -> dict[str, Any]:
-    """All cells that the budget has time for, then the fit: scaling.json, scaling.md and scaling.png in the sweep's folder.
-
-    With `sweep.refresh` the fit becomes the one that plans use (`packaged`). ValueError where too few cells were run for a fit.
-    """
-    started, out = time.monotonic(), Path(sweep.out)
-    check_data(sweep)
-    # The largest depth decides the vocabulary, which all depths share.
-    deepest = Recipe(depth=max(sweep.depths), vocab_size=sweep.vocab_size)
-    sized = sweep if sweep.tokenizer else replace(sweep, vocab_size=default_vocab_size(deepest, runtime.device.type))
-    tok = prepare_tokenizer(sized, runtime, prepare_data(sweep, runtime))
-    budget = sweep.budget_seconds() or float("inf")
-    cells = plan_sweep(sweep, runtime, tok.vocab_size, budget - (time.monotonic() - started))["cells"]
-    points, left_out = [], []
-    for cell in cells:
-        recipe = cell_recipe(sweep, cell["depth"], cell["tokens"], tok.vocab_size)
-        begun = (Path(recipe.out) / "plan.json").exists()
-        left = runtime.agree(budget - (time.monotonic() - started))
-        # A budget chose the cells itself, unless horizons were named; what was begun is finished.
-        if sweep.horizons and not begun and cell["seconds"] > left:
-            left_out.append(cell)
-            continue
+def train_cell(recipe: Recipe, runtime: Runtime) -> dict[str, Any]:
+    """Train a cell or go on with it: `cell_result` of it. ValueError where its folder was trained with other settings."""
+    folder = Path(recipe.out)
+    if plan := load_plan(folder):
+        changed = [d for d in differences(plan.recipe, recipe) if d[0] not in UNREAD]
+        changed += [("dtype", plan.hardware.dtype, runtime.dtype_name)] * (plan.hardware.dtype != runtime.dtype_name)
+        if changed:
+            listed = "; ".join(f"{name} was {old!r}, now it is {new!r}" for name, old, new in changed)
+            raise ValueError(f"{folder} was trained with other settings: {listed}. Give another --out, or delete that folder.")
+    result = cell_result(folder)
+    if result is None:
+        torch.compiler.reset()  # graphs of the cells before, of other shapes, count towards the compiler's limit
         run_stages(recipe, runtime, ("pretrain",))
-        points.append(point_of(Path(recipe.out)))
-    law = fit(points, text=text_name(sweep.data), vocab_size=tok.vocab_size)
-    if runtime.is_main:
-        write_results(out, law, points, left_out)
-        if sweep.refresh:
-            refresh(out, packaged)
-        print(page(law, points, left_out))
-    return law_record(law, points)
+        result = cell_result(folder)
+    if result is None:
+        raise ValueError(f"{folder} has no finished pretraining. Run the same command again.")
+    return result
 
 
-def write_results(out: Path, law: Law, points: list[Point], left_out: list[dict[str, Any]]) -> None:
-    write_json(out / "scaling.json", law_record(law, points))
-    (out / "scaling.md").write_text(page(law, points, left_out) + "\n\n![The sweep and its fit](scaling.png)\n", encoding="utf-8")
-    draw(law, points, out / "scaling.png")
+def cell_result(folder: Path) -> dict[str, Any] | None:
+    """bpb (None where it is not finite), tokens_per_second (median of the steps) and seconds of a finished cell, else None."""
+    plan, lines = load_plan(folder), read_metrics(folder)
+    last = plan.stages["pretrain"].steps if plan else 0
+    scores = [line["eval"]["val_bpb"] for line in lines if line["step"] == last and "val_bpb" in line.get("eval", {})]
+    steps = [line for line in lines if "loss" in line]
+    if not scores or not steps:
+        return None
+    rates = [step["tokens_per_second"] for step in steps]
+    return {"bpb": scores[-1], "tokens_per_second": statistics.median(rates), "seconds": steps[-1]["seconds"]}
 
 
-def refresh(out: Path, packaged: Path) -> None:
-    """Make this fit the one that plans use; the one before is kept beside it."""
+def kinds_of_settings(cls: Any = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of every setting of a recipe."""
+    for name, kind in typing.get_type_hints(cls).items():
+        if is_dataclass(kind):
+            yield from kinds_of_settings(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, kind
+
+
+def read_value(kind: Any, text: str) -> Any:
+    """A value as it is typed -> one of the setting's type; ValueError for what is not of it."""
+    if typing.get_origin(kind) is tuple:
+        inner = [part for part in re.split(r"[,\s]+", text.strip("()[] ")) if part]
+        return tuple(read_value(typing.get_args(kind)[0], part) for part in inner)
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    return kind(text) if kind in (int, float) else text
+
+
+def read_vary(text: str, base: Recipe) -> tuple[str, list[Any]]:
+    """ "optimizer.matrix_lr=0.01,0.02" -> the setting's dotted name and its values, the baseline's first."""
+    kinds = dict(kinds_of_settings())
+    asked, given, values = text.partition("=")
+    name = asked.strip().removeprefix("--").replace("-", "_")
+    if name not in kinds:
+        close = [known for known in kinds if known.rsplit(".", 1)[-1] == name] or difflib.get_close_matches(name, kinds, n=1)
+        hint = f" Did you mean {close[0]}?" if close else " nutshell pretrain --help lists them."
+        raise ValueError(f"--vary {text}: there is no setting {name!r}.{hint} Write it like --vary optimizer.matrix_lr=0.01,0.02")
+    parts = [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", values)] if given else []
     try:
-        if packaged.exists():
-            shutil.copyfile(packaged, out / "scaling-before.json")
-        write_json(packaged, json.loads((out / "scaling.json").read_text(encoding="utf-8")))
-        print(f"nutshell plan now expects what {out}/scaling.json says.")
-    except OSError as error:
-        print(f"{packaged} cannot be written ({error}). To use this fit: nutshell plan --scaling {out}/scaling.json")
+        found = [read_value(kinds[name], part) for part in parts]
+    except (ValueError, KeyError):
+        accepted = {bool: "true or false", int: "whole numbers", float: "numbers"}.get(kinds[name], "values of its kind")
+        raise ValueError(f"--vary {text}: accepted for {name} are {accepted}, separated by commas.") from None
+    own: Any = base
+    for part in name.split("."):
+        own = getattr(own, part)
+    if len(found) == 1:
+        found.insert(0, own)  # one value is compared with the recipe's own
+    if len(found) < 2 or len({repr(value) for value in found}) < len(found):
+        raise ValueError(f"--vary {text}: accepted are two or more values that differ, or one that differs from {own!r}.")
+    return name, found
+
+
+def read_variants(asked: Ablation) -> list[Variant]:
+    """The variants, the baseline first: a grid over all --vary, or with --each one setting at a time."""
+    if not asked.vary:
+        raise ValueError("nothing to vary. Name a setting and its values: --vary optimizer.matrix_lr=0.01,0.02")
+    if asked.seeds < 1:
+        raise ValueError(f"seeds is {asked.seeds}; accepted: at least 1.")
+    base = settings_of(asked)
+    varied = [read_vary(text, base) for text in asked.vary]
+    names = [name for name, _ in varied]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--vary names {max(names, key=names.count)} twice. Write all its values after one =.")
+    combinations = [dict(zip(names, values, strict=True)) for values in itertools.product(*(values for _, values in varied))]
+    if asked.each:
+        first = combinations[0]
+        combinations = [c for c in combinations if sum(c[name] != first[name] for name in names) <= 1]
+    variants = []
+    for values in combinations:
+        nested: dict[str, Any] = {}
+        for name, value in values.items():
+            *tables, key = name.split(".")
+            place = nested
+            for table in tables:
+                place = place.setdefault(table, {})
+            place[key] = value
+        recipe = from_dict(Recipe, nested, "--vary " + " ".join(asked.vary), base=base)
+        changed = [f"{name}={_text(new)}" for name, _, new in differences(base, recipe)]
+        named = ", ".join(f"{name}={_text(value)}" for name, value in values.items())
+        folder = re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(changed) or "base")
+        variants.append(Variant(named, folder, values, recipe))
+    return variants
+
+
+def _text(value: Any) -> str:
+    return (
+        str(value).lower() if isinstance(value, bool) else "+".join(map(_text, value)) if isinstance(value, tuple) else str(value)
+    )
+
+
+def plan_cells(variants: list[Variant], out: Path, runtime: Runtime) -> list[dict[str, Any]]:
+    """What each variant's cell has of its own: its steps, so that all train on as many tokens, and its tokenizer if that varies.
+
+    Pure, and before anything is spent: ValueError for a variant that cannot be, or that trains as another one does.
+    """
+
+    def draft(variant: Variant, **changes: Any) -> Plan:
+        if not variant.recipe.depth and not variant.recipe.params:
+            raise ValueError(
+                "an ablation needs --depth: a budget would be fitted to the machine. Its length: --tokens-per-parameter."
+            )
+        named = variant.recipe if {"tokenizer", "vocab_size"} & variant.values.keys() else variants[0].recipe
+        vocab_size = open_tokenizer(named).vocab_size if named.tokenizer else default_vocab_size(named, runtime.device.type)
+        recipe = cell_recipe(variant.recipe, out, variant.folder, out / "data", **changes)
+        return make_plan(recipe, hardware_of(runtime), vocab_size=vocab_size)
+
+    first = draft(variants[0]).stages["pretrain"]
+    cells: list[dict[str, Any]] = []
+    seen: dict[str, str] = {}
+    for variant in variants:
+        recipe, own = variant.recipe, {}
+        if not {"stages.pretrain.steps", "tokens_per_parameter"} & variant.values.keys():
+            step_tokens = recipe.tokens_per_step if "tokens_per_step" in variant.values else first.tokens_per_step
+            steps = max(1, round(first.steps * first.tokens_per_step / (step_tokens or first.tokens_per_step)))
+            stages = cell_recipe(recipe, out, variant.folder, out).stages
+            own = {"tokens_per_step": step_tokens, "stages": replace(stages, pretrain=replace(stages.pretrain, steps=steps))}
+        plan = draft(variant, **own).to_dict()
+        decided = {key: value for key, value in plan.items() if key not in ("recipe", "forecast")}
+        apart = {name: variant.values[name] for name in OUTSIDE_THE_PLAN & variant.values.keys()}
+        key = json.dumps([decided, apart], sort_keys=True, default=str)
+        if key in seen:
+            raise ValueError(
+                f"{variant.name} trains exactly as {seen[key]}. An ablation compares what pretraining computes on one text; its "
+                "seeds come from --seeds."
+            )
+        seen[key] = variant.name
+        if {"tokenizer", "vocab_size"} & variant.values.keys():
+            own |= {"tokenizer": recipe.tokenizer, "vocab_size": recipe.vocab_size}
+        cells.append(own)
+    return cells
+
+
+def runtime_for(variant: Variant, runtime: Runtime) -> Runtime:
+    """The runtime of a variant: another one where the dtype or fp8 is varied."""
+    recipe = variant.recipe
+    if not {"dtype", "fp8"} & variant.values.keys():
+        return runtime
+    return start_runtime(
+        device=str(runtime.device), dtype=recipe.dtype, threads=runtime.threads, fp8=recipe.fp8, choose_attention=choose_attention
+    )
+
+
+def run_ablation(asked: Ablation, runtime: Runtime) -> dict[str, Any]:
+    """Train all variants with all seeds; ablation.md and ablation.json in the folder grow with every cell. Returns the latter.
+
+    A variant that diverges is said to, and the others go on.
+    """
+    out, variants = Path(asked.out), read_variants(asked)
+    if (out / "plan.json").exists():
+        raise ValueError(f"{out} is the folder of a run. Give another --out for the ablation.")
+    own = plan_cells(variants, out, runtime)
+    check_data(variants[0].recipe)
+    with run_lock(out) if runtime.is_main else nullcontext():
+        data, tok = prepare_shared(variants[0].recipe, runtime)
+        record = open_record(out, data, tok, runtime)
+        results: dict[str, dict[str, Any]] = {variant.name: {} for variant in variants}
+        runs = [(seed, place) for seed in range(asked.seed, asked.seed + asked.seeds) for place in range(len(variants))]
+        for number, (seed, place) in enumerate(runs, 1):
+            variant = variants[place]
+            recipe = cell_recipe(variant.recipe, out, f"{variant.folder}-seed{seed}", data, seed=seed, **own[place])
+            if runtime.is_main:
+                print(f"cell {number} of {len(runs)}: {variant.name}, seed {seed}", flush=True)
+            try:
+                results[variant.name][str(seed)] = train_cell(recipe, runtime_for(variant, runtime))
+            except TrainingDiverged as error:
+                print(f"{variant.name}, seed {seed} diverged: {error}")
+                results[variant.name][str(seed)] = {"bpb": None}
+            record |= {"baseline": variants[0].name, "cells": results, "variants": summarise(results, variants[0].name)}
+            if runtime.is_main:
+                write_json(out / "ablation.json", record)
+                write_text(out / "ablation.md", page(record) + "\n")
+    if runtime.is_main:
+        print(f"\n{page(record)}\n\nsaved in {out}/ablation.md and ablation.json")
+    return record
+
+
+def prepare_shared(recipe: Recipe, runtime: Runtime) -> tuple[Path, Tokenizer]:
+    """The data and the tokenizer in `recipe.out` that all cells share."""
+    data = prepare_data(recipe, runtime)
+    return data, prepare_tokenizer(recipe, runtime, data)
+
+
+def open_record(out: Path, data: Path, tok: Tokenizer, runtime: Runtime) -> dict[str, Any]:
+    """What ablation.json begins with. ValueError where the folder's cells stand on another text or tokenizer."""
+    shards = open_shards(data)
+    shared = {"data": shards.fingerprint("train") + shards.fingerprint("val"), "tokenizer": tok.fingerprint}
+    path = out / "ablation.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["shared"] != shared:
+        raise ValueError(f"{out} holds an ablation on another text or tokenizer. Give another --out for this one.")
+    return {"shared": shared}
