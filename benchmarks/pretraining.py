@@ -42,7 +42,8 @@ from nutshell.plan.recipe import Recipe
 from nutshell.runtime import Runtime, start_runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.optim import MuonAdamW, group_parameters
-from nutshell.train.step import MicroBatch, StepResult, train_steps
+from nutshell.train.prefetch import MicroBatch
+from nutshell.train.step import LossScaler, StepResult, train_step
 
 CONTEXT = 512
 THEIR_STEP = 16_384
@@ -99,41 +100,38 @@ class Bench:
         hardware = Hardware(dtype=self.runtime.dtype_name, threads=self.runtime.threads)
         return make_plan(recipe, hardware, vocab_size=self.tok.vocab_size, bos_id=self.tok.bos_id)
 
-    def our_training(self, plan: Plan) -> tuple[GPT, Iterator[StepResult]]:
+    def our_training(self, plan: Plan) -> tuple[GPT, Iterator[tuple[int, StepResult]]]:
         torch.manual_seed(plan.recipe.seed)
         model, pretrain = GPT(plan.model), plan.stages["pretrain"]
         model.set_precision(self.runtime.dtype, self.runtime.attention)
         groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=pretrain.tokens_per_step)
         optimizer, loader = MuonAdamW(groups, self.runtime.dtype), self.loader(plan.rows, plan.recipe.seed)
 
-        def micro_batch() -> MicroBatch:
-            ids, targets = next(loader)
-            return MicroBatch(lambda: model(ids, targets), ids.numel(), ids.numel())  # every token is learned
-
-        def steps() -> Iterator[StepResult]:
+        def steps() -> Iterator[tuple[int, StepResult]]:
             with loader:
-                yield from train_steps(
-                    model, optimizer, micro_batch, accumulation=plan.accumulation, schedule=plan.schedule,
-                    lr_scale=pretrain.lr_scale, first_step=0, steps=pretrain.steps, runtime=self.runtime,
-                )  # fmt: skip
+                for step in range(pretrain.steps):
+                    fetched = [next(loader) for _ in range(plan.accumulation)]
+                    batches = [MicroBatch(ids, targets, ids.numel()) for ids, targets in fetched]  # every token is learned
+                    rates = plan.schedule.at(step, pretrain.steps, pretrain.lr_scale)
+                    yield step + 1, train_step(model, optimizer, batches, rates, self.runtime, LossScaler())
 
         return model, steps()
 
     def our_rate(self, depth: int, step_tokens: int, steps: int) -> float:
         _, training = self.our_training(self.our_plan(depth, step_tokens=step_tokens))
-        seconds = [result.seconds for result in islice(training, WARM_STEPS + steps)]
+        seconds = [result.seconds for _, result in islice(training, WARM_STEPS + steps)]
         return step_tokens / statistics.median(seconds[WARM_STEPS:])
 
     def our_curve(self, plan: Plan, count: int, out: Path) -> None:
         model, training = self.our_training(plan)
         lengths, seconds, wanted = self.tok.token_byte_lengths(), 0.0, points(plan.stages["pretrain"].steps, count)
         with open(out.with_suffix(".part"), "w", encoding="utf-8") as file:
-            for result in training:
+            for step, result in training:
                 seconds += result.seconds
-                if result.step in wanted:
+                if step in wanted:
                     bpb = bits_per_byte(model, self.validation, lengths)
-                    record = {"step": result.step, "tokens": result.step * result.tokens, "seconds": seconds, "bpb": bpb}
-                    if result.step == wanted[-1]:
+                    record = {"step": step, "tokens": step * result.tokens, "seconds": seconds, "bpb": bpb}
+                    if step == wanted[-1]:
                         record["their_bpb"] = bits_per_byte(model, self.their_validation, lengths)
                     print(f"ours {record}", flush=True)
                     file.write(json.dumps(record) + "\n")

@@ -59,7 +59,8 @@ def main() -> None:
         for p in model.parameters():
             p.grad = None
         step_model(ids[:, :-1], ids[:, 1:]).backward()
-        optimizer.step(lr_scale=0.01, momentum=0.9, decay_scale=0.0)
+        optimizer.reduce()
+        optimizer.step(lr=0.01, momentum=0.9, decay=0.0)
         runtime.synchronize()
 
     def save(how: str) -> None:

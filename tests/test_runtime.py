@@ -16,7 +16,8 @@ from nutshell.plan.recipe import OptimizerConfig
 from nutshell.plan.schedule import Schedule
 from nutshell.runtime import DTYPES, Runtime, refuse_fp8, start_runtime
 from nutshell.train.optim import MuonAdamW, group_parameters
-from nutshell.train.step import MicroBatch, train_steps
+from nutshell.train.prefetch import MicroBatch
+from nutshell.train.step import LossScaler, train_step
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -106,12 +107,10 @@ def train_and_decode(device: torch.device, dtype: torch.dtype) -> tuple[list[flo
     model.set_precision(dtype)
     optimizer = MuonAdamW(group_parameters(model, OptimizerConfig(), width=32, tokens_per_step=256), dtype)
     rows = torch.randint(0, 64, (4, 33), generator=torch.Generator().manual_seed(1)).to(device)
-    batch = MicroBatch(lambda: model(rows[:, :-1], rows[:, 1:]), 128, 128)
-    steps = train_steps(
-        model, optimizer, lambda: batch, accumulation=1, schedule=Schedule(), lr_scale=1.0,
-        first_step=0, steps=5, runtime=Runtime(device=device, dtype=dtype),
-    )  # fmt: skip
-    losses = [result.loss for result in steps]
+    batch = MicroBatch(rows[:, :-1], rows[:, 1:], 128)
+    runtime = Runtime(device=device, dtype=dtype)
+    rates = [Schedule().at(step, 5) for step in range(5)]
+    losses = [train_step(model, optimizer, [batch], rate, runtime, LossScaler()).loss for rate in rates]
     frozen = model.for_inference()
     cache = KVCache(frozen.config, rows=1, device=device, dtype=dtype)
     logits = [frozen.decode(rows[:1, t : t + 1], cache, torch.tensor([0], device=device)) for t in range(3)]

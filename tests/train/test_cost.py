@@ -107,7 +107,7 @@ def test_a_gpu_is_not_timed_at_depths_far_below_its_budget():
 def test_timing_takes_as_long_as_it_is_told(monkeypatch):
     from tiny_run import RUNTIME
 
-    from nutshell.train.calibrate import measure
+    from nutshell.train import calibrate as measure
 
     shape = measure.make_shape(Recipe(width=64, context=32), 1, 300)
     few, forward = measure.step_seconds(shape, 1, RUNTIME, Recipe())

@@ -20,7 +20,7 @@ def test_every_parameter_is_in_exactly_one_group():
     names = [name for group in groups for name in group.names]
     assert sorted(names) == sorted(name for name, _ in net.named_parameters())
     assert len(names) == len(set(names))
-    kinds = {name: group.kind for group in groups for name in group.names}
+    kinds = {name: group.rule for group in groups for name in group.names}
     assert kinds["blocks.0.mlp.up.weight"] == "muon"
     assert kinds["lm_head.weight"] == kinds["smear_gate.weight"] == "adamw"
 
@@ -44,12 +44,12 @@ def test_polar_is_near_the_orthogonal_factor(shape):
 def test_the_direction_keeps_the_norm_of_a_semi_orthogonal_matrix_whatever_the_gradients_scale():
     gradient = torch.randn(2, 8, 24, generator=torch.Generator().manual_seed(2))
     for scale in (1e-12, 1.0, 1e6):
-        update = muon_direction(gradient * scale, torch.zeros(2, 8, 1), torch.float32)
+        update = muon_direction(gradient * scale, torch.zeros(2, 1, 24), torch.float32)
         assert torch.allclose(update.norm(dim=(-2, -1)), torch.full((2,), 8**0.5), rtol=1e-3)
 
 
 def test_a_zero_gradient_changes_nothing():
-    update = muon_direction(torch.zeros(1, 4, 6), torch.zeros(1, 4, 1), torch.float32)
+    update = muon_direction(torch.zeros(1, 4, 6), torch.zeros(1, 1, 6), torch.float32)
     assert torch.equal(update, torch.zeros(1, 4, 6))
 
 
@@ -64,7 +64,7 @@ def test_adamw_equals_its_formula_in_float64():
     for step in range(1, 6):
         gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
         group.parameters[0].grad = gradient.clone()
-        optimizer.step(lr_scale=0.5, momentum=0.9, decay_scale=1.0)
+        optimizer.step(lr=0.5, momentum=0.9, decay=1.0)
         lr, (b1, b2), g = group.lr * 0.5, group.betas, gradient.double()
         p = p * (1 - lr * group.weight_decay)
         first, second = b1 * first + (1 - b1) * g, b2 * second + (1 - b2) * g * g
@@ -74,7 +74,7 @@ def test_adamw_equals_its_formula_in_float64():
 
 def test_weight_decay_is_cautious():
     net = model()
-    groups = [g for g in group_parameters(net, OptimizerConfig(), width=32, tokens_per_step=4096) if g.kind == "muon"]
+    groups = [g for g in group_parameters(net, OptimizerConfig(), width=32, tokens_per_step=4096) if g.rule == "muon"]
     group = groups[0]
     before = [p.detach().clone() for p in group.parameters]
     plain = []
@@ -83,7 +83,7 @@ def test_weight_decay_is_cautious():
             p.data.copy_(old)
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(7))
         group.weight_decay = decay
-        MuonAdamW([group]).step(lr_scale=1.0, momentum=0.9, decay_scale=1.0)
+        MuonAdamW([group]).step(lr=1.0, momentum=0.9, decay=1.0)
         plain.append([p.detach().clone() for p in group.parameters])
     for old, without, with_decay in zip(before, *plain, strict=True):
         update = old - without
@@ -97,7 +97,7 @@ def test_the_state_returns_by_name_and_a_wrong_one_is_named():
     for p in net.parameters():
         p.grad = torch.randn(p.shape)
     a = MuonAdamW(groups)
-    a.step(lr_scale=1.0, momentum=0.9, decay_scale=1.0)
+    a.step(lr=1.0, momentum=0.9, decay=1.0)
     b = MuonAdamW(groups)
     b.load_state_dict({k: v.clone() for k, v in a.state_dict().items()}, a.steps)
     assert b.steps == 1

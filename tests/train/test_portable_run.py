@@ -70,9 +70,9 @@ def test_resuming_is_exact_to_the_bit(trained, tmp_path, monkeypatch, stage):
         shutil.rmtree(folder / later)
     record = Stage.record
 
-    def stop_at_3(self, result, **more):
-        record(self, result, **more)
-        if result.step == 3:
+    def stop_at_3(self, result, sources, **more):
+        record(self, result, sources, **more)
+        if self.step == 3:
             self.run.stop.append(15)
 
     settings = recipe(folder, **SHAPE)

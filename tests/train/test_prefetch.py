@@ -8,7 +8,7 @@ import torch
 from nutshell.data.loader import PretrainLoader
 from nutshell.data.shards import open_shards, write_shards
 from nutshell.model.flash import document_offsets
-from nutshell.train.prefetch import Transfer
+from nutshell.train.prefetch import ToDevice
 
 CPU = torch.device("cpu")
 
@@ -36,9 +36,10 @@ def loader(tmp_path):
 
 def test_on_cpu_nothing_changes(loader):
     plain, moved = loader(), loader()
-    moved.transfer = transfer = Transfer(CPU, 300, "blocked")
+    moved.transfer = ToDevice(CPU, 300, "blocked")
     for _ in range(5):
-        ids, targets, offsets = transfer.finish(next(moved))
+        batch = next(moved)
+        ids, targets, offsets = batch.ids, batch.targets, batch.offsets
         expected = next(plain)
         assert torch.equal(ids, expected[0])
         assert torch.equal(targets, expected[1])
@@ -50,11 +51,12 @@ def test_on_cpu_nothing_changes(loader):
 
 def test_a_kernel_by_documents_gets_their_offsets_worked_out_ahead(loader, monkeypatch):
     threads = []
-    start = Transfer.start
-    monkeypatch.setattr(Transfer, "start", lambda self, batch: threads.append(threading.current_thread()) or start(self, batch))
+    call = ToDevice.__call__
+    monkeypatch.setattr(ToDevice, "__call__", lambda self, batch: threads.append(threading.current_thread()) or call(self, batch))
     moved = loader()
-    moved.transfer = transfer = Transfer(CPU, 300, "flash3")
-    ids, _, offsets = transfer.finish(next(moved))
+    moved.transfer = ToDevice(CPU, 300, "flash3")
+    batch = next(moved)
+    ids, offsets = batch.ids, batch.offsets
     assert torch.equal(offsets, document_offsets((ids == 300).cumsum(1)))
     ends = offsets[:-1][offsets[:-1] < ids.numel()]
     assert (ids.flatten()[ends.long()] == 300).all()  # rows and documents begin with <|bos|>
@@ -64,10 +66,12 @@ def test_a_kernel_by_documents_gets_their_offsets_worked_out_ahead(loader, monke
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_batches_arrive_whole(loader):
     plain, moved = loader(), loader()
-    moved.transfer = transfer = Transfer(torch.device("cuda"), 300, "flash3")
+    moved.transfer = ToDevice(torch.device("cuda"), 300, "flash3")
     for _ in range(20):
-        ids, targets, offsets = transfer.finish(next(moved))
+        batch = next(moved)
+        ids, targets, offsets = batch.ids, batch.targets, batch.offsets
         expected = next(plain)
+        batch.wait()
         assert ids.is_cuda
         assert torch.equal(ids.cpu(), expected[0])
         assert torch.equal(targets.cpu(), expected[1])

@@ -31,9 +31,9 @@ def test_two_ranks_train_as_one_does_and_go_on_where_one_was_stopped(finished, t
     """nc 843, ng 145, mm 701: identical ranks, the trace of one rank, and another number of ranks after a stop."""
     record = Stage.record
 
-    def stop_at_3(self, result, **more):
-        record(self, result, **more)
-        if result.step == 3:
+    def stop_at_3(self, result, sources, **more):
+        record(self, result, sources, **more)
+        if self.step == 3:
             self.run.stop.append(15)
 
     with monkeypatch.context() as patch:

@@ -12,9 +12,10 @@ import torch
 from tiny_run import EVERY_STEP, RUNTIME, STEPS, at_step, kept, lines, recipe, weights
 
 from nutshell import checkpoint
+from nutshell.run import checkpoints as saving
 from nutshell.run.checkpoints import Writer
 from nutshell.run.folder import Preempted
-from nutshell.train import saving, scoring
+from nutshell.train import scoring
 from nutshell.train.pipeline import run_stages
 from nutshell.train.stage import open_stage
 

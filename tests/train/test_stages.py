@@ -16,8 +16,7 @@ from nutshell.run.folder import Preempted
 from nutshell.tokenizer import Tokenizer
 from nutshell.train import scoring
 from nutshell.train.pipeline import run_stages
-from nutshell.train.stage import Stage
-from nutshell.train.step import TrainingDiverged
+from nutshell.train.stage import Stage, TrainingDiverged
 
 
 class Crash(Exception):
@@ -32,9 +31,9 @@ def interrupt(monkeypatch):
         record, write = Stage.record, checkpoint.write_snapshot
         done = []
 
-        def interrupted(self, result, **more):
-            record(self, result, **more)
-            if result.step == step and how != "full disk" and not done:
+        def interrupted(self, result, sources, **more):
+            record(self, result, sources, **more)
+            if self.step == step and how != "full disk" and not done:
                 done.append(step)
                 if how == "signal":
                     self.run.stop.append(15)
@@ -198,7 +197,7 @@ def test_divergence_names_step_data_and_the_last_good_checkpoint(begun, monkeypa
         return forward(self, *arguments) * (math.nan if len(calls) > 6 else 1)
 
     monkeypatch.setattr(GPT, "forward", spoiled)
-    monkeypatch.setattr("nutshell.train.step.MOST_SKIPPED_IN_A_ROW", 3)
+    monkeypatch.setattr("nutshell.train.stage.MOST_SKIPPED_IN_A_ROW", 3)
     with pytest.raises(TrainingDiverged) as caught:
         run_stages(recipe(folder, save_every_seconds=1e-9), RUNTIME, ("pretrain",))
     message = str(caught.value)

@@ -11,7 +11,8 @@ from nutshell.plan.recipe import OptimizerConfig
 from nutshell.plan.schedule import Schedule
 from nutshell.runtime import Runtime
 from nutshell.train.optim import MuonAdamW, group_parameters
-from nutshell.train.step import MOST_SKIPPED_IN_A_ROW, MicroBatch, TrainingDiverged, train_steps
+from nutshell.train.prefetch import MicroBatch
+from nutshell.train.step import LossScaler, next_token_loss, train_step
 
 V, T = 64, 16
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32)
@@ -26,22 +27,27 @@ class Training:
         self.optimizer = MuonAdamW(group_parameters(self.model, OptimizerConfig(), width=32, tokens_per_step=256))
         self.rows = torch.randint(1, V, (rows, T + 1), generator=torch.Generator().manual_seed(1))
         self.fetched = 0
-        self.seen: list[float] = []
 
-    def batches(self, size: int, spoil=lambda loss, number: loss):
-        def micro_batch():
-            start = self.fetched * size % len(self.rows)
+    def run(self, size: int, *, steps=3, accumulation=1, spoil=lambda loss, number: loss, spread=range(T), **more):
+        """Steps on micro-batches of `size` rows; `spoil(loss, number)` changes the loss of micro-batch `number`, and only
+        the targets in `spread` are learned."""
+        first = self.fetched
+
+        def loss_of(model, batch):
             self.fetched += 1
-            rows, number = self.rows[start : start + size], self.fetched
-            return MicroBatch(lambda: spoil(self.model(rows[:, :-1], rows[:, 1:]), number), size * T, size * T)
+            return spoil(next_token_loss(model, batch), self.fetched)
 
-        return micro_batch
+        for step in range(steps):
+            places = [(first + step * accumulation + i) * size % len(self.rows) for i in range(accumulation)]
+            batches = [self.batch(self.rows[place : place + size], spread) for place in places]
+            rates = Schedule().at(step, steps)
+            yield train_step(self.model, self.optimizer, batches, rates, RUNTIME, LossScaler(), loss_of=loss_of, **more)
 
-    def run(self, micro_batch, *, steps=3, first_step=0, accumulation=1, **more):
-        return train_steps(
-            self.model, self.optimizer, micro_batch, accumulation=accumulation, schedule=Schedule(), lr_scale=1.0,
-            first_step=first_step, steps=steps, runtime=RUNTIME, **more,
-        )  # fmt: skip
+    @staticmethod
+    def batch(rows: torch.Tensor, spread) -> MicroBatch:
+        targets = torch.full_like(rows[:, 1:], -1)
+        targets[:, list(spread)] = rows[:, 1:][:, list(spread)]
+        return MicroBatch(rows[:, :-1], targets, int((targets >= 0).sum()))
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
@@ -53,99 +59,98 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_accumulation_equals_one_big_batch():
     whole, parts = Training(), Training()
-    steps = zip(whole.run(whole.batches(8)), parts.run(parts.batches(2), accumulation=4), strict=True)
-    for one, other in steps:
+    for step, (one, other) in enumerate(zip(whole.run(8), parts.run(2, accumulation=4), strict=True), 1):
         assert one.loss == pytest.approx(other.loss, rel=1e-3)
-        assert (one.step, one.tokens) == (other.step, other.tokens)
-        if one.step == 1:  # later, Adam has blown up the last digits of tiny gradients
+        assert (one.tokens, one.targets) == (other.tokens, other.targets)
+        if step == 1:  # later, Adam has blown up the last digits of tiny gradients
             assert one.loss == pytest.approx(other.loss, rel=1e-6)
             for (name, p), q in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
                 assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-8), name
 
 
 def test_the_first_loss_is_that_of_a_uniform_guess():
-    training = Training()
-    first = next(iter(training.run(training.batches(8))))
+    first = next(Training().run(8))
     assert first.loss == pytest.approx(math.log(V), rel=0.02)
-    assert (first.step, first.tokens, first.skipped) == (1, 8 * T, False)
+    assert (first.tokens, first.targets, first.updated) == (8 * T, 8 * T, True)
     assert first.seconds > 0
 
 
 def test_the_loss_falls():
-    training = Training(rows=4)
-    losses = [result.loss for result in training.run(training.batches(4), steps=60)]
+    losses = [result.loss for result in Training(rows=4).run(4, steps=60)]
     assert losses[-1] < losses[0] - 0.8
 
 
-def test_steps_end_where_they_should_and_may_start_anywhere():
+def everything(training: Training) -> dict[str, torch.Tensor]:
+    """Weights and optimizer state."""
+    state = {name: value.clone() for name, value in training.optimizer.state.items()}
+    return {**training.weights(), **state, "steps": torch.tensor(training.optimizer.steps)}
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_f1_a_step_with_nothing_to_learn_changes_nothing(accumulation):
+    """F1: zero gradients and stale momentum made Muon take a whole step."""
     training = Training()
-    assert [r.step for r in training.run(training.batches(2), first_step=5, steps=8)] == [6, 7, 8]
-    assert list(training.run(training.batches(2), first_step=8, steps=8)) == []
+    list(training.run(4, steps=2))
+    before = everything(training)
+    (result,) = training.run(4, steps=1, accumulation=accumulation, spread=())
+    assert (result.updated, result.finite, result.targets) == (False, True, 0)
+    assert math.isnan(result.loss)
+    assert same(before, everything(training))
+    (result,) = training.run(4, steps=1)
+    assert result.updated
+    assert not same(before, everything(training))
 
 
-def test_learning_rates_follow_the_step_not_the_process():
-    whole, resumed = Training(), Training()
-    scales = [r.lr_scale for r in whole.run(whole.batches(2), steps=10)]
-    assert scales[6:] == [r.lr_scale for r in resumed.run(resumed.batches(2), first_step=6, steps=10)]
+def test_f1_a_parameter_without_a_gradient_stays():
+    """F1: matrices without a gradient moved by the momentum of their group."""
+    training = Training()
+    list(training.run(4, steps=2))
+    for p in training.model.parameters():
+        p.grad = torch.ones_like(p)
+    left_out = [training.model.blocks[0].mlp.up.weight, training.model.lm_head.weight, training.model.smear_lambda]
+    before = [p.detach().clone() for p in left_out]
+    for p in left_out:
+        p.grad = None
+    moved = training.model.blocks[1].mlp.up.weight.detach().clone()
+    training.optimizer.step(lr=1.0, momentum=0.9, decay=1.0)
+    assert all(torch.equal(p, old) for p, old in zip(left_out, before, strict=True))
+    assert not torch.equal(moved, training.model.blocks[1].mlp.up.weight)
+
+
+def test_gradients_are_clipped_to_their_norm():
+    plain, clipped = Training(), Training()
+    (one,), (other,) = plain.run(4, steps=1), clipped.run(4, steps=1, clip_norm=0.01)
+    assert one.grad_norm == pytest.approx(other.grad_norm)  # what is logged is the norm before clipping
+    norms = [torch.stack([p.grad.norm() for p in t.model.parameters() if p.grad is not None]).norm() for t in (plain, clipped)]
+    assert norms[0] > 0.01
+    assert norms[1] == pytest.approx(0.01, rel=1e-4)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_skips_the_step_and_changes_nothing(value):
     training = Training()
-    spoiled = training.batches(2, lambda loss, number: loss * value if number == 2 else loss)
-    weights, results = [training.weights()], []
-    state = []
-    for result in training.run(spoiled, steps=4):
+    before, states, results = everything(training), [], []
+    for result in training.run(2, steps=4, spoil=lambda loss, number: loss * value if number == 2 else loss):
         results.append(result)
-        weights.append(training.weights())
-        state.append(({k: v.clone() for k, v in training.optimizer.state.items()}, training.optimizer.steps))
-    assert [r.skipped for r in results] == [False, True, False, False]
-    assert [r.step for r in results] == [1, 2, 3, 4]
-    assert same(weights[2], weights[1])
-    assert same(state[1][0], state[0][0])
-    assert [steps for _, steps in state] == [1, 1, 2, 3]
-    assert not same(weights[3], weights[2])
-    assert all(torch.isfinite(p).all() for p in weights[-1].values())
+        states.append(everything(training))
+    assert [r.updated for r in results] == [True, False, True, True]
+    assert same(states[1], states[0])
+    assert not same(states[0], before)
+    assert not same(states[2], states[1])
+    assert all(torch.isfinite(p).all() for p in states[-1].values())
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step_though_the_loss_is_fine():
     """sqrt(0) has a finite value and an infinite slope."""
     training = Training()
-
-    def spoil(loss, number):
-        return loss + (loss - loss).sqrt() if number == 2 else loss
-
-    first, second = ((r, training.weights()) for r in training.run(training.batches(2, spoil), steps=2))
-    assert (first[0].skipped, second[0].skipped) == (False, True)
+    spoil = lambda loss, number: loss + (loss - loss).sqrt() if number == 2 else loss  # noqa: E731
+    first, second = ((r, training.weights()) for r in training.run(2, steps=2, spoil=spoil))
+    assert (first[0].updated, second[0].updated) == (True, False)
     assert math.isfinite(second[0].loss)
     assert not math.isfinite(second[0].grad_norm)
     assert same(first[1], second[1])
 
 
 def test_one_bad_micro_batch_spoils_its_step_only():
-    training = Training()
-    spoiled = training.batches(2, lambda loss, number: loss * math.nan if number == 6 else loss)
-    assert [r.skipped for r in training.run(spoiled, steps=4, accumulation=4)] == [False, True, False, False]
-
-
-def test_training_stops_after_too_many_skips_in_a_row_and_says_where_and_why():
-    """nc 590: a run that goes NaN must not go on for hours, and must say what it last saw."""
-    training = Training()
-    spoiled = training.batches(2, lambda loss, number: loss * math.nan if number > 3 else loss)
-    results = training.run(spoiled, steps=100, describe=lambda: "Data of the last batch: train-00000.parquet row group 7")
-    for _ in range(3 + MOST_SKIPPED_IN_A_ROW - 1):
-        next(results)
-    with pytest.raises(TrainingDiverged) as caught:
-        next(results)
-    message = str(caught.value)
-    for words in (f"the last {MOST_SKIPPED_IN_A_ROW} steps up to step {3 + MOST_SKIPPED_IN_A_ROW}", "loss nan",
-                  "train-00000.parquet row group 7", "--optimizer.matrix-lr"):  # fmt: skip
-        assert words in message
-    assert all(torch.isfinite(p).all() for p in training.weights().values())
-
-
-def test_a_good_step_in_between_starts_the_count_again():
-    training = Training()
-    spoiled = training.batches(2, lambda loss, number: loss * math.nan if number % MOST_SKIPPED_IN_A_ROW else loss)
-    results = list(training.run(spoiled, steps=3 * MOST_SKIPPED_IN_A_ROW))
-    assert sum(r.skipped for r in results) == 3 * (MOST_SKIPPED_IN_A_ROW - 1)
+    spoil = lambda loss, number: loss * math.nan if number == 6 else loss  # noqa: E731
+    assert [r.updated for r in Training().run(2, steps=4, accumulation=4, spoil=spoil)] == [True, False, True, True]

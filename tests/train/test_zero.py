@@ -49,6 +49,6 @@ def test_rows_that_the_ranks_do_not_divide_belong_to_one_rank_each():
     for rows, expected in ((10, [3, 3, 3, 1]), (2, [1, 1, 0, 0]), (8, [2, 2, 2, 2])):
         parameter = torch.nn.Parameter(torch.arange(float(rows * 5)).view(rows, 5))
         buckets = [Bucket(["p"], [parameter], stacked=False, rank=rank, world_size=4) for rank in range(4)]
-        pieces = [part.weight for bucket in buckets for part in bucket.parts()]
+        pieces = [part.weight for bucket in buckets for part in bucket.shards()]
         assert [bucket.stop - bucket.start for bucket in buckets] == expected
         assert torch.equal(torch.cat(pieces), parameter)

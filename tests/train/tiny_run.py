@@ -58,9 +58,9 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Stage]
     """Call action(stage) when a stage has recorded that step."""
     record = Stage.record
 
-    def recorded(self, result, **more):
-        record(self, result, **more)
-        if result.step == step:
+    def recorded(self, result, sources, **more):
+        record(self, result, sources, **more)
+        if self.step == step:
             action(self)
 
     monkeypatch.setattr(Stage, "record", recorded)

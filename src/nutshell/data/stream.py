@@ -56,16 +56,16 @@ class PackedStream:
         self.statistics = {"documents": 0, "splits": 0, "tokens": 0, "padding_tokens": 0, "truncated_documents": 0}
         """Sums over the blocks packed so far by this object."""
         self.transfer: Any = None
-        """With a method `start`, called on each batch in the prefetching thread: copies it to a device ahead of its use."""
+        """Called on each batch in the prefetching thread: copies it to a device ahead of its use."""
         self._state = _State()
         self._prefetch: _Prefetch | None = None
 
     # ---- iteration and state -------------------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         if self._prefetch is None:
             self._prefetch = _Prefetch(self._batches(self._state))
             atexit.register(_close, weakref.ref(self))
@@ -131,7 +131,7 @@ class PackedStream:
                     if pending_rows == global_rows:
                         after = _State(epoch=epoch, block=block, row=row, carry=carry)
                         batch = self._rank_batch(pending)
-                        yield self.transfer.start(batch) if self.transfer else batch, after, list(dict.fromkeys(sources))
+                        yield self.transfer(batch) if self.transfer else batch, after, list(dict.fromkeys(sources))
                         pending, pending_rows, sources = [], 0, []
                 carry, row = packed.carry, 0
             if first_block == 0 and epoch_tokens < self._needed_tokens():

@@ -24,12 +24,12 @@ QUERY_BLOCK = 256  # of attention in blocks (model/attention.py)
 def state_bytes(model: ModelConfig, ranks: int = 1, shard: str = "state") -> dict[str, int]:
     """fp32 weights, fp32 gradients and the optimizer's state, as far as a rank holds them.
 
-    AdamW keeps two numbers for a parameter, Muon one for each and one for each row or column of the shorter side's length.
+    AdamW keeps two numbers for a parameter, Muon one for each and one for each line of the longer side.
     """
     groups = parameters_by_group(model)
     total = sum(groups.values())
     muon = groups["attention"] + groups["mlp"]
-    narrow = model.depth * (4 * min(model.width, model.heads * model.head_dim) + 2 * model.width)
+    narrow = model.depth * (4 * max(model.width, model.heads * model.head_dim) + 8 * model.width)
     held = 4 * total // (ranks if shard == "weights" else 1)
     return {
         "weights": held,
@@ -63,7 +63,7 @@ def activation_bytes(model: ModelConfig, *, dtype: str, gpu: bool, shard: str = 
     elements = 0.0  # of one token
     for layer, window in enumerate(model.windows()):
         if gpu:
-            # Residual twice, norms twice (C each); queries and keys before and after rotation and norm; values; output; MLP's 4C once: relu squared keeps only its root.
+            # Residual twice, norms twice (C each); queries and keys before and after rotation and norm; values; output; MLP's 4C.
             elements += 4 * C + 2 * (A + KV) + KV + A + mlp * (2 / 3 if weighted else 1 / 2)
         else:
             seen, pairs = _blocks(T, window)

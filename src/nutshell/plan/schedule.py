@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Rates(NamedTuple):
+    """What a step is taken with."""
+
+    lr: float
+    """Factor on every group's peak learning rate."""
+    momentum: float
+    """Muon's."""
+    decay: float
+    """Factor on Muon's weight decay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +37,11 @@ class Schedule:
         for name in ("warmdown_fraction", "final_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; accepted: 0 to 1.")
+
+    def at(self, step: int, steps: int, stage_lr: float = 1.0) -> Rates:
+        """All that changes from step to step, for step `step` (from 0) of `steps`; `stage_lr` multiplies the learning rates."""
+        lr = stage_lr * self.lr_scale(step, steps)
+        return Rates(lr=lr, momentum=self.momentum(step, steps), decay=self.decay_scale(step, steps))
 
     def lr_scale(self, step: int, steps: int) -> float:
         """Factor on the peak learning rate of step `step` (from 0) of `steps`."""

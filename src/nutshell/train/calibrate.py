@@ -61,8 +61,8 @@ def step_seconds(
             p.grad = None
         quantise_weights(model)
         step_model(ids[:, :-1], ids[:, 1:], offsets=offsets).backward()
-        float(optimizer.shards.norm())
-        optimizer.step(lr_scale=0.0, momentum=0.9, decay_scale=0.0)
+        float(optimizer.reduce())
+        optimizer.step(lr=0.0, momentum=0.9, decay=0.0)
         runtime.synchronize()
         seconds.append(time.perf_counter() - start)
     forward = []

@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 
 from nutshell.model.build import build_model
 from nutshell.model.decoder import Decoder
-from nutshell.train.zero import Bucket, Division, Part, Shards
+from nutshell.train.zero import Bucket, Partition, Shard, Zero
 
 
-def shard_weights(model: Decoder, device: torch.device) -> None:
+def shard_weights(model: Decoder, device: torch.device, *, compiled: bool = False) -> None:
     """Divide the weights among all ranks, in place; FSDP2 moves each to `device` as it goes.
 
     Blocks cast their weights to the compute dtype anyway, so they may travel in it. What an embedding or the head learns from
@@ -31,6 +31,8 @@ def shard_weights(model: Decoder, device: torch.device) -> None:
     computed = MixedPrecisionPolicy(param_dtype=model.compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
         for block in blocks:
+            if compiled:
+                block.compile(dynamic=False)  # each by itself: gathering and freeing weights happens between blocks
             fully_shard(block, mesh=mesh, mp_policy=computed)
     if not model.config.tied:  # a tied embedding stays whole for the head, with the rest
         for module in [module for module in model.modules() if isinstance(module, nn.Embedding)]:
@@ -46,20 +48,22 @@ def whole_model(model: Decoder, *, everywhere: bool = False) -> Decoder:
     Elsewhere it has shapes and no storage.
     """
     keep = everywhere or dist.get_rank() == 0
-    with torch.random.fork_rng(devices=[]), torch.device("cpu" if keep else "meta"):
-        whole = build_model(model.config).set_precision(model.compute_dtype, model.attention_kernel)
-    for ours, p in zip(whole.parameters(), model.parameters(), strict=True):
+    whole = build_model(model.config, initialize=False).set_precision(model.compute_dtype, model.attention_kernel)
+    weights = {}
+    for name, p in model.named_parameters():
         tensor = cast(DTensor, p.detach()).full_tensor()
         if keep:
-            ours.copy_(tensor)
+            weights[name] = tensor.cpu()
+    if keep:
+        whole.load_state_dict(weights, assign=True)
     return whole
 
 
-class LocalPart(Part):
+class LocalShard(Shard):
     """This rank's rows, which are all of the parameter that it holds."""
 
     @property
-    def shared(self) -> bool:
+    def replicated(self) -> bool:
         return False
 
     @property
@@ -71,52 +75,53 @@ class LocalPart(Part):
         return None if self.parameter.grad is None else cast(DTensor, self.parameter.grad).to_local()
 
 
-class WeightShards(Shards):
-    """The same work for a model that `shard_weights` has divided."""
+class Fsdp(Zero):
+    """The same work for a model whose weights `shard_weights` has divided."""
 
-    def divide(self, names: list[str], parameters: list[nn.Parameter], *, matrices: bool) -> Division:
+    def partition(self, names: list[str], parameters: list[nn.Parameter], *, matrices: bool) -> Partition:
         def bucket(names: list[str], parameters: list[nn.Parameter], stacked: bool) -> Bucket:
             return Bucket(names, parameters, stacked=stacked, rank=self.rank, world_size=self.world_size)
 
         by_rows = [bucket([name], [p], False) for name, p in zip(names, parameters, strict=True)]
-        parts: list[Part] = [
-            LocalPart(name=rows.names[0], parameter=rows.parameters[0], rows=slice(rows.start, rows.stop)) for rows in by_rows
+        shards: list[Shard] = [
+            LocalShard(name=rows.names[0], parameter=rows.parameters[0], rows=slice(rows.start, rows.stop)) for rows in by_rows
         ]
-        self.parts += parts
+        self.shards += shards
         if not matrices:
-            return Division(parts, by_rows, parts, by_rows)
+            return Partition(shards, by_rows, shards, by_rows)
         chunks = range(0, len(names), self.world_size)
         owned = [bucket(names[i : i + self.world_size], parameters[i : i + self.world_size], True) for i in chunks]
-        return Division(parts, by_rows, [part for matrices in owned for part in matrices.parts()], owned)
+        return Partition(shards, by_rows, [shard for matrices in owned for shard in matrices.shards()], owned)
 
     def reduce_in_backward(self) -> None:
-        """FSDP2 does, in every backward pass."""
+        """FSDP2 does, in every backward pass, so that no rank ever holds all gradients."""
 
     @torch.no_grad()
-    def reduce(self) -> None:
+    def reduce(self) -> Tensor:
         torch._foreach_mul_(self.gradients(), self.world_size)  # FSDP2 has taken the mean over ranks
+        return torch.stack(torch._foreach_norm(self.gradients())).norm()
 
-    def publish(self, buckets: list[Bucket]) -> None:
+    def all_gather(self, buckets: list[Bucket]) -> None:
         """Nobody else holds these weights."""
 
-    def receive(self) -> None:
+    def finish_all_gather(self) -> None:
         """Nor do others' weights come here."""
 
-    def on_whole(self, function: Callable[[Tensor], Tensor], local: Tensor, rows: int) -> Tensor:
+    def on_whole_matrices(self, function: Callable[[Tensor], Tensor], matrices: Tensor, rows: int) -> Tensor:
         """Matrix i goes to rank i % world_size, `function` maps those of a rank (M, rows, columns), and the rows return."""
-        count, mine, columns = local.shape
+        count, mine, columns = matrices.shape
         ranks = self.world_size
         each, owned = -(-count // ranks), len(range(self.rank, count, ranks))
         held = [len(range(rows)[rank * -(-rows // ranks) :][: -(-rows // ranks)]) for rank in range(ranks)]  # rows by rank
         there, here = [each * mine * columns] * ranks, [each * n * columns for n in held]
-        send = torch.cat([local, local.new_zeros(each * ranks - count, mine, columns)])
+        send = torch.cat([matrices, matrices.new_zeros(each * ranks - count, mine, columns)])
         send = send.view(each, ranks, mine, columns).transpose(0, 1).flatten()  # by owner
-        received = local.new_empty(sum(here))
+        received = matrices.new_empty(sum(here))
         dist.all_to_all_single(received, send, here, there)
         pieces = zip(received.split(here), held, strict=True)
         whole = torch.cat([piece.view(each, n, columns) for piece, n in pieces], dim=1)  # (each, rows, columns)
         whole[:owned] = function(whole[:owned])
         send = torch.cat([piece.flatten() for piece in whole.split(held, dim=1)])
-        received = local.new_empty(sum(there))
+        received = matrices.new_empty(sum(there))
         dist.all_to_all_single(received, send, there, here)
         return received.view(ranks, each, mine, columns).transpose(0, 1).reshape(each * ranks, mine, columns)[:count]

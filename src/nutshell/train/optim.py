@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.optim.adamw import adamw
 
 from nutshell.plan.groups import ParameterGroup, group_of, peak_lr
 from nutshell.plan.recipe import OptimizerConfig
-from nutshell.train.zero import Part, Shards
+from nutshell.train.zero import Shard, Zero
 
 # Five quintic iterations of Polar Express, computed for safety 2e-2 and cushion 2 (table of arXiv 2505.16932).
 POLAR_EXPRESS = (
@@ -26,28 +27,37 @@ POLAR_EXPRESS = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 ADAM_EPS = 1e-10
-MUON_BETA2 = 0.9
 
 
 @dataclass(kw_only=True)
 class Group:
-    """Parameters that share a rule. `lr` is the peak learning rate; the schedule multiplies it."""
+    """Parameters that share a rule and, for Muon, a shape: one batched product updates them all."""
 
-    names: list[str]
-    kind: str  # "muon" or "adamw"
-    lr: float
-    weight_decay: float
     row: ParameterGroup
-    betas: tuple[float, float] = (0.8, 0.95)
+    """Of the table in plan/groups.py: rule and betas."""
+    lr: float
+    """Peak rate at this width and batch; the schedule multiplies it."""
+    weight_decay: float
+    names: list[str] = field(default_factory=list)
     parameters: list[nn.Parameter] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    """Of the parameters in the model, first layer first."""
+
+    @property
+    def rule(self) -> str:
+        return self.row.rule
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        return self.row.betas
 
 
 def group_parameters(model: nn.Module, config: OptimizerConfig, *, width: int, tokens_per_step: int) -> list[Group]:
-    """Every parameter in exactly one group, by the table of plan/groups.py; matrices of one shape share a batched product."""
+    """Every parameter in exactly one group. ValueError where the table has no row for one."""
     groups: dict[object, Group] = {}
-    names = [name for name, _ in model.named_parameters()]
-    for name, parameter in model.named_parameters():
-        row = group_of(name, tied="lm_head.weight" not in names)
+    named = dict(model.named_parameters())
+    for position, (name, parameter) in enumerate(named.items()):
+        row = group_of(name, tied="lm_head.weight" not in named)
         lr = peak_lr(row, config, width=width, tokens_per_step=tokens_per_step)
         key: object = row.name
         if row.rule == "muon":
@@ -55,14 +65,19 @@ def group_parameters(model: nn.Module, config: OptimizerConfig, *, width: int, t
             lr *= max(1.0, rows / columns) ** 0.5
             key = (row.name, rows, columns)
         decay = config.weight_decay if row.weight_decay is None else row.weight_decay
-        group = groups.setdefault(key, Group(names=[], kind=row.rule, lr=lr, betas=row.betas, weight_decay=decay, row=row))
+        group = groups.setdefault(key, Group(row=row, lr=lr, weight_decay=decay))
         group.names.append(name)
         group.parameters.append(parameter)
+        group.positions.append(position)
     return list(groups.values())
 
 
 def polar(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Nearly the orthogonal factor U V^T of each matrix of x (N, rows, columns), by five products in `dtype`."""
+    """Nearly the orthogonal factor U V^T of each matrix of x (N, rows, columns), by five products in `dtype`.
+
+    A matrix U S V^T keeps its singular vectors under odd polynomials of the form x (a + b x^T x + c (x^T x)^2); the five sets of
+    coefficients send every singular value in (0, 1] close to 1. Nothing but matrix products is needed.
+    """
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     x = (x / (1.01 * x.norm(dim=(-2, -1), keepdim=True)).clamp(min=1e-12)).to(dtype)
@@ -72,118 +87,151 @@ def polar(x: Tensor, dtype: torch.dtype) -> Tensor:
     return (x.mT if tall else x).float()
 
 
-def muon_direction(gradient: Tensor, second_moment: Tensor, dtype: torch.dtype) -> Tensor:
-    """The update of gradients (N, rows, columns) that already carry momentum; `second_moment` is updated in place."""
+def muon_direction(gradient: Tensor, second_moment: Tensor | None, dtype: torch.dtype, beta2: float = 0.9) -> Tensor:
+    """The update of gradients (N, rows, columns) that already carry momentum; `second_moment` is updated in place.
+
+    A gradient matrix is nearly of low rank: a few directions get almost all of a plain step. Muon replaces it by its orthogonal
+    factor, so that every direction moves equally far, and the size of the step does not depend on that of the gradient. Rows are
+    brought to one norm first (row equilibration), and NorMuon evens out the lines of the longer side afterwards, which the
+    orthogonal factor leaves uneven, by a running mean of their squares. The norm of the update stays what it was.
+    """
     rows, columns = gradient.shape[-2:]
     row_norm = gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     mean_norm = gradient.norm(dim=(-2, -1), keepdim=True) / rows**0.5
     update = polar(gradient * (mean_norm / row_norm), dtype)
     update *= min(rows, columns) ** 0.5 / update.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
-    longer_side = -1 if columns >= rows else -2
-    second_moment.lerp_(update.square().mean(dim=longer_side, keepdim=True), 1 - MUON_BETA2)
+    if second_moment is None:
+        return update
+    shorter_side = -1 if rows >= columns else -2
+    second_moment.lerp_(update.square().mean(dim=shorter_side, keepdim=True), 1 - beta2)
     norm = update.norm(dim=(-2, -1), keepdim=True)
     update = update * second_moment.clamp(min=1e-12).rsqrt()
     return update * (norm / update.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12))
 
 
 def second_moment_shape(shape: torch.Size) -> tuple[int, int]:
-    """Of a matrix: one number for each of its longer side's lines."""
-    return (shape[0], 1) if shape[1] >= shape[0] else (1, shape[1])
+    """Of a matrix: one number for each line of its longer side."""
+    return (shape[0], 1) if shape[0] >= shape[1] else (1, shape[1])
 
 
 class MuonAdamW:
-    """The optimizer. `step` takes the schedule's values; the state is saved by parameter name, whole, rank-free.
+    """The optimizer. A step is: backward passes, `reduce`, perhaps `scale_gradients`, `step`. State is kept by parameter name.
 
-    On several ranks each holds state for the parameters that it owns (`distributed`), and `state` has those alone.
+    On several ranks each holds state for the shards that it owns (`zero`), and `state` has those alone.
     """
 
-    def __init__(self, groups: list[Group], dtype: torch.dtype = torch.float32, shards: Shards | None = None) -> None:
-        self.groups = groups
-        self.dtype = dtype
+    def __init__(
+        self, groups: list[Group], dtype: torch.dtype = torch.float32, zero: Zero | None = None, *, muon_beta2: float = 0.9
+    ) -> None:
+        self.groups, self.dtype, self.muon_beta2 = groups, dtype, muon_beta2
         self.steps = 0
-        self.shards = shards or Shards()
-        self.divisions = [self.shards.divide(group.names, group.parameters, matrices=group.kind == "muon") for group in groups]
+        self.zero = zero or Zero()
+        self.partitions = [self.zero.partition(g.names, g.parameters, matrices=g.rule == "muon") for g in groups]
+        self.zero.sort_buckets({name: n for group in groups for name, n in zip(group.names, group.positions, strict=True)})
         self.state: dict[str, Tensor] = {}
-        self.stacked: list[tuple[Tensor, Tensor]] = []  # Muon's momentum and second moment, one batch a group
-        for group, (parts, _, second_parts, _) in zip(groups, self.divisions, strict=True):
-            first: Iterable[Tensor] = (torch.zeros_like(part.weight) for part in parts)
-            second: Iterable[Tensor] = (torch.zeros_like(part.weight) for part in parts)
-            if group.kind == "muon":
+        self.muon_state: list[tuple[Tensor, Tensor | None]] = []  # momentum and second moment of a group, stacked
+        for group, partition in zip(groups, self.partitions, strict=True):
+            shards, second_shards = partition.shards, partition.second_shards
+            first: Iterable[Tensor] = (torch.zeros_like(shard.weight) for shard in shards)
+            second: Iterable[Tensor] = (torch.zeros_like(shard.weight) for shard in shards)
+            if group.rule == "muon":
                 device, shape = group.parameters[0].device, group.parameters[0].shape
-                first = torch.zeros(len(parts), *(parts[0].weight.shape if parts else shape), device=device)
-                second = torch.zeros(len(second_parts), *second_moment_shape(shape), device=device)
-                self.stacked.append((first, second))  # the state by name is views of these
+                first = torch.zeros(len(shards), *(shards[0].weight.shape if shards else shape), device=device)
+                second = torch.zeros(len(second_shards), *second_moment_shape(shape), device=device)
+                self.muon_state.append((first, second if muon_beta2 else None))  # the state by name is views of these
             else:
-                self.stacked.append((torch.empty(0), torch.empty(0)))
-            self.state |= {f"{part.name}.momentum": moment for part, moment in zip(parts, first, strict=True)}
-            self.state |= {f"{part.name}.second_moment": moment for part, moment in zip(second_parts, second, strict=True)}
+                self.muon_state.append((torch.empty(0), None))
+            self.state |= {f"{shard.name}.momentum": moment for shard, moment in zip(shards, first, strict=True)}
+            if group.rule == "adamw" or muon_beta2:
+                self.state |= {f"{s.name}.second_moment": moment for s, moment in zip(second_shards, second, strict=True)}
+
+    def zero_grad(self) -> None:
+        for group in self.groups:
+            for p in group.parameters:
+                p.grad = None
+
+    def reduce_in_backward(self) -> None:
+        """To be called before the last backward pass of a step: gradients travel while it runs."""
+        self.zero.reduce_in_backward()
+
+    def reduce(self) -> Tensor:
+        """Wait until the gradients are summed over the ranks. Returns the Euclidean norm of this rank's share of them."""
+        return self.zero.reduce()
+
+    def scale_gradients(self, factor: float) -> None:
+        if factor != 1:
+            torch._foreach_mul_(self.zero.gradients(), factor)
 
     @torch.no_grad()
-    def step(self, *, lr_scale: float, momentum: float, decay_scale: float) -> None:
+    def step(self, *, lr: float, momentum: float, decay: float) -> None:
         """Update every parameter from its gradient; a parameter without a gradient stays as it is.
 
-        On several ranks `shards.reduce` comes before it.
+        `lr` and `decay` multiply the groups' peak rates and Muon's weight decay; `momentum` is Muon's.
         """
         self.steps += 1
-        for group, (parts, buckets, *_), stacked in zip(self.groups, self.divisions, self.stacked, strict=True):
-            if parts and group.kind == "adamw":
-                self._adamw(group, parts, group.lr * lr_scale)
-            elif parts:
-                self._muon(parts, *stacked, group.lr * lr_scale, momentum, group.weight_decay * decay_scale)
-            self.shards.publish(buckets)
-        self.shards.receive()
+        for group, partition, muon_state in zip(self.groups, self.partitions, self.muon_state, strict=True):
+            if partition.shards and group.rule == "adamw":
+                self._adamw(group, partition.shards, group.lr * lr)
+            elif partition.shards:
+                self._muon(partition.shards, *muon_state, group.lr * lr, momentum, group.weight_decay * decay)
+            self.zero.all_gather(partition.buckets)
+        self.zero.finish_all_gather()
 
-    def _muon(self, parts: list[Part], buffers: Tensor, second: Tensor, lr: float, momentum: float, decay: float) -> None:
-        found = [(part.weight, part.gradient) for part in parts]
+    def _muon(
+        self, shards: list[Shard], momenta: Tensor, second: Tensor | None, lr: float, momentum: float, weight_decay: float
+    ) -> None:
+        found = [(shard.weight, shard.gradient) for shard in shards]
+        if all(gradient is None for _, gradient in found):
+            return
         gradients = torch.stack([torch.zeros_like(p) if gradient is None else gradient.float() for p, gradient in found])
-        buffers.lerp_(gradients, 1 - momentum)  # (N, rows, columns)
-        nesterov, rows = gradients.lerp_(buffers, momentum), parts[0].parameter.size(0)
-        updates = self.shards.on_whole(lambda whole: muon_direction(whole, second, self.dtype), nesterov, rows)
-        for (p, _), update in zip(found, updates, strict=True):
-            # Cautious decay: only where it does not work against the update.
-            p.sub_(update.addcmul_(p, update * p >= 0, value=decay), alpha=lr)
+        momenta.lerp_(gradients, 1 - momentum)  # (N, rows, columns)
+        nesterov = gradients.lerp_(momenta, momentum)
+        direction = partial(muon_direction, second_moment=second, dtype=self.dtype, beta2=self.muon_beta2)
+        updates = self.zero.on_whole_matrices(direction, nesterov, shards[0].parameter.size(0))
+        for (p, gradient), update in zip(found, updates, strict=True):
+            if gradient is not None:
+                # Cautious decay: only where it does not work against the update.
+                p.sub_(update.addcmul_(p, update * p >= 0, value=weight_decay), alpha=lr)
 
-    def _adamw(self, group: Group, parts: list[Part], lr: float) -> None:
-        touched = [(part, gradient) for part in parts if (gradient := part.gradient) is not None]
+    def _adamw(self, group: Group, shards: list[Shard], lr: float) -> None:
+        touched = [(shard, gradient) for shard in shards if (gradient := shard.gradient) is not None]
         # torch's fused kernel: one pass over memory instead of eight.
         adamw(
-            [part.weight for part, _ in touched],
+            [shard.weight for shard, _ in touched],
             [gradient for _, gradient in touched],
-            [self.state[f"{part.name}.momentum"] for part, _ in touched],
-            [self.state[f"{part.name}.second_moment"] for part, _ in touched],
+            [self.state[f"{shard.name}.momentum"] for shard, _ in touched],
+            [self.state[f"{shard.name}.second_moment"] for shard, _ in touched],
             [],
-            [torch.tensor(float(self.steps - 1), device=part.parameter.device) for part, _ in touched],
-            fused=True,
-            amsgrad=False,
-            beta1=group.betas[0],
-            beta2=group.betas[1],
-            lr=lr,
-            weight_decay=group.weight_decay,
-            eps=ADAM_EPS,
-            maximize=False,
-        )
+            [torch.tensor(float(self.steps - 1), device=shard.parameter.device) for shard, _ in touched],
+            fused=True, amsgrad=False, beta1=group.betas[0], beta2=group.betas[1], lr=lr, weight_decay=group.weight_decay,
+            eps=ADAM_EPS, maximize=False,
+        )  # fmt: skip
 
     def _shapes(self) -> Iterator[tuple[str, torch.Size | tuple[int, ...]]]:
         """Key and whole shape of everything that a saved state has."""
         for group in self.groups:
             for name, p in zip(group.names, group.parameters, strict=True):
                 yield f"{name}.momentum", p.shape
-                yield f"{name}.second_moment", p.shape if group.kind == "adamw" else second_moment_shape(p.shape)
+                if group.rule == "adamw":
+                    yield f"{name}.second_moment", p.shape
+                elif self.muon_beta2:
+                    yield f"{name}.second_moment", second_moment_shape(p.shape)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state by parameter name. On several ranks all must call it at once: rank 0 gets copies on the CPU, the
         others nothing. On one rank the tensors are the optimizer's own, which the next step changes."""
-        if self.shards.world_size == 1:
+        if self.zero.world_size == 1:
             return dict(self.state)
         shapes, whole = dict(self._shapes()), {}
-        if self.shards.rank == 0:
+        if self.zero.rank == 0:
             whole = {key: value.cpu().clone() for key, value in self.state.items() if value.shape == shapes[key]}
-        for _, buckets, _, second_buckets in self.divisions:
+        for _, buckets, _, second_buckets in self.partitions:
             layouts = [("momentum", bucket) for bucket in buckets] + [("second_moment", bucket) for bucket in second_buckets]
             for moment, bucket in layouts:
-                owned = [self.state[f"{part.name}.{moment}"] for part in bucket.parts()]
-                shape = shapes[f"{bucket.names[0]}.{moment}"]
-                for name, value in bucket.gather(owned, tuple(shape if bucket.stacked else shape[1:])):
+                if (key := f"{bucket.names[0]}.{moment}") not in shapes:
+                    continue
+                owned = [self.state[f"{shard.name}.{moment}"] for shard in bucket.shards()]
+                for name, value in bucket.gather(owned, tuple(shapes[key] if bucket.stacked else shapes[key][1:])):
                     whole[f"{name}.{moment}"] = value
         return whole
 
@@ -193,8 +241,9 @@ class MuonAdamW:
             if key not in state or state[key].shape != shape:
                 found = tuple(state[key].shape) if key in state else "nothing"
                 raise ValueError(f"optimizer state {key}: expected shape {tuple(shape)}, found {found}.")
-        for parts, _, second_parts, _ in self.divisions:
-            for moment, held in (("momentum", parts), ("second_moment", second_parts)):
-                for part in held:
-                    self.state[f"{part.name}.{moment}"].copy_(state[f"{part.name}.{moment}"][part.rows])
+        for shards, _, second_shards, _ in self.partitions:
+            for moment, held in (("momentum", shards), ("second_moment", second_shards)):
+                for shard in held:
+                    if (key := f"{shard.name}.{moment}") in self.state:
+                        self.state[key].copy_(state[key][shard.rows])
         self.steps = steps

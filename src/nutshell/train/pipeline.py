@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from nutshell.files import write_json
@@ -14,12 +16,12 @@ from nutshell.runtime import Runtime
 from nutshell.train.prepare import check_order, open_run
 from nutshell.train.pretrain import pretrain
 from nutshell.train.rl import reinforce
-from nutshell.train.sft import tune
+from nutshell.train.sft import sft
 
-STAGES = {
+STAGES: dict[str, Callable[[Run], None]] = {
     "pretrain": pretrain,
-    "midtrain": lambda run: tune(run, "midtrain"),
-    "sft": lambda run: tune(run, "sft"),
+    "midtrain": partial(sft, name="midtrain"),
+    "sft": partial(sft, name="sft"),
     "rl": reinforce,
 }
 

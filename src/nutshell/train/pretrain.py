@@ -8,11 +8,13 @@ import torch
 
 from nutshell.data.loader import PretrainLoader
 from nutshell.data.shards import open_shards
+from nutshell.data.stream import Batch
 from nutshell.eval.bpb import bits_per_byte
 from nutshell.plan.cost import VALIDATION_TOKENS, VALIDATIONS
 from nutshell.run.folder import Run
+from nutshell.train.prefetch import ToDevice
 from nutshell.train.scoring import evaluate_stage
-from nutshell.train.stage import open_stage
+from nutshell.train.stage import Stage, open_stage
 
 
 def pretrain(run: Run) -> None:
@@ -26,37 +28,46 @@ def pretrain(run: Run) -> None:
         shards, run.tok.encode_batch, run.tok.bos_id, plan.rows, plan.row_tokens + 1,
         seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
     )  # fmt: skip
+    loader.transfer = ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel)
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
     validation = loader.val_batches(VALIDATION_TOKENS)
-    byte_lengths = torch.from_numpy(run.tok.token_byte_lengths())
+    interval = max(1, -(-stage.steps // VALIDATIONS))
+    if 0 < stage.step < stage.steps and stage.step % interval == 0 and not run.log.has_evaluation("pretrain", stage.step):
+        validate(stage, validation)  # the run was stopped between saving and validating
 
-    def validation_bpb() -> float:
-        return bits_per_byte(stage.model, validation, byte_lengths, reduce=runtime.total)
-
-    def validate() -> None:
-        stage.settle()
-        start = time.monotonic()
-        bpb = validation_bpb()
-        stage.note_best(bpb)
-        run.log.evaluation("pretrain", stage.step, {"val_bpb": bpb}, eval_seconds=time.monotonic() - start)
-
-    every = max(1, -(-stage.steps // VALIDATIONS))
-    if 0 < stage.step < stage.steps and stage.step % every == 0 and not run.log.has_evaluation("pretrain", stage.step):
-        validate()  # the run was stopped between saving and validating
-    skipped = 0
     with loader:
-        steps = stage.training_steps(stage.learn_from(loader), accumulation=plan.accumulation, sources=lambda: loader.sources)
-        for result in steps:
-            for problem in shards.problems[skipped:]:
-                run.log.note(f"skipped: {problem}")
-                skipped += 1
-            stage.record(result, **({"damaged_blocks": skipped} if skipped else {}))
-            due = stage.step % every == 0
-            stage.save_if_due(loader.state_dict, anyway=due)  # before validating, and so that the best can be kept
+        while stage.step < stage.steps:
+            batches = [next(loader) for _ in range(plan.accumulation)]
+            result = stage.learn(batches)
+            stage.record(result, loader.sources, **damage(run, shards.problems))
+            due = stage.step % interval == 0
+            stage.save_if_due(result, loader, anyway=due)  # before validating, and so that the best can be kept
             if due and stage.step < stage.steps:
-                validate()
+                validate(stage, validation)
     stage.settle()
-    bpb = validation_bpb()
+    bpb = validation_bpb(stage, validation)
     stage.note_best(bpb)
     evaluate_stage(run, stage, val_bpb=bpb)
+
+
+def validation_bpb(stage: Stage, batches: list[Batch]) -> float:
+    byte_lengths = torch.from_numpy(stage.run.tok.token_byte_lengths())
+    return bits_per_byte(stage.model, batches, byte_lengths, reduce=stage.run.runtime.total)
+
+
+def validate(stage: Stage, batches: list[Batch]) -> None:
+    """Log bits per byte and keep the checkpoint of this step if it is the best so far."""
+    stage.settle()
+    start = time.monotonic()
+    bpb = validation_bpb(stage, batches)
+    stage.note_best(bpb)
+    stage.run.log.evaluation("pretrain", stage.step, {"val_bpb": bpb}, eval_seconds=time.monotonic() - start)
+
+
+def damage(run: Run, problems: list[str]) -> dict[str, int]:
+    """What could not be read so far, for the log of a step; each is told once."""
+    for problem in problems[run.told :]:
+        run.log.note(f"skipped: {problem}")
+    run.told = len(problems)
+    return {"damaged_blocks": len(problems)} if problems else {}

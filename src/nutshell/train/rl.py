@@ -8,6 +8,7 @@ batch, so the probability ratio is 1 and needs no clipping. Forced tool output c
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ from nutshell.infer.engine import Engine
 from nutshell.infer.request import Completion
 from nutshell.infer.sampling import Sampling
 from nutshell.run.folder import Run
+from nutshell.runtime import Runtime
 from nutshell.tasks.primer import GRADERS, rl_items
+from nutshell.train.prefetch import MicroBatch
 from nutshell.train.scoring import evaluate_stage
-from nutshell.train.stage import open_stage
-from nutshell.train.step import MicroBatch
+from nutshell.train.stage import Stage, open_stage
 
 
 def advantages(rewards: list[list[float]]) -> list[list[float]]:
@@ -55,50 +57,67 @@ def pack_answers(
     return ids, targets, weights
 
 
-def reinforce(run: Run) -> None:
-    """Run the RL stage to its last step, or go on where its newest checkpoint stands.
+class Rollout(NamedTuple):
+    """Answers of this rank, graded."""
 
-    Problems and samples are drawn from (seed, step) alone, so a resumed run draws the same.
-    """
+    prompts: list[list[int]]
+    answers: list[list[Completion]]
+    rewards: list[list[float]]
+    counted: bool
+    """False: this rank had no problem of its own and works along on another's."""
+
+
+def roll_out(stage: Stage) -> Rollout:
+    """Draw and grade answers to this rank's problems. They depend on (seed, step) alone, so a resumed run draws the same."""
+    plan, runtime, tok = stage.run.plan, stage.run.runtime, stage.run.tok
+    settings = plan.recipe.stages.rl
+    step_seed = plan.recipe.seed * 1_000_003 + stage.step
+    problems = rl_items(step_seed, settings.prompts)
+    own = problems[runtime.rank :: runtime.world_size]
+    problems = own or problems[:1]
+    prompts = [fit_conversation(item.messages, tok, plan.model.context, settings.max_tokens).ids for _, item in problems]
+    longest = min(plan.model.context, max(map(len, prompts)) + settings.max_tokens)
+    frozen = stage.whole_model(everywhere=True).for_inference().to(runtime.device)
+    engine = Engine(frozen, tok, max_rows=settings.prompts * settings.samples, context=longest)
+    sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=step_seed)
+    answers = engine.sample(prompts, settings.samples, sampling)
+    graded = zip(problems, answers, strict=True)
+    rewards = [[float(GRADERS[kind](item, answer.text)) for answer in group] for (kind, item), group in graded]
+    return Rollout(prompts, answers, rewards, bool(own))
+
+
+def rollout_batch(rollout: Rollout, context: int, device: torch.device) -> MicroBatch:
+    """Every answer that teaches, its advantage as the weight of each of its sampled tokens."""
+    ids, targets, weights = pack_answers(rollout.prompts, rollout.answers, advantages(rollout.rewards), context)
+    # A row that only keeps the batch from being empty is no term of the mean.
+    count = int(((targets >= 0) & (weights != 0)).sum()) * rollout.counted
+    return MicroBatch(ids.to(device), targets.to(device), count, weights.to(device))
+
+
+def reinforce(run: Run) -> None:
+    """Run the RL stage to its last step, or go on where its newest checkpoint stands."""
     if run.finished("rl"):
         return
-    plan, runtime = run.plan, run.runtime
-    settings = plan.recipe.stages.rl
     stage = open_stage(run, "rl")
-    rows = settings.prompts * settings.samples
-    facts: dict[str, float] = {}
-
-    def micro_batch() -> MicroBatch:
-        step_seed = plan.recipe.seed * 1_000_003 + stage.step
+    while stage.step < stage.steps:
         start = time.perf_counter()
-        problems = rl_items(step_seed, settings.prompts)
-        own = problems[runtime.rank :: runtime.world_size]
-        problems = own or problems[:1]  # a rank without a problem works along, and counts for nothing
-        prompts = [fit_conversation(item.messages, run.tok, plan.model.context, settings.max_tokens).ids for _, item in problems]
-        longest = min(plan.model.context, max(map(len, prompts)) + settings.max_tokens)
-        frozen = stage.whole_model(everywhere=True).for_inference().to(runtime.device)
-        engine = Engine(frozen, run.tok, max_rows=rows, context=longest)
-        sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=step_seed)
-        answers = engine.sample(prompts, settings.samples, sampling)
-        rewards = [
-            [float(GRADERS[kind](item, answer.text)) for answer in group]
-            for (kind, item), group in zip(problems, answers, strict=True)
-        ]
-        ids, targets, weights = pack_answers(prompts, answers, advantages(rewards), plan.model.context)
-        flat = [reward for group in rewards for reward in group]
-        right, answered = runtime.total(torch.tensor([sum(flat), len(flat)]) * bool(own)).tolist()
-        facts["reward"] = right / answered
-        facts["answer_tokens"] = sum(len(a.ids) for group in answers for a in group) / len(flat)
-        facts["rollout_seconds"] = time.perf_counter() - start
-        ids, targets, weights = (x.to(runtime.device) for x in (ids, targets, weights))
-        # A row that only keeps the batch from being empty is no term of the mean.
-        count = int(((targets >= 0) & (weights != 0)).sum()) * bool(own)
-        return MicroBatch(lambda: stage.model(ids, targets, weights), count, int((targets >= 0).sum()))
-
-    def sources() -> list[str]:
-        return [f"RL problems of seed {plan.recipe.seed}, step {stage.step + 1}"]
-
-    for result in stage.training_steps(micro_batch, accumulation=1, sources=sources):
-        stage.record(result, **facts)
-        stage.save_if_due(lambda: None)
+        rollout = roll_out(stage)
+        batch = rollout_batch(rollout, run.plan.model.context, run.runtime.device)
+        stats = rollout_stats(rollout, run.runtime)
+        stats["rollout_seconds"] = time.perf_counter() - start
+        # One informative problem of 32 must not make as large a step as 32 of them: Muon's steps do not shrink with the gradient.
+        result = stage.learn([batch], share=stats["informative"])
+        stage.seconds += stats["rollout_seconds"]
+        stage.record(result, [f"RL problems of seed {run.plan.recipe.seed}, step {stage.step + 1}"], **stats)
+        stage.save_if_due(result)
     evaluate_stage(run, stage)
+
+
+def rollout_stats(rollout: Rollout, runtime: Runtime) -> dict[str, float]:
+    """Over all ranks: mean reward, the share of problems whose answers differ in reward, and tokens an answer (this rank's)."""
+    rewards = [reward for group in rollout.rewards for reward in group]
+    informative = sum(len(set(group)) > 1 for group in rollout.rewards)
+    sums = torch.tensor([sum(rewards), len(rewards), informative, len(rollout.rewards)]) * rollout.counted
+    total, count, informative, problems = runtime.total(sums).tolist()
+    tokens = sum(len(answer.ids) for group in rollout.answers for answer in group) / len(rewards)
+    return {"reward": total / count, "informative": informative / problems, "answer_tokens": tokens}

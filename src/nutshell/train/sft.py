@@ -8,6 +8,7 @@ from nutshell.data.sources import read_conversations
 from nutshell.plan.recipe import PRIMER
 from nutshell.run.folder import Run
 from nutshell.tokenizer.chat import parse_messages, render
+from nutshell.train.prefetch import ToDevice
 from nutshell.train.scoring import evaluate_stage
 from nutshell.train.stage import open_stage
 
@@ -29,7 +30,7 @@ def conversations_for(run: Run, stage: str) -> list[dict]:
     return own + list(primer.conversations(seed, count))
 
 
-def tune(run: Run, name: str) -> None:
+def sft(run: Run, name: str) -> None:
     """Run stage `name` ("midtrain" or "sft") to its last step, or go on where its newest checkpoint stands."""
     if run.finished(name):
         return
@@ -39,12 +40,14 @@ def tune(run: Run, name: str) -> None:
         conversations_for(run, name), lambda c: render(c["messages"], run.tok, plan.row_tokens + 1), run.tok.bos_id, plan.rows,
         plan.row_tokens + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
     )  # fmt: skip
+    loader.transfer = ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel)
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
 
     with loader:
-        steps = stage.training_steps(stage.learn_from(loader), accumulation=plan.accumulation, sources=lambda: loader.sources)
-        for result in steps:
-            stage.record(result)
-            stage.save_if_due(loader.state_dict)
+        while stage.step < stage.steps:
+            batches = [next(loader) for _ in range(plan.accumulation)]
+            result = stage.learn(batches)
+            stage.record(result, loader.sources)
+            stage.save_if_due(result, loader)
     evaluate_stage(run, stage)

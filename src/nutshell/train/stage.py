@@ -1,15 +1,16 @@
-"""One training stage: opened, stepped, recorded, saved. What every stage does alike."""
+"""One training stage: opened in visible steps, recorded, saved. What every stage does alike around its loop."""
 
 from __future__ import annotations
 
+import math
 import signal
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
+from torch import nn
 
 from nutshell import checkpoint
 from nutshell.data.stream import PackedStream
@@ -17,12 +18,17 @@ from nutshell.model.build import build_model
 from nutshell.model.decoder import Decoder
 from nutshell.run.checkpoints import forget_after, note_best, open_newest, prune, put_aside
 from nutshell.run.folder import Preempted, Run, plan_hash
-from nutshell.runtime import peak_memory_bytes
+from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.train.optim import MuonAdamW, group_parameters
-from nutshell.train.precision import LossScale
-from nutshell.train.prefetch import Sent, Transfer
-from nutshell.train.step import MicroBatch, StepResult, train_steps
-from nutshell.train.zero import Shards
+from nutshell.train.prefetch import MicroBatch
+from nutshell.train.step import LossScaler, StepResult, train_step
+from nutshell.train.zero import Zero
+
+MOST_SKIPPED_IN_A_ROW = 10
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many steps in a row had no finite loss or gradient."""
 
 
 @dataclass
@@ -32,87 +38,90 @@ class Stage:
     run: Run
     name: str
     model: Decoder
+    step_model: nn.Module
+    """The model as training calls it: compiled where the runtime says so."""
     optimizer: MuonAdamW
+    scaler: LossScaler
     step: int
+    """Steps done."""
     seconds: float
     loader_state: dict | None
-    loss_scale: LossScale = field(default_factory=LossScale)
     last_save: float = field(default_factory=time.monotonic)
+    skipped_in_a_row: int = 0
 
     @property
     def steps(self) -> int:
         return self.run.plan.stages[self.name].steps
 
     @property
-    def divided(self) -> bool:
-        """The ranks hold a part of the weights each."""
-        return self.run.plan.recipe.shard == "weights" and self.run.runtime.world_size > 1
+    def sharded(self) -> bool:
+        """Each rank holds a part of the weights."""
+        return shards_weights(self.run)
 
     def whole_model(self, *, everywhere: bool = False) -> Decoder:
         """The model with all its weights, to save or evaluate, on rank 0 or everywhere. All ranks call it at once."""
-        if not self.divided:
+        if not self.sharded:
             return self.model
         from nutshell.train.fsdp import whole_model  # importing FSDP2 takes a second or two
 
         return whole_model(self.model, everywhere=everywhere)
 
-    def record(self, result: StepResult, **more: Any) -> None:
-        """Count a step and log it."""
-        self.step, self.seconds = result.step, self.seconds + result.seconds
+    def learn(self, batches: list[MicroBatch], *, share: float = 1.0) -> StepResult:
+        """One optimizer step at the plan's rates.
+
+        `share` is the part of the step's samples that teaches: rates follow the root of the batch, as they do with its size.
+        """
+        plan, run = self.run.plan, self.run
+        rates = plan.schedule.at(self.step, self.steps, plan.stages[self.name].lr_scale * math.sqrt(share))
+        return train_step(
+            self.step_model, self.optimizer, batches, rates, run.runtime, self.scaler, clip_norm=plan.optimizer.clip_norm,
+            flags=self.flags(),
+        )  # fmt: skip
+
+    def record(self, result: StepResult, sources: list[str], **more: Any) -> None:
+        """Count a step and log it. TrainingDiverged after too many steps without a finite number; it names `sources`, the data of
+        the last one."""
+        self.step, self.seconds = self.step + 1, self.seconds + result.seconds
+        curable = self.scaler.update(result.loss, result.finite) if result.targets else False
+        if not curable:
+            self.skipped_in_a_row = 0 if result.finite else self.skipped_in_a_row + 1
         runtime, plan = self.run.runtime, self.run.plan
         rate, peak = result.tokens / result.seconds, runtime.peak_flops
         record = {
             "stage": self.name,
-            "step": result.step,
+            "step": self.step,
             "steps": self.steps,
             "seconds": round(self.seconds, 3),
             "tokens": result.tokens,
             "loss": result.loss,
-            "lr": result.lr_scale * min(group.lr for group in self.optimizer.groups if group.kind == "muon"),
+            "lr": result.lr * min(group.lr for group in self.optimizer.groups if group.rule == "muon"),
             "grad_norm": result.grad_norm,
             "tokens_per_second": rate,
             "mfu": rate * plan.flops_per_token / (peak * runtime.world_size) if peak and self.name != "rl" else None,
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
             **more,
         }
-        if self.loss_scale.dynamic:
-            record["loss_scale"] = self.loss_scale.scale
-        if result.skipped:
+        if self.scaler.dynamic:
+            record["loss_scale"] = self.scaler.scale
+        if not result.updated:
             record["skipped"] = True
         self.run.log.step(record)
+        if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            self.run.writer.wait()
+            saved = checkpoint.checkpoints(self.run.stage_folder(self.name))
+            kept = f"The last good checkpoint is {saved[-1][1]}" if saved else f"{self.name} has saved no checkpoint yet"
+            raise TrainingDiverged(
+                f"the last {self.skipped_in_a_row} steps up to step {self.step} had no finite loss or gradient "
+                f"(loss {result.loss}, gradient norm {result.grad_norm}). Data of the last batch: {', '.join(sources)}. "
+                f"{kept}. Look at that data, or lower the rates (--optimizer.matrix-lr ...)."
+            )
 
-    def learn_from(self, loader: PackedStream) -> Callable[[], MicroBatch]:
-        """The micro-batch of `training_steps` for a stage that reads batches: the next one."""
-        runtime = self.run.runtime
-        model = torch.compile(self.model) if runtime.compiled and not self.divided else self.model
-        loader.transfer = transfer = Transfer(runtime.device, self.model.config.bos_id, self.model.attention_kernel)
+    def flags(self) -> tuple[bool, bool]:
+        """What the ranks agree on with each step: whether the interval since the last save is over, and whether to stop."""
+        over = time.monotonic() - self.last_save >= self.run.plan.recipe.save_every_seconds
+        return self.run.runtime.is_main and over and not self.run.writer.busy, bool(self.run.stop)
 
-        def micro_batch() -> MicroBatch:
-            sent: Sent = next(loader)  # type: ignore[assignment] # what `start` made of the batch
-            ids, targets, offsets = transfer.finish(sent)
-            return MicroBatch(lambda: model(ids, targets, None, offsets), sent.targets, ids.numel())
-
-        return micro_batch
-
-    def training_steps(
-        self, micro_batch: Callable[[], MicroBatch], *, accumulation: int, sources: Callable[[], list[str]]
-    ) -> Iterator[StepResult]:
-        """The steps from where the stage stands to its last, by the plan's schedule and rates."""
-        plan = self.run.plan
-        return train_steps(
-            self.model, self.optimizer, micro_batch, accumulation=accumulation, schedule=plan.schedule,
-            lr_scale=plan.stages[self.name].lr_scale, first_step=self.step, steps=self.steps, runtime=self.run.runtime,
-            describe=lambda: self.describe(sources()), loss_scale=self.loss_scale,
-        )  # fmt: skip
-
-    def describe(self, sources: list[str]) -> str:
-        """What somebody needs to know who finds this stage diverged: the last batch, and where to go back to."""
-        self.run.writer.wait()
-        saved = checkpoint.checkpoints(self.run.stage_folder(self.name))
-        kept = f"The last good checkpoint is {saved[-1][1]}" if saved else f"{self.name} has saved no checkpoint yet"
-        return f"Data of the last batch: {', '.join(sources)}. {kept}"
-
-    def save_if_due(self, loader_state: Callable[[], dict | None], *, anyway: bool = False) -> None:
+    def save_if_due(self, result: StepResult, loader: PackedStream | None = None, *, anyway: bool = False) -> None:
         """Save `anyway`, when the interval is over, at the last step, and when told to stop (then raise Preempted).
 
         Rank 0's clock decides. Where its last save is still being written, one that is only due by time waits for a later step.
@@ -120,11 +129,9 @@ class Stage:
         """
         run = self.run
         run.writer.check()
-        over = time.monotonic() - self.last_save >= run.plan.recipe.save_every_seconds
-        due = run.runtime.is_main and over and not run.writer.busy
-        due, stopping = (run.runtime.total(torch.tensor([float(due), float(bool(run.stop))])) > 0).tolist()
+        due, stopping = result.flags if run.runtime.world_size > 1 else self.flags()
         if due or stopping or anyway or self.step == self.steps:
-            self.save(loader_state())
+            self.save(loader.state_dict() if loader else None)
         if stopping and not run.stop:
             run.stop.append(signal.SIGTERM)
         if stopping and self.step < self.steps:
@@ -165,7 +172,7 @@ class Stage:
                     "seconds": self.seconds,
                     "loader": loader_state,
                     "optimizer_steps": self.optimizer.steps,
-                    "loss_scale": self.loss_scale.state,
+                    "loss_scale": self.scaler.state,
                 },
                 tensors=tensors,
             )
@@ -190,6 +197,10 @@ class Stage:
             note_best(self.run.stage_folder(self.name), self.step, val_bpb)
 
 
+def shards_weights(run: Run) -> bool:
+    return run.plan.recipe.shard == "weights" and run.runtime.world_size > 1
+
+
 def last_of_previous(run: Run, name: str) -> Path:
     """The last checkpoint of the stage before `name`; stages without steps are passed over."""
     previous = [stage for stage in checkpoint.STAGES[: checkpoint.STAGES.index(name)] if run.plan.stages[stage].steps][-1]
@@ -204,20 +215,43 @@ def last_of_previous(run: Run, name: str) -> Path:
 
 def open_stage(run: Run, name: str) -> Stage:
     """Go on from the stage's newest checkpoint, or start it from the stage before it (pretrain: from drawn weights)."""
-    plan, runtime = run.plan, run.runtime
-    divided = plan.recipe.shard == "weights" and runtime.world_size > 1
-    home = torch.device("cpu") if divided else runtime.device  # dividing moves the parts
+    model, training, tensors, damaged = load_or_build(run, name)
+    model.set_precision(run.runtime.dtype, run.runtime.attention, fp8=run.runtime.fp8 and name != "rl").train()
+    zero = parallelize(model, run)
+    step_model = compile_model(model, run.runtime) if not shards_weights(run) else model
+    optimizer = make_optimizer(model, run, name, zero)
+    if tensors is not None:
+        optimizer.load_state_dict(tensors, training["optimizer_steps"])
+    run.runtime.barrier()  # every rank has opened the same checkpoint before rank 0 changes the folder
+    if run.runtime.is_main:
+        put_aside(damaged)
+        forget_after(run.stage_folder(name), training["step"])
+        prune(run.stage_folder(name), run.plan.recipe.keep_checkpoints)
+        run.log.truncate_after(name, training["step"])
+        run.log.begin(name, run.plan.stages[name].steps, training["step"])
+        (run.folder / "preempted").unlink(missing_ok=True)
+    scaler = LossScaler.for_dtype(run.runtime.dtype, training.get("loss_scale"))
+    return Stage(
+        run=run, name=name, model=model, step_model=step_model, optimizer=optimizer, scaler=scaler, step=training["step"],
+        seconds=training["seconds"], loader_state=training["loader"],
+    )  # fmt: skip
+
+
+def load_or_build(run: Run, name: str) -> tuple[Decoder, dict, dict | None, list[Path]]:
+    """Model, training state, optimizer state (None at the start of a stage), and the damaged checkpoints passed over."""
+    plan = run.plan
+    device = torch.device("cpu") if shards_weights(run) else run.runtime.device  # sharding moves the parts
+    go_back = plan.recipe.damaged_checkpoint == "previous"
+    newest, damaged = open_newest(run.stage_folder(name), device, go_back=go_back, note=run.log.note)
     training: dict = {"step": 0, "seconds": 0.0, "loader": None, "optimizer_steps": 0}
     tensors = None
-    go_back = plan.recipe.damaged_checkpoint == "previous"
-    newest, damaged = open_newest(run.stage_folder(name), home, go_back=go_back, note=run.log.note)
     if newest is not None:
         model, tok, training, tensors = newest
     elif name != "pretrain":
-        model, tok, _ = checkpoint.load_model(last_of_previous(run, name), home)
+        model, tok, _ = checkpoint.load_model(last_of_previous(run, name), device)
     else:
         torch.manual_seed(plan.recipe.seed)
-        model, tok = build_model(plan.model).to(home), run.tok
+        model, tok = build_model(plan.model).to(device), run.tok
     if tok.fingerprint != run.tok.fingerprint:
         raise ValueError(
             f"{run.folder}/tokenizer is not the one that the checkpoints in {run.folder} were trained with. "
@@ -227,35 +261,36 @@ def open_stage(run: Run, name: str) -> Stage:
         raise ValueError(
             f"the checkpoint in {run.folder} has another shape than its plan.json. Give another --out to start anew."
         )
-    model.set_precision(runtime.dtype, runtime.attention, fp8=runtime.fp8 and name != "rl")
-    model.train()
-    ranks = {"rank": runtime.rank, "world_size": runtime.world_size}
-    if divided:
-        from nutshell.train.fsdp import WeightShards, shard_weights
+    return model, training, tensors, damaged
 
-        shard_weights(model, runtime.device)
-        shards: Shards = WeightShards(**ranks)
-    else:
-        shards = Shards(**ranks)
-    step_tokens = plan.stages[name].tokens_per_step
+
+def parallelize(model: Decoder, run: Run) -> Zero:
+    """Who owns which parameters: whole weights on every rank and sharded optimizer state, or sharded weights too."""
+    ranks = {"rank": run.runtime.rank, "world_size": run.runtime.world_size}
+    if not shards_weights(run):
+        return Zero(**ranks)
+    from nutshell.train.fsdp import Fsdp, shard_weights
+
+    shard_weights(model, run.runtime.device, compiled=run.runtime.compiled)
+    return Fsdp(**ranks)
+
+
+def compile_model(model: Decoder, runtime: Runtime, backend: str = "inductor") -> nn.Module:
+    """The model as training calls it. Shapes never change within a stage, so one graph is enough: another is an error."""
+    if not runtime.compiled:
+        return model
+    torch._dynamo.reset()  # graphs of timed or earlier models would count towards the limit
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return cast(nn.Module, torch.compile(model, dynamic=False, backend=backend))
+
+
+def make_optimizer(model: Decoder, run: Run, name: str, zero: Zero) -> MuonAdamW:
+    """Groups at the plan's rates. Weights decay in pretraining alone; RL leaves out the groups that the table says."""
+    plan, step_tokens = run.plan, run.plan.stages[name].tokens_per_step
     groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=step_tokens)
     for group in groups:
         if name != "pretrain":
             group.weight_decay = 0.0
         if name == "rl" and not group.row.trained_in_rl:
             group.lr = 0.0
-    optimizer = MuonAdamW(groups, runtime.dtype, shards)
-    if tensors is not None:
-        optimizer.load_state_dict(tensors, training["optimizer_steps"])
-    runtime.barrier()  # every rank has opened the same checkpoint before rank 0 changes the folder
-    if runtime.is_main:
-        put_aside(damaged)
-        forget_after(run.stage_folder(name), training["step"])
-        prune(run.stage_folder(name), plan.recipe.keep_checkpoints)
-        run.log.truncate_after(name, training["step"])
-        run.log.begin(name, plan.stages[name].steps, training["step"])
-        (run.folder / "preempted").unlink(missing_ok=True)
-    return Stage(
-        run=run, name=name, model=model, optimizer=optimizer, step=training["step"], seconds=training["seconds"],
-        loader_state=training["loader"], loss_scale=LossScale.for_dtype(runtime.dtype, training.get("loss_scale")),
-    )  # fmt: skip
+    return MuonAdamW(groups, run.runtime.dtype, zero, muon_beta2=plan.optimizer.muon_beta2)

@@ -1,112 +1,137 @@
-"""The one step generator: accumulation, optimizer step, timing and the finite check. Stages keep their order visible."""
+"""One optimizer step, spelled out: forward and backward of its micro-batches, reduction, clipping, update. All stages take it."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nutshell.model.decoder import Decoder
 from nutshell.model.fp8 import quantise_weights
-from nutshell.plan.schedule import Schedule
+from nutshell.plan.schedule import Rates
 from nutshell.runtime import Runtime
 from nutshell.train.optim import MuonAdamW
-from nutshell.train.precision import LossScale
-
-MOST_SKIPPED_IN_A_ROW = 10
+from nutshell.train.prefetch import MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one optimizer step did."""
+    """What one optimizer step did. Numbers are of all ranks."""
 
-    step: int
-    """Steps done so far, this one included (1-based)."""
     loss: float
-    """Mean over all ranks, in nats."""
+    """Mean over the targets of the step, in nats; nan where there were none."""
     grad_norm: float
-    lr_scale: float
+    """Euclidean norm of all gradients, before clipping."""
+    lr: float
+    """Factor on the peak learning rates."""
     tokens: int
-    """Of all ranks."""
-    seconds: float
-    skipped: bool
-    """The loss or a gradient was not finite, so nothing was changed but the loss scale."""
-
-
-class TrainingDiverged(RuntimeError):
-    """Too many steps in a row had no finite loss or gradient."""
-
-
-class MicroBatch(NamedTuple):
-    """Data that is fetched and counted before any loss of its step is computed."""
-
-    loss: Callable[[], Tensor]
-    """Computes the mean loss of its targets."""
     targets: int
-    """Terms of that mean; on other ranks and in other micro-batches there may be more or fewer."""
-    tokens: int
+    seconds: float
+    finite: bool
+    """False: the loss or a gradient was not finite, so nothing was changed but the loss scale."""
+    flags: tuple[bool, ...] = ()
+    """Which of the flags that were passed in are set on any rank."""
+
+    @property
+    def updated(self) -> bool:
+        """Whether the weights were changed: not without a target, and not from numbers that are not finite."""
+        return self.finite and self.targets > 0
 
 
-def train_steps(
-    model: Decoder,
+def next_token_loss(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Mean cross-entropy of a micro-batch's targets, each times its weight where there are weights."""
+    return model(batch.ids, batch.targets, batch.weights, batch.offsets)
+
+
+def train_step(
+    model: nn.Module,
     optimizer: MuonAdamW,
-    micro_batch: Callable[[], MicroBatch],
-    *,
-    accumulation: int,
-    schedule: Schedule,
-    lr_scale: float,
-    first_step: int,
-    steps: int,
+    batches: Sequence[MicroBatch],
+    rates: Rates,
     runtime: Runtime,
-    describe: Callable[[], str] = lambda: "",
-    loss_scale: LossScale | None = None,
-) -> Iterator[StepResult]:
-    """Yield after each of the optimizer steps first_step + 1 ... steps.
+    scaler: LossScaler,
+    *,
+    clip_norm: float = 0.0,
+    loss_of: Callable[[nn.Module, MicroBatch], Tensor] = next_token_loss,
+    flags: Sequence[bool] = (),
+) -> StepResult:
+    """Learn from micro-batches: one update by the mean loss over all their targets on all ranks.
 
-    `micro_batch()` fetches the next data; it is called `accumulation` times a step. The loss of a step is the mean over the
-    targets of all its micro-batches on all ranks. `describe()` names the last batch's documents and what is saved, for the
-    message of TrainingDiverged. `loss_scale` is adapted from step to step (fp16).
+    A step without a single target, or with a loss or gradient that is not finite, changes nothing: no weight, no momentum.
+    The ranks agree on `flags` (whether somebody wants to stop, or to save) in the exchange that they need anyway.
     """
-    skipped_in_a_row, scaling = 0, loss_scale or LossScale()
-    for step in range(first_step, steps):
-        start = time.perf_counter()
-        for p in model.parameters():
-            p.grad = None
-        quantise_weights(model)
-        batches = [micro_batch() for _ in range(accumulation)]
-        counts = torch.tensor([[batch.targets, batch.tokens] for batch in batches]).sum(0)
-        targets, tokens = runtime.total(counts).tolist()
-        total = torch.zeros((), device=runtime.device)
-        for number, batch in enumerate(batches, 1):
-            share = batch.loss() * (batch.targets / max(1, targets))
-            if number == accumulation:
-                optimizer.shards.reduce_in_backward()
-            (share * scaling.scale).backward()
-            total += share.detach()
-        optimizer.shards.reduce()
-        scaling.unscale(optimizer.shards.gradients())
-        norm = float(optimizer.shards.norm())
-        loss_value = float(runtime.total(total))
-        finite = math.isfinite(norm) and math.isfinite(loss_value)
-        factor = schedule.lr_scale(step, steps)
+    start = time.perf_counter()
+    optimizer.zero_grad()
+    quantise_weights(model)
+    counts = torch.tensor([[batch.target_count, batch.ids.numel()] for batch in batches], dtype=torch.float64).sum(0)
+    counts = runtime.total(counts.to(runtime.wire))  # targets and tokens of all ranks; a GPU adds them without being waited for
+    total = torch.zeros((), device=runtime.device)
+    for number, batch in enumerate(batches, 1):
+        batch.wait()
+        share = batch.target_count / counts[0].clamp(min=1)  # of this micro-batch in the step's mean
+        loss = loss_of(model, batch) * share.to(runtime.device, torch.float32)
+        if number == len(batches):
+            optimizer.reduce_in_backward()
+        (loss * scaler.scale).backward()
+        total += loss.detach()
+    own_norm = optimizer.reduce() / scaler.scale
+    sums = torch.stack([own_norm.to(runtime.wire).double().square(), total.to(runtime.wire).double()])
+    sums = runtime.total(torch.cat([sums, sums.new_tensor([float(flag) for flag in flags])]))
+    square, loss_sum, *raised, targets, tokens = torch.cat([sums, counts]).tolist()  # the only wait of a step
+    norm = math.sqrt(square) if square >= 0 else math.nan
+    finite = math.isfinite(norm) and math.isfinite(loss_sum)
+    if finite and targets:
+        optimizer.scale_gradients(min(1.0, clip_norm / norm if clip_norm and norm else 1.0) / scaler.scale)
+        optimizer.step(lr=rates.lr, momentum=rates.momentum, decay=rates.decay)
+    runtime.synchronize()
+    return StepResult(
+        loss=loss_sum if targets else math.nan, grad_norm=norm, lr=rates.lr, tokens=int(tokens), targets=int(targets),
+        seconds=time.perf_counter() - start, finite=finite, flags=tuple(flag > 0 for flag in raised),
+    )  # fmt: skip
+
+
+@dataclass
+class LossScaler:
+    """fp16 with a dynamic loss scale, for GPUs without bf16 (arXiv 1710.03740).
+
+    fp16 ends at 65504 and loses what is below 6e-8, where many gradients lie. So the loss is multiplied by a power of two before
+    the backward pass, and the gradients, which are fp32, are divided by it afterwards: exact, but for what would have been lost.
+    Saved with the training state, so that a resumed run scales alike.
+    """
+
+    scale: float = 1.0
+    """A power of two. 1 is no scaling, and the lowest."""
+    good_steps: int = 0
+    """Since the scale last changed."""
+    dynamic: bool = False
+
+    FIRST_SCALE = 2.0**16
+    GROW_EVERY = 2000  # good steps; as in torch.amp
+
+    @classmethod
+    def for_dtype(cls, dtype: torch.dtype, saved: dict | None = None) -> LossScaler:
+        """fp16 scales dynamically; wider exponents need no scale. `saved` is an earlier `state`."""
+        if dtype != torch.float16:
+            return cls()
+        return cls(**{"scale": cls.FIRST_SCALE, **(saved or {}), "dynamic": True})
+
+    @property
+    def state(self) -> dict | None:
+        return {"scale": self.scale, "good_steps": self.good_steps} if self.dynamic else None
+
+    def update(self, loss: float, finite: bool) -> bool:
+        """Adapt the scale after a step. True where a smaller one may cure numbers that were not finite: the loss was a number, so
+        the backward pass has overflowed, and the scale was not yet at its lowest."""
+        if not self.dynamic:
+            return False
         if finite:
-            optimizer.step(
-                lr_scale=factor * lr_scale, momentum=schedule.momentum(step, steps), decay_scale=schedule.decay_scale(step, steps)
-            )
-        if not scaling.after_step(loss_value, finite):
-            skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
-        if skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            raise TrainingDiverged(
-                f"the last {skipped_in_a_row} steps up to step {step + 1} had no finite loss or gradient (loss {loss_value}, "
-                f"gradient norm {norm}). {describe()}. Look at that data, or lower the rates (--optimizer.matrix-lr ...)."
-            )
-        runtime.synchronize()
-        yield StepResult(
-            step=step + 1, loss=loss_value, grad_norm=norm, lr_scale=factor * lr_scale, tokens=tokens,
-            seconds=time.perf_counter() - start, skipped=not finite,
-        )  # fmt: skip
+            self.good_steps += 1
+            if self.good_steps >= self.GROW_EVERY:
+                self.scale, self.good_steps = self.scale * 2, 0
+            return False
+        curable = math.isfinite(loss) and self.scale > 1
+        self.scale, self.good_steps = max(1.0, self.scale / 2), 0
+        return curable
