@@ -18,7 +18,7 @@ from nutshell.report.ablation import page, summarise
 from nutshell.run.folder import Preempted
 from nutshell.train import ablate
 from nutshell.train.ablate import plan_cells, read_variants, read_vary, run_ablation
-from nutshell.train.step import TrainingDiverged
+from nutshell.train.stage import TrainingDiverged
 
 
 def ablation(out, *vary: str, **changes) -> Ablation:

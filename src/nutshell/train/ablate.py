@@ -33,7 +33,7 @@ from nutshell.runtime import Runtime, start_runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.pipeline import run_stages
 from nutshell.train.prepare import check_data, hardware_of, open_tokenizer, prepare_data, prepare_tokenizer
-from nutshell.train.step import TrainingDiverged
+from nutshell.train.stage import TrainingDiverged
 
 UNREAD = {*FREE_IN_A_RUN, "data", "tokenizer", "eval_items", "eval_tasks", "eval_data", "device", "dtype", "threads", "scaling"}
 """Settings that may differ where a cell goes on: they stand elsewhere (text, tokenizer, dtype) or change no weight."""
