@@ -12,7 +12,7 @@ ALLOWED = {
     "config": set(),
     "files": set(),
     "runtime": set(),
-    "metrics": set(),
+    "metrics": {"files"},
     "data": {"files"},
     "tokenizer": set(),
     "model": set(),

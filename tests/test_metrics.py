@@ -1,15 +1,19 @@
+import errno
 import io
 import json
 import math
+import os
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from nutshell.metrics import DebiasedMean, GpuSampler, MetricsLog, duration, read_metrics
+from nutshell.metrics import DebiasedMean, GpuSampler, MetricsLog, check_loggers, duration, read_metrics
+from nutshell.plan.recipe import Recipe
 
 
 def quiet():
@@ -25,7 +29,7 @@ def test_lines_are_json_without_nan(tmp_path):
         log.step(record(1, loss=math.nan, lr={"matrix": np.float32(0.5)}, norm=torch.tensor(2.0), worst=float("inf")))
         log.step(record(2, mfu=None))
         log.evaluation("pretrain", 2, {"val_bpb": 1.5}, baselines={"val_bpb": 8}, targets={"val_bpb": 2})
-        log.samples("pretrain", 2, [{"prompt": "The sky", "reply": "is blü"}])
+        log.evaluation("pretrain", 2, {}, samples=[{"prompt": "The sky", "reply": "is blü"}])
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert "NaN" not in "".join(lines)
     assert "Infinity" not in "".join(lines)
@@ -191,3 +195,91 @@ def test_gpu_sample_with_a_missing_reading(monkeypatch):
     assert GpuSampler(uuid="1234").sample() == {"gpu_utilisation": 0.97, "gpu_memory_gib": 3.0}
     fake.nvmlDeviceGetHandleByIndex = unsupported
     assert GpuSampler().sample() is None
+
+
+def test_a_full_disk_is_named(tmp_path):
+    """F43 (46): "No space left on device" without a file."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    log = MetricsLog(tmp_path, console=quiet())
+    with pytest.raises(OSError, match=r"metrics\.jsonl") as caught:
+        log.step(record(1))
+    log.sync = lambda: None  # that device can't be synced
+    log.close()
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_sinks_get_what_the_file_gets_and_a_failing_one_is_left_out(tmp_path):
+    class Kept:
+        def __init__(self):
+            self.records, self.closed = [], False
+
+        def log(self, record):
+            self.records.append(record)
+
+        def close(self):
+            self.closed = True
+
+    def failing(record):
+        raise ConnectionError("no network")
+
+    kept, plain, console = Kept(), [], quiet()
+    with MetricsLog(tmp_path, sinks=(kept, plain.append, failing), console=console) as log:
+        log.stage_seconds("data", 1.5)
+        log.step(record(1, loss=math.nan))
+        log.evaluation("pretrain", 1, {"val_bpb": 1.5})
+    assert kept.records == plain == read_metrics(tmp_path)
+    assert kept.closed
+    assert console.file.getvalue().count("failing failed and is left out from here on (no network)") == 1
+    other = Kept()
+    with MetricsLog(tmp_path, rank=1, sinks=(other,)) as log:
+        log.step(record(1))
+    assert other.records == []
+
+
+def test_a_missing_logger_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("missing_logger").mkdir()  # as wandb's own folder may lie where the command runs
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("missing_logger", "not_even_a_folder"):
+        with pytest.raises(ValueError, match=f"--loggers {name}: the package {name} is not installed. Run pip install {name}"):
+            check_loggers([name])
+    check_loggers(["json"])
+    with pytest.raises(ValueError, match=r"loggers names comet; accepted: wandb, tensorboard"):
+        Recipe(loggers=("comet",))
+
+
+def logged_run(folder, loggers):
+    """Six steps, killed and gone on with from the fourth."""
+    with MetricsLog(folder, console=quiet(), loggers=loggers) as log:
+        for step in range(1, 7):
+            log.step(record(step, loss=9.0, lr={"matrix": 0.1}))
+    with MetricsLog(folder, console=quiet(), loggers=loggers) as log:
+        log.truncate_after("pretrain", 4)
+        for step in range(5, 9):
+            log.step(record(step, loss=1.0))
+        log.evaluation("pretrain", 8, {"val_bpb": 1.25, "core": None})
+        log.step(record(1, "sft"))
+
+
+def test_tensorboard_has_every_step_once(tmp_path):
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logged_run(tmp_path, ["tensorboard"])
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "pretrain")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(step, 9.0 if step < 5 else 1.0) for step in range(1, 9)]
+    assert [(e.step, e.value) for e in events.Scalars("val_bpb")] == [(8, 1.25)]
+    assert sorted(path.name for path in (tmp_path / "tensorboard").iterdir()) == ["pretrain", "sft"]
+
+
+def test_wandb_offline_goes_on_with_its_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="pip install wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logged_run(tmp_path, ["wandb"])
+    runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    name = (tmp_path / "wandb" / "run-id").read_text()
+    assert len(runs) == 2
+    assert all(run.name.endswith(name) and list(run.glob("*.wandb")) for run in runs)

@@ -1,145 +1,201 @@
-"""One JSON object a line into ``metrics.jsonl``, and the same numbers on the console.
+"""One JSON object a line into metrics.jsonl, and each of them to sinks: the console, and wandb or TensorBoard where asked for.
 
-Lines of a step hold ``stage, step, seconds, tokens, loss, lr, tokens_per_second, mfu`` and whatever else the stage has
-(``reward``, ``gpu_utilisation`` ...). ``seconds`` counts from the beginning of the stage, over all restarts; ``tokens`` are those
-of the one step. Other lines hold ``stage, step`` and one of ``eval`` (with ``baselines``, ``targets``, ``eval_seconds``),
-``samples``, or ``stage_seconds`` (a stage without steps). NaN and infinity are written as null.
+A line of a step holds `stage, step, seconds, tokens, loss, lr, tokens_per_second, mfu` and whatever else the stage has (`reward`,
+`gpu_utilisation` ...). `seconds` counts from the beginning of the stage, over all restarts; `tokens` are those of the step. Other
+lines hold `stage, step` and `eval` (with `baselines`, `targets`, `samples`, `eval_seconds`), or `stage_seconds` (a stage without
+steps). NaN and infinity are written as null.
 """
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import json
 import math
+import mmap
 import os
+import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-FILE_NAME = "metrics.jsonl"
+from nutshell.files import write_text
 
+FILE_NAME = "metrics.jsonl"
 _SHOWN = ("loss", "reward", "lr", "tokens_per_second", "mfu")
+Record = Mapping[str, Any]
+
+
+class Sink(Protocol):
+    """Where records go besides the file. A plain function of a record is one too."""
+
+    def log(self, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ConsoleSink:
+    """A progress bar with the time left in a terminal, elsewhere a line every `interval_seconds`."""
+
+    def __init__(self, console: Console, interval_seconds: float):
+        self.console, self.interval_seconds = console, interval_seconds
+        self.stage, self.first_step, self.started, self.shown = "", 0, 0.0, 0.0
+        self.total_steps: int | None = None
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+
+    def begin(self, stage: str, total_steps: int | None, step: int) -> None:
+        self.close()
+        self.stage, self.total_steps, self.first_step = stage, total_steps, step
+        self.started, self.shown, self.loss = time.monotonic(), -math.inf, DebiasedMean()
+        if self.console.is_terminal:
+            texts = [TextColumn("{task.fields[line]}"), TimeElapsedColumn(), TextColumn("{task.fields[eta]}")]
+            columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), *texts]
+            self.bar = Progress(*columns, console=self.console)
+            self.bar.start()
+            self.task = self.bar.add_task(stage, total=total_steps, completed=step, line="", eta="")
+
+    def log(self, record: Record) -> None:
+        if record.get("eval"):
+            values = (f"{name} {'n/a' if value is None else f'{value:.4g}'}" for name, value in record["eval"].items())
+            self.print(f"{record['stage']} {record['step']}  eval  {'  '.join(values)}")
+        elif "loss" in record or "reward" in record:
+            self.step(record)
+
+    def step(self, record: Record) -> None:
+        stage, step, now = record["stage"], record["step"], time.monotonic()
+        if stage != self.stage:
+            self.begin(stage, record.get("steps"), step - 1)
+        shown = {**record, "loss": self.loss.update(record.get("loss"))}
+        line = "  ".join(_shown(name, shown[name]) for name in _SHOWN if shown.get(name) is not None)
+        left = (now - self.started) / max(1, step - self.first_step) * (self.total_steps - step) if self.total_steps else None
+        eta = "" if left is None else f"eta {duration(left)}"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, line=line, eta=eta)
+        elif now - self.shown >= self.interval_seconds or step == self.total_steps:
+            self.shown = now
+            total = f"/{self.total_steps}" if self.total_steps else ""
+            self.print(f"{stage} {step}{total}  {line}  {duration(now - self.started)} {eta}".rstrip())
+
+    def print(self, text: str) -> None:
+        self.console.print(Text(text), highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        self.bar, self.stage = None, ""
+
+
+class WandbSink:
+    """One run of Weights & Biases for a run folder, gone on with where the run goes on. Each stage has its own axis of steps."""
+
+    def __init__(self, folder: Path):
+        import wandb
+
+        kept = folder / "wandb" / "run-id"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if not kept.exists():
+            write_text(kept, secrets.token_hex(4))
+        self.plan, self.stages = folder / "plan.json", set[str]()
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "nutshell"), name=folder.resolve().name, dir=str(folder),
+            id=kept.read_text(encoding="utf-8"), resume="allow", settings=wandb.Settings(console="off"),
+        )  # fmt: skip
+
+    def log(self, record: Record) -> None:
+        stage = record["stage"]
+        if not self.stages and self.plan.exists():
+            self.run.config.update(json.loads(self.plan.read_text(encoding="utf-8")), allow_val_change=True)
+        if stage not in self.stages:
+            self.stages.add(stage)
+            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        self.run.log({f"{stage}/{name}": value for name, value in {"step": record["step"], **_numbers(record)}.items()})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class TensorBoardSink:
+    """Event files in RUN/tensorboard, a folder for each stage. Steps that a resumed run makes again replace the old ones."""
+
+    def __init__(self, folder: Path):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder, self.open, self.writers = folder / "tensorboard", SummaryWriter, dict[str, Any]()
+
+    def log(self, record: Record) -> None:
+        stage, step = record["stage"], record["step"]
+        if stage not in self.writers:
+            self.writers[stage] = self.open(str(self.folder / stage), purge_step=step + ("eval" in record))
+        for name, value in _numbers(record).items():
+            self.writers[stage].add_scalar(name, value, step)
+        self.writers[stage].flush()
+
+    def close(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+
+
+LOGGERS: dict[str, Callable[[Path], Sink]] = {"wandb": WandbSink, "tensorboard": TensorBoardSink}
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """ValueError where a logger's package is not installed."""
+    for name in names:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # a folder of that name is no package
+            raise ValueError(
+                f"--loggers {name}: the package {name} is not installed. Run pip install {name}, or leave this logger out."
+            )
 
 
 class MetricsLog:
-    """Writes and shows the metrics of one run. Ranks other than 0 may call everything; they write and show nothing.
+    """Writes the metrics of one run and hands them to `sinks`. Ranks other than 0 may call everything; they write nothing.
 
-    Readings of ``gpu`` are added to the steps, once a second at most. A terminal gets a progress bar with the time left, other
-    outputs a line every ``interval_seconds``; both go to standard error, so that standard output stays free for results.
+    Readings of `gpu` are added to the steps, once a second at most. The console's view goes to standard error, so that standard
+    output stays free for results. A sink that fails is left out from there on: training does not end because a logger does.
     """
 
     def __init__(
-        self,
-        run_folder: Path | str,
-        rank: int = 0,
-        *,
-        interval_seconds: float = 10.0,
-        console: Console | None = None,
-        gpu: GpuSampler | None = None,
-    ):
+        self, run_folder: Path | str, rank: int = 0, *, loggers: Sequence[str] = (), sinks: Sequence[Sink | Callable] = (),
+        gpu: GpuSampler | None = None, console: Console | None = None, interval_seconds: float = 10.0,
+    ):  # fmt: skip
         self.path = Path(run_folder) / FILE_NAME
         self.active = rank == 0
-        self.interval_seconds = interval_seconds
-        self.console = console or Console(stderr=True)
-        self.gpu = gpu
-        self._gpu_read = -math.inf
+        self.console = ConsoleSink(console or Console(stderr=True), interval_seconds)
+        self.sinks = [*sinks, *(LOGGERS[name](Path(run_folder)) for name in loggers if self.active)]
+        self.gpu, self._gpu_read = gpu, -math.inf
         self._file: Any = None
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._loss = DebiasedMean()
-        self._stage = ""
-        self._total_steps: int | None = None
-        self._first_step = 0
-        self._started = self._shown = 0.0
 
     def begin(self, stage: str, total_steps: int | None = None, step: int = 0) -> None:
-        """Starts the console's view of a stage at ``step`` (above 0 after a resume) of ``total_steps``."""
-        if not self.active:
-            return
-        self.end()
-        self._stage, self._total_steps, self._first_step = stage, total_steps, step
-        self._started, self._shown, self._loss = time.monotonic(), -math.inf, DebiasedMean()
-        if self.console.is_terminal:
-            self._progress = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[line]}"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[eta]}"),
-                console=self.console,
-            )
-            self._progress.start()
-            self._task = self._progress.add_task(stage, total=total_steps, completed=step, line="", eta="")
+        """Starts the console's view of a stage at `step` (above 0 after a resume) before its first record."""
+        if self.active:
+            self.console.begin(stage, total_steps, step)
 
-    def end(self) -> None:
-        """Ends the console's view of the stage; the progress bar stays as it stands."""
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress, self._task, self._stage = None, None, ""
-
-    def step(self, record: Mapping[str, Any]) -> None:
-        """Appends one step's record and shows it. It must have ``stage`` and ``step``, the number of steps done.
-
-        Where it also has ``steps``, the number of all steps of the stage, `begin` need not be called.
-        """
-        if not self.active:
-            return
-        now = time.monotonic()
-        if self.gpu is not None and now - self._gpu_read >= 1:
-            self._gpu_read = now
+    def step(self, record: Record) -> None:
+        """Logs one step. `record` must have `stage` and `step`, the number of steps done; `steps` is that of all steps."""
+        if self.gpu is not None and self.active and time.monotonic() - self._gpu_read >= 1:
+            self._gpu_read = time.monotonic()
             record = {**record, **(self.gpu.sample() or {})}
-        self._write(record)
-        if record["stage"] != self._stage:
-            self.begin(record["stage"], record.get("steps"), record["step"] - 1)
-        smooth = self._loss.update(record["loss"]) if record.get("loss") is not None else None
-        shown = {**record, "loss": smooth} if smooth is not None else dict(record)
-        line = "  ".join(_shown(name, shown[name]) for name in _SHOWN if shown.get(name) is not None)
-        eta = self._eta(record)
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=record["step"], line=line, eta=f"eta {eta}" if eta else "")
-            return
-        if now - self._shown >= self.interval_seconds or record["step"] == self._total_steps:
-            self._shown = now
-            total = f"/{self._total_steps}" if self._total_steps else ""
-            times = f"{duration(now - self._started)} eta {eta}" if eta else duration(now - self._started)
-            self._print(f"{self._stage} {record['step']}{total}  {line}  {times}")
+        self._log(record)
 
     def evaluation(
-        self,
-        stage: str,
-        step: int,
-        values: Mapping[str, float | None],
-        *,
-        baselines: Mapping[str, float] | None = None,
-        targets: Mapping[str, float] | None = None,
-        **more: Any,
-    ) -> None:
-        """Appends an evaluation. ``baselines`` is what random guessing gives, ``targets`` what should be reached."""
-        if not self.active:
-            return
-        record: dict[str, Any] = {"stage": stage, "step": step, "eval": dict(values), **more}
-        if baselines:
-            record["baselines"] = dict(baselines)
-        if targets:
-            record["targets"] = dict(targets)
-        self._write(record)
-        shown = "  ".join(f"{name} {'n/a' if value is None else f'{value:.4g}'}" for name, value in values.items())
-        self._print(f"{stage} {step}  eval  {shown}")
-
-    def samples(self, stage: str, step: int, samples: Sequence[Mapping[str, str]]) -> None:
-        """Appends what the model answers: objects with ``prompt`` and ``reply``. They appear in the report."""
-        if self.active:
-            self._write({"stage": stage, "step": step, "samples": [dict(sample) for sample in samples]})
+        self, stage: str, step: int, values: Mapping[str, float | None], *, baselines: Mapping[str, float] | None = None,
+        targets: Mapping[str, float] | None = None, **more: Any,
+    ) -> None:  # fmt: skip
+        """Logs an evaluation. `baselines` is what random guessing gives, `targets` what should be reached."""
+        goals = {name: given for name, given in (("baselines", baselines), ("targets", targets)) if given}
+        self._log({"stage": stage, "step": step, "eval": values, **more, **goals})
 
     def stage_seconds(self, stage: str, seconds: float) -> None:
-        """Appends how long a stage without steps took, unless an earlier start of the run has already done so."""
+        """Logs how long a stage without steps took, unless an earlier start of the run has already done so."""
         if self.active and not any(line["stage"] == stage and "stage_seconds" in line for line in self._read()):
-            self._write({"stage": stage, "step": 0, "stage_seconds": round(seconds, 3)})
+            self._log({"stage": stage, "step": 0, "stage_seconds": round(seconds, 3)})
 
     def has_evaluation(self, stage: str, step: int) -> bool:
         """Whether an evaluation of this stage at this step is in the file (on any rank)."""
@@ -148,37 +204,31 @@ class MetricsLog:
     def note(self, text: str) -> None:
         """Shows one line without disturbing a progress bar."""
         if self.active:
-            self._print(text)
+            self.console.print(text)
 
     def sync(self) -> None:
-        """Makes sure that what was appended is on the disk: to be called when a checkpoint is saved, from any thread."""
-        if self._file is not None:  # each line was flushed when it was written
+        """Makes sure that what was logged is on the disk: to be called when a checkpoint is saved, from any thread."""
+        if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self.end()
+        self.console.close()
+        for sink in self.sinks:
+            self._guarded(sink, getattr(sink, "close", lambda: None))
         if self._file is not None:
             self.sync()
             self._file.close()
             self._file = None
 
     def truncate_after(self, stage: str, step: int) -> None:
-        """Drops the lines of ``stage`` beyond ``step``, so that a run that resumes there has no step twice.
-
-        With step -1 the whole stage goes. The file is rewritten beside itself and renamed.
-        """
+        """Drops the lines of `stage` beyond `step`, so that a run that resumes there has no step twice; with -1 all of them."""
         if not self.active or not self.path.exists():
             return
         if self._file is not None:
             self._file.close()
             self._file = None
         kept = [line for line in _lines(self.path) if line["stage"] != stage or line["step"] <= step]
-        partial = self.path.with_name(f".{FILE_NAME}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -189,24 +239,31 @@ class MetricsLog:
     def _read(self) -> list[dict[str, Any]]:
         return read_metrics(self.path.parent)
 
-    def _write(self, record: Mapping[str, Any]) -> None:
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_torn_line(self.path)
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
-        self._file.flush()
+    def _log(self, record: Record) -> None:
+        if not self.active:
+            return
+        record = _finite(record)
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                _cut_torn_line(self.path)
+                self._file = self.path.open("ab", buffering=0)
+            line = (json.dumps(record, allow_nan=False) + "\n").encode()
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:  # a full disk: the error of a write names no file
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        self.console.log(record)
+        for sink in list(self.sinks):
+            self._guarded(sink, getattr(sink, "log", sink), record)  # type: ignore[arg-type] # a function is its log
 
-    def _print(self, text: str) -> None:
-        self.console.print(Text(text), highlight=False, soft_wrap=True)
-
-    def _eta(self, record: Mapping[str, Any]) -> str:
-        done = record["step"] - self._first_step
-        if record.get("eta_seconds") is not None:
-            return duration(record["eta_seconds"])
-        if not self._total_steps or done < 1:
-            return ""
-        return duration((time.monotonic() - self._started) / done * (self._total_steps - record["step"]))
+    def _guarded(self, sink: Any, call: Callable[..., None], *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except Exception as error:
+            self.sinks.remove(sink)
+            name = getattr(sink, "__name__", type(sink).__name__)
+            self.note(f"{name} failed and is left out from here on ({error}); {self.path} has everything")
 
 
 def read_metrics(run_folder: Path | str) -> list[dict[str, Any]]:
@@ -218,18 +275,15 @@ def read_metrics(run_folder: Path | str) -> list[dict[str, Any]]:
     return list(_lines(path)) if path.exists() else []
 
 
-def seconds_by_stage(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def seconds_by_stage(lines: Sequence[Record]) -> dict[str, float]:
     """Time of each stage: its steps, and what evaluations and stages without steps noted."""
     steps: dict[str, float] = {}
     other: dict[str, float] = {}
     for line in lines:
         stage = line["stage"]
-        if "eval" in line or "stage_seconds" in line:
-            other[stage] = other.get(stage, 0.0) + (line.get("eval_seconds") or 0.0) + (line.get("stage_seconds") or 0.0)
-        else:
-            steps[stage] = max(steps.get(stage, 0.0), line.get("seconds") or 0.0)
-    stages = list(dict.fromkeys(line["stage"] for line in lines))
-    return {stage: round(steps.get(stage, 0.0) + other.get(stage, 0.0), 2) for stage in stages}
+        steps[stage] = max(steps.get(stage, 0.0), line.get("seconds") or 0.0)
+        other[stage] = other.get(stage, 0.0) + (line.get("eval_seconds") or 0.0) + (line.get("stage_seconds") or 0.0)
+    return {stage: round(steps[stage] + other[stage], 2) for stage in steps}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -250,18 +304,10 @@ def _cut_torn_line(path: Path) -> None:
     if not path.exists():
         return
     with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        position = end
-        while position > 0:
-            start = max(0, position - 4096)
-            file.seek(start)
-            found = file.read(position - start).rfind(b"\n")
-            if found >= 0:
-                position = start + found + 1
-                break
-            position = start
-        if position < end:
-            file.truncate(position)
+        if file.seek(0, os.SEEK_END):
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+                end = view.rfind(b"\n") + 1
+            file.truncate(end)
 
 
 class DebiasedMean:
@@ -282,8 +328,8 @@ class DebiasedMean:
 class GpuSampler:
     """Utilisation, memory and power of one NVIDIA GPU through NVML.
 
-    ``uuid`` (as ``torch.cuda.get_device_properties(i).uuid`` gives it) finds the right card where CUDA_VISIBLE_DEVICES
-    renumbers them; ``index`` counts all cards of the machine.
+    `uuid` (as `torch.cuda.get_device_properties(i).uuid` gives it) finds the right card where CUDA_VISIBLE_DEVICES
+    renumbers them; `index` counts all cards of the machine.
     """
 
     def __init__(self, index: int = 0, uuid: str | None = None):
@@ -301,7 +347,7 @@ class GpuSampler:
         self._nvml = pynvml
 
     def sample(self) -> dict[str, float] | None:
-        """``gpu_utilisation`` (0 to 1), ``gpu_memory_gib`` and ``gpu_power_watts`` as far as known; None without a GPU."""
+        """`gpu_utilisation` (0 to 1), `gpu_memory_gib` and `gpu_power_watts` as far as known; None without a GPU."""
         if self._nvml is None:
             return None
         nvml, handle = self._nvml, self._handle
@@ -320,7 +366,7 @@ class GpuSampler:
 
 
 def duration(seconds: float) -> str:
-    """``0:07``, ``12:30`` or ``3:25:00``."""
+    """`0:07`, `12:30` or `3:25:00`."""
     whole = max(0, round(seconds))
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
@@ -334,6 +380,12 @@ def _shown(name: str, value: Any) -> str:
     if name == "lr" and isinstance(value, Mapping):
         value = next(iter(value.values()))
     return f"{name} {value:.3g}" if name == "lr" else f"{name} {value:.4f}"
+
+
+def _numbers(record: Record) -> dict[str, float]:
+    """The numbers of a record, those of its evaluation among them."""
+    found = {**record, **record.get("eval", {})}
+    return {name: value for name, value in found.items() if isinstance(value, (int, float)) and name not in ("step", "steps")}
 
 
 def _finite(value: Any) -> Any:

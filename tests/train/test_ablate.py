@@ -72,7 +72,7 @@ def test_an_ablation_compares_variants_and_goes_on(tmp_path, monkeypatch):
     assert trained[3:] == ["optimizer.matrix_lr=0.2-seed42"]
     assert load_plan(out / trained[3]).recipe.optimizer.matrix_lr == 0.2
     with pytest.raises(
-        ValueError, match="base-seed42 was trained with other settings: schedule.warmup_steps was 40, now it is 3"
+        ValueError, match=r"base-seed42 was trained with other settings: schedule\.warmup_steps was 40, now it is 3"
     ):
         run_ablation(replace(asked, schedule=replace(asked.schedule, warmup_steps=3)), RUNTIME)
     with pytest.raises(ValueError, match="is the folder of a run"):

@@ -17,7 +17,7 @@ from nutshell.data import primer
 from nutshell.data.shards import is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
 from nutshell.data.sources import read_conversations, read_documents
 from nutshell.files import write_json
-from nutshell.metrics import GpuSampler, MetricsLog
+from nutshell.metrics import GpuSampler, MetricsLog, check_loggers
 from nutshell.plan.law import load_law
 from nutshell.plan.plan import Hardware, Plan, default_vocab_size, for_ranks, load_plan, make_plan
 from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, Recipe
@@ -161,12 +161,13 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
     """Data, tokenizer and plan are there (made now if not); the folder is locked; signals save before they stop."""
     started = time.monotonic()
     folder = Path(recipe.out)
+    check_loggers(recipe.loggers)
     if not (folder / "plan.json").exists():
         check_recipe(recipe, runtime)
     with ExitStack() as stack:
         if runtime.is_main:
             stack.enter_context(run_lock(folder, LOCK_PATIENCE_SECONDS if dist.is_torchelastic_launched() else 0.0))
-        log = stack.enter_context(MetricsLog(folder, rank=runtime.rank, gpu=gpu_sampler(runtime)))
+        log = stack.enter_context(MetricsLog(folder, rank=runtime.rank, loggers=recipe.loggers, gpu=gpu_sampler(runtime)))
         with timed(log, "data"):
             data = prepare_data(recipe, runtime)
         with timed(log, "tokenizer"):
