@@ -19,6 +19,7 @@ from nutshell.model.probe import PREFERENCE, choose_attention, first_that_runs
 from nutshell.plan.hardware import peak_flops
 from nutshell.plan.plan import make_shape
 from nutshell.plan.recipe import Recipe
+from nutshell.report.facts import processor
 from nutshell.runtime import Runtime, refuse_fp8, start_runtime
 from nutshell.train.calibrate import time_training
 
@@ -69,7 +70,7 @@ def main() -> int:
     fp8 = [False] if options.no_fp8 or not has_fp8(runtime) else [False, True]
     kernels = options.attention or kernels_that_run(runtime)
     name = torch.cuda.get_device_name(runtime.device)
-    print(f"{name}, torch {torch.__version__}, {runtime.dtype_name}, vocabulary {options.vocab_size:,}\n")
+    print(f"{name}, {processor()}, torch {torch.__version__}, {runtime.dtype_name}, vocabulary {options.vocab_size:,}\n")
     print("| depth | attention | fp8 | rows | tokens/s | MFU | peak memory |\n|---|---|---|---|---|---|---|")
     best = 0.0
     for depth in options.depths:

@@ -21,6 +21,7 @@ from nanochat_driver import drive, prepare
 
 from nutshell.data.loader import PretrainLoader
 from nutshell.data.shards import Shards, open_shards
+from nutshell.report.facts import processor
 from nutshell.tokenizer import Tokenizer
 
 TARGET = 5e6
@@ -83,7 +84,7 @@ def main() -> None:
                     theirs.append(json.loads(printed.splitlines()[-1]))
             rate, waste = statistics.median(ours), our_waste(shards, tok, context)
             spread = f"{min(ours) / 1e6:.2f} to {max(ours) / 1e6:.2f}"
-            print(f"context {context}, {options.rows} rows, {options.rounds} turns, {os.cpu_count()} cores")
+            print(f"context {context}, {options.rows} rows, {options.rounds} turns, {os.cpu_count()} cores of {processor()}")
             target = f"target {TARGET / 1e6:.0f} M, 0%"
             print(f"  ours      {rate / 1e6:5.2f} M tokens/s ({spread}); thrown away {waste:.2%}; {target}")
             if theirs:

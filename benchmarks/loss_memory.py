@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nutshell.model.loss import cross_entropy
+from nutshell.report.facts import processor
 from nutshell.runtime import DTYPES, peak_memory_bytes
 
 SOFTCAP = 15.0
@@ -92,7 +93,7 @@ def main() -> None:
         work(options.work[0], *shape, DTYPES[options.dtype[0]], options.work[1])
         return
     logits = f"{shape[0] * shape[2] * 4 / 2**20:,.0f} MiB"
-    print(f"{shape[0]} tokens, width {shape[1]}, vocabulary {shape[2]}; all logits in fp32 would be {logits}")
+    print(f"{processor()}; {shape[0]} tokens, width {shape[1]}, vocabulary {shape[2]}; all logits in fp32 would be {logits}")
     for dtype in options.dtype:
         true, mib = exact(*shape, DTYPES[dtype]), {}
         for name in ("naive", "ours"):

@@ -6,7 +6,9 @@
 FOLDER is a checkout of nanochat, SHARDS a folder of train-*.parquet and val-*.parquet with a column `text`. Width is 64 a
 layer, heads of 64, context 512, vocabulary 8,192 trained on the train shards: both get the same tokenizer. nanochat runs its own
 base_train.py in a process of its own (nanochat_driver.py), with the flags of its runs/runcpu.sh (16,384 tokens a step, 32
-rows at once, window pattern L); a step is timed as it times it, loader included. NANOCHAT_DTYPE=bfloat16 is its bf16 switch.
+rows at once, window pattern L); a step is timed as it times it, loader included. NANOCHAT_DTYPE=bfloat16 is its bf16 switch, used
+where this machine multiplies bf16 quickest: without AVX512-BF16 a step in it takes thirty times as long. The first step, for which
+nanochat compiles, is no part of the rate and is printed beside it.
 
 A curve goes to OUT/nanochat_d4.jsonl and OUT/ours_d4.jsonl: both are scored on the same rows, packed by our loader, and at the
 end also on rows that nanochat's loader packs and crops, whose bits per byte are lower. nanochat trains for `--steps`
@@ -39,6 +41,7 @@ from nutshell.model.flops import matrix_parameters
 from nutshell.model.gpt import GPT
 from nutshell.plan.plan import Hardware, Plan, make_plan, make_shape
 from nutshell.plan.recipe import Recipe
+from nutshell.report.facts import processor
 from nutshell.runtime import Runtime, start_runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.optim import MuonAdamW, group_parameters
@@ -63,6 +66,8 @@ class Bench:
         train = sorted(data.glob("train-*.parquet"))
         self.tok = Tokenizer.load(tokenizer) if tokenizer else Tokenizer.train(train, vocab_size=8192)
         self.runtime: Runtime = start_runtime(device="cpu")
+        self.first_step: dict[str, float] = {}
+        """Seconds of the newest first step of each that was timed, compilation included."""
         prepare(self.base, data, self.tok)
         self.validation = self.loader(ROWS_AT_ONCE, seed=0).val_batches(VALIDATION_TOKENS)
         self.rows, theirs = folder / "rows.npz", folder / "theirs.npy"
@@ -89,6 +94,7 @@ class Bench:
             out = Path(folder) / "steps.jsonl"
             self.nanochat_run(depth, WARM_STEPS + steps, out, dtype=dtype, evaluate_at=[])
             seconds = [record["step_seconds"] for record in read(out)]
+        self.first_step[f"nanochat {dtype}"] = seconds[0]
         return THEIR_STEP / statistics.median(seconds[WARM_STEPS:])
 
     def our_plan(self, depth: int, *, step_tokens: int = 0, tokens: float = 0.0) -> Plan:
@@ -120,6 +126,7 @@ class Bench:
     def our_rate(self, depth: int, step_tokens: int, steps: int) -> float:
         _, training = self.our_training(self.our_plan(depth, step_tokens=step_tokens))
         seconds = [result.seconds for _, result in islice(training, WARM_STEPS + steps)]
+        self.first_step[f"ours {step_tokens:,} a step"] = seconds[0]
         return step_tokens / statistics.median(seconds[WARM_STEPS:])
 
     def our_curve(self, plan: Plan, count: int, out: Path) -> None:
@@ -161,9 +168,12 @@ def speeds(bench: Bench, depth: int, rounds: int, steps: int, names: list[str]) 
         for name in names:
             found[name].append(measure[name]())
     medians = {name: statistics.median(each) for name, each in found.items()}
-    print(f"depth {depth}, width {64 * depth}, tokens/s, median of {rounds} turns ({bench.runtime.dtype_name} for ours):")
+    print(f"{processor()}, {bench.runtime.threads} threads; ours in {bench.runtime.dtype_name}")
+    print(f"depth {depth}, width {64 * depth}, tokens/s, median of {rounds} turns, and the first step:")
     for name, each in found.items():
-        print(f"  {name:<22} {medians[name]:8,.0f}   ({min(each):,.0f} to {max(each):,.0f})")
+        print(
+            f"  {name:<22} {medians[name]:8,.0f}   ({min(each):,.0f} to {max(each):,.0f}); first step {bench.first_step[name]:.1f} s"
+        )
     for ours in (name for name in names if name.startswith("ours")):
         for peer, target in (("nanochat float32", 2.0), ("nanochat bfloat16", 1.25)):
             if peer in found:
@@ -176,18 +186,18 @@ def speeds(bench: Bench, depth: int, rounds: int, steps: int, names: list[str]) 
 
 def curve(bench: Bench, depth: int, options: argparse.Namespace) -> None:
     """Both curves of one depth, and the table of what each has reached by when."""
-    out, steps = options.curve, options.steps
+    out, steps, dtype = options.curve, options.steps, bench.runtime.dtype_name
     theirs, known = out / f"nanochat_d{depth}.jsonl", out / f"rates_d{depth}.json"
     if options.rates:
         known.write_text(json.dumps(options.rates))
     elif not known.exists():
-        names = ["nanochat bfloat16", f"ours {OUR_STEP:,} a step"]
+        names = [f"nanochat {dtype}", f"ours {OUR_STEP:,} a step"]
         known.write_text(json.dumps(list(speeds(bench, depth, options.rounds, options.timed_steps, names).values())))
     their_rate, our_rate = json.loads(known.read_text())
     if not theirs.exists():
         steps = steps or max(1, round(options.minutes * 60 * their_rate / THEIR_STEP))
         part = theirs.with_suffix(".part")
-        bench.nanochat_run(depth, steps, part, dtype="bfloat16", evaluate_at=points(steps, options.points))
+        bench.nanochat_run(depth, steps, part, dtype=dtype, evaluate_at=points(steps, options.points))
         part.rename(theirs)
     peer = scored(theirs)
     minutes = options.our_minutes or peer[-1]["tokens"] / their_rate / 60
@@ -205,7 +215,7 @@ def scored(path: Path) -> list[dict[str, float]]:
 
 
 def table(depth: int, mine: list[dict], my_minutes: list[float], peer: list[dict], their_minutes: list[float]) -> None:
-    print(f"depth {depth}: bits per byte on the same {VALIDATION_TOKENS:,} tokens, ours interpolated")
+    print(f"{processor()}\ndepth {depth}: bits per byte on the same {VALIDATION_TOKENS:,} tokens, ours interpolated")
     print("  minutes  nanochat    ours  difference")
     for record, at in zip(peer, their_minutes, strict=True):
         ours = float(np.interp(at, my_minutes, [each["bpb"] for each in mine], left=float("nan"), right=float("nan")))
@@ -263,7 +273,8 @@ def main() -> None:
                 options.curve.mkdir(parents=True, exist_ok=True)
                 curve(bench, depth, options)
             else:
-                names = ["nanochat float32", "nanochat bfloat16", f"ours {THEIR_STEP:,} a step", f"ours {OUR_STEP:,} a step"]
+                peers = dict.fromkeys(("nanochat float32", f"nanochat {bench.runtime.dtype_name}"))
+                names = [*peers, f"ours {THEIR_STEP:,} a step", f"ours {OUR_STEP:,} a step"]
                 speeds(bench, depth, options.rounds, options.timed_steps, names)
     if options.curve and options.plot:
         plot(options.curve, options.depths)

@@ -21,6 +21,7 @@ from nutshell.data import primer
 from nutshell.model.gpt import GPT
 from nutshell.plan.plan import make_shape
 from nutshell.plan.recipe import Recipe
+from nutshell.report.facts import processor
 from nutshell.run.checkpoints import Writer
 from nutshell.runtime import start_runtime
 from nutshell.tokenizer import Tokenizer
@@ -107,7 +108,9 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     plain = statistics.median(seconds for seconds, _ in times["none"])
     count = sum(p.numel() for p in model.parameters())
-    print(f"{runtime.device} {runtime.dtype_name}, {runtime.threads} threads; {count:,} parameters, {size / 1e6:,.0f} MB")
+    print(
+        f"{processor()}; {runtime.device} {runtime.dtype_name}, {runtime.threads} threads; {count:,} parameters, {size / 1e6:,.0f} MB"
+    )
     print(f"a step: {plain / steps * 1e3:.1f} ms; {steps} steps a block, {options.repeats} blocks of each kind in turn")
     for name, values in (("copying in memory", snapshots), ("writing, clock", writes), ("writing, CPU of its thread", cpu)):
         print(f"{name:28} {statistics.median(values):.3f} s (from {min(values):.3f} to {max(values):.3f})")

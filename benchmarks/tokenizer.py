@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from nutshell.report.facts import processor
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.sources import texts_of
 
@@ -161,7 +162,9 @@ def main() -> None:
 
         source = documents(0, int(arguments.megabytes * 1e6))
     texts = take(source, arguments.megabytes)
-    print(f"{len(texts)} texts, {size_of(texts):.1f} MB, {os.cpu_count()} cores, vocabulary {arguments.vocab_size}")
+    print(
+        f"{len(texts)} texts, {size_of(texts):.1f} MB, {os.cpu_count()} cores of {processor()}, vocabulary {arguments.vocab_size}"
+    )
 
     tok = Tokenizer.train(texts, arguments.vocab_size)
     seconds = fastest(trainers(texts, arguments.vocab_size, tok.pattern), min(arguments.rounds, 2))

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from nutshell.report.facts import processor
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.sources import texts_of
 
@@ -59,7 +60,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(
         f"{tok.vocab_size} tokens from {read[0] / 1e9:.2f} billion characters on {options.threads} threads: {seconds:.1f} s "
-        f"(making, reading and counting {read[1]:.1f} s, merging {seconds - read[1]:.1f} s), {peak:.2f} GB at the peak"
+        f"(making, reading and counting {read[1]:.1f} s, merging {seconds - read[1]:.1f} s), {peak:.2f} GB at the peak; {processor()}"
     )
 
 

@@ -18,6 +18,7 @@ from nutshell.model.probe import choose_attention
 from nutshell.plan.hardware import peak_flops
 from nutshell.plan.plan import make_shape
 from nutshell.plan.recipe import Recipe
+from nutshell.report.facts import processor
 from nutshell.runtime import matmul_flops, peak_memory_bytes, start_runtime
 from nutshell.train.calibrate import time_training
 
@@ -39,7 +40,7 @@ def main() -> None:
     recipe = Recipe(depth=options.depth, width=options.width, context=options.context)
     shape = make_shape(recipe, options.depth, options.vocab_size)
     size = 8192 if runtime.device.type == "cuda" else 2048
-    print(f"{runtime.device} {runtime.dtype_name}, {runtime.threads} threads, {runtime.attention} attention")
+    print(f"{processor()}; {runtime.device} {runtime.dtype_name}, {runtime.threads} threads, {runtime.attention} attention")
     products, steps = [], []
     for _ in range(options.repeats):  # in turn, so that a noisy neighbour hits both
         products.append(matmul_flops(runtime.device, runtime.dtype, size, seconds=1.0))

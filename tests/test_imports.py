@@ -19,7 +19,7 @@ ALLOWED = {
     "checkpoint": {"files", "model", "tokenizer"},
     "plan": {"config", "model"},
     "run": {"checkpoint", "files", "metrics", "model", "plan", "runtime", "tokenizer"},
-    "report": {"metrics", "plan"},
+    "report": {"files", "metrics", "plan"},
     "tasks": {"data", "tokenizer"},
     "infer": {"model", "tokenizer"},
     "eval": {"infer", "tasks", "data", "tokenizer", "model"},

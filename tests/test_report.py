@@ -116,6 +116,22 @@ def test_the_report_of_a_whole_run(tmp_path):
     assert all(f"(report/{name})" in page for name in plots)
 
 
+def test_f2_what_was_not_learned_is_reported(tmp_path):
+    """F2, F16: cropped and left-out conversations, damaged blocks and skipped steps were in no report."""
+    folder = write_run(tmp_path / "demo", stages=("pretrain",), steps=4)
+    with MetricsLog(folder, console=Console(file=io.StringIO())) as log:
+        for step in range(1, 4):
+            counts = {"cropped_conversations": 10 * step, "left_out_conversations": step, "damaged_blocks": 2}
+            log.step(
+                {"stage": "sft", "step": step, "loss": 1.0, "tokens": 64, **counts, **({"skipped": True} if step == 2 else {})}
+            )
+    report = build_report(folder, environment=ENVIRONMENT)
+    assert report["training"]["sft"]["counts"] == {"cropped_conversations": 30, "left_out_conversations": 3, "damaged_blocks": 2}
+    page = (folder / "report.md").read_text()
+    assert "| skipped steps | cropped conversations | left out conversations | damaged blocks |" in page
+    assert "| sft | 3 | 192 | 1.0000 | 1.0000 | 1 | 30 | 3 | 2 |" in page
+
+
 def test_model_text_cannot_break_out_of_its_fence(tmp_path):
     folder = write_run(tmp_path / "demo", stages=("pretrain",))
     build_report(folder, environment=ENVIRONMENT)

@@ -1,27 +1,31 @@
-"""Turns ``plan.json`` and ``metrics.jsonl`` of a run into ``report.json``, ``report.md`` and plots. Runs that are not finished,
-or have some stages only, get a report of what is there."""
+"""Turns plan.json and metrics.jsonl of a run into report.json, report.md and plots: of an unfinished run, what is there."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from nutshell.files import write_json, write_text
 from nutshell.metrics import read_metrics, seconds_by_stage
 from nutshell.report.page import ordered, write_page
 from nutshell.report.plots import draw_all, smoothed
+
+COUNTED = re.compile(r"(damaged|cropped|left_out|dropped|truncated)_")
+"""Counts of what of the data was not learned, by the name they are logged under; they grow from step to step."""
 
 
 def build_report(
     run_folder: Path | str, usd_per_hour: float | None = None, environment: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Writes ``report.json``, ``report.md`` and ``report/*.png`` into the run folder and returns what is in report.json.
+    """Writes `report.json`, `report.md` and `report/*.png` into the run folder and returns what is in report.json.
 
-    ``usd_per_hour`` is the price of the machine (default: the plan's recipe has it, or no costs). ``environment`` replaces
+    `usd_per_hour` is the price of the machine (default: the plan's recipe has it, or no costs). `environment` replaces
     what `gather_environment` finds. Raises ValueError if the folder is no run or holds no metrics yet.
     """
     folder = Path(run_folder)
@@ -37,16 +41,16 @@ def build_report(
     steps = steps_by_stage(lines)
     table = metric_table(report)
     plots = draw_all(folder / "report", steps, [line for line in lines if "eval" in line], table)
-    _write(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
-    _write(folder / "report.md", write_page(folder.resolve().name, report, table, plots, lines))
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.md", write_page(folder.resolve().name, report, table, plots, lines))
     return report
 
 
 def summarise(
     lines: list[dict[str, Any]], plan: dict[str, Any], environment: dict[str, Any], usd_per_hour: float | None
 ) -> dict[str, Any]:
-    """What report.json holds: plan, environment, seconds, usd, the last evaluation of each metric by stage (``stages``), and
-    beside these ``training`` (speed and losses), ``baselines`` and ``targets``."""
+    """What report.json holds: plan, environment, seconds, usd, the last evaluation of each metric by stage (`stages`), and
+    beside these `training` (speed and losses), `baselines` and `targets`."""
     stages: dict[str, dict[str, float | None]] = {}
     baselines: dict[str, float] = {}
     goals: dict[str, dict[str, float]] = {}
@@ -64,15 +68,9 @@ def summarise(
     usd = {} if usd_per_hour is None else {stage: round(s / 3600 * usd_per_hour, 4) for stage, s in seconds.items()}
     training = {stage: _training(records) for stage, records in steps_by_stage(lines).items()}
     return {
-        "plan": plan,
-        "environment": environment,
-        "seconds": seconds,
-        "usd": usd,
-        "stages": stages,
-        "training": training,
-        "baselines": baselines,
-        "targets": targets,
-    }
+        "plan": plan, "environment": environment, "seconds": seconds, "usd": usd, "stages": stages, "training": training,
+        "baselines": baselines, "targets": targets,
+    }  # fmt: skip
 
 
 def steps_by_stage(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -85,7 +83,7 @@ def steps_by_stage(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]
 
 
 def metric_table(report: dict[str, Any]) -> dict[str, Any]:
-    """``metrics`` as {metric: {stage: value}}, with ``baselines`` and one target for each metric."""
+    """`metrics` as {metric: {stage: value}}, with `baselines` and one target for each metric."""
     metrics: dict[str, dict[str, float | None]] = {}
     for stage in ordered(report["stages"]):
         for name, value in report["stages"][stage].items():
@@ -106,7 +104,7 @@ def gather_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.release()}",
-        "cpu": _cpu_model(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "memory_gib": memory,
         "gpus": gpus,
@@ -114,14 +112,15 @@ def gather_environment() -> dict[str, Any]:
     }
 
 
-def _cpu_model() -> str | None:
+def processor() -> str:
+    """The CPU's name, and whether it multiplies bf16 itself (AVX512-BF16), which decides how quick training is."""
     try:
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        info = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
-        pass
-    return platform.processor() or None
+        return platform.processor() or platform.machine()
+    name = re.search(r"(?m)^model name\s*:\s*(.+)$", info)
+    flags = " with AVX512-BF16" if "avx512_bf16" in info else " without AVX512-BF16" if "avx" in info else ""
+    return (name[1].strip() if name else platform.machine()) + flags
 
 
 def _git_commit() -> str | None:
@@ -160,6 +159,9 @@ def _training(records: list[dict[str, Any]]) -> dict[str, Any]:
         "mfu": median("mfu"),
         "peak_memory_bytes": most("peak_memory_bytes"),
         "skipped_steps": sum(bool(record.get("skipped")) for record in records),
+        "counts": {
+            name: most(name) for name in dict.fromkeys(name for record in records for name in record if COUNTED.match(name))
+        },
         **({"last_reward": smoothed([r.get("reward") for r in records])[-1]} if "reward" in records[-1] else {}),
         **{f: median(f) for f in ("gpu_utilisation", "gpu_memory_gib", "gpu_power_watts") if median(f) is not None},
     }
@@ -172,9 +174,3 @@ def _read_plan(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it or delete it to get a report without the plan") from None
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -32,7 +32,7 @@ def ordered(stages: Iterable[str]) -> list[str]:
 def write_page(
     name: str, report: dict[str, Any], results: dict[str, Any], plots: dict[str, str], lines: list[dict[str, Any]]
 ) -> str:
-    """The whole page as Markdown. ``results`` is that of `metric_table`, ``plots`` the file names of the plots there are."""
+    """The whole page as Markdown. `results` is that of `metric_table`, `plots` the file names of the plots there are."""
 
     def plot(which: str) -> str:
         return f"![{_CAPTIONS[which]}](report/{plots[which]})\n\n*{_CAPTIONS[which]}*" if which in plots else ""
@@ -99,19 +99,15 @@ def _verdicts(report: dict[str, Any]) -> str:
 
 
 def _training(report: dict[str, Any]) -> str:
-    rows = [
-        [
-            stage,
-            f"{training['steps']:,}",
-            _count(training["tokens"]) if training["tokens"] else "n/a",
-            _value(training["first_loss"]),
-            _value(training["last_loss"]),
-            f"{training['skipped_steps']}",
-        ]
-        for stage, training in report["training"].items()
-    ]
+    counted = list(dict.fromkeys(name for training in report["training"].values() for name in training.get("counts", {})))
+    rows = []
+    for stage, training in report["training"].items():
+        tokens = _count(training["tokens"]) if training["tokens"] else "n/a"
+        counts = [_count(training.get("counts", {}).get(name) or 0) for name in counted]
+        losses = [_value(training["first_loss"]), _value(training["last_loss"])]
+        rows.append([stage, f"{training['steps']:,}", tokens, *losses, str(training["skipped_steps"]), *counts])
     head = ["stage", "steps", "tokens", "first loss", "last loss (smoothed)", "skipped steps"]
-    return markdown_table(head, rows) if rows else "No step yet."
+    return markdown_table(head + [name.replace("_", " ") for name in counted], rows) if rows else "No step yet."
 
 
 def _times(report: dict[str, Any]) -> str:
