@@ -6,8 +6,8 @@
 FOLDER is a checkout of nanochat, SHARDS a folder of train-*.parquet and val-*.parquet with a column `text`. Width is 64 a
 layer, heads of 64, context 512, vocabulary 8,192 trained on the train shards: both get the same tokenizer. nanochat runs its own
 base_train.py in a process of its own (nanochat_driver.py), with the flags of its runs/runcpu.sh (16,384 tokens a step, 32
-rows at once, window pattern L); a step is timed as it times it, loader included. NANOCHAT_DTYPE=bfloat16 is its bf16 switch, used
-where this machine multiplies bf16 quickest: without AVX512-BF16 a step in it takes thirty times as long. The first step, for which
+rows at once, window pattern L); a step is timed as it times it, loader included. NANOCHAT_DTYPE=bfloat16 is its bf16 switch,
+used where this machine is quickest in bf16: without AVX512-BF16 such a step takes thirty times as long. The first step, for which
 nanochat compiles, is no part of the rate and is printed beside it.
 
 A curve goes to OUT/nanochat_d4.jsonl and OUT/ours_d4.jsonl: both are scored on the same rows, packed by our loader, and at the
@@ -171,9 +171,8 @@ def speeds(bench: Bench, depth: int, rounds: int, steps: int, names: list[str]) 
     print(f"{processor()}, {bench.runtime.threads} threads; ours in {bench.runtime.dtype_name}")
     print(f"depth {depth}, width {64 * depth}, tokens/s, median of {rounds} turns, and the first step:")
     for name, each in found.items():
-        print(
-            f"  {name:<22} {medians[name]:8,.0f}   ({min(each):,.0f} to {max(each):,.0f}); first step {bench.first_step[name]:.1f} s"
-        )
+        spread = f"({min(each):,.0f} to {max(each):,.0f})"
+        print(f"  {name:<22} {medians[name]:8,.0f}   {spread}; first step {bench.first_step[name]:.1f} s")
     for ours in (name for name in names if name.startswith("ours")):
         for peer, target in (("nanochat float32", 2.0), ("nanochat bfloat16", 1.25)):
             if peer in found:

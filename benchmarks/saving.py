@@ -108,9 +108,8 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     plain = statistics.median(seconds for seconds, _ in times["none"])
     count = sum(p.numel() for p in model.parameters())
-    print(
-        f"{processor()}; {runtime.device} {runtime.dtype_name}, {runtime.threads} threads; {count:,} parameters, {size / 1e6:,.0f} MB"
-    )
+    print(processor())
+    print(f"{runtime.device} {runtime.dtype_name}, {runtime.threads} threads; {count:,} parameters, {size / 1e6:,.0f} MB")
     print(f"a step: {plain / steps * 1e3:.1f} ms; {steps} steps a block, {options.repeats} blocks of each kind in turn")
     for name, values in (("copying in memory", snapshots), ("writing, clock", writes), ("writing, CPU of its thread", cpu)):
         print(f"{name:28} {statistics.median(values):.3f} s (from {min(values):.3f} to {max(values):.3f})")

@@ -60,7 +60,8 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(
         f"{tok.vocab_size} tokens from {read[0] / 1e9:.2f} billion characters on {options.threads} threads: {seconds:.1f} s "
-        f"(making, reading and counting {read[1]:.1f} s, merging {seconds - read[1]:.1f} s), {peak:.2f} GB at the peak; {processor()}"
+        f"(making, reading and counting {read[1]:.1f} s, merging {seconds - read[1]:.1f} s), {peak:.2f} GB at the peak; "
+        f"{processor()}"
     )
 
 
