@@ -119,12 +119,12 @@ def running(app, drain_seconds=5.0):
 
 @pytest.fixture
 def serving(tok):
-    """serving(engine, **options of create_app) -> an httpx client of a running server, with .service and .server."""
+    """serving(engine, wrap=..., **options of create_app) -> an httpx client of a running server, with .service, .server."""
     with contextlib.ExitStack() as stack:
 
-        def start(engine, name="tiny", drain_seconds=5.0, **options):
+        def start(engine, name="tiny", drain_seconds=5.0, wrap=lambda app: app, **options):
             app = create_app(engine, tok if engine else None, name, **options)
-            return stack.enter_context(running(app, drain_seconds))
+            return stack.enter_context(running(wrap(app), drain_seconds))
 
         yield start
 

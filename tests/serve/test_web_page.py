@@ -31,6 +31,8 @@ def answer(question):
         return "Let me see. §47+85§It is 132."
     if "hostile" in question:
         return HOSTILE_CODE if "code" in question else HOSTILE
+    if "middling" in question:
+        return " ".join(WORDS[:40])
     if "long" in question:
         return " ".join(WORDS)
     if "markdown" in question:
@@ -87,6 +89,26 @@ def say(page, text, wait=True):
     page.press("#question", "Enter")
     if wait:
         page.wait_for_selector("#log[aria-busy=false]")
+
+
+def second_tab(page):
+    """Another tab of the same browser at the same conversation."""
+    tab = page.context.new_page()
+    tab.set_default_timeout(10_000)
+    tab.goto(page.url)
+    return tab
+
+
+def done(page):
+    page.wait_for_selector("#log[aria-busy=false]")
+
+
+def open_first(page):
+    page.click("#chats li:first-child .open")
+
+
+def focused(page):
+    return page.evaluate("document.activeElement.id || document.activeElement.className || document.activeElement.tagName")
 
 
 def last_answer(page):
@@ -330,7 +352,7 @@ def test_events_survive_any_cut_of_the_network(open_page):
     """Every split of the bytes in two, and one byte at a time, with each kind of line end."""
     page = open_page()
     found = page.evaluate("""async () => {
-        const { eventParser } = await import("/web/sse.js");
+        const { eventParser } = await import("./web/sse.js");
         const bad = [];
         for (const end of ["\\n", "\\r\\n", "\\r"]) {
             const text = [": waiting", "", 'data: {"a":"é☃日"}', "", "event: x", "data: one", "data:two", "", "data: [DONE]",
@@ -354,3 +376,296 @@ def test_events_survive_any_cut_of_the_network(open_page):
         return bad.slice(0, 3);
     }""")
     assert found == []
+
+
+def test_f20_open_conversation_clicked_in_the_sidebar_keeps_its_answer(open_page):
+    page = open_page()
+    say(page, "one")
+    open_first(page)
+    assert last_answer(page) == "You said: one"
+    say(page, "two")
+    page.reload()
+    assert page.locator("article").count() == 4
+    page.hover("#chats li")
+    page.click("#chats .remove")
+    page.click("#notice button")
+    assert last_answer(page) == "You said: two"
+
+
+def test_f20_undo_brings_back_each_deleted_conversation_with_what_was_streaming(open_page):
+    page = open_page(delay_seconds=0.02)
+    say(page, "first")
+    page.click("#new-chat")
+    say(page, "a long one", wait=False)
+    page.wait_for_selector(".assistant .body:has-text('word3')")
+    for _ in range(2):
+        page.hover("#chats li:first-child")
+        page.click("#chats li:first-child .remove")
+    assert page.locator("#chats li").count() == 0
+    page.click("#notice button")
+    page.click("#notice button")
+    assert page.locator("#chats li").count() == 2
+    page.reload()
+    for text in ("first", "a long one"):
+        page.click(f"#chats .open:text('{text}')")
+        assert last_answer(page).startswith("You said: first" if text == "first" else "word0 word1 word2 word3")
+
+
+def test_f20_an_answer_goes_on_while_another_conversation_is_read_and_a_reload_keeps_what_was_said(open_page):
+    page = open_page(delay_seconds=0.01)
+    say(page, "other")
+    page.click("#new-chat")
+    say(page, "a long one", wait=False)
+    page.wait_for_selector(".assistant .body:has-text('word2')")
+    page.click("#chats .open:text('other')")
+    assert page.is_hidden("#stop")
+    page.click("#chats .open:text('a long one')")
+    page.wait_for_selector(".assistant .body:has-text('word9')")
+    page.reload()
+    assert "word9" in last_answer(page)
+    ended = page.locator("article.assistant").last.inner_text()
+    assert "unfinished" in ended or "The connection broke" in ended
+
+
+def test_f20_two_tabs_streaming_in_one_conversation_lose_neither_answer(open_page):
+    page = open_page(delay_seconds=0.01)
+    say(page, "a middling start")
+    tab = second_tab(page)
+    page.click(".again")
+    tab.wait_for_selector("article.assistant .versions:text('1/2')")  # it stays where its reader is
+    say(tab, "a middling two", wait=False)
+    tab.wait_for_selector("#log[aria-busy=true]")
+    page.wait_for_selector("#log[aria-busy=true]")
+    done(page)
+    done(tab)
+    for view in (page, tab):
+        view.reload()
+        view.wait_for_selector("article.assistant")
+        if view.locator("article").count() == 2:
+            view.click("article.assistant [title='Previous version']")
+        assert view.locator(".bubble").all_inner_texts() == ["a middling start", "a middling two"]
+        view.click("article.assistant >> nth=0 >> [title='Next version']")
+        assert last_answer(view) == " ".join(WORDS[:40])
+        view.click("article.assistant [title='Previous version']")
+        assert view.locator("article.assistant .body").all_inner_texts() == [" ".join(WORDS[:40])] * 2
+
+
+def test_f20_a_tab_sees_what_the_other_says_and_deletes(open_page, eventually):
+    page = open_page(delay_seconds=0.01)
+    say(page, "start")
+    tab = second_tab(page)
+    say(page, "more")
+    tab.wait_for_selector(".assistant .body:has-text('You said: more')")
+    say(tab, "a long one", wait=False)
+    tab.wait_for_selector(".assistant .body:has-text('word3')")
+    page.hover("#chats li")
+    page.click("#chats .remove")
+    tab.wait_for_selector("#notice:text('deleted in another tab')")
+    eventually(lambda: page.client.service.worker.in_flight == 0)
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('nutshell.chat'))") == []
+    tab.click("#notice button")
+    assert "word3" in last_answer(tab)
+    page.wait_for_selector("#chats li")
+
+
+def test_f20_edits_and_new_answers_are_versions(open_page):
+    page = open_page()
+    say(page, "one")
+    say(page, "two")
+    page.hover("article.user >> nth=0")
+    page.click("article.user >> nth=0 >> .edit")
+    page.fill("article.user textarea", "other")
+    page.keyboard.press("Enter")
+    done(page)
+    assert focused(page) == "question"
+    assert page.locator("article").count() == 2
+    page.reload()
+    page.click("article.user [title='Previous version']")
+    assert page.locator(".bubble").all_inner_texts() == ["one", "two"]
+    page.hover("article.assistant >> nth=0")
+    page.click("article.assistant >> nth=0 >> .again")
+    done(page)
+    assert page.requests[-1]["messages"] == [{"role": "user", "content": "one"}]
+    assert page.inner_text("article.assistant .versions").startswith("‹2/2")
+
+
+def test_f20_a_full_storage_says_so_and_loses_nothing(open_page):
+    page = open_page()
+    say(page, "kept")
+    page.evaluate("""() => { for (const size of [1e6, 1e5, 1e4, 1e3, 100, 10, 1]) {
+        try { for (;;) localStorage.setItem("fill" + Math.random(), "x".repeat(size)); } catch {} } }""")
+    say(page, "too much")
+    assert "does not keep" in page.inner_text("#notice")
+    open_first(page)
+    assert last_answer(page) == "You said: too much"
+    with page.expect_download() as download:
+        page.click("#notice button")
+    assert "You said: too much" in download.value.path().read_text(encoding="utf-8")
+    page.on("dialog", lambda dialog: dialog.accept())  # it asks before it is left
+    page.reload()
+    assert page.locator(".bubble").first.inner_text() == "kept"
+
+
+def test_f20_without_storage_the_page_works(open_page):
+    page = open_page()
+    page.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no') } })")
+    page.reload()
+    say(page, "one")
+    assert "does not keep" in page.inner_text("#notice")
+    open_first(page)
+    say(page, "two")
+    assert len(page.requests[-1]["messages"]) == 3
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.close(run_before_unload=True)
+
+
+def test_f20_what_was_exported_or_stored_before_can_be_read(open_page, tmp_path):
+    """Import of this version's and of version 1's export, twice; version 1's storage; and files that are no export."""
+    page = open_page()
+    page.evaluate("""localStorage.setItem("nutshell.chat.old-1", JSON.stringify({ id: "old-1", title: "Old", updated: 5,
+        messages: [{ role: "user", text: "hi" }, { role: "assistant", parts: [{ type: "text", text: "ho" }] }] }))""")
+    page.reload()
+    open_first(page)
+    assert last_answer(page) == "ho"
+    page.click("#open-settings")
+    page.fill("#system", "Be brief.")
+    page.keyboard.press("Escape")
+    say(page, "the sum please")
+    with page.expect_download() as download:
+        page.click("#export")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#open-settings")
+    page.click("#delete-all")
+    page.keyboard.press("Escape")
+    assert page.locator("#chats li").count() == 0
+    version1 = tmp_path / "one.json"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    version1.write_text(
+        json.dumps({"conversations": [{"id": "../x", "title": "One", "updated": "2025-01-01", "messages": messages}]})
+    )
+    for path in (download.value.path(), download.value.path(), version1):
+        page.set_input_files("#import-file", path)
+        page.wait_for_selector("#notice:text('read from')")
+    assert page.locator("#chats .open").all_inner_texts() == ["Old", "One"]
+    open_first(page)
+    assert page.locator("article").count() == 4
+    page.reload()
+    say(page, "more")
+    sent = page.requests[-1]["messages"]
+    assert sent[0] == {"role": "system", "content": "Be brief."}  # F29: it belongs to the conversation
+    assert sent[4]["content"][1] == {"type": "python", "text": "47+85"}
+    for number, text in enumerate(
+        ["", "[]", "{}", '{"conversations": [{"messages": [{"role": "user", "content": 5}, null, 7]}]}']
+    ):
+        wrong = tmp_path / f"{number}.json"
+        wrong.write_text(text)
+        page.set_input_files("#import-file", wrong)
+        page.wait_for_selector(f"#notice:text('{number}.json was not read')")
+    assert page.locator("#chats li").count() == 2
+
+
+def test_f29_focus_and_the_keyboard(open_page):
+    page = open_page()
+    say(page, "one")
+    page.focus(".again")
+    page.keyboard.press("Enter")
+    done(page)
+    assert focused(page) == "question"
+    page.click("#new-chat")
+    say(page, "two")
+    page.focus("#chats li:first-child .remove")
+    page.keyboard.press("Enter")
+    assert focused(page) == "open"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert focused(page) == "new-chat"
+    page.focus("#notice button")
+    page.keyboard.press("Enter")
+    assert focused(page) == "question"
+
+
+def test_f29_errors_are_told_apart(open_page):
+    page = open_page()
+    page.wait_for_selector("#model:text('tiny')")
+    event = "data: %s\n\n"
+    for given, told in [
+        ("refuse", "The server cannot be reached."),
+        ({"status": 200, "body": event % '{"choices":[{"delta":{"content":"half"}}]}'}, "The connection broke before"),
+        ({"status": 200, "body": event % '{"error":{"message":"the model failed"}}'}, "The model failed."),
+        ({"status": 200, "body": event % "<html>"}, "is not an answer"),
+        ({"status": 502, "body": "<html>"}, "behind the proxy"),
+        ({"status": 413, "body": "{}"}, "more text than"),
+        ({"status": 429, "body": "{}"}, "busy"),
+    ]:
+        page.route(
+            "**/v1/chat/completions",
+            lambda route, request, given=given: route.abort() if given == "refuse" else route.fulfill(**given),
+        )
+        page.click("#new-chat")
+        say(page, "hello")
+        assert told in page.inner_text(".error")
+        page.unroute("**/v1/chat/completions")
+
+
+def test_f29_a_question_asked_while_the_model_loads_is_sent_when_it_is_ready(open_page, serving, scripted, tok):
+    client = serving(None)
+    page = open_page(client=client)
+    say(page, "early", wait=False)
+    page.wait_for_selector(".note:text('as soon as it is ready')")
+    client.service.open(scripted(answer), tok)
+    done(page)
+    assert last_answer(page) == "You said: early"
+    assert page.locator("article").count() == 2
+
+
+def test_f43_the_page_works_below_a_prefix(open_page, serving, scripted):
+    """Behind a proxy that strips /some/where/, and with nothing outside it."""
+
+    def behind_a_proxy(app):
+        async def below(scope, receive, send):
+            if scope["type"] == "http":
+                inside = scope["path"].startswith("/some/where/")
+                scope = {**scope, "path": scope["path"].removeprefix("/some/where") if inside else "/nothing"}
+            await app(scope, receive, send)
+
+        below.state = app.state
+        return below
+
+    page = open_page(client=serving(scripted(answer), wrap=behind_a_proxy), path="/some/where/")
+    page.wait_for_selector("#model:text('tiny')")
+    say(page, "hello")
+    page.reload()
+    assert last_answer(page) == "You said: hello"
+
+
+def test_f43_enter_in_a_composition_does_not_send(open_page):
+    page = open_page()
+    say(page, "one")
+    page.click(".edit")
+    for box in ("article.user textarea", "#question"):
+        page.fill(box, "にほ")
+        for composing, code in ((True, 13), (True, 229), (False, 229)):  # the last is Safari's, after compositionend
+            page.evaluate(
+                """([box, isComposing, keyCode]) => document.querySelector(box).dispatchEvent(new KeyboardEvent("keydown",
+                    { key: "Enter", isComposing, keyCode, bubbles: true, cancelable: true }))""",
+                [box, composing, code],
+            )
+    assert len(page.requests) == 1
+    assert page.input_value("#question") == "にほ"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_f43_copy_over_plain_http(open_page, allowed):
+    page = open_page()
+    page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    if not allowed:
+        page.add_init_script("document.execCommand = () => false")
+    page.reload()
+    say(page, "copy me")
+    button = page.locator("article.assistant .copy")
+    button.click()
+    assert button.inner_text() == ("Copied" if allowed else "Cannot copy")
+    if allowed:
+        page.focus("#question")
+        page.keyboard.press("Control+V")
+        assert page.input_value("#question") == "You said: copy me"

@@ -1,54 +1,72 @@
 // Is the server there, is its model loaded, what is it called; and saying so in words.
 
-import { getJson } from "./sse.js";
+import { address, getJson } from "./sse.js";
+
+const WORDS = {
+  401: "The API key is missing or wrong.",
+  413: "This is more text than the server takes at once.",
+  429: "The server is busy with other answers.",
+  502: "The server behind the proxy cannot be reached.",
+  504: "The server took too long to answer.",
+};
 
 export function connect(values, panels) {
   const chip = document.getElementById("model");
   let context = 0;
   let timer = 0;
+  let said = false; // the notice line is not ours alone
+
+  function say(text, choice) {
+    if (text || said) panels.notice(text, choice);
+    said = Boolean(text);
+  }
+
+  // "ok", "loading", "failed", "shutting down"
+  async function health() {
+    const response = await fetch(address("health"), { cache: "no-store" });
+    return response.status === 503 ? (await response.json()).status : "ok";
+  }
 
   async function check() {
     clearTimeout(timer);
     try {
-      const health = await fetch("/health", { cache: "no-store" });
-      if (health.status === 503) {
-        const { status } = await health.json();
-        panels.notice(status === "loading" ? "The model is loading …" : `The server is not ready: ${status}.`);
+      const status = await health();
+      if (status !== "ok") {
+        say(status === "loading" ? "The model is loading …" : `The server is not ready: ${status}.`);
         timer = setTimeout(check, 1000);
         return;
       }
-      const { data } = await getJson("/v1/models", values.apiKey);
+      const { data } = await getJson("v1/models", values.apiKey);
       chip.textContent = data[0].id;
       chip.title = data[0].max_model_len ? `A context of ${data[0].max_model_len} tokens` : "";
       context = data[0].max_model_len || 0;
-      panels.notice("");
+      say("");
     } catch (error) {
       chip.textContent = "";
       if (error.status === 401) {
-        panels.notice("This server asks for an API key.", {
-          label: "Enter it", action: () => panels.openSettings("api-key"),
-        });
+        say("This server asks for an API key.", { label: "Enter it", action: () => panels.openSettings("api-key") });
         return;
       }
-      panels.notice("The server cannot be reached. Trying again …");
+      say("The server cannot be reached. Trying again …");
       timer = setTimeout(check, 3000);
     }
   }
 
+  // After a 503: wait while the model loads; true when the question is worth sending again.
+  async function becomesReady(signal) {
+    let status = "loading";
+    while (status === "loading" && !signal.aborted) {
+      await new Promise((resolve) => { setTimeout(resolve, 700); });
+      status = await health().catch(() => "gone");
+    }
+    return status === "ok" && !signal.aborted;
+  }
+
   function explain(error) {
-    if (error.status === 429) return "The server is busy with other answers.";
-    if (error.status === 401) return "The API key is missing or wrong.";
-    if (error.status === 503) {
-      check();
-      return "The server is not ready.";
-    }
-    if (error.status === undefined) { // fetch itself failed
-      check();
-      return "The server cannot be reached.";
-    }
-    return `${error.message[0].toUpperCase()}${error.message.slice(1)}.`;
+    if (error.code === "unreachable" || error.status === 503) check();
+    return WORDS[error.status] || `${error.message[0].toUpperCase()}${error.message.slice(1).replace(/\.$/, "")}.`;
   }
 
   check();
-  return { check, explain, limit: (tokens) => (context ? Math.min(tokens, context) : tokens) };
+  return { check, explain, becomesReady, limit: (tokens) => (context ? Math.min(tokens, context) : tokens) };
 }

@@ -14,17 +14,26 @@ function element(tag, ...children) {
   return node;
 }
 
+function copySelected(text) {
+  const area = element("textarea");
+  area.value = text;
+  area.className = "hidden";
+  document.body.append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  return copied;
+}
+
 export function copyButton(text) {
   const button = element("button", "Copy");
   button.type = "button";
   button.className = "copy";
   button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(text());
-      button.textContent = "Copied";
-    } catch {
-      button.textContent = "Not allowed";
-    }
+    const written = navigator.clipboard?.writeText(text()); // there is none over plain http
+    const copied = written ? await written.then(() => true, () => copySelected(text())) : copySelected(text());
+    button.textContent = copied ? "Copied" : "Cannot copy";
+    button.focus();
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
   return button;

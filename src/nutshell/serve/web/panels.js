@@ -4,7 +4,7 @@ import * as store from "./store.js";
 
 const $ = (id) => document.getElementById(id);
 
-export function setUpPanels(values, { deleteAll, keyChanged }) {
+export function setUpPanels(values, { deleteAll, keyChanged, system, setSystem, imported, rest }) {
   // ---- notice
   let timer = 0;
   function notice(text, choice) {
@@ -18,10 +18,11 @@ export function setUpPanels(values, { deleteAll, keyChanged }) {
     button.textContent = choice.label;
     button.addEventListener("click", () => {
       notice("");
+      rest();
       choice.action();
     });
     line.append(" ", button);
-    if (choice.label === "Undo") timer = setTimeout(() => notice(""), 8000);
+    if (choice.seconds) timer = setTimeout(() => notice(""), choice.seconds * 1000);
   }
 
   // ---- sidebar, a drawer on a narrow screen
@@ -40,21 +41,37 @@ export function setUpPanels(values, { deleteAll, keyChanged }) {
     }
   });
 
-  $("export").addEventListener("click", () => {
-    const blob = new Blob([store.exportJson(store.allChats())], { type: "application/json" });
+  function exportAll() {
+    const blob = new Blob([store.exportJson()], { type: "application/json" });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
     link.download = `nutshell-${new Date().toISOString().slice(0, 10)}.json`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+  $("export").addEventListener("click", exportAll);
+  $("import").addEventListener("click", () => $("import-file").click());
+  $("import-file").addEventListener("change", async () => {
+    const [file] = $("import-file").files;
+    $("import-file").value = ""; // so that the same file can be chosen again
+    try {
+      notice(`Conversations read from ${file.name}: ${store.importJson(await file.text())}.`);
+    } catch (error) {
+      notice(`${file.name} was not read: ${error.message}.`);
+    }
+    imported();
   });
 
   // ---- settings
   const numbers = { temperature: "temperature", "max-tokens": "maxTokens", "top-k": "topK" };
-  const texts = { system: "system", theme: "theme", "api-key": "apiKey" };
+  const texts = { theme: "theme", "api-key": "apiKey" };
 
   function fill() {
     for (const [id, key] of Object.entries({ ...numbers, ...texts })) $(id).value = values[key];
+    $("system").value = system();
+    apply();
+  }
+  function apply() {
     $("temperature-shown").textContent = Number(values.temperature).toFixed(2);
     if (values.theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = values.theme;
@@ -66,19 +83,23 @@ export function setUpPanels(values, { deleteAll, keyChanged }) {
     }
     for (const [id, key] of Object.entries(texts)) values[key] = $(id).value;
     store.saveSettings(values);
-    $("temperature-shown").textContent = Number(values.temperature).toFixed(2);
-    if (values.theme === "auto") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = values.theme;
+    apply();
   }
   for (const id of [...Object.keys(numbers), ...Object.keys(texts)]) $(id).addEventListener("input", keep);
+  $("system").addEventListener("input", () => {
+    values.system = $("system").value; // new conversations begin with it
+    store.saveSettings(values);
+    setSystem(values.system);
+  });
   $("api-key").addEventListener("change", keyChanged);
   $("reset").addEventListener("click", () => {
     Object.assign(values, store.DEFAULTS, { apiKey: values.apiKey });
     store.saveSettings(values);
+    setSystem(values.system);
     fill();
   });
   $("delete-all").addEventListener("click", () => {
-    if (window.confirm("Delete all conversations in this browser? This cannot be undone.")) deleteAll();
+    if (window.confirm("Delete all conversations in this browser?")) deleteAll();
   });
   function openSettings(field) {
     fill();
@@ -89,6 +110,6 @@ export function setUpPanels(values, { deleteAll, keyChanged }) {
   $("settings").addEventListener("click", (event) => {
     if (event.target === $("settings")) $("settings").close(); // the backdrop
   });
-  fill();
-  return { notice, openSettings, closeSidebar: () => setSidebar(false) };
+  apply();
+  return { notice, openSettings, exportAll, closeSidebar: () => setSidebar(false) };
 }

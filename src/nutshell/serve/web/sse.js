@@ -52,21 +52,50 @@ export function headers(apiKey) {
   return all;
 }
 
+// Below whatever path the page itself has: it may stand behind a proxy at /prefix/.
+export function address(path) {
+  return new URL(`../${path}`, import.meta.url);
+}
+
 export async function getJson(path, apiKey) {
-  const response = await fetch(path, { headers: headers(apiKey), cache: "no-store" });
+  const response = await fetch(address(path), { headers: headers(apiKey), cache: "no-store" });
   if (!response.ok) throw await failure(response);
   return response.json();
 }
 
-// POST a chat completion and call onChunk with each chunk. Throws AnswerError, or AbortError when stopped.
-export async function streamChat(body, { apiKey, signal, onChunk }) {
-  const response = await fetch("/v1/chat/completions", {
-    method: "POST",
-    headers: headers(apiKey),
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
-    signal,
-  });
-  if (!response.ok) throw await failure(response);
+const SILENCE_SECONDS = 90; // the server sends a comment every few seconds while it has nothing to say
+
+// POST a chat completion and call onChunk with each chunk. Throws AnswerError, or AbortError when the controller stops it.
+export async function streamChat(body, { apiKey, controller, onChunk }) {
+  let timer = 0;
+  let begun = false;
+  const listen = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => controller.abort(
+      new AnswerError(`the server has been silent for ${SILENCE_SECONDS} seconds`, 0, "timeout")), SILENCE_SECONDS * 1000);
+  };
+  try {
+    listen();
+    const response = await fetch(address("v1/chat/completions"), {
+      method: "POST",
+      headers: headers(apiKey),
+      body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+      signal: controller.signal,
+    });
+    begun = true;
+    if (!response.ok) throw await failure(response);
+    await readChunks(response.body.getReader(), onChunk, listen);
+  } catch (error) {
+    if (error instanceof SyntaxError) throw new AnswerError("the server sent something that is not an answer", 0, "garbled");
+    if (!(error instanceof TypeError)) throw error;
+    if (begun) throw new AnswerError("the connection broke before the answer was finished", 0, "cut");
+    throw new AnswerError("the server cannot be reached", 0, "unreachable");
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+async function readChunks(reader, onChunk, listen) {
   let done = false;
   const feed = eventParser((data) => {
     if (data === "[DONE]") {
@@ -77,10 +106,10 @@ export async function streamChat(body, { apiKey, signal, onChunk }) {
     if (chunk.error) throw new AnswerError(chunk.error.message, 500, chunk.error.code);
     onChunk(chunk);
   });
-  const reader = response.body.getReader();
   const decoder = new TextDecoder();
   for (;;) {
     const { done: over, value } = await reader.read();
+    listen();
     feed(decoder.decode(value || new Uint8Array(), { stream: !over }));
     if (over) break;
   }

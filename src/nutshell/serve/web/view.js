@@ -25,6 +25,23 @@ export function plainText(message) {
   return message.parts.filter((part) => part.type === "text").map((part) => part.text).join("").trim();
 }
 
+// Enter sends, but never while an input method composes: Safari ends the composition first and then sends keyCode 229.
+export function isSend(event) {
+  return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229;
+}
+
+// ‹ 2/3 ›: the other versions of a question or an answer.
+function switcher(message, siblings, onSwitch) {
+  if (siblings.length < 2) return [];
+  const at = siblings.indexOf(message);
+  const step = (label, to, title) => {
+    const one = button(label, "", () => onSwitch(siblings[to]), title);
+    one.disabled = !siblings[to];
+    return one;
+  };
+  return [step("‹", at - 1, "Previous version"), `${at + 1}/${siblings.length}`, step("›", at + 1, "Next version")];
+}
+
 // What the model asked the calculator and what came back, on one line.
 function toolBlock(expression, result) {
   const node = element("div", "tool", element("span", "tool-name", "Calculator"), element("code", "", expression));
@@ -58,13 +75,18 @@ export class AnswerView {
     this.body = element("div", "body");
     this.notes = element("div", "notes");
     this.stats = element("span", "stats");
+    this.versions = element("span", "versions");
     const copy = copyButton(() => plainText(message));
     const again = button("Regenerate", "again", () => onRegenerate(message));
-    this.tools = element("div", "actions", copy, again, this.stats);
+    this.tools = element("div", "actions", copy, again, this.versions, this.stats);
     this.node = element("article", "assistant", element("h3", "hidden", "Answer"), this.body, this.notes, this.tools);
     this.drawn = [];
     this.onRegenerate = onRegenerate;
     this.update(false);
+  }
+
+  setSiblings(siblings, onSwitch) {
+    this.versions.replaceChildren(...switcher(this.message, siblings, onSwitch));
   }
 
   update(streaming) {
@@ -83,7 +105,7 @@ export class AnswerView {
     this.node.classList.toggle("streaming", streaming);
     this.node.classList.toggle("empty", shown.length === 0);
     this.tools.hidden = streaming;
-    this.stats.textContent = message.stats || "";
+    this.stats.textContent = message.streaming && !streaming ? "unfinished" : message.stats || ""; // or in another tab
     this.notes.replaceChildren();
     if (message.note) this.notes.append(element("p", "note", message.note));
     if (message.error) {
@@ -98,7 +120,12 @@ export class QuestionView {
     this.message = message;
     this.onEdit = onEdit;
     this.node = element("article", "user");
+    this.versions = element("span", "versions");
     this.show();
+  }
+
+  setSiblings(siblings, onSwitch) {
+    this.versions.replaceChildren(...switcher(this.message, siblings, onSwitch));
   }
 
   show() {
@@ -106,7 +133,8 @@ export class QuestionView {
     this.node.replaceChildren(
       element("h3", "hidden", "You"),
       element("div", "bubble", message.text),
-      element("div", "actions", copyButton(() => message.text), button("Edit", "edit", () => this.edit())),
+      element("div", "actions", copyButton(() => message.text), button("Edit", "edit", () => this.edit()),
+        this.versions),
     );
   }
 
@@ -116,17 +144,19 @@ export class QuestionView {
     area.setAttribute("aria-label", "Edit the message");
     area.rows = Math.min(12, this.message.text.split("\n").length + 1);
     const save = () => {
-      if (area.value.trim()) this.onEdit(this.message, area.value);
+      if (!area.value.trim()) return;
+      this.show();
+      this.onEdit(this.message, area.value);
     };
     const cancel = () => {
       this.show();
       this.node.querySelector(".edit").focus();
     };
     area.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      if (isSend(event)) {
         event.preventDefault();
         save();
-      } else if (event.key === "Escape") {
+      } else if (event.key === "Escape" && !event.isComposing) {
         event.stopPropagation();
         cancel();
       }
