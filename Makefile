@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 RUST   := $(wildcard rust/src/*.rs) rust/Cargo.toml
+PYTEST  = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help setup demo chat serve test test-all lint format bench fuzz wheel clean
 
@@ -50,11 +51,11 @@ serve: setup
 
 test: $(VENV)/.installed-dev
 	cargo test -q --manifest-path rust/Cargo.toml
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.installed-dev
 	cargo test -q --manifest-path rust/Cargo.toml
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks
@@ -77,7 +78,7 @@ bench: $(VENV)/.installed-dev
 
 fuzz: $(VENV)/.installed-dev
 	NUTSHELL_FUZZ_SECONDS=60 cargo test -q --manifest-path rust/Cargo.toml --test fuzz
-	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -m "not browser" tests/tokenizer tests/infer tests/data
+	HYPOTHESIS_PROFILE=fuzz $(PYTEST) -m "not browser" tests/tokenizer tests/infer tests/data
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/maturin build --release --out dist

@@ -1,10 +1,50 @@
 """Settings that all tests share."""
 
 import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; torch has not been imported yet
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shared machine may stall for seconds: a deadline would measure the neighbours.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("fuzz", parent=settings.get_profile("default"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """made_once(name, make): a folder that `make(folder)` has filled, once for all workers of pytest-xdist. Nobody changes it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path, done = base / name, base / f"{name}.done"
+        with open(base / f"{name}.lock", "w") as lock:
+            if os.name == "posix":
+                import fcntl
+
+                fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)  # of a worker that failed halfway
+                make(path)
+                done.touch()
+        return path
+
+    return folder
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """What this machine lacks, in one line."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        listed = "; ".join(f"{count} ({reason})" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"{len(skipped)} not run on this machine: {listed}")

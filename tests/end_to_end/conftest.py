@@ -60,10 +60,15 @@ def nursery(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(nursery, tmp_path_factory) -> tuple[Path, float, str]:
+def uninterrupted(nursery, made_once) -> tuple[Path, float, str]:
     """A run that nothing disturbed: its folder, its seconds, its output."""
-    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    start = time.monotonic()
-    command = nursery("speedrun", "--out", folder, *TINY, "--json")
-    assert command.wait() == 0, command.output
-    return folder, time.monotonic() - start, command.output
+
+    def make(folder: Path) -> None:
+        start = time.monotonic()
+        command = nursery("speedrun", "--out", folder / "run", *TINY, "--json")
+        assert command.wait() == 0, command.output
+        (folder / "seconds").write_text(str(time.monotonic() - start))
+        (folder / "output").write_text(command.output)
+
+    folder = made_once("uninterrupted", make)
+    return folder / "run", float((folder / "seconds").read_text()), (folder / "output").read_text()

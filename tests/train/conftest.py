@@ -20,12 +20,14 @@ def _quick():
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Path:
+def finished(made_once) -> Path:
     """An uninterrupted run of all stages."""
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    with quick_evaluations():
-        run_stages(recipe(folder), RUNTIME)
-    return folder
+
+    def make(folder: Path) -> None:
+        with quick_evaluations():
+            run_stages(recipe(folder), RUNTIME)
+
+    return made_once("finished", make)
 
 
 @pytest.fixture
