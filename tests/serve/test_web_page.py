@@ -669,3 +669,39 @@ def test_f43_copy_over_plain_http(open_page, allowed):
         page.focus("#question")
         page.keyboard.press("Control+V")
         assert page.input_value("#question") == "You said: copy me"
+
+
+def test_f20_settings_of_two_tabs_and_a_cleared_storage(open_page):
+    page = open_page()
+    say(page, "one")
+    tab = second_tab(page)
+    page.click("#open-settings")
+    page.select_option("#theme", "dark")
+    tab.wait_for_selector("html[data-theme=dark]")
+    tab.click("#open-settings")
+    tab.fill("#top-k", "7")
+    tab.reload()
+    assert tab.get_attribute("html", "data-theme") == "dark"
+    tab.click("#open-settings")
+    assert tab.input_value("#top-k") == "7"
+    page.keyboard.press("Escape")
+    tab.evaluate("localStorage.clear()")
+    page.wait_for_selector("#notice:text('deleted in another tab')")
+    page.click("#notice button")
+    assert last_answer(page) == "You said: one"
+    tab.wait_for_selector("#chats li")
+
+
+def test_f20_room_made_later_is_used_for_what_was_refused(open_page):
+    page = open_page()
+    say(page, "small")
+    page.click("#new-chat")
+    page.evaluate("""() => { for (const size of [1e6, 1e5, 1e4, 1e3, 100, 10, 1]) {
+        try { for (;;) localStorage.setItem("fill" + Math.random(), "x".repeat(size)); } catch {} } }""")
+    say(page, "refused")
+    assert "does not keep" in page.inner_text("#notice")
+    page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('fill')).forEach((key) => delete localStorage[key])")
+    page.hover("#chats li:nth-child(2)")
+    page.click("#chats li:nth-child(2) .remove")
+    page.reload()
+    assert last_answer(page) == "You said: refused"

@@ -91,6 +91,11 @@ export function setUpPanels(values, { deleteAll, keyChanged, system, setSystem, 
     store.saveSettings(values);
     setSystem(values.system);
   });
+  window.addEventListener("storage", (event) => { // another tab has other settings now
+    if (event.key !== store.SETTINGS) return;
+    Object.assign(values, store.settings());
+    fill();
+  });
   $("api-key").addEventListener("change", keyChanged);
   $("reset").addEventListener("click", () => {
     Object.assign(values, store.DEFAULTS, { apiKey: values.apiKey });

@@ -10,7 +10,7 @@
 // only by the tab that asked, is why two tabs in one conversation cannot overwrite each other.
 
 const CHAT = "nutshell.chat.";
-const SETTINGS = "nutshell.settings";
+export const SETTINGS = "nutshell.settings";
 const isId = (value) => typeof value === "string" && /^[\w-]{1,80}$/.test(value);
 
 export const DEFAULTS = { system: "", temperature: 0.4, maxTokens: 256, topK: 0, theme: "auto", apiKey: "" };

@@ -115,6 +115,8 @@ export class AnswerView {
   }
 }
 
+const SHOWN_CHARACTERS = 20000;
+
 export class QuestionView {
   constructor(message, { onEdit }) {
     this.message = message;
@@ -132,10 +134,20 @@ export class QuestionView {
     const { message } = this;
     this.node.replaceChildren(
       element("h3", "hidden", "You"),
-      element("div", "bubble", message.text),
+      this.bubble(),
       element("div", "actions", copyButton(() => message.text), button("Edit", "edit", () => this.edit()),
         this.versions),
     );
+  }
+
+  // A very long text takes seconds to lay out.
+  bubble() {
+    const { text } = this.message;
+    const node = element("div", "bubble", text.slice(0, SHOWN_CHARACTERS));
+    if (text.length > SHOWN_CHARACTERS) {
+      node.append(" … ", button(`Show all ${text.length} characters`, "quiet", () => node.replaceChildren(text)));
+    }
+    return node;
   }
 
   edit() {
