@@ -231,3 +231,44 @@ def test_submit_and_cancel_from_other_threads_while_one_steps(model, tok):
         assert ids_of(tokens[request]) == expected[seed]
     assert all(tokens[request][-1].finish is not None for request in cancelled)
     assert all(sum(piece.finish is not None for piece in pieces) == 1 for pieces in tokens.values())
+
+
+def test_f27_a_reply_that_is_closed_early_leaves_nothing_behind(model, tok):
+    """F27: the request stayed in the cache, and `busy` stayed True."""
+    engine = Engine(model, tok, max_rows=1)
+    reply = engine.chat([{"role": "user", "content": "Hi"}], max_tokens=20, temperature=0)
+    next(reply)
+    assert engine.busy
+    reply.close()
+    assert not engine.busy
+    assert engine.generate(["Hi"], max_tokens=3, temperature=0)
+
+
+def test_f27_a_failed_step_is_everybodys_error(model, tok, monkeypatch):
+    """F27: another thread's `sample` returned cut replies without a word."""
+    engine = Engine(model, tok, max_rows=2)
+    monkeypatch.setattr(engine.allocate(), "decode", lambda ready: (_ for _ in ()).throw(RuntimeError("a broken step")))
+    waiting = engine.submit([1, 2, 3])
+    with pytest.raises(RuntimeError, match="a broken step"):
+        engine.sample([[1, 2, 3]], 1)
+    assert isinstance(waiting.error, RuntimeError)
+
+
+def test_f27_logits_that_are_not_numbers_are_an_error(model, tok, monkeypatch):
+    engine = Engine(model, tok, max_rows=1)
+    forward = engine.allocate().forward
+    monkeypatch.setattr(engine.allocate(), "forward", lambda *args: forward(*args) * float("nan"))
+    with pytest.raises(RuntimeError, match="NaN or infinite"):
+        engine.generate(["Hi"], max_tokens=2)
+
+
+def test_f27_choices_share_one_prefill(model, tok, monkeypatch):
+    engine = Engine(model, tok, max_rows=4)
+    fed = []
+    forward = engine.allocate().forward
+    monkeypatch.setattr(engine.allocate(), "forward", lambda tokens, rows: fed.extend(map(len, tokens)) or forward(tokens, rows))
+    requests = engine.submit_choices([5] * 20, [Sampling(max_tokens=1, seed=n) for n in range(4)])
+    while engine.busy:
+        engine.step()
+    assert fed.count(20) == 1
+    assert all(len(request.ids) == 1 for request in requests)

@@ -28,6 +28,47 @@ def run(engine, lines="", **options):
     return out.getvalue()
 
 
+@pytest.fixture
+def typed(monkeypatch):
+    """typed(engine, lines): what a person at a keyboard sees."""
+
+    class Keyboard(io.StringIO):
+        def isatty(self):
+            return True
+
+    def run(engine, lines):
+        pending = iter(lines.splitlines())
+
+        def read(prompt=""):
+            try:
+                return next(pending)
+            except StopIteration:
+                raise EOFError from None
+
+        monkeypatch.setattr("builtins.input", read)
+        out = io.StringIO()
+        chat(engine, stdin=Keyboard(), stdout=out)
+        return out.getvalue().partition("commands.\n")[2]
+
+    return run
+
+
+def test_f41_in_a_pipe_every_line_is_a_message(scripted):
+    """F41 (26): /etc/hosts was an unknown command, and /q ended the program."""
+    out = run(scripted(reply), "/etc/hosts looks wrong\n/q\n/new\n")
+    assert out.splitlines() == ["You said: /etc/hosts looks wrong", "You said: /q", "You said: /new"]
+
+
+def test_f41_at_a_keyboard_only_commands_are_commands(scripted, typed):
+    assert "You said: /etc/hosts looks wrong" in typed(scripted(reply), "/etc/hosts looks wrong\n/quit\nnot reached")
+
+
+def test_f41_what_was_cut_is_said_also_in_a_pipe(engine, capsys):
+    """F41 (22): a long system prompt was cut without a word."""
+    run(engine, prompt="Hi", system="You are kind. " * 100, max_tokens=4)
+    assert "longer than the context" in capsys.readouterr().err
+
+
 def test_one_prompt_prints_one_answer(scripted):
     assert run(scripted(reply), prompt="Hello") == "You said: Hello\n"
     assert run(scripted(reply), "from a\npipe", prompt="-") == "You said: from a\npipe\n"
@@ -47,16 +88,16 @@ def test_a_real_engine_answers(engine):
     assert text.endswith("\n")
 
 
-def test_lines_of_a_pipe_are_one_conversation(scripted):
+def test_typed_lines_are_one_conversation(scripted, typed):
     engine = scripted(reply)
     conversations = []
     real = engine.chat
     engine.chat = lambda messages, **sampling: (conversations.append((messages, sampling)), real(messages, **sampling))[1]
-    out = run(engine, "one\n\nthe sum\n/retry\n/temp 0.2\n/temp nine\n/new\n/system Be brief.\ntwo\\\nthree")
-    assert out.splitlines() == [
+    out = typed(engine, "one\n\nthe sum\n/retry\n/temp 0.2\n/temp nine\n/new\n/system Be brief.\ntwo\\\nthree")
+    assert out.rstrip("\n").splitlines() == [
         "You said: one",
-        "That is 132.",
-        "That is 132.",
+        "That is [47+85 = 132] 132.",
+        "That is [47+85 = 132] 132.",
         "Temperature: 0.2",
         "'nine' is no temperature; it is a number between 0 and 2.",
         "A new conversation.",
@@ -74,10 +115,9 @@ def test_lines_of_a_pipe_are_one_conversation(scripted):
     assert [message["role"] for message in retried] == ["user", "assistant", "user"]
 
 
-def test_commands_that_have_nothing_to_do(scripted):
-    out = run(scripted(reply), "/retry\n/what\n/temp\n/system\n/system x\n/system none\n/help\n/quit\nnot reached\n")
+def test_commands_that_have_nothing_to_do(scripted, typed):
+    out = typed(scripted(reply), "/retry\n/temp\n/system\n/system x\n/system none\n/help\n/quit\nnot reached\n")
     assert "nothing to answer again" in out
-    assert "no command /what" in out
     assert "Temperature: 0.4" in out
     assert "System prompt: none" in out
     assert "No system prompt." in out

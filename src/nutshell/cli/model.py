@@ -87,7 +87,7 @@ def chat(arguments: list[str]) -> Any:
 
     model, tok = open_model(options.model, options.device)
     terminal.chat(
-        Engine(model, tok), prompt=options.prompt, temperature=options.temperature, top_k=options.top_k,
+        Engine(model, tok, max_rows=1), prompt=options.prompt, temperature=options.temperature, top_k=options.top_k,
         max_tokens=options.max_tokens, system=options.system,
     )  # fmt: skip
 
@@ -98,11 +98,13 @@ def serve(arguments: list[str]) -> Any:
         "serve", arguments, serve.__doc__, _model=MODEL, device=dict(DEVICE),
         host={"default": "127.0.0.1", "help": "address to listen on; any other than loopback needs --api-key"},
         port={"type": int, "default": 8000, "help": "port to listen on"},
-        api_key={"default": None, "help": "key that clients must send as a Bearer token"},
+        api_key={"default": None, "help": "key that clients must send; NUTSHELL_API_KEY does not show in ps"},
+        allow_host={"action": "append", "default": [], "metavar": "NAME", "help": "answer to this host name too"},
+        cors_origin={"action": "append", "default": [], "metavar": "ORIGIN", "help": "let pages of this site use the API"},
     )  # fmt: skip
     from nutshell.serve import server
 
     server.serve(
         options.model, host=options.host, port=options.port, device=options.device, open_model=open_model,
-        api_key=options.api_key,
+        api_key=options.api_key, allow_hosts=options.allow_host, cors_origins=options.cors_origin,
     )  # fmt: skip

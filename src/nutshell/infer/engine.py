@@ -45,7 +45,7 @@ class Engine:
         self._numbers = itertools.count()
         self._parked: list[Piece] = []
         self._inboxes: dict[Request, deque[Piece]] = {}
-        self._stepping = threading.Lock()
+        self._stepping = threading.RLock()
         self._lock = threading.Lock()  # of the two lists below, never held for long
         self._submitted: list[tuple[Request, Prefix | None]] = []
         self._cancelled: list[Request] = []
@@ -57,6 +57,13 @@ class Engine:
         request = self._request(prompt_ids, sampling or Sampling(), tools=tools)
         self._enqueue([(request, None)])
         return request
+
+    def submit_choices(self, prompt_ids: Sequence[int], samplings: Sequence[Sampling], tools: bool = True) -> list[Request]:
+        """Queue one prompt for several replies; it is fed once."""
+        requests = [self._request(prompt_ids, sampling, tools=tools) for sampling in samplings]
+        prefix = Prefix(requests[0].prompt, len(requests)) if len(requests) > 1 and self.max_rows > 1 else None
+        self._enqueue([(request, prefix) for request in requests])
+        return requests
 
     def cancel(self, request: Request) -> None:
         """End a request; its row is free before the next step decodes. Nothing happens if it has ended already."""
@@ -98,21 +105,40 @@ class Engine:
             pieces, self._parked = self._parked, []
             return pieces + self._advance()
 
+    def allocate(self) -> Scheduler:
+        """The scheduler with its cache, made now where no step has made it yet. MemoryError says how much was asked for."""
+        if self._scheduler is None:
+            config, bytes_each = self.model.config, torch.empty((), dtype=self.model.compute_dtype).element_size()
+            tokens = (self.max_rows + self.max_rows // 4) * self.context
+            size = 2 * config.depth * config.kv_heads * config.head_dim * tokens * bytes_each
+            try:
+                self._scheduler = Scheduler(self.model, self.tok.vocab_size, self.max_rows, self.context)
+            except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError on CPU, OutOfMemoryError on CUDA
+                raise MemoryError(
+                    f"no memory for the KV cache: about {size / 2**30:.1f} GB for {self.max_rows} replies of {self.context} "
+                    f"tokens ({error})."
+                ) from error
+        return self._scheduler
+
+    def _take_in(self) -> list[Piece]:
+        """Hand what was submitted and cancelled meanwhile to the scheduler."""
+        scheduler = self.allocate()
+        with self._lock:
+            submitted, self._submitted = self._submitted, []
+            cancelled, self._cancelled = self._cancelled, []
+        for request, prefix in submitted:
+            scheduler.add(request, prefix)
+        return scheduler.cancel([request for request in cancelled if request.finish is None])
+
     def _advance(self) -> list[Piece]:
         """One step. Pieces of requests with an inbox go there; those of the others are returned."""
         with torch.inference_mode():
-            if self._scheduler is None:
-                self._scheduler = Scheduler(self.model, self.tok.vocab_size, self.max_rows, self.context)
-            with self._lock:
-                submitted, self._submitted = self._submitted, []
-                cancelled, self._cancelled = self._cancelled, []
-            for request, prefix in submitted:
-                self._scheduler.add(request, prefix)
-            pieces = self._scheduler.cancel([request for request in cancelled if request.finish is None])
+            scheduler = self.allocate()
+            pieces = self._take_in()
             try:
-                pieces += self._scheduler.step()
-            except BaseException:
-                self._scheduler.abandon()
+                pieces += scheduler.step()
+            except BaseException as error:
+                scheduler.abandon(error)
                 raise
         if not self._inboxes:
             return pieces
@@ -152,10 +178,18 @@ class Engine:
                     finished = piece.finish is not None
                     yield piece
             if not finished:
-                raise RuntimeError("a step of the engine failed while this reply was made; ask again.")
+                raise RuntimeError(f"a step of the engine failed while this reply was made ({request.error}).") from request.error
         finally:
-            self.cancel(request)
+            self._withdraw([request])
             del self._inboxes[request]
+
+    def _withdraw(self, requests: list[Request]) -> None:
+        """Cancel what has not ended, and free its rows at once: nobody may step afterwards."""
+        if any(request.finish is None for request in requests):
+            for request in requests:
+                self.cancel(request)
+            with self._stepping:
+                self._parked += [piece for piece in self._take_in() if piece.request not in requests]
 
     def generate(self, prompts: list[str], **sampling: Any) -> list[str]:
         """Continue plain texts, as a base model does: no chat, no tools. The prompts are not part of the results."""
@@ -187,7 +221,7 @@ class Engine:
         for place, prompt in enumerate(prompts):
             options = {"tools": tools, "streaming": False}
             group = [self._request(prompt, settings, stream=(place, n), **options) for n in range(samples)]
-            prefix = Prefix(group[0].prompt, samples) if samples > 1 else None
+            prefix = Prefix(group[0].prompt, samples) if samples > 1 and self.max_rows > 1 else None
             groups.append(group)
             entries += [(request, prefix) for request in group]
         self._enqueue(entries)
@@ -202,6 +236,7 @@ class Engine:
                 if progress and done > before:
                     progress(done, len(requests))
         finally:
-            for request in requests:
-                self.cancel(request)
+            self._withdraw(requests)
+        if failed := next((request.error for request in requests if request.error), None):
+            raise RuntimeError(f"a step of the engine failed while these replies were made ({failed}).") from failed
         return [[request.completion() for request in group] for group in groups]

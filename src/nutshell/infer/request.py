@@ -93,6 +93,7 @@ class Request:
         self.pending = list(self.prompt)
         self.row = -1
         self.cancelled = False
+        self.error: BaseException | None = None  # of the step that failed while this reply was made
         self._inside_call = False
         self._expression: list[int] = []
         self._spoken: list[int] = []

@@ -40,7 +40,7 @@ class Scheduler:
 
     def __init__(self, model: Any, vocab_size: int, max_rows: int, context: int) -> None:
         self.model, self.vocab_size, self.max_rows = model, vocab_size, max_rows
-        spare = max(1, min(MOST_PREFIX_ROWS, max_rows // 4))
+        spare = 0 if max_rows == 1 else max(1, min(MOST_PREFIX_ROWS, max_rows // 4))
         self.device = next(model.parameters()).device
         self.cache = KVCache(model.config, max_rows + spare, context, self.device, model.compute_dtype)
         self.rows = torch.arange(max_rows + spare, device=self.device)
@@ -67,11 +67,12 @@ class Scheduler:
         self.take_out_finished()
         return pieces
 
-    def abandon(self) -> None:
-        """After a failed step nobody knows what the cache holds, so every request ends."""
+    def abandon(self, error: BaseException) -> None:
+        """After a failed step nobody knows what the cache holds, so every request ends with its error."""
         for request in [*self.live, *self.queue]:
             if request.finish is None:
                 request.cancel()
+                request.error = error
             self.leave_prefix(request)
         self.live.clear()
         self.queue.clear()
@@ -187,6 +188,8 @@ class Scheduler:
 
     def choose(self, requests: list[Request], logits: Tensor, pieces: list[Piece]) -> None:
         """Sample the next token of each request from logits (B, V) and hand it over."""
+        if not bool(torch.isfinite(logits).all()):
+            raise RuntimeError("the model's output is NaN or infinite: its weights are damaged, or its training diverged.")
         settings = [request.sampling for request in requests]
         chosen = sample(logits, settings, [request.random for request in requests])
         wanted = [row for row, setting in enumerate(settings) if setting.top_logprobs is not None]

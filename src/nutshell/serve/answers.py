@@ -53,13 +53,24 @@ def _token(token_id: int, logprob: float, tok: Any) -> dict[str, Any]:
 class Answer:
     """One request on its way: the ticket, its choices, and the queue that the worker's thread fills."""
 
-    def __init__(self, ticket: Ticket, tok: Any, *, model: str, choices: int, prompt_tokens: int, dropped: int, logprobs: bool):
+    def __init__(
+        self,
+        ticket: Ticket,
+        tok: Any,
+        *,
+        model: str,
+        choices: int,
+        prompt_tokens: int,
+        dropped: int,
+        logprobs: bool,
+        began: float,
+    ):
         self.ticket = ticket
         self.tok = tok
         self.choices = [Choice() for _ in range(choices)]
         self.prompt_tokens = prompt_tokens
         self.want_logprobs = logprobs
-        self.began = time.monotonic()
+        self.began = began  # when the request arrived
         self.first_token_seconds: float | None = None
         self.base: dict[str, Any] = {"id": "", "object": "", "created": int(time.time()), "model": model}
         self.note: dict[str, Any] = {"nutshell": {"dropped_messages": dropped}} if dropped else {}

@@ -5,8 +5,11 @@ from typing import Annotated, Any, Literal
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
+from nutshell.tokenizer.chat import tidy_messages
+
 MAX_CHOICES = 16
-MAX_MESSAGES = 4096
+MAX_MESSAGES = 1024
+MAX_PARTS = 256
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_TOP_LOGPROBS = 20
@@ -25,19 +28,21 @@ class Part(BaseModel):
 class Message(BaseModel):
     """One message; `content` is text, or text parts (and, of an assistant, the tool parts of an earlier answer)."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] = ""
 
     @field_validator("content", mode="before")
     @classmethod
     def _readable_content(cls, content: Any) -> Any:
         """Turn what we cannot read into one clear message instead of one error for each type of the union."""
-        if content is None:
+        if content is None:  # of a message that was a tool call
             return ""
         if isinstance(content, str):
             return content
         if not isinstance(content, list):
             raise ValueError(f"content must be a string or a list of parts, not {type(content).__name__}")
+        if len(content) > MAX_PARTS:
+            raise ValueError(f"a message takes at most {MAX_PARTS} parts, not {len(content)}")
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in ("text", *TOOL_PARTS):
@@ -69,8 +74,8 @@ class ChatRequest(BaseModel):
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
     temperature: Number | None = Field(default=None, ge=0, le=2)
     top_p: Number | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, le=1_000_000)
@@ -79,6 +84,22 @@ class ChatRequest(BaseModel):
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    response_format: dict[str, Any] | None = None
+
+    @field_validator("tools", "functions")
+    @classmethod
+    def _no_tools(cls, tools: list[Any] | None) -> None:
+        """Answering as if there were no tools would look like a model that never calls them."""
+        if tools:
+            raise ValueError("this model calls no functions of the client's; leave this field out")
+
+    @field_validator("response_format")
+    @classmethod
+    def _plain_text(cls, wanted: dict[str, Any] | None) -> None:
+        if wanted and wanted.get("type") != "text":
+            raise ValueError("this model answers in plain text only; leave this field out, or send {'type': 'text'}")
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -99,32 +120,12 @@ class ChatRequest(BaseModel):
         return self
 
     def wanted_tokens(self) -> int | None:
-        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        """None, as 0 and less (which some clients send), means: as long as the context allows."""
+        wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return wanted if wanted and wanted > 0 else None
 
     def conversation(self) -> list[dict[str, Any]]:
-        """The messages in the order a chat model knows: a system message, then user and assistant in turns.
-
-        Clients resend what happened, which is not always so tidy: empty answers (stopped before the first word) are
-        left out, and neighbours of one role are joined by a blank line.
-        """
-        result: list[dict[str, Any]] = []
-        for message in self.messages:
-            role = "system" if message.role == "developer" else message.role
-            parts = [{"type": part.type, "text": part.text} for part in message.parts() if part.text]
-            if role != "assistant":
-                parts = [{"type": "text", "text": "".join(part["text"] for part in parts)}]
-                if role == "system" and not parts[0]["text"].strip():
-                    continue
-            elif not parts:
-                continue
-            if result and result[-1]["role"] == role:
-                result[-1]["content"] += [{"type": "text", "text": "\n\n"}, *parts]
-            else:
-                result.append({"role": role, "content": parts})
-        for turn in result:
-            if all(part["type"] == "text" for part in turn["content"]):
-                turn["content"] = "".join(part["text"] for part in turn["content"])
-        return result
+        return tidy_messages([{"role": m.role, "content": [part.model_dump() for part in m.parts()]} for m in self.messages])
 
 
 class APIError(Exception):

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +15,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from nutshell.infer.conversation import fit_conversation
 from nutshell.infer.sampling import Sampling
@@ -35,6 +37,8 @@ MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 RETRY_SECONDS = 1
+MAX_OBJECTS = 4096
+"""Of a request's JSON, counted before it is unpacked."""
 
 
 class Service:
@@ -52,6 +56,7 @@ class Service:
         self.draining = False
         # Long prompts take a while to tokenize; two threads keep them off the event loop and off each other's way.
         self.tokenizers = ThreadPoolExecutor(2, thread_name_prefix="nutshell-tokenize")
+        self.unpacking = asyncio.Semaphore(1)
 
     def open(self, engine: Any, tok: Any) -> None:
         """Begin to answer with this engine."""
@@ -65,13 +70,13 @@ class Service:
             return "shutting down"
         if self.worker is None:
             return "loading"
-        return "ok" if self.worker.failed is None else "failed"
+        return "failed" if self.worker.failed else "ok"
 
     def ready_worker(self) -> Worker:
         status = self.status()
-        if status == "ok" and self.worker is not None:
+        if status in ("ok", "failed") and self.worker is not None:  # one that failed is tried again: it may recover
             return self.worker
-        wait = {"loading": 2, "shutting down": 10}.get(status, 30)
+        wait = {"loading": 2, "shutting down": 10}[status]
         raise APIError(503, f"the server is not ready: {status}", type="server_error", code="not_ready", retry_after_seconds=wait)
 
     def check_model(self, name: str | None) -> None:
@@ -98,6 +103,7 @@ def create_app(
     api_key: str | None = None,
     max_queue: int = 64,
     allowed_hosts: Iterable[str] | None = None,
+    cors_origins: Sequence[str] = (),
     on_startup: Callable[[Service], Awaitable[None]] | None = None,
     **limits: Any,
 ) -> FastAPI:
@@ -142,6 +148,11 @@ def create_app(
         observe=observe,
         **limits,
     )
+    if cors_origins:  # outermost: a browser asks for leave without a key
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )  # fmt: skip
     return app
 
 
@@ -150,29 +161,33 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         model = {"id": service.model_name, "object": "model", "created": service.created, "owned_by": "nutshell"}
         return {**model, "max_model_len": service.context} if service.context else model
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=["GET", "HEAD"])
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [described()]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=["GET", "HEAD"])
     async def one_model(name: str) -> dict[str, Any]:
         service.check_model(name)
         return described()
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> JSONResponse:
         status = service.status()
-        headers = {} if status == "ok" else {"Retry-After": "2"}
-        return JSONResponse({"status": status}, 200 if status == "ok" else 503, headers)
+        if status == "ok":
+            return JSONResponse({"status": status})
+        error = service.worker.last_error if status == "failed" and service.worker else None
+        reason = {"reason": f"{service.worker.failures} steps in a row failed: {error}"} if error and service.worker else {}
+        return JSONResponse({"status": status, **reason}, 503, {"Retry-After": "2"})
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.post("/v1/chat/completions")
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        """Answer a conversation; as server-sent events when `stream` is true."""
-        answer = await _begin(service, body)
+    async def chat_completions(request: Request) -> Response:
+        """Answer a conversation; as server-sent events when `stream` is true. The body is a `ChatRequest`."""
+        body, messages = await _read(service, await request.body())
+        answer = await _begin(service, body, messages, request.scope["nutshell"])
         if body.stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
             return EventStream(_events(service, answer, include_usage), answer.ticket.close)
@@ -192,22 +207,29 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             answer.ticket.close()
 
 
-async def _begin(service: Service, body: ChatRequest) -> Answer:
+async def _read(service: Service, raw: bytes) -> tuple[ChatRequest, list[dict[str, Any]]]:
+    """The request and its tidied conversation. One body at a time is unpacked, in a thread: it grows twentyfold in memory."""
+
+    def unpack() -> tuple[ChatRequest, list[dict[str, Any]]]:
+        body = ChatRequest.model_validate_json(raw)
+        return body, body.conversation()
+
+    if raw.count(b"{") > MAX_OBJECTS:
+        raise APIError(400, f"the body has more than {MAX_OBJECTS} objects; send fewer messages and parts", param="messages")
+    async with service.unpacking:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(service.tokenizers, unpack)
+        except ValidationError as error:
+            raise validation_error([{**found, "loc": ("body", *found["loc"])} for found in error.errors()]) from None
+
+
+async def _begin(service: Service, body: ChatRequest, messages: list[dict[str, Any]], request: dict[str, Any]) -> Answer:
     """Check the request, take its slots, tokenize off the event loop, and hand it to the worker."""
     worker = service.ready_worker()
     service.check_model(body.model)
     choices = body.n or 1
     if choices > worker.capacity:
         raise APIError(400, f"n is {choices}; this server makes at most {worker.capacity} answers", param="n")
-    wanted = body.wanted_tokens()
-    if wanted is not None and wanted > service.context:
-        raise APIError(
-            400,
-            f"max_tokens is {wanted}; this model's context is {service.context} tokens, prompt included",
-            param="max_tokens",
-            code="context_length_exceeded",
-        )
-    messages = body.conversation()
     ticket = worker.reserve(choices)
     if ticket is None:
         service.metrics.rejected.inc()
@@ -219,8 +241,9 @@ async def _begin(service: Service, body: ChatRequest) -> Answer:
             retry_after_seconds=RETRY_SECONDS,
         )
     try:
+        ticket.request_id = request["id"]
         loop = asyncio.get_running_loop()
-        budget = wanted or service.context
+        budget = min(body.wanted_tokens() or service.context, service.context)
         try:
             fitted = await loop.run_in_executor(
                 service.tokenizers, fit_conversation, messages, service.tok, service.context, budget
@@ -228,10 +251,12 @@ async def _begin(service: Service, body: ChatRequest) -> Answer:
         except ValueError as error:
             raise APIError(400, str(error), param="messages") from error
         if fitted.truncated:
+            system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+            long_system = isinstance(system, str) and len(system) > len(str(messages[-1]["content"]))
             raise APIError(
                 400,
-                f"the last message does not fit this model's context of {service.context} tokens, answer included; "
-                "send a shorter one",
+                f"the {'system prompt' if long_system else 'last message'} does not fit this model's context of "
+                f"{service.context} tokens, answer included; send a shorter one",
                 param="messages",
                 code="context_length_exceeded",
             )
@@ -244,11 +269,11 @@ async def _begin(service: Service, body: ChatRequest) -> Answer:
             prompt_tokens=prompt_tokens,
             dropped=fitted.dropped,
             logprobs=bool(body.logprobs),
+            began=request["began"],
         )
         answer.base["id"] = f"chatcmpl-{uuid.uuid4().hex}"
         room = min(budget, service.context - prompt_tokens)
-        prompts = [(fitted.ids, _sampling(body, room, index)) for index in range(choices)]
-        ticket.submit(prompts, answer.deliver)
+        ticket.submit(fitted.ids, [_sampling(body, room, index) for index in range(choices)], answer.deliver)
     except BaseException:
         ticket.close()
         raise
@@ -265,7 +290,7 @@ def _sampling(body: ChatRequest, max_tokens: int, index: int) -> Sampling:
         temperature=temperature if top_p > 0 else 0.0,
         top_p=top_p if top_p > 0 else 1.0,
         top_k=max(0, body.top_k or 0),
-        seed=None if body.seed is None else (body.seed + index) % 2**63,
+        seed=None if body.seed is None or body.seed < 0 else (body.seed + index) % 2**63,  # -1 means "any" to clients
         stop=tuple(body.stop or ()),
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import ipaddress
 import logging
 import time
 import uuid
@@ -35,6 +36,14 @@ Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach a server at `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class ClientGoneError(Exception):
@@ -75,6 +84,7 @@ class Guard:
         request_id = f"req_{uuid.uuid4().hex}"
         status = 0
         began = time.monotonic()
+        scope["nutshell"] = {"id": request_id, "began": began}
 
         async def guarded_send(event: Event) -> None:
             nonlocal status
@@ -106,6 +116,8 @@ class Guard:
         except ClientGoneError:
             log.info("request %s: the client is gone", request_id)
         finally:
+            seconds, path = time.monotonic() - began, scope["path"].encode("unicode_escape").decode()[:100]
+            log.info("%s %s %s %s %.3f s", request_id, scope["method"], path, status or "gone", seconds)
             with contextlib.suppress(Exception):
                 self.observe(scope["path"], status, time.monotonic() - began)
 
@@ -113,12 +125,12 @@ class Guard:
         if self.allowed_hosts is None:
             return
         host = _header(scope, b"host").decode("latin-1").lower()
-        name = host[: host.rfind("]") + 1] if host.startswith("[") else host.split(":")[0]
-        if name not in self.allowed_hosts:
+        name = host[1 : host.rfind("]")] if host.startswith("[") else host.split(":")[0].rstrip(".")
+        if name not in self.allowed_hosts and not is_loopback(name):
             raise APIError(
                 400,
-                "this server answers only to local names (localhost, 127.0.0.1, [::1]); "
-                "start it with an API key or name the host it is reached by",
+                f"this server answers to this machine's own names (localhost, 127.0.0.1, [::1]), not to {name[:100]!r}; "
+                "start it with --allow-host NAME, or with an API key",
                 code="unknown_host",
             )
 

@@ -1,10 +1,12 @@
 """`serve`: load a model in the background, listen, and end in good order."""
 
 import asyncio
-import ipaddress
+import contextlib
 import logging
+import os
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +17,41 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from nutshell.checkpoint import find, load
 from nutshell.infer.engine import Engine
 from nutshell.serve.app import Service, create_app
+from nutshell.serve.guard import is_loopback
 
 log = logging.getLogger("uvicorn.error")
 
 HEADER_SECONDS = 15.0
 """Deadline for the headers of a connection's first request."""
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach a server bound to `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep a connection for their next request, so that none is closed under one."""
+MOST_CONNECTIONS = 256
 
 
 class HeaderDeadline(H11Protocol):
-    """HTTP/1.1 that closes a connection whose first request does not begin to arrive whole in time."""
+    """HTTP/1.1 that closes a connection whose headers, of the first request or a later one, do not arrive whole in time."""
+
+    deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.loop.call_later(HEADER_SECONDS, self._check_that_headers_came)
+        self.deadline = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
-    def _check_that_headers_came(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.abort()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:  # the headers are there
+            self._cancel_deadline()
+        elif self.deadline is None and not self.transport.is_closing() and self.conn.trailing_data[0]:
+            self.deadline = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_deadline()
+        super().connection_lost(exc)
+
+    def _cancel_deadline(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
 
 
 class Server(uvicorn.Server):
@@ -55,6 +64,9 @@ class Server(uvicorn.Server):
             ws="none",
             log_level=log_level,
             server_header=False,
+            access_log=False,  # the guard logs each request, with its id
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
@@ -90,6 +102,8 @@ def serve(
     drain_seconds: float = 20.0,
     log_level: str = "info",
     on_ready: Callable[[str], None] | None = None,
+    allow_hosts: Sequence[str] = (),
+    cors_origins: Sequence[str] = (),
 ) -> None:
     """Serve `model`: a model folder, a run folder, a (model, tok) pair or an Engine. Blocks until it is told to end.
 
@@ -97,19 +111,20 @@ def serve(
     503 while the model loads; `on_ready` is then called with the address. SIGTERM and Ctrl-C let running answers finish
     for `drain_seconds`. Raises ValueError for a public `host` without an `api_key`, and whatever loading raised.
     """
-    if api_key is not None and not api_key.strip():
-        raise ValueError("the API key is empty; give one with at least one character, or none at all")
+    api_key = checked_key(api_key if api_key is not None else os.environ.get("NUTSHELL_API_KEY"))
     if not is_loopback(host) and api_key is None:
         raise ValueError(
             f"host {host!r} can be reached from other machines, and there is no API key; "
-            "set one (--api-key KEY), or use --host 127.0.0.1"
+            "set one (NUTSHELL_API_KEY=... or --api-key KEY), or use --host 127.0.0.1"
         )
+    if any(origin == "*" for origin in cors_origins) and api_key is None:
+        raise ValueError("--cors-origin '*' lets every web site use this server; name the sites, or set an API key")
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}; it must lie between 0 and 65535 (0 picks a free one)")
     if isinstance(model, (str, Path)):
         find(model)  # a missing model is said before anything listens
-    listener = _listen(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    listeners = _listen(host, port)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
     failure: list[BaseException] = []
 
     def open_engine() -> tuple[Any, Any]:
@@ -119,7 +134,9 @@ def serve(
             opened, tok = model
         else:
             return model, model.tok
-        return Engine(opened, tok, max_rows=max_rows), tok
+        engine = Engine(opened, tok, max_rows=max_rows)
+        engine.allocate()  # what does not fit is said now, not to the first who asks
+        return engine, tok
 
     async def load_in_background(service: Service) -> None:
         async def run() -> None:
@@ -140,32 +157,61 @@ def serve(
         name or _name(model),
         api_key=api_key,
         max_queue=max_queue,
-        allowed_hosts=LOCAL_NAMES if api_key is None else None,
+        allowed_hosts=[name.lower().rstrip(".") for name in (host, *allow_hosts)] if api_key is None else None,
+        cors_origins=cors_origins,
         on_startup=load_in_background,
     )
     server = Server(app, drain_seconds=drain_seconds, log_level=log_level)
+    with contextlib.suppress(OSError):  # ours goes where uvicorn's goes
+        _log_to_stderr(log_level)
     log.info("Listening on %s; the model loads", address)
     try:
-        server.run(sockets=[listener])
+        server.run(sockets=listeners)
     except KeyboardInterrupt:  # raised again by uvicorn after it has shut down in good order
         pass
     finally:
-        listener.close()
+        for listener in listeners:
+            listener.close()
     if failure:
         raise failure[0]
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def checked_key(key: str | None) -> str | None:
+    """The key without blanks around it. ValueError for one that no client can send in a header."""
+    if key is None:
+        return None
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError("the API key is empty or has characters that no header can carry; use ASCII letters, digits and signs")
+    return key
+
+
+def _log_to_stderr(level: str) -> None:
+    ours = logging.getLogger("nutshell.serve")
+    ours.setLevel(level.upper())
+    if not ours.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s:     %(message)s"))
+        ours.addHandler(handler)
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets on `host`; on IPv6's loopback too where `host` is IPv4's, because localhost may mean either."""
+    name = "127.0.0.1" if host == "localhost" else host
     try:
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        listeners = [socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET, backlog=2048)]
     except OSError as error:
         raise OSError(
             f"cannot listen on {host}:{port} ({error.strerror or error}); end the other server there, or choose another --port"
         ) from error
+    if name == "127.0.0.1":
+        with contextlib.suppress(OSError):  # no IPv6 here, or its port is taken
+            port = listeners[0].getsockname()[1]
+            listeners.append(socket.create_server(("::1", port), family=socket.AF_INET6, backlog=2048))
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: a client that reads nothing for a minute is cut off
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
-    return listener
+        for listener in listeners:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
+    return listeners
 
 
 def _open(folder: Any, device: str) -> tuple[Any, Any]:

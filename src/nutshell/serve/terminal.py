@@ -21,7 +21,13 @@ HELP = """\
 /quit          leave (also Ctrl-D)
 Ctrl-C stops an answer. A line that ends in \\ goes on in the next."""
 
+SHOWN = "\n\t\u200c\u200d\ufe0e\ufe0f"
+"""Not printable to Python, but part of text: joiners (Hindi, Persian, families of emoji) and how an emoji is drawn."""
 DIM, BOLD, RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
+
+
+COMMANDS = ("/new", "/retry", "/system", "/temp", "/help", "/quit", "/exit", "/q")
+"""At a keyboard; any other line, and every line of a pipe, is a message."""
 
 
 @dataclass
@@ -47,12 +53,19 @@ class Screen:
 
     def write(self, text: str, style: str = "") -> None:
         if self.styled:
-            text = "".join(character for character in text if character in "\n\t" or character.isprintable())
+            text = "".join(character for character in text if character in SHOWN or character.isprintable())
         self.out.write(f"{style}{text}{RESET}" if style and self.styled and text else text)
         self.out.flush()
 
     def note(self, text: str) -> None:
         self.write(f"{text}\n", DIM)
+
+    def warn(self, text: str) -> None:
+        """Said on standard error where answers go to a pipe or a file."""
+        if self.show_tools:
+            self.note(text)
+        else:
+            print(text, file=sys.stderr)
 
 
 def chat(
@@ -93,7 +106,7 @@ def chat(
     while (line := _read(stdin, interactive, screen)) is not None:
         if not line.strip():
             continue
-        if line.startswith("/"):
+        if interactive and line.startswith("/") and line.split()[0] in COMMANDS:
             if not _command(talk, line, screen):
                 break
             continue
@@ -162,8 +175,6 @@ def _command(talk: Conversation, line: str, screen: Screen) -> bool:
             _answer(talk, question, screen, again=True)
     elif command == "/help":
         screen.note(HELP)
-    else:
-        screen.note(f"There is no command {command}; /help lists them.")
     return True
 
 
@@ -216,10 +227,10 @@ def _answer(talk: Conversation, question: str, screen: Screen, again: bool = Fal
 
 
 def _tell_what_is_missing(request: Any, screen: Screen) -> None:
-    if request.dropped and screen.show_tools:
-        screen.note(f"(the conversation is longer than the context: its {request.dropped} oldest messages are left out)")
-    if request.truncated and screen.show_tools:
-        screen.note("(the message is longer than the context: its beginning is left out)")
+    if request.dropped:
+        screen.warn(f"(the conversation is longer than the context: its {request.dropped} oldest messages are left out)")
+    if request.truncated:
+        screen.warn("(system prompt and message are longer than the context: the end of one and the beginning of the other go)")
 
 
 @contextlib.contextmanager

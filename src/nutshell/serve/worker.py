@@ -16,7 +16,7 @@ from nutshell.infer.sampling import Sampling
 log = logging.getLogger("nutshell.serve")
 
 FAILURES_IN_A_ROW = 3
-"""Steps that may fail one after the other before the server declares itself broken."""
+"""Steps that may fail one after the other before the server says that it is broken, until one succeeds."""
 
 Events = list[tuple[int, Any]]
 """(choice index, Piece) pairs of one step that belong to one ticket."""
@@ -33,17 +33,19 @@ class Ticket:
         self.worker = worker
         self.slots = slots
         self.closed = False
+        self.request_id = ""
         self.deliver: Callable[[Events | Exception], None] = lambda events: None
 
     def submit(
         self,
-        prompts: Sequence[tuple[list[int], Sampling]],
+        prompt: list[int],
+        samplings: Sequence[Sampling],
         deliver: Callable[[Events | Exception], None],
         tools: bool = True,
     ) -> None:
-        """Hand `(prompt ids, sampling)` of each choice to the engine; `deliver` gets the pieces, or one exception."""
+        """Hand the prompt and the sampling of each choice to the engine; `deliver` gets the pieces, or one exception."""
         self.deliver = deliver
-        self.worker.post(lambda: self.worker.begin(self, prompts, tools))
+        self.worker.post(lambda: self.worker.begin(self, prompt, samplings, tools))
 
     def close(self) -> None:
         """Give the slots back and stop what still runs. May be called twice, and from any thread."""
@@ -60,7 +62,8 @@ class Worker:
         self.engine = engine
         self.capacity = engine.max_rows + max_queue
         self.in_flight = 0  # slots taken: waiting and running
-        self.failed: Exception | None = None
+        self.failures = 0  # steps in a row
+        self.last_error: Exception | None = None
         self.steps = 0
         self._lock = threading.Lock()
         self._inbox: deque[Callable[[], None]] = deque()
@@ -71,6 +74,10 @@ class Worker:
         self._owners: dict[int, tuple[Any, Ticket, int]] = {}
 
     # ---- any thread
+
+    @property
+    def failed(self) -> bool:
+        return self.failures >= FAILURES_IN_A_ROW
 
     def reserve(self, slots: int) -> Ticket | None:
         """Take `slots` at once, or None when they are not free."""
@@ -107,12 +114,12 @@ class Worker:
 
     # ---- the worker's thread
 
-    def begin(self, ticket: Ticket, prompts: Sequence[tuple[list[int], Sampling]], tools: bool) -> None:
+    def begin(self, ticket: Ticket, prompt: list[int], samplings: Sequence[Sampling], tools: bool) -> None:
         if ticket.closed:
             return
         try:
-            for index, (ids, sampling) in enumerate(prompts):
-                request = self.engine.submit(ids, sampling, tools=tools)
+            requests = self.engine.submit_choices(prompt, samplings, tools=tools)
+            for index, request in enumerate(requests):
                 self._owners[id(request)] = (request, ticket, index)
         except Exception as error:
             self.end(ticket)
@@ -129,18 +136,15 @@ class Worker:
             self._wake.wait()
             self._wake.clear()
             self._empty_inbox()
-            failures = 0
             while not self._stopping and self.engine.busy:
                 try:
                     self._dispatch(self.engine.step())
-                    failures = 0
+                    self.failures = 0
                 except Exception as error:
-                    log.exception("the engine failed in a step; its answers are given up")
-                    failures += 1
+                    names = ", ".join(sorted({owner.request_id for _, owner, _ in self._owners.values()}))
+                    log.exception("the engine failed in a step; its answers are given up (%s)", names or "none")
+                    self.failures, self.last_error = self.failures + 1, error
                     self._give_up(error)
-                    if failures >= FAILURES_IN_A_ROW:
-                        self.failed = error
-                        break
                 self.steps += 1
                 self._empty_inbox()
         self._give_up(StoppedError("the server is shutting down"))

@@ -98,6 +98,32 @@ def parse_messages(obj: Any) -> list[dict[str, Any]]:
     return parsed
 
 
+def tidy_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation as clients resend it, put in the order that the layout has: system first, user and assistant in turn.
+
+    A developer's message is a system message; a tool's or function's is read as the user's. System messages that come later are
+    joined to the first. Messages without content are left out (an answer that was stopped before its first word, or was a tool
+    call), and neighbours of one role are joined by an empty line. Before an assistant's greeting stands a blank user's turn.
+    """
+    roles = {"developer": "system", "tool": "user", "function": "user"}
+    system: list[str] = []
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        role = roles.get(message["role"], message["role"])
+        content = message.get("content") or []
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else [dict(part) for part in content]
+        parts = [part for part in parts if part["text"]]
+        if role == "system":
+            system += [text] if (text := "".join(part["text"] for part in parts)).strip() else []
+        elif turns and turns[-1]["role"] == role and parts:
+            turns[-1]["content"] += [{"type": "text", "text": "\n\n"}, *parts]
+        elif parts:
+            turns.append({"role": role, "content": parts})
+    if turns and turns[0]["role"] == "assistant":
+        turns.insert(0, {"role": "user", "content": " "})
+    return ([{"role": "system", "content": "\n\n".join(system)}] if system else []) + turns
+
+
 def _parse_message(message: Any, index: int) -> tuple[str, Any]:
     if not isinstance(message, dict):
         raise ValueError(f'message {index} must be an object with "role" and "content", not {message!r:.80}')
