@@ -1,8 +1,8 @@
 """Machines: one table of GPUs (memory, peak, price), and what a plan knows of the machine it is made for. No torch.
 
 Memory and dense 16-bit peaks with fp32 accumulation are those of the vendors' data sheets (which print twice that, "with
-sparsity"). Prices are rough guesses for one rented card an hour; --usd-per-hour says better. The MFU is an assumption: nothing was run here.
-nanochat's public record says about 0.6 on H100.
+sparsity"). Prices are rough guesses for one rented card an hour; --usd-per-hour says better. The MFU is an assumption: nothing
+was run here. nanochat's public record says about 0.6 on H100.
 """
 
 from __future__ import annotations
