@@ -154,3 +154,20 @@ def test_fingerprint_follows_the_data(three_shards):
     assert before == open_shards(three_shards).fingerprint("train")
     (three_shards / "train-00001.parquet").unlink()
     assert open_shards(three_shards).fingerprint("train") != before
+
+
+@pytest.mark.parametrize("text", ["天地玄黄宇宙洪荒。" * 400, "acgt" * 500])
+def test_f37_one_document_without_a_space_has_both_parts(tmp_path, text):
+    """F37 (12): "too little" at any size."""
+    write_shards([text], tmp_path / "s")
+    train, val = ("".join(read_all(tmp_path / "s", split)) for split in ("train", "val"))
+    assert sorted(train + val) == sorted(text)
+    assert 0 < len(val) <= len(text) // 10
+
+
+def test_f37_the_val_part_is_a_share_of_the_characters_not_a_whole_book(tmp_path):
+    """F37 (30): with a few long rows a whole book was held out, and little was left to train on."""
+    books = [f"book {n} " + "word " * 40_000 for n in range(4)]
+    write_shards(books, tmp_path / "s", seed=3)
+    val = sum(len(text) for text in read_all(tmp_path / "s", "val"))
+    assert 0 < val <= 0.05 * sum(map(len, books))

@@ -26,8 +26,8 @@ def test_one_text_file_becomes_many_documents(tmp_path):
     path = tmp_path / "book.txt"
     path.write_text("\n\n".join(paragraphs), "utf-8")
     documents = list(read_documents(path))
-    assert len(documents) > 10
-    assert all(len(document) <= 4000 for document in documents)
+    assert len(documents) > 3
+    assert all(len(document) <= 16_384 for document in documents)
     assert all(document.startswith("Paragraph") for document in documents)  # cut at blank lines only
     assert squeezed("".join(documents)) == squeezed("".join(paragraphs))
 
@@ -116,12 +116,18 @@ def test_conversations_from_lines_gz_and_folder(tmp_path):
     assert read_conversations(tmp_path) == [{"messages": CHAT}] * 3
 
 
-def test_placeholders_are_filled_in(tmp_path):
-    parts = [{"type": "text", "text": "{{name}}"}]
-    path = write_lines(tmp_path / "a.jsonl", [[*CHAT, {"role": "user", "content": parts}]])
-    (conversation,) = read_conversations(path, substitutions={"name": "Nutty", "author": "you"})
-    assert conversation["messages"][1]["content"] == "I am Nutty by you."
-    assert conversation["messages"][2]["content"] == [{"type": "text", "text": "Nutty"}]
+def test_f40_a_users_text_is_not_changed(tmp_path):
+    """F40: {{name}} became Nutshell in anybody's data, code included."""
+    messages = [{"role": "user", "content": "Vue?"}, {"role": "assistant", "content": "<p>{{name}} by {{author}}</p>"}]
+    assert read_conversations(write_lines(tmp_path / "a.jsonl", [{"messages": messages}])) == [{"messages": messages}]
+
+
+def test_f4_a_context_of_2048_tokens_is_filled(tmp_path):
+    """F4: every document ended after 4,000 characters, about 900 tokens."""
+    path = tmp_path / "book.txt"
+    path.write_text("\n\n".join(f"Paragraph {number}. " + "word " * 60 for number in range(2000)), "utf-8")
+    documents = list(read_documents(path))
+    assert min(len(document) for document in documents[:-1]) > 4 * 2048 - 700  # a cut is at a blank line
 
 
 def test_check_is_called_and_its_error_gets_the_place(tmp_path):

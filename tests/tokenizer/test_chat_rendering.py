@@ -138,3 +138,12 @@ def test_wrong_conversations_are_refused_with_the_reason(tok, conversation, mess
         render(conversation, tok)
     with pytest.raises(ValueError, match=message):
         render_prompt(conversation, tok)
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])
+def test_f40_an_answer_that_is_marked_is_read_and_not_learned(tok, mark):
+    """F40 (17): the model learned what was marked not to be learned."""
+    wrong = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "5", **mark}]
+    ids, mask = render([*wrong, {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "4"}], tok)
+    assert tok.decode([token for token, learned in zip(ids, mask, strict=True) if learned]).startswith("4")
+    assert not any(render(wrong, tok)[1])

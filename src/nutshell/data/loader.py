@@ -57,18 +57,18 @@ class PretrainLoader(PackedStream):
     def val_batches(self, max_tokens: int | None = None, split: str = "val") -> list[Batch]:
         """The same batches at every call: about ``max_tokens`` targets over all ranks, at least one row.
 
-        Blocks come in file order, rows in a fixed random one. The last batch is filled up with rows without a target, so that
-        all ranks have the same number of batches.
+        Blocks and rows come in a fixed random order, so that a part of them is spread over the whole split. The last batch is
+        filled up with rows without a target, so that all ranks have the same number of batches.
         """
         if self.shards.blocks(split) == 0:
             raise ValueError(f"{self.shards.folder} has no {split}-*.parquet; prepare the data again (nutshell data)")
         wanted = None if max_tokens is None else max(1, max_tokens // (self.row_tokens - 1))
         found: list[Packed] = []
         carry: list[Document] = []
-        last = self.shards.blocks(split) - 1
-        for block in range(last + 1):
+        order = np.random.default_rng(0).permutation(self.shards.blocks(split)).tolist()
+        for block in order:
             documents = self._encode(self.shards.read(split, block))
-            packed = pack(documents, self.row_tokens, carry, bos_id=self.bos_id, flush=block == last)
+            packed = pack(documents, self.row_tokens, carry, bos_id=self.bos_id, flush=block == order[-1])
             carry = packed.carry
             found.append(packed)
             if wanted is not None and sum(len(packed.ids) for packed in found) >= wanted:

@@ -24,6 +24,9 @@ from nutshell.files import fsync, sha256, write_json
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
+LEAST_VAL_CHARACTERS = 20_000
+"""Of the val part of a small text, but never more than a tenth of the document that it is cut from."""
+SHORT_TEXT = 200  # characters; so little is not cut
 
 
 def prepare_shards(paths: Path | str | list[Path | str], folder: Path | str, **options: Any) -> Path:
@@ -131,21 +134,35 @@ def _divide(documents: Iterable[str], train: _Writer, val: _Writer, fraction: fl
     texts = [document for _, document in sorted(held, reverse=True)]
     if fraction is None and train.documents == 0:
         raise ValueError(f"{len(seen)} distinct documents, of which {held_size} for val, leave none for training")
-    if len(seen) == 1:
-        texts = _halves(texts[0], 0.9)
-    if train.documents == 0:
-        train.add(texts.pop(0))
-    for text in texts:
+    if fraction is None:
+        if train.documents == 0:
+            train.add(texts.pop(0))
+        for text in texts:
+            val.add(text)
+        return duplicates
+    # The document held back fills the part up to its share of the characters; what is more of it is trained on.
+    (text,) = texts
+    wanted = int(fraction * (train.characters + val.characters + len(text))) - val.characters
+    wanted = max(wanted, 0 if val.documents else min(LEAST_VAL_CHARACTERS, max(1, len(text) // 10)))
+    if train.documents and len(text) <= max(2 * wanted, SHORT_TEXT):
         val.add(text)
+    elif wanted:
+        kept, rest = _cut(text, wanted)
+        val.add(kept)
+        train.add(rest)
+    else:
+        train.add(text)
     return duplicates
 
 
-def _halves(text: str, share: float) -> list[str]:
-    """One document cut in two at a space, the first with ``share`` of it, so that even a tiny file has a val part."""
-    cut = text.rfind(" ", 1, int(len(text) * share) + 1)
-    if cut < 0 or not text[:cut].strip() or not text[cut:].strip():
+def _cut(text: str, characters: int) -> tuple[str, str]:
+    """About the first `characters` of a text and the rest: cut at a space near there, or anywhere (Chinese, DNA)."""
+    if len(text) < 10:
         raise ValueError(f"the only document has {len(text)} characters: too little for a train and a val part")
-    return [text[:cut].strip(), text[cut:].strip()]
+    space = text.rfind(" ", characters // 2, characters + 1)
+    cut = space if space > 0 and text[:space].strip() and text[space:].strip() else characters
+    kept, rest = text[:cut].strip(), text[cut:].strip()
+    return kept, rest
 
 
 class _Writer:

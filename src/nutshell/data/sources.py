@@ -19,8 +19,9 @@ import pyarrow.parquet
 
 DOCUMENT_SUFFIXES = (".txt", ".md", ".jsonl", ".parquet", ".txt.gz", ".md.gz", ".jsonl.gz")
 CONVERSATION_SUFFIXES = (".jsonl", ".jsonl.gz")
-DOCUMENT_CHARACTERS = 4000
-"""A long text file is cut into documents of at most this many characters, at blank lines where it has them."""
+SHORTEST_CUT, LONGEST_CUT = 16_384, 65_536
+"""A text file is cut into documents of at most so many characters, at blank lines where it has them: the more text, the longer.
+Even the shortest fill a context of 2,048 tokens; a small file still becomes several documents, so that one can be held out."""
 
 _BLOCK_BYTES = 1 << 20
 _BOUNDARIES = ("\n\n", "\n", ". ", "。", " ")
@@ -29,7 +30,7 @@ _BOUNDARIES = ("\n\n", "\n", ". ", "。", " ")
 def read_documents(paths: Path | str | Iterable[Path | str], *, column: str = "text") -> Iterator[str]:
     """Documents of text, Markdown, JSON-lines and Parquet files, or of folders of those (recursive, sorted by path).
 
-    A text file becomes many documents of up to 4,000 characters; a row of a .jsonl or .parquet file is one document.
+    A text file becomes many documents of 16,384 to 65,536 characters; a row of a .jsonl or .parquet file is one document.
     Documents of nothing but white space are left out. Missing paths and unknown suffixes raise ValueError at once,
     broken content when the iteration reaches it, and an input without any document at its end.
     """
@@ -41,20 +42,18 @@ def read_conversations(
     paths: Path | str | Iterable[Path | str],
     *,
     check: Callable[[Any], Any] | None = None,
-    substitutions: dict[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Conversations ``{"messages": [...]}`` from JSON-lines files or folders of those; other fields are left out.
 
     A line may also be the bare list of messages. ``check`` gets each list of messages, raises ValueError about roles and
-    their order, which is completed with file and line, and may return the messages to keep. ``substitutions`` fills
-    placeholders: with ``{"name": "Nutty"}`` every ``{{name}}`` becomes ``Nutty``.
+    their order, which is completed with file and line, and may return the messages to keep.
     """
     conversations = []
     files = find_files(paths, CONVERSATION_SUFFIXES)
     for file in files:
         for line_number, row in _json_lines(file):
             where = f"{file}, line {line_number}"
-            messages = _fill(_messages(row, where), substitutions or {})
+            messages = _messages(row, where)
             if check is not None:
                 try:
                     messages = check(messages) or messages
@@ -97,7 +96,7 @@ def find_files(paths: Path | str | Iterable[Path | str], suffixes: tuple[str, ..
     return files
 
 
-def split_text(blocks: Iterable[str], limit: int = DOCUMENT_CHARACTERS) -> Iterator[str]:
+def split_text(blocks: Iterable[str], limit: int = SHORTEST_CUT) -> Iterator[str]:
     """Cuts running text into documents of at most ``limit`` characters.
 
     Cuts at the last blank line that fits, else at the last line end, sentence or space, else anywhere. Only the line
@@ -133,7 +132,7 @@ def _documents(files: list[Path], column: str) -> Iterator[str]:
         elif name.removesuffix(".gz").endswith(".jsonl"):
             documents = _jsonl_documents(file, column)
         else:
-            documents = split_text(_text_blocks(file))
+            documents = split_text(_text_blocks(file), min(LONGEST_CUT, max(SHORTEST_CUT, file.stat().st_size // 128)))
         for document in documents:
             if document and not document.isspace():
                 count += 1
@@ -236,15 +235,6 @@ def _messages(row: Any, where: str) -> list[dict[str, Any]]:
         if not isinstance(message["role"], str) or not isinstance(message["content"], (str, list)):
             raise ValueError(f"{where}: message {number}: 'role' must be a string and 'content' a string or list of parts")
     return row
-
-
-def _fill(messages: Any, substitutions: dict[str, str]) -> Any:
-    def fill(text: str) -> str:
-        for name, filling in substitutions.items():
-            text = text.replace("{{" + name + "}}", filling)
-        return text
-
-    return _map_strings(messages, fill) if substitutions else messages
 
 
 def _mend_surrogates(text: str) -> str:

@@ -64,7 +64,8 @@ CHAT_TEMPLATE = """\
 
 def parse_messages(obj: Any) -> list[dict[str, Any]]:
     """Check a conversation (a list of messages, or an object with `messages`) and return it with nothing but roles and
-    contents, text parts of system and user joined. Raises ValueError that says which message is wrong and how.
+    contents, text parts of system and user joined. An answer with `weight: 0` or `train: false` keeps a weight of 0: it is
+    read, not learned. Raises ValueError that says which message is wrong and how.
 
     >>> parse_messages({"messages": [{"role": "user", "content": "Hi"}], "id": 7})
     [{'role': 'user', 'content': 'Hi'}]
@@ -92,7 +93,8 @@ def parse_messages(obj: Any) -> list[dict[str, Any]]:
             )
         else:
             expected = "assistant" if role == "user" else "user"
-        parsed.append({"role": role, "content": content})
+        unlearned = role == "assistant" and (message.get("weight") == 0 or message.get("train") is False)
+        parsed.append({"role": role, "content": content, **({"weight": 0} if unlearned else {})})
     if len(parsed) == 1 and parsed[0]["role"] == "system":
         raise ValueError("the conversation has only a system message; it needs at least one user message")
     return parsed
@@ -174,14 +176,15 @@ def render(messages: Any, tok: Encodes, max_tokens: int | None = None) -> tuple[
             wrapped("user", content, 0)
             continue
         add([tok.special_id("<|assistant_start|>")], 0)
+        learned = int(message.get("weight", 1) != 0)
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part["type"] == "python":
-                wrapped("python", part["text"], 1)
+                wrapped("python", part["text"], learned)
             elif part["type"] == "python_output":
                 wrapped("output", part["text"], 0)
             else:
-                add(tok.encode(part["text"]), 1)
-        add([tok.special_id("<|assistant_end|>")], 1)
+                add(tok.encode(part["text"]), learned)
+        add([tok.special_id("<|assistant_end|>")], learned)
     return ids[:max_tokens], mask[:max_tokens]
 
 

@@ -241,8 +241,8 @@ class MuonAdamW:
             if key not in state or state[key].shape != shape:
                 found = tuple(state[key].shape) if key in state else "nothing"
                 raise ValueError(
-                    f"optimizer state {key}: expected shape {tuple(shape)}, found {found}. The stage was begun by another version "
-                    "of nutshell or with other settings: go on with those, or delete the stage's folder to begin it anew."
+                    f"optimizer state {key}: expected shape {tuple(shape)}, found {found}. The stage was begun by another "
+                    "version of nutshell or with other settings: go on with those, or delete the stage's folder to begin it anew."
                 )
         for shards, _, second_shards, _ in self.partitions:
             for moment, held in (("momentum", shards), ("second_moment", second_shards)):

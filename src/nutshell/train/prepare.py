@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -114,7 +115,8 @@ def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path) -> Tokenizer
 def _training_text(data: Path, recipe: Recipe) -> Iterator[str]:
     shards = open_shards(data, on_error=recipe.damaged_shards)
     characters = 0
-    for block in range(shards.blocks("train")):
+    # Blocks in random order: whatever order the files had, all of them are in the sample.
+    for block in np.random.default_rng(recipe.seed).permutation(shards.blocks("train")).tolist():
         for text in shards.read("train", block):
             yield text
             characters += len(text)

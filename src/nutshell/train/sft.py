@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nutshell.data import primer
 from nutshell.data.loader import ConversationLoader
 from nutshell.data.sources import read_conversations
 from nutshell.plan.recipe import PRIMER
 from nutshell.run.folder import Run
+from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.prefetch import ToDevice
 from nutshell.train.scoring import evaluate_stage
 from nutshell.train.stage import open_stage
 
-CONVERSATION_TOKENS = 60  # a primer conversation is at least about this long; the plan's tokens never see one twice
-SUBSTITUTIONS = {"name": "Nutshell", "author": "the person who trained me"}
+CONVERSATION_TOKENS = 60  # a primer conversation is at least about this long: up to 200,000 of them none is seen twice
 
 
 def conversations_for(run: Run, stage: str) -> list[dict]:
@@ -24,10 +26,23 @@ def conversations_for(run: Run, stage: str) -> list[dict]:
     wanted = min(200_000, plan.steps * plan.tokens_per_step // CONVERSATION_TOKENS + 1)
     if recipe.sft == PRIMER:
         return list(primer.conversations(seed, wanted))
-    own = read_conversations(recipe.sft, check=parse_messages, substitutions=SUBSTITUTIONS)
+    own = read_conversations(recipe.sft, check=parse_messages)
     share = getattr(recipe.stages, stage).primer_share
     count = min(wanted, int(len(own) * share / (1 - share)) if share < 1 else wanted)
     return own + list(primer.conversations(seed, count))
+
+
+def losses_of(conversations: Sequence[dict], tok: Tokenizer, row_tokens: int) -> dict[str, int]:
+    """How many conversations do not fit a row and what they lose, as counts for the log; empty where all fit."""
+    cropped = tokens = left_out = 0
+    for conversation in conversations:
+        ids, mask = render(conversation["messages"], tok)
+        cropped += len(ids) > row_tokens
+        tokens += max(0, len(ids) - row_tokens)
+        left_out += not any(mask[1:row_tokens])
+    if not cropped and not left_out:
+        return {}
+    return {"cropped_conversations": cropped, "cropped_tokens": tokens, "left_out_conversations": left_out}
 
 
 def sft(run: Run, name: str) -> None:
@@ -44,10 +59,19 @@ def sft(run: Run, name: str) -> None:
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
 
+    lost = losses_of(loader.conversations, run.tok, plan.row_tokens + 1) if plan.recipe.sft != PRIMER else {}
+    if lost:
+        cropped, left_out = lost["cropped_conversations"], lost["left_out_conversations"]
+        run.log.note(
+            f"{name}: of {len(loader.conversations)} conversations {cropped} are longer than the context of {plan.row_tokens} "
+            f"tokens and lose their end ({lost['cropped_tokens']} tokens); {left_out} are left out, since no answer "
+            "remains of them. A longer --context keeps more."
+        )
+
     with loader:
         while stage.step < stage.steps:
             batches = [next(loader) for _ in range(plan.accumulation)]
             result = stage.learn(batches)
-            stage.record(result, loader.sources)
+            stage.record(result, loader.sources, **lost)
             stage.save_if_due(result, loader)
     evaluate_stage(run, stage)
