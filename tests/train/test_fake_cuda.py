@@ -21,11 +21,13 @@ PORTABLE = {"architecture": "portable", "mlp_width": 96, "window_pattern": "L"}
 def test_forward_loss_and_optimizer_on_cuda_keep_shapes_dtypes_and_device(fp8, more, monkeypatch):
     # The loss is compiled by itself on CUDA; here its plain formula runs.
     monkeypatch.setattr("nutshell.model.loss._compiled_loss_and_grad", lambda: loss_and_grad)
-    with FakeTensorMode(), torch.device("cuda"):
-        model = build_model(ModelConfig(**SHAPE, **more)).set_precision(torch.bfloat16, fp8=fp8)
+    with FakeTensorMode():
+        with torch.device("cuda"):  # the weights only: what a step makes must name its device
+            model = build_model(ModelConfig(**SHAPE, **more))
+        model.set_precision(torch.bfloat16, fp8=fp8)
         groups = group_parameters(model, OptimizerConfig(), width=64, tokens_per_step=256)
         optimizer = MuonAdamW(groups, torch.bfloat16)
-        ids = torch.zeros(2, 128, dtype=torch.long)
+        ids = torch.zeros(2, 128, dtype=torch.long, device="cuda")
         loss = model(ids, ids)
         assert (loss.shape, loss.dtype, loss.device.type) == ((), torch.float32, "cuda")
         assert loss.requires_grad

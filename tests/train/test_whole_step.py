@@ -204,8 +204,7 @@ def test_steps_equal_a_float64_computation_of_their_formulas(shape):
                 new = muon(p, g, states[name], rates) if is_matrix(name) else adamw(p, g, states[name], step, rates, name)
                 ours = model.get_parameter(name).detach().double()
                 moved = float((new - p).abs().max())
-                # A row that no token reads has a gradient of zero, or a rounding error that Adam blows up where it is not exact.
-                assert float((ours - new).abs().max()) <= 2e-3 * moved + 1e-6, (name, step)
+                assert float((ours - new).abs().max()) <= 2e-4 * moved + 1e-6, (name, step)
                 exact[name] = new.detach()
 
 
