@@ -23,7 +23,7 @@ from nutshell.plan.schedule import Schedule
 from nutshell.runtime import Runtime
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.prefetch import MicroBatch
-from nutshell.train.step import LossScaler, StepResult, train_step
+from nutshell.train.step import LossScaler, StepResult, next_token_loss, train_step
 from nutshell.train.zero import Zero
 
 VOCAB = 67  # 67 rows divide by neither 2 nor 4 (nanochat issue 320)
@@ -205,6 +205,37 @@ def check_divided_weights_in_bf16() -> None:
     close(whole_model(ours, everywhere=True), theirs, 1e-4, "weights divided, bf16")
 
 
+def check_bad_and_empty_ranks() -> None:
+    """NaN on one rank: all skip alike. No target on one rank: the others teach it. None on any: not one bit moves."""
+    model, optimizer = make(sharded=True)
+    runtime = Runtime(device=torch.device("cpu"), dtype=torch.float32, rank=RANK, world_size=WORLD)
+    rows = torch.randint(1, VOCAB, (2, 17), generator=torch.Generator().manual_seed(RANK))
+    nothing = torch.full_like(rows[:, 1:], -1)
+    last = RANK == WORLD - 1
+
+    def step(targets: torch.Tensor, factor: float = 1.0) -> tuple[StepResult, bool]:
+        before = [t.detach().clone() for t in (*model.parameters(), *optimizer.state.values())]
+        batch = MicroBatch(rows[:, :-1], targets, int((targets >= 0).sum()))
+        loss_of = lambda model, batch: next_token_loss(model, batch) * factor  # noqa: E731
+        result = train_step(model, optimizer, [batch], Schedule().at(0, 9), runtime, LossScaler(), loss_of=loss_of)
+        same_bits_everywhere(model)
+        after = (*model.parameters(), *optimizer.state.values())
+        return result, not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    learned = rows[:, 1:]
+    for targets, factor, finite, updated in (
+        (learned, 1.0, True, True),
+        (learned, math.nan if last else 1.0, False, False),
+        (nothing if last else learned, 1.0, True, WORLD > 1),
+        (nothing, 1.0, True, False),
+        (learned, 1.0, True, True),
+    ):
+        steps = optimizer.steps
+        result, moved = step(targets, factor)
+        assert (result.finite, result.updated, optimizer.steps - steps) == (finite, updated, updated), (result, WORLD)
+        assert moved == updated, (result, WORLD)
+
+
 def main(folder: Path, sizes: str, only: str = "") -> None:
     global WORLD
     torch.set_num_threads(1)
@@ -217,6 +248,8 @@ def main(folder: Path, sizes: str, only: str = "") -> None:
         if not only:
             results[WORLD] |= check_steps(folder)
         check_uneven_targets(weights=bool(only))
+        if not only:
+            check_bad_and_empty_ranks()
         if only:
             check_divided_weights_in_bf16()
         dist.barrier()  # nobody leaves while another still sends
