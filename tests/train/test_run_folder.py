@@ -1,6 +1,8 @@
 """A run folder: its lock, its signals, and how a stage's state comes back from it."""
 
+import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -58,3 +60,13 @@ def test_a_stage_opens_with_the_state_that_was_saved(opened):
     assert (again.step, again.optimizer.steps, again.loader_state) == (3, 3, {"row": 7})
     assert again.seconds >= 1.5
     assert all(torch.equal(again.optimizer.state[key], value) for key, value in stage.optimizer.state.items())
+
+
+def test_a_run_of_an_older_version_is_refused_by_name_and_its_models_open(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "old")
+    plan = json.loads((tmp_path / "old" / "plan.json").read_text())
+    del plan["format"]
+    (tmp_path / "old" / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match=r"format 1, this one trains by 2.*give another --out"):
+        run_stages(recipe(tmp_path / "old"), RUNTIME, ("rl",))
+    checkpoint.load(tmp_path / "old")

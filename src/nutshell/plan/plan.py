@@ -26,6 +26,8 @@ from nutshell.plan.schedule import Schedule
 D12 = ModelConfig(vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048)
 D12_TOKENS = 12 * matrix_parameters(D12)
 FEWEST_STEPS = 400  # a horizon shorter than this many steps takes a smaller batch
+FORMAT = 2
+"""Of plan.json. In 1, learning rates held the boost of small batches, which the groups apply now."""
 LARGEST_MICRO_BATCH_TOKENS = 65_536
 BUDGET_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40)
 
@@ -60,6 +62,8 @@ class Plan:
     forecast: Forecast = field(default_factory=Forecast)
     refitted: tuple[str, ...] = ()
     """Stages whose steps were fitted again to what was left of the budget when they began; they never change after that."""
+    format: int = FORMAT
+    """Of plan.json."""
 
     @property
     def row_tokens(self) -> int:
@@ -289,6 +293,13 @@ def load_plan(folder: Path) -> Plan | None:
     if not path.exists():
         return None
     try:
-        return from_dict(Plan, json.loads(path.read_text(encoding="utf-8")), str(path))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values and values.get("format", 1) != FORMAT:
+            raise ValueError(
+                f"{path} was written by another version (format {values.get('format', 1)}, this one trains by {FORMAT}): its "
+                f"rates mean something else now. The models in {folder} can be used as before (nutshell chat, serve, eval, report); to "
+                "train, give another --out, or use the version that planned the run."
+            )
+        return from_dict(Plan, values, str(path))
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}). Delete the run folder {folder} to start anew.") from None
