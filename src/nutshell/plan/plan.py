@@ -297,8 +297,8 @@ def load_plan(folder: Path) -> Plan | None:
         if isinstance(values, dict) and values and values.get("format", 1) != FORMAT:
             raise ValueError(
                 f"{path} was written by another version (format {values.get('format', 1)}, this one trains by {FORMAT}): its "
-                f"rates mean something else now. The models in {folder} can be used as before (nutshell chat, serve, eval, report); to "
-                "train, give another --out, or use the version that planned the run."
+                f"rates mean something else now. The models in {folder} can be used as before (nutshell chat, serve, eval, "
+                "report); to train, give another --out, or use the version that planned the run."
             )
         return from_dict(Plan, values, str(path))
     except (json.JSONDecodeError, TypeError) as error:
