@@ -63,7 +63,7 @@ def open_page(browser, serving, scripted):
         view = browser.new_context(viewport={"width": width, "height": 760}, accept_downloads=True)
         contexts.append(view)
         page = view.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda line: problems.append(line.text) if "Content Security Policy" in line.text else None)
         page.requests, page.client, page.foreign = [], client, []
@@ -94,7 +94,7 @@ def say(page, text, wait=True):
 def second_tab(page):
     """Another tab of the same browser at the same conversation."""
     tab = page.context.new_page()
-    tab.set_default_timeout(10_000)
+    tab.set_default_timeout(30_000)
     tab.goto(page.url)
     return tab
 
