@@ -41,7 +41,16 @@ class HeaderDeadline(H11Protocol):
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:  # the headers are there
             self._cancel_deadline()
-        elif self.deadline is None and not self.transport.is_closing() and self.conn.trailing_data[0]:
+        else:
+            self._expect_headers()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect_headers()  # of a request that had begun to arrive before the answer ended
+
+    def _expect_headers(self) -> None:
+        waiting = self.cycle is None or self.cycle.response_complete
+        if waiting and self.deadline is None and not self.transport.is_closing() and self.conn.trailing_data[0]:
             self.deadline = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
