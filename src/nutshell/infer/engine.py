@@ -54,16 +54,18 @@ class Engine:
 
     def submit(self, prompt_ids: Sequence[int], sampling: Sampling | None = None, tools: bool = True) -> Request:
         """Queue a prompt. ValueError where it is empty, names an unknown token or leaves no room for a reply."""
-        request = self._request(prompt_ids, sampling or Sampling(), tools=tools)
-        self._enqueue([(request, None)])
-        return request
+        return self.submit_choices(prompt_ids, [sampling or Sampling()], tools)[0]
 
     def submit_choices(self, prompt_ids: Sequence[int], samplings: Sequence[Sampling], tools: bool = True) -> list[Request]:
         """Queue one prompt for several replies; it is fed once."""
         requests = [self._request(prompt_ids, sampling, tools=tools) for sampling in samplings]
-        prefix = Prefix(requests[0].prompt, len(requests)) if len(requests) > 1 and self.max_rows > 1 else None
-        self._enqueue([(request, prefix) for request in requests])
+        self._enqueue(self._sharing_prompt(requests))
         return requests
+
+    def _sharing_prompt(self, requests: list[Request]) -> list[tuple[Request, Prefix | None]]:
+        """Requests of one prompt with the prefix that they share, which takes a row of its own; None where that does not pay."""
+        prefix = Prefix(requests[0].prompt, len(requests)) if len(requests) > 1 and self.max_rows > 1 else None
+        return [(request, prefix) for request in requests]
 
     def cancel(self, request: Request) -> None:
         """End a request; its row is free before the next step decodes. Nothing happens if it has ended already."""
@@ -221,9 +223,8 @@ class Engine:
         for place, prompt in enumerate(prompts):
             options = {"tools": tools, "streaming": False}
             group = [self._request(prompt, settings, stream=(place, n), **options) for n in range(samples)]
-            prefix = Prefix(group[0].prompt, samples) if samples > 1 and self.max_rows > 1 else None
             groups.append(group)
-            entries += [(request, prefix) for request in group]
+            entries += self._sharing_prompt(group)
         self._enqueue(entries)
         requests = [request for request, _ in entries]
         done = 0  # counted in order: a late one hides those behind it for a while

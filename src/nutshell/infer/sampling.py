@@ -30,7 +30,8 @@ class Sampling:
     top_p: float = 1.0
     """Draw among the most likely tokens that together reach this probability (arXiv 1904.09751); 1 is off."""
     seed: int | None = None
-    """The same seed gives the same reply whatever else is generated at the time; None differs each time."""
+    """The same seed draws the same random numbers; in fp32 it gives the same reply whatever else is generated at the time
+    (in bf16 rounding depends on that). None differs each time."""
     stop: tuple[str, ...] = ()
     """Texts that end the reply; they are not part of it."""
     top_logprobs: int | None = None

@@ -58,7 +58,8 @@ class _ReluSquaredLinear(torch.autograd.Function):
 
 
 def relu_squared_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """max(x, 0)^2 (arXiv 2109.08668) times weight^T. Only max(x, 0) is kept for the backward pass; its square is made again."""
+    """max(x, 0)^2 (arXiv 2109.08668) times weight^T. In eager mode only max(x, 0) is kept for the
+    backward pass, and its square is made again; a compiler's partitioner may keep the square all the same."""
     return _ReluSquaredLinear.apply(x, weight)
 
 

@@ -34,8 +34,6 @@ class Run:
     """Signals received; the next step boundary saves and leaves."""
     writer: Writer = field(default_factory=Writer)
     """Puts checkpoints on the disk while training goes on."""
-    told: int = 0
-    """Damaged blocks of the training text that were reported."""
 
     def stage_folder(self, stage: str) -> Path:
         return self.folder / stage

@@ -175,8 +175,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         status = service.status()
         if status == "ok":
             return JSONResponse({"status": status})
-        error = service.worker.last_error if status == "failed" and service.worker else None
-        reason = {"reason": f"{service.worker.failures} steps in a row failed: {error}"} if error and service.worker else {}
+        worker = service.worker if status == "failed" else None
+        reason = {"reason": f"{worker.failures} steps in a row failed: {worker.last_error}"} if worker else {}
         return JSONResponse({"status": status, **reason}, 503, {"Retry-After": "2"})
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])

@@ -10,22 +10,25 @@ import torch
 
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
-from nutshell.model.flash import KERNELS, document_offsets
 from nutshell.model.flops import flops_per_token, matrix_parameters
-from nutshell.model.fp8 import quantise_weights
 from nutshell.model.kv_cache import KVCache
 from nutshell.plan.cost import EVALUATION_ROWS
 from nutshell.plan.estimate import most_rows
 from nutshell.plan.hardware import ASSUMED_MFU, Hardware, Timing
 from nutshell.plan.plan import BUDGET_DEPTHS, affordable, batch_tokens, choose_depth, make_shape, named_depth
 from nutshell.plan.recipe import Recipe
+from nutshell.plan.schedule import Rates
 from nutshell.runtime import Runtime
 from nutshell.train.optim import MuonAdamW, group_parameters
+from nutshell.train.prefetch import ToDevice
+from nutshell.train.stage import compile_model
+from nutshell.train.step import LossScaler, next_token_loss, train_step
 
 WARMUP_STEPS = 2
 TIMED_STEPS = 5
 DOCUMENT_TOKENS = 700
 LONGEST_TIMING = 10.0
+STILL = Rates(lr=0.0, momentum=0.9, decay=0.0)
 TIMING_SHARE = 0.02
 """The depth that a budget takes is timed again for this share of it, at most `LONGEST_TIMING` seconds: a run on a shared machine
 takes the mean of many steps, not the median of five."""
@@ -47,29 +50,21 @@ def step_seconds(
                 torch.nn.init.normal_(weight, std=0.02)
         ids = torch.randint(1, config.vocab_size, (rows, config.context + 1))
     ids[:, ::DOCUMENT_TOKENS] = config.bos_id
-    documents = (ids[:, :-1] == config.bos_id).cumsum(1)
-    offsets = document_offsets(documents).to(runtime.device) if runtime.attention in KERNELS else None
-    ids = ids.to(runtime.device)
+    batch = ToDevice(runtime.device, config.bos_id, runtime.attention)((ids[:, :-1], ids[:, 1:]))
+    batch.wait()
     model.set_precision(runtime.dtype, runtime.attention, fp8=runtime.fp8)
-    step_model = torch.compile(model) if runtime.compiled else model
+    step_model = compile_model(model, runtime)
+    alone = replace(runtime, rank=0, world_size=1)  # each rank times its own steps, as many as it likes
     groups = group_parameters(model, recipe.optimizer, width=config.width, tokens_per_step=rows * config.context)
     optimizer = MuonAdamW(groups, runtime.dtype)
     seconds: list[float] = []
     while len(seconds) < WARMUP_STEPS + TIMED_STEPS or sum(seconds[WARMUP_STEPS:]) < at_least:
-        start = time.perf_counter()
-        for p in model.parameters():
-            p.grad = None
-        quantise_weights(model)
-        step_model(ids[:, :-1], ids[:, 1:], offsets=offsets).backward()
-        float(optimizer.reduce())
-        optimizer.step(lr=0.0, momentum=0.9, decay=0.0)
-        runtime.synchronize()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(train_step(step_model, optimizer, [batch], STILL, alone, LossScaler()).seconds)
     forward = []
     with torch.inference_mode():
         for _ in range(3):
             start = time.perf_counter()
-            float(model(ids[:, :-1], ids[:, 1:]))
+            float(next_token_loss(model, batch))
             forward.append(time.perf_counter() - start)
     return seconds, statistics.median(forward)
 

@@ -36,38 +36,34 @@ def pretrain(run: Run) -> None:
     if 0 < stage.step < stage.steps and stage.step % interval == 0 and not run.log.has_evaluation("pretrain", stage.step):
         validate(stage, validation)  # the run was stopped between saving and validating
 
+    told = 0
     with loader:
         while stage.step < stage.steps:
             batches = [next(loader) for _ in range(plan.accumulation)]
             result = stage.learn(batches)
-            stage.record(result, loader.sources, **damage(run, shards.problems))
+            for problem in shards.problems[told:]:
+                run.log.note(f"skipped: {problem}")
+            told = len(shards.problems)
+            stage.record(result, loader.sources, **({"damaged_blocks": told} if told else {}))
             due = stage.step % interval == 0
             stage.save_if_due(result, loader, anyway=due)  # before validating, and so that the best can be kept
             if due and stage.step < stage.steps:
                 validate(stage, validation)
     stage.settle()
-    bpb = validation_bpb(stage, validation)
-    stage.note_best(bpb)
-    evaluate_stage(run, stage, val_bpb=bpb)
+    evaluate_stage(run, stage, val_bpb=validation_bpb(stage, validation))
 
 
 def validation_bpb(stage: Stage, batches: list[Batch]) -> float:
+    """Bits per byte now; the checkpoint of this step is kept if none scored better."""
     byte_lengths = torch.from_numpy(stage.run.tok.token_byte_lengths())
-    return bits_per_byte(stage.model, batches, byte_lengths, reduce=stage.run.runtime.total)
+    bpb = bits_per_byte(stage.model, batches, byte_lengths, reduce=stage.run.runtime.total)
+    stage.note_best(bpb)
+    return bpb
 
 
 def validate(stage: Stage, batches: list[Batch]) -> None:
-    """Log bits per byte and keep the checkpoint of this step if it is the best so far."""
+    """Score and log a step in the middle of the stage, when its checkpoint is on the disk."""
     stage.settle()
     start = time.monotonic()
     bpb = validation_bpb(stage, batches)
-    stage.note_best(bpb)
     stage.run.log.evaluation("pretrain", stage.step, {"val_bpb": bpb}, eval_seconds=time.monotonic() - start)
-
-
-def damage(run: Run, problems: list[str]) -> dict[str, int]:
-    """What could not be read so far, for the log of a step; each is told once."""
-    for problem in problems[run.told :]:
-        run.log.note(f"skipped: {problem}")
-    run.told = len(problems)
-    return {"damaged_blocks": len(problems)} if problems else {}

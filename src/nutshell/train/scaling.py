@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nutshell.files import write_json
+from nutshell.files import write_json, write_text
 from nutshell.model.flops import matrix_parameters
 from nutshell.plan.cost import VALIDATION_TOKENS, VALIDATIONS, saving_seconds
 from nutshell.plan.estimate import most_rows, text_name
@@ -137,7 +137,7 @@ def run_sweep(sweep: Sweep, runtime: Runtime, *, packaged: Path = PACKAGED) -> d
 
 def write_results(out: Path, law: Law, points: list[Point], left_out: list[dict[str, Any]]) -> None:
     write_json(out / "scaling.json", law_record(law, points))
-    (out / "scaling.md").write_text(page(law, points, left_out) + "\n\n![The sweep and its fit](scaling.png)\n", encoding="utf-8")
+    write_text(out / "scaling.md", page(law, points, left_out) + "\n\n![The sweep and its fit](scaling.png)\n")
     draw(law, points, out / "scaling.png")
 
 

@@ -53,14 +53,9 @@ class Stage:
     def steps(self) -> int:
         return self.run.plan.stages[self.name].steps
 
-    @property
-    def sharded(self) -> bool:
-        """Each rank holds a part of the weights."""
-        return shards_weights(self.run)
-
     def whole_model(self, *, everywhere: bool = False) -> Decoder:
         """The model with all its weights, to save or evaluate, on rank 0 or everywhere. All ranks call it at once."""
-        if not self.sharded:
+        if not shards_weights(self.run):
             return self.model
         from nutshell.train.fsdp import whole_model  # importing FSDP2 takes a second or two
 
@@ -198,6 +193,7 @@ class Stage:
 
 
 def shards_weights(run: Run) -> bool:
+    """Whether each rank holds a part of the weights."""
     return run.plan.recipe.shard == "weights" and run.runtime.world_size > 1
 
 

@@ -80,7 +80,7 @@ def train_step(
     own_norm = optimizer.reduce() / scaler.scale
     sums = torch.stack([own_norm.to(runtime.wire).double().square(), total.to(runtime.wire).double()])
     sums = runtime.total(torch.cat([sums, sums.new_tensor([float(flag) for flag in flags])]))
-    square, loss_sum, *raised, targets, tokens = torch.cat([sums, counts]).tolist()  # the only wait of a step
+    square, loss_sum, *raised, targets, tokens = torch.cat([sums, counts]).tolist()  # the only wait for other ranks
     norm = math.sqrt(square) if square >= 0 else math.nan
     finite = math.isfinite(norm) and math.isfinite(loss_sum)
     if finite and targets:
