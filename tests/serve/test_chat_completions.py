@@ -1,8 +1,12 @@
 """POST /v1/chat/completions against a real server and a real engine."""
 
 import concurrent.futures
+import contextlib
 
+import httpx
 import pytest
+
+from nutshell.infer.scheduler import Scheduler
 
 
 def test_whole_answer_has_openai_shape(serving, engine, ask):
@@ -253,25 +257,48 @@ def test_f26_a_long_question_without_max_tokens_is_answered_and_a_long_system_pr
     assert "system prompt" in error["message"]
 
 
-def test_f21_health_tells_of_failures_in_a_row_and_of_recovery(serving, engine):
-    """F21: /health said ok for ever while every answer was a 500."""
+@pytest.mark.parametrize("place", ["first token", "second token", "cache", "queue", "inbox"])
+def test_f21_health_tells_of_failures_in_a_row_and_of_recovery(serving, engine, ask, monkeypatch, place):
+    """F21: /health said ok for ever while every answer was a 500, wherever in an answer's life it broke."""
     client = serving(engine)
-    ask = lambda: client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}]}).status_code  # noqa: E731
-    step = engine.step
 
-    def broken():
-        engine._scheduler and engine._scheduler.abandon(RuntimeError("broken"))
-        engine._submitted.clear()
-        raise RuntimeError("broken")
+    def broken(*args, **kwargs):
+        if place != "second token" or len(args[1][0]) == 1:
+            raise MemoryError("it broke")
+        return forward(*args, **kwargs)
 
-    engine.step = broken
-    assert [ask() for _ in range(3)] == [500] * 3
-    health = client.get("/health")
-    assert (health.status_code, health.json()["status"]) == (503, "failed")
-    assert "broken" in health.json()["reason"]
-    engine.step = step
-    assert ask() == 200
+    forward = Scheduler.forward
+    with monkeypatch.context() as patch:
+        target = {
+            "cache": ("nutshell.infer.engine.Scheduler",),
+            "queue": (engine, "submit_choices"),
+            "inbox": (client.service.worker, "begin"),
+        }.get(place, (Scheduler, "forward"))
+        patch.setattr(*target, broken)
+        if place == "inbox":  # nobody is told whose answer it was: the clients leave
+            client.timeout = 0.2
+            for _ in range(3):
+                with contextlib.suppress(httpx.TimeoutException):
+                    ask(client, max_tokens=3)
+            client.timeout = 20
+        else:
+            assert [ask(client, max_tokens=3).status_code for _ in range(3)] == [500] * 3
+        health = client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "failed")
+        assert "it broke" in health.json()["reason"]
+    assert ask(client, max_tokens=3).status_code == 200
     assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_f22_braces_in_a_text_are_no_objects(serving, engine, ask):
+    """F22: bodies of very many objects are refused before they are unpacked; a program that somebody pastes has braces too."""
+    client = serving(engine)
+    turns = ['{"a\\": [' * 9000, "Yes.", "Go on"]
+    messages = [{"role": role, "content": turn} for role, turn in zip(("user", "assistant", "user"), turns, strict=True)]
+    assert ask(client, messages=messages, max_tokens=1).status_code == 200
+    for body in (b'{"messages": [{"role": "user", "content": [%s]}]}' % b",".join([b"{}"] * 5000), b'{"x": %s}' % (b"[" * 5000)):
+        answer = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, "4096 objects" in answer.text) == (400, True)
 
 
 def test_f30_head_is_answered_like_get(serving, engine):

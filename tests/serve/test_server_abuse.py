@@ -175,7 +175,27 @@ def test_slow_headers_are_cut_off(serving, engine, monkeypatch):
         connection.sendall(b"POST / HTTP/1.1\r\nHost:")
         with contextlib.suppress(ConnectionResetError):
             assert connection.recv(100) == b""
+    with socket.create_connection(("127.0.0.1", int(client.url.rsplit(":", 1)[1]))) as connection:
+        connection.settimeout(5)  # F23: of the second request too, also where a byte comes now and then
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in connection.recv(4096)
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < began + 5:
+                connection.sendall(b"G")
+                time.sleep(0.05)
+        assert time.monotonic() < began + 3
     assert client.get("/health").status_code == 200
+
+
+def test_f22_connections_are_bounded_and_idle_ones_make_room(serving, engine, monkeypatch):
+    monkeypatch.setattr("nutshell.serve.server.MOST_CONNECTIONS", 8)
+    client = serving(engine)
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(socket.create_connection(("127.0.0.1", int(client.url.rsplit(":", 1)[1]))))
+        assert client.get("/health").status_code == 200
+        assert len(client.server.server_state.connections) <= 8
 
 
 def test_a_reader_that_stalls_is_given_up():

@@ -135,12 +135,17 @@ class Engine:
     def _advance(self) -> list[Piece]:
         """One step. Pieces of requests with an inbox go there; those of the others are returned."""
         with torch.inference_mode():
-            scheduler = self.allocate()
-            pieces = self._take_in()
             try:
-                pieces += scheduler.step()
+                pieces = self._take_in()
+                pieces += self.allocate().step()
             except BaseException as error:
-                scheduler.abandon(error)
+                with self._lock:
+                    lost, self._submitted, self._cancelled = self._submitted, [], []
+                for request, _ in lost:  # where there was no memory for the cache
+                    request.cancel()
+                    request.error = error
+                if self._scheduler is not None:
+                    self._scheduler.abandon(error)
                 raise
         if not self._inboxes:
             return pieces

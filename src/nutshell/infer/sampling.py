@@ -30,8 +30,8 @@ class Sampling:
     top_p: float = 1.0
     """Draw among the most likely tokens that together reach this probability (arXiv 1904.09751); 1 is off."""
     seed: int | None = None
-    """The same seed draws the same random numbers; in fp32 it gives the same reply whatever else is generated at the time
-    (in bf16 rounding depends on that). None differs each time."""
+    """The same seed draws the same random numbers; None differs each time. In fp32 the reply is then the same whatever else is
+    generated at the time; in bf16 and fp16 the rows beside it change how logits are rounded, and near ties may fall otherwise."""
     stop: tuple[str, ...] = ()
     """Texts that end the reply; they are not part of it."""
     top_logprobs: int | None = None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from nutshell.model.config import ModelConfig
-from nutshell.model.decoder import Decoder
+from nutshell.model.decoder import Decoder, WithoutWeights
 from nutshell.model.elementwise import RMS_EPS
 from nutshell.model.gpt import GPT
 from nutshell.model.qwen3 import Qwen3
@@ -43,10 +41,8 @@ def build_model(config: ModelConfig, *, initialize: bool = True) -> Decoder:
     architecture = Qwen3 if config.architecture == "portable" else GPT
     if initialize:
         return architecture(config)
-    with torch.device("meta"):
-        model = architecture(config)
-    model.make_rotary_tables()
-    return model
+    with WithoutWeights():
+        return architecture(config)
 
 
 def config_to_json(config: ModelConfig, eos_id: int | None) -> dict[str, Any]:

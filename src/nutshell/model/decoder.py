@@ -5,10 +5,11 @@ Legend: B rows in a batch, T tokens in a row, C model width, D head width, V voc
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nutshell.model.attention import AttentionContext, make_mask, rotary_tables
 from nutshell.model.config import ModelConfig
@@ -16,6 +17,22 @@ from nutshell.model.fp8 import use_fp8
 from nutshell.model.kv_cache import KVCache
 
 Model = TypeVar("Model", bound="Decoder")
+
+
+class WithoutWeights(TorchFunctionMode):
+    """In this context a model is built with its parameters on the meta device and nothing is drawn into them.
+
+    Not `torch.device("meta")`: a draw, a linspace or a negation there imports torch's compiler, half of the time that loading
+    took.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            return func(*args, **{**kwargs, "device": "meta"})
+        target = args[0] if args else kwargs.get("tensor")  # torch.nn.init names it
+        in_place = func.__name__.endswith("_") and not func.__name__.endswith("__")
+        return target if in_place and isinstance(target, Tensor) and target.is_meta else func(*args, **kwargs)
 
 
 class Decoder(nn.Module):
@@ -63,7 +80,7 @@ class Decoder(nn.Module):
 
         Tensors that are in that dtype already are shared with this model, not copied: do not train it meanwhile.
         """
-        with torch.device("meta"):  # the weights come from this model, nothing is drawn
+        with WithoutWeights():
             frozen = type(self)(self.config).set_precision(self.compute_dtype, self.attention_kernel)
         for name, module in self.named_modules():
             dtype = self.compute_dtype if isinstance(module, (nn.Linear, nn.Embedding)) else None

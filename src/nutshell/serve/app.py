@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,12 +20,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from nutshell.infer.conversation import fit_conversation
-from nutshell.infer.sampling import Sampling
 from nutshell.serve.answers import Answer, EventStream, sse, wait_for_disconnect
 from nutshell.serve.api import APIError, ChatRequest, validation_error
 from nutshell.serve.guard import Guard
 from nutshell.serve.prometheus import Metrics
 from nutshell.serve.worker import StoppedError, Worker
+
+if TYPE_CHECKING:
+    from nutshell.infer.sampling import Sampling
 
 log = logging.getLogger("nutshell.serve")
 
@@ -38,7 +40,7 @@ MEDIA_TYPES = {
 }
 RETRY_SECONDS = 1
 MAX_OBJECTS = 4096
-"""Of a request's JSON, counted before it is unpacked."""
+"""Objects and lists of a request's JSON, counted before it is unpacked."""
 
 
 class Service:
@@ -172,12 +174,13 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> JSONResponse:
-        status = service.status()
+        status, worker = service.status(), service.worker
         if status == "ok":
             return JSONResponse({"status": status})
-        worker = service.worker if status == "failed" else None
-        reason = {"reason": f"{worker.failures} steps in a row failed: {worker.last_error}"} if worker else {}
-        return JSONResponse({"status": status, **reason}, 503, {"Retry-After": "2"})
+        said = {"status": status}
+        if status == "failed" and worker is not None:
+            said["reason"] = f"{worker.failures} failures in a row, the last one: {worker.last_error!r}"
+        return JSONResponse(said, 503, {"Retry-After": "2"})
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def metrics() -> Response:
@@ -211,11 +214,13 @@ async def _read(service: Service, raw: bytes) -> tuple[ChatRequest, list[dict[st
     """The request and its tidied conversation. One body at a time is unpacked, in a thread: it grows twentyfold in memory."""
 
     def unpack() -> tuple[ChatRequest, list[dict[str, Any]]]:
+        if raw.count(b"{") + raw.count(b"[") > MAX_OBJECTS:  # in texts too: count again without them
+            outside = b"".join(raw.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
+            if outside.count(b"{") + outside.count(b"[") > MAX_OBJECTS:
+                raise APIError(400, f"the body has more than {MAX_OBJECTS} objects; send fewer parts", param="messages")
         body = ChatRequest.model_validate_json(raw)
         return body, body.conversation()
 
-    if raw.count(b"{") > MAX_OBJECTS:
-        raise APIError(400, f"the body has more than {MAX_OBJECTS} objects; send fewer messages and parts", param="messages")
     async with service.unpacking:
         try:
             return await asyncio.get_running_loop().run_in_executor(service.tokenizers, unpack)
@@ -281,8 +286,10 @@ async def _begin(service: Service, body: ChatRequest, messages: list[dict[str, A
     return answer
 
 
-def _sampling(body: ChatRequest, max_tokens: int, index: int) -> Sampling:
+def _sampling(body: ChatRequest, max_tokens: int, index: int) -> "Sampling":
     """OpenAI's defaults. With a seed, choice 0 is what `n: 1` gives and the others take the seeds after it."""
+    from nutshell.infer.sampling import Sampling  # imports torch, which the page need not wait for
+
     top_p = 1.0 if body.top_p is None else body.top_p
     temperature = 1.0 if body.temperature is None else body.temperature
     return Sampling(

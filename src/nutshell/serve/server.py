@@ -8,24 +8,23 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nutshell.checkpoint import find, load
-from nutshell.infer.engine import Engine
 from nutshell.serve.app import Service, create_app
 from nutshell.serve.guard import is_loopback
 
 log = logging.getLogger("uvicorn.error")
 
 HEADER_SECONDS = 15.0
-"""Deadline for the headers of a connection's first request."""
+"""Deadline for a request's headers, from their first byte on; for the first request from when the connection opened."""
 KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep a connection for their next request, so that none is closed under one."""
 MOST_CONNECTIONS = 256
+"""When there are more, one that waits for its next request goes; where none does, the new one."""
 
 
 class HeaderDeadline(H11Protocol):
@@ -34,6 +33,11 @@ class HeaderDeadline(H11Protocol):
     deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
+        if len(self.connections) >= MOST_CONNECTIONS:
+            others = cast("set[HeaderDeadline]", self.connections)
+            idle = next((one for one in others if one.cycle is None or one.cycle.response_complete), None)
+            self.connections.discard(cast("HeaderDeadline", idle))  # aborting takes effect later
+            (idle.transport if idle else transport).abort()
         super().connection_made(transport)
         self.deadline = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
@@ -75,7 +79,6 @@ class Server(uvicorn.Server):
             server_header=False,
             access_log=False,  # the guard logs each request, with its id
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
@@ -130,13 +133,13 @@ def serve(
         raise ValueError("--cors-origin '*' lets every web site use this server; name the sites, or set an API key")
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}; it must lie between 0 and 65535 (0 picks a free one)")
-    if isinstance(model, (str, Path)):
-        find(model)  # a missing model is said before anything listens
     listeners = _listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
     failure: list[BaseException] = []
 
     def open_engine() -> tuple[Any, Any]:
+        from nutshell.infer.engine import Engine  # imports torch, which takes seconds: the page is there meanwhile
+
         if isinstance(model, (str, Path)):
             opened, tok = (open_model or _open)(model, device)
         elif isinstance(model, tuple):
@@ -224,6 +227,8 @@ def _listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _open(folder: Any, device: str) -> tuple[Any, Any]:
+    from nutshell.checkpoint import load
+
     model, tok = load(folder, device=device)
     return model.for_inference(), tok
 

@@ -9,14 +9,16 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nutshell.infer.sampling import Sampling
+if TYPE_CHECKING:
+    from nutshell.infer.sampling import Sampling
+
 
 log = logging.getLogger("nutshell.serve")
 
 FAILURES_IN_A_ROW = 3
-"""Steps that may fail one after the other before the server says that it is broken, until one succeeds."""
+"""So many, with no finished answer between them, and the server says that it is broken, until an answer is finished."""
 
 Events = list[tuple[int, Any]]
 """(choice index, Piece) pairs of one step that belong to one ticket."""
@@ -39,7 +41,7 @@ class Ticket:
     def submit(
         self,
         prompt: list[int],
-        samplings: Sequence[Sampling],
+        samplings: "Sequence[Sampling]",
         deliver: Callable[[Events | Exception], None],
         tools: bool = True,
     ) -> None:
@@ -62,7 +64,7 @@ class Worker:
         self.engine = engine
         self.capacity = engine.max_rows + max_queue
         self.in_flight = 0  # slots taken: waiting and running
-        self.failures = 0  # steps in a row
+        self.failures = 0  # since the last answer that was finished
         self.last_error: Exception | None = None
         self.steps = 0
         self._lock = threading.Lock()
@@ -114,7 +116,7 @@ class Worker:
 
     # ---- the worker's thread
 
-    def begin(self, ticket: Ticket, prompt: list[int], samplings: Sequence[Sampling], tools: bool) -> None:
+    def begin(self, ticket: Ticket, prompt: list[int], samplings: "Sequence[Sampling]", tools: bool) -> None:
         if ticket.closed:
             return
         try:
@@ -122,6 +124,7 @@ class Worker:
             for index, request in enumerate(requests):
                 self._owners[id(request)] = (request, ticket, index)
         except Exception as error:
+            self._answer_failed(error)
             self.end(ticket)
             self._send(ticket, error)
 
@@ -135,19 +138,21 @@ class Worker:
         while not self._stopping:
             self._wake.wait()
             self._wake.clear()
-            self._empty_inbox()
-            while not self._stopping and self.engine.busy:
-                try:
-                    self._dispatch(self.engine.step())
-                    self.failures = 0
+            while not self._stopping and (self._inbox or self.engine.busy):
+                try:  # nothing may end this thread: the server would look well and answer nobody
+                    self._empty_inbox()
+                    if self.engine.busy:
+                        self.steps += 1
+                        self._dispatch(self.engine.step())
                 except Exception as error:
                     names = ", ".join(sorted({owner.request_id for _, owner, _ in self._owners.values()}))
                     log.exception("the engine failed in a step; its answers are given up (%s)", names or "none")
-                    self.failures, self.last_error = self.failures + 1, error
+                    self._answer_failed(error)
                     self._give_up(error)
-                self.steps += 1
-                self._empty_inbox()
         self._give_up(StoppedError("the server is shutting down"))
+
+    def _answer_failed(self, error: Exception) -> None:
+        self.failures, self.last_error = self.failures + 1, error
 
     def _empty_inbox(self) -> None:
         while True:
@@ -167,6 +172,7 @@ class Worker:
             batches.setdefault(ticket, []).append((index, piece))
             if piece.finish is not None:
                 del self._owners[id(piece.request)]
+                self.failures = 0  # not after each step: answers that always break at their second token are failures too
         for ticket, events in batches.items():
             self._send(ticket, events)
 
