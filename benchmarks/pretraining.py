@@ -111,14 +111,14 @@ class Bench:
         model, pretrain = GPT(plan.model), plan.stages["pretrain"]
         model.set_precision(self.runtime.dtype, self.runtime.attention)
         groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=pretrain.tokens_per_step)
-        optimizer, loader = MuonAdamW(groups, self.runtime.dtype), self.loader(plan.rows, plan.recipe.seed)
+        optimizer, loader = MuonAdamW(groups, self.runtime.dtype), self.loader(plan.micro_batch_size, plan.recipe.seed)
 
         def steps() -> Iterator[tuple[int, StepResult]]:
             with loader:
                 for step in range(pretrain.steps):
-                    fetched = [next(loader) for _ in range(plan.accumulation)]
+                    fetched = [next(loader) for _ in range(plan.grad_accum_steps)]
                     batches = [MicroBatch(ids, targets, ids.numel()) for ids, targets in fetched]  # every token is learned
-                    rates = plan.schedule.at(step, pretrain.steps, pretrain.lr_scale)
+                    rates = plan.schedule.at(step, pretrain.steps, pretrain.lr_fraction)
                     yield step + 1, train_step(model, optimizer, batches, rates, self.runtime, LossScaler())
 
         return model, steps()

@@ -7,7 +7,7 @@ import difflib
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,8 +81,8 @@ def differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, A
             yield prefix + f.name, a, b
 
 
-def load_toml(cls: type[T], path: str | Path) -> T:
-    """Read a recipe: a .toml file or a folder that holds config.toml."""
+def load_toml(cls: type[T], path: str | Path, *, tidy: Callable[[dict], dict] = dict) -> T:
+    """Read a recipe: a .toml file or a folder that holds config.toml. `tidy` sees the tables first: old names become new."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -97,7 +97,7 @@ def load_toml(cls: type[T], path: str | Path) -> T:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid TOML: {error}") from None
-    return from_dict(cls, values, str(file))
+    return from_dict(cls, tidy(values), str(file))
 
 
 def parse(cls: type[T], arguments: list[str], *, prog: str, description: str | None, default: T | None = None) -> T:

@@ -93,7 +93,7 @@ BAD = {
     "pretrain --depth 1 --context 4": "context is 4; accepted: at least 16",
     f"pretrain {TINY} --heads 4 --kv-heads 3": "kv_heads is 3, which does not divide heads = 4. Accepted: 1, 2, 4.",
     f"pretrain {TINY} --head-dim 1": "head_dim is 1; rotary embeddings need an even number. Try 2.",
-    f"pretrain {TINY} --rows 3": "rows is 3, which does not divide the 4 rows of a step",
+    f"pretrain {TINY} --micro-batch-size 3": "micro_batch_size is 3, which does not divide the 4 rows of a step",
     f"pretrain {TINY} --tokens-per-step 500": "tokens_per_step is 500, not divisible by context x ranks = 128 x 1. Use a",
     f"pretrain {TINY} --tokens-per-step -512": "tokens_per_step is -512; accepted: at least 0",
     f"pretrain {TINY} --window-pattern XY": "window_pattern is 'XY'; accepted: letters S and L",

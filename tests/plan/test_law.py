@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nutshell.plan.law import Law, Point, expectation, fit, law_record, load_law
+from nutshell.plan.law import Law, Point, expectation, fit, law_record, load_law, text_fingerprint
+from nutshell.plan.recipe import Recipe
 
 SIZES, HORIZONS = (3e5, 9e5, 2e6, 4e6), (5e5, 1e6, 2e6, 4e6)
 
@@ -68,11 +69,23 @@ def test_few_points_take_the_published_exponents():
 
 # ---- what a plan says ----------------------------------------------------------------------------------------------
 
-LAW = Law(E=0.8, A=40, alpha=0.34, B=60, beta=0.3, text="text", vocab_size=4096, points=9, error=0.01, largest_flops=1e14)
+LAW = Law(
+    fingerprint="abc",
+    E=0.8,
+    A=40,
+    alpha=0.34,
+    B=60,
+    beta=0.3,
+    text="text",
+    vocab_size=4096,
+    points=9,
+    error=0.01,
+    largest_flops=1e14,
+)
 
 
 def expected(**changes):
-    asked = {"parameters": 1e6, "tokens": 1e6, "flops": 6e12, "text": "text", "vocab_size": 4096} | changes
+    asked = {"parameters": 1e6, "tokens": 1e6, "flops": 6e12, "text": "abc", "vocab_size": 4096} | changes
     return expectation(LAW, **asked)
 
 
@@ -85,9 +98,21 @@ def test_what_is_expected_names_its_text_and_its_limits():
     assert expected(flops=2e19) == (
         None, "2e+05 times the compute of the largest run in the fit is too far for it; sweep there: nutshell scaling"
     )  # fmt: skip
-    assert "your text, mine, is another" in expected(text="mine")[1]
     assert "its vocabulary has 4096 tokens" in expected(vocab_size=32768)[1]
     assert expectation(None, parameters=1, tokens=1, flops=1, text="", vocab_size=1)[0] is None
+
+
+def test_f14_another_text_gets_no_number():
+    """A folder of the same name is another text; and a text that is not known yet, or a fit of no recorded text, is no match."""
+    assert expected(text="text") == (None, "the fit is of another text, text; nutshell scaling measures this one")
+    assert expected(text="")[0] is None
+    bare = replace(LAW, fingerprint="")
+    assert expectation(bare, parameters=1e6, tokens=1e6, flops=6e12, text="", vocab_size=4096)[0] is None
+    primer = [text_fingerprint(Recipe(primer_characters=n, seed=s)) for n, s in ((20_000, 1), (30_000, 1), (20_000, 2))]
+    shards = [text_fingerprint(Recipe(data=d), {"files": {"a": {"sha256": h}}}) for d, h in (("x/text", "1"), ("y/text", "2"))]
+    assert len({*primer, *shards}) == 5
+    assert text_fingerprint(Recipe(data="y/other"), {"files": {"b": {"sha256": "1"}}}) == shards[0]
+    assert text_fingerprint(Recipe(data="text")) == ""
 
 
 def test_a_fit_is_saved_and_read_back(tmp_path):

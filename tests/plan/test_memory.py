@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
-from nutshell.plan.hardware import CARDS, GIB, parse_machine
+from nutshell.plan.hardware import CARDS, GIB, Hardware, parse_machine
 from nutshell.plan.memory import activation_bytes, fitting_cards, fitting_rows, loss_bytes, memory_by_part, state_bytes
-from nutshell.plan.plan import Hardware, draft_plan, for_ranks, make_plan, make_shape
+from nutshell.plan.plan import draft_plan, for_hardware, make_plan, make_shape
 from nutshell.plan.recipe import Recipe
 from nutshell.runtime import device_memory_bytes
 from nutshell.train.optim import MuonAdamW, group_parameters
@@ -104,8 +104,8 @@ def test_the_batch_is_fitted_to_the_card(card):
     """nc 157, 228, 443, lg 1432: a consumer GPU gets fewer rows and more micro-batches, not an error out of memory."""
     plan = draft_plan(Recipe(depth=10, gpu=card))
     assert sum(plan.forecast.memory.values()) <= parse_machine(card).memory_bytes
-    assert plan.rows * plan.accumulation * plan.model.context == plan.stages["pretrain"].tokens_per_step
-    assert plan.rows <= fitting_rows(plan.model, parse_machine(card).memory_bytes, dtype="bfloat16", gpu=True)
+    assert plan.micro_batch_size * plan.grad_accum_steps * plan.model.context == plan.stages["pretrain"].tokens_per_step
+    assert plan.micro_batch_size <= fitting_rows(plan.model, parse_machine(card).memory_bytes, dtype="bfloat16", gpu=True)
 
 
 def test_what_does_not_fit_is_refused_with_its_sizes():
@@ -113,8 +113,8 @@ def test_what_does_not_fit_is_refused_with_its_sizes():
         ValueError, match=r"depth 32, width 2048 does not fit: one row of 2048 tokens takes .* and RTX4060 has 8 GB"
     ):
         draft_plan(Recipe(depth=32, gpu="RTX4060"))
-    with pytest.raises(ValueError, match=r"rows is 64, which takes .* and RTX4090 has 24 GB: \d+ rows fit. Leave out --rows"):
-        draft_plan(Recipe(depth=12, gpu="RTX4090", rows=64))
+    with pytest.raises(ValueError, match=r"micro_batch_size is 64, which takes .* and RTX4090 has 24 GB: \d+ rows fit"):
+        draft_plan(Recipe(depth=12, gpu="RTX4090", micro_batch_size=64))
     small = Hardware(device="cuda", dtype="bfloat16", memory_bytes=2 * GIB)
     with pytest.raises(ValueError, match="cuda has 2 GB"):
         make_plan(Recipe(depth=12), small, vocab_size=32768)
@@ -137,14 +137,14 @@ def test_divided_weights_fit_where_whole_ones_do_not():
 def test_more_ranks_of_the_same_memory_still_fit():
     hardware = Hardware(device="cuda", dtype="bfloat16", memory_bytes=24 * GIB)
     plan = make_plan(Recipe(depth=12), hardware, vocab_size=32768)
-    more = for_ranks(plan, 4)
-    assert more.rows * more.accumulation * 4 == plan.rows * plan.accumulation
-    assert more.rows <= fitting_rows(plan.model, 24 * GIB, dtype="bfloat16", gpu=True, ranks=4)
+    more = for_hardware(plan, replace(hardware, world_size=4))
+    assert more.micro_batch_size * more.grad_accum_steps * 4 == plan.micro_batch_size * plan.grad_accum_steps
+    assert more.micro_batch_size <= fitting_rows(plan.model, 24 * GIB, dtype="bfloat16", gpu=True, ranks=4)
 
 
 def test_without_known_memory_nothing_is_limited():
     plan = make_plan(Recipe(depth=12), replace(Hardware(), memory_bytes=0), vocab_size=32768)
-    assert plan.rows == 32
+    assert plan.micro_batch_size == 32
 
 
 def test_this_machine_has_memory():

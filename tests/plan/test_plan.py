@@ -11,9 +11,11 @@ from nutshell.config import from_dict
 from nutshell.model.flops import parameters_by_group
 from nutshell.model.gpt import GPT
 from nutshell.plan.cost import RESERVE
-from nutshell.plan.hardware import Timing
-from nutshell.plan.plan import Hardware, Plan, batch_tokens, make_plan, make_shape
-from nutshell.plan.recipe import Recipe, seconds
+from nutshell.plan.estimate import describe
+from nutshell.plan.hardware import GIB, Hardware, Timing
+from nutshell.plan.plan import Data, batch_tokens, draft_plan, for_hardware, make_plan, make_shape, with_micro_batches_of
+from nutshell.plan.recipe import Recipe, StageConfig, Stages, flags_with_new_names, seconds, with_new_names
+from nutshell.plan.record import Plan
 from nutshell.plan.schedule import Schedule
 
 
@@ -31,11 +33,11 @@ def test_depth_decides_everything():
 
 
 def test_every_size_can_be_named():
-    recipe = Recipe(depth=3, width=96, heads=6, kv_heads=2, context=128, tokens_per_step=1024, rows=4)
+    recipe = Recipe(depth=3, width=96, heads=6, kv_heads=2, context=128, tokens_per_step=1024, micro_batch_size=4)
     plan = make_plan(recipe, Hardware(), vocab_size=512)
     shape = plan.model
     assert (shape.depth, shape.width, shape.heads, shape.kv_heads, shape.head_dim, shape.context) == (3, 96, 6, 2, 16, 128)
-    assert (plan.rows, plan.accumulation) == (4, 2)
+    assert (plan.micro_batch_size, plan.grad_accum_steps) == (4, 2)
 
 
 def test_counted_parameters_are_the_models():
@@ -76,7 +78,7 @@ def test_small_horizons_take_small_batches():
     [
         ({}, "neither depth nor budget"),
         ({"depth": 4, "tokens_per_step": 1000}, "tokens_per_step"),
-        ({"depth": 4, "rows": 3, "tokens_per_step": 4096}, "rows"),
+        ({"depth": 4, "micro_batch_size": 3, "tokens_per_step": 4096}, "micro_batch_size"),
         ({"depth": 4, "width": 100}, "width"),
         ({"depth": 4, "width": 256, "heads": 4, "kv_heads": 3}, "kv_heads"),
     ],
@@ -106,3 +108,61 @@ def test_schedules_stay_in_their_bounds(steps, warmup):
     assert all(0 < s <= 1 for s in scales)
     assert max(scales) > 0.3
     assert all(0.85 <= schedule.momentum(step, steps) <= 0.97 for step in range(steps))
+
+
+def test_f9_stages_read_their_conversations_a_few_times_at_most():
+    big = draft_plan(Recipe(budget="100usd", gpu="8xH100"))
+    for name in ("midtrain", "sft"):
+        assert 0 < big.stages[name].epochs <= 4
+        assert big.stages[name].conversations == 200_000
+    assert "warning" not in describe(big).split("sft")[0].split("midtrain")[1]
+    named = replace(Stages(), sft=StageConfig(steps=5000))
+    assert "warning: sft reads its data" in describe(draft_plan(Recipe(depth=20, gpu="H100", stages=named)))
+    # A user's own file counts with the primer's share of it, and is not known to a draft.
+    own = Data(conversations=1000, conversation_tokens=1e5)
+    plan = make_plan(Recipe(depth=2, sft="own.jsonl"), Hardware(), vocab_size=512, data=own)
+    assert plan.stages["sft"].epochs <= 3 + plan.stages["sft"].tokens_per_step / 1e5
+    assert draft_plan(Recipe(depth=2, sft="own.jsonl")).stages["sft"].epochs is None
+
+
+def test_f9_time_that_conversations_do_not_take_is_pretrainings():
+    few = draft_plan(Recipe(budget="100usd", gpu="8xH100", primer_conversations=1000))
+    many = draft_plan(Recipe(budget="100usd", gpu="8xH100", primer_conversations=10_000_000))
+    assert few.forecast.seconds == pytest.approx(many.forecast.seconds, rel=0.01)
+    assert few.stages["sft"].steps < many.stages["sft"].steps
+
+
+def test_f13_a_plan_goes_on_upon_another_machine_with_the_same_batches():
+    plan = make_plan(Recipe(depth=12), Hardware(threads=2, memory_bytes=64 * GIB), vocab_size=32768)
+    gpu = Hardware(device="cuda", dtype="bfloat16", threads=16, memory_bytes=24 * GIB)
+    moved = for_hardware(plan, gpu)
+    assert (moved.hardware.device, moved.hardware.dtype, moved.hardware.threads) == ("cuda", "bfloat16", 16)
+    assert moved.stages == plan.stages
+    step_tokens = plan.stages["pretrain"].tokens_per_step
+    assert moved.micro_batch_size * moved.grad_accum_steps * moved.model.context == step_tokens
+    assert for_hardware(moved, gpu) == moved
+    # What a real step was seen to fit with stays, on the same machine.
+    probed = with_micro_batches_of(moved, 1)
+    assert for_hardware(probed, replace(gpu, threads=4)).micro_batch_size == 1
+    # A size that was named for one machine does not stop another.
+    named = make_plan(Recipe(depth=12, micro_batch_size=64), Hardware(), vocab_size=32768)
+    assert for_hardware(named, replace(gpu, memory_bytes=12 * GIB)).micro_batch_size < 64
+    with pytest.raises(ValueError, match="not divisible"):
+        for_hardware(plan, replace(gpu, world_size=7))
+    # One that is asked for now wins, or is refused.
+    again = for_hardware(moved, gpu, replace(moved.recipe, micro_batch_size=2))
+    assert (again.micro_batch_size, again.stages) == (2, plan.stages)
+    with pytest.raises(ValueError, match="does not divide"):
+        for_hardware(moved, gpu, replace(moved.recipe, micro_batch_size=3))
+
+
+def test_old_names_are_understood_for_a_version_with_a_note(capsys):
+    assert with_new_names({"rows": 4, "stages": {"sft": {"lr_scale": 0.5}}}) == {
+        "micro_batch_size": 4,
+        "stages": {"sft": {"lr_fraction": 0.5}},
+    }
+    flags = ["recipes/x", "--rows", "4", "--stages.sft.lr-scale=0.5", "--lr_scale", "1", "--depth", "3", "rows"]
+    assert flags_with_new_names(flags) == [
+        "recipes/x", "--micro-batch-size", "4", "--stages.sft.lr-fraction=0.5", "--lr-fraction", "1", "--depth", "3", "rows",
+    ]  # fmt: skip
+    assert capsys.readouterr().err.count("is called") == 5

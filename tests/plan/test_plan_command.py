@@ -11,8 +11,9 @@ from nutshell.cli import main as cli
 from nutshell.config import from_dict
 from nutshell.plan.estimate import learning_rates
 from nutshell.plan.law import load_law
-from nutshell.plan.plan import Plan, draft_plan, named_depth
+from nutshell.plan.plan import draft_plan, named_depth
 from nutshell.plan.recipe import Recipe
+from nutshell.plan.record import Plan
 from nutshell.train.optim import group_parameters
 
 
@@ -85,7 +86,7 @@ BAD = {
     "--gpu 8xH101 --depth 4": "gpu is '8xH101'; accepted: one of H100",
     "--gpu 8xH100": "neither depth nor budget is given",
     "--depth 32 --gpu RTX4060": "does not fit: one row of 2048 tokens takes",
-    "--depth 12 --gpu RTX4090 --rows 64": "rows is 64, which takes",
+    "--depth 12 --gpu RTX4090 --rows 64": "micro_batch_size is 64, which takes",
     "--budget 100usd": "price of the machine is",
     "--params many": "params is 'many'; accepted: a number above 0",
     "--params 124M --depth 4": "Leave out one of the two",

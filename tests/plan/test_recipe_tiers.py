@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from nutshell.config import load_toml
-from nutshell.plan.plan import Plan, draft_plan
+from nutshell.plan.plan import draft_plan
 from nutshell.plan.recipe import Recipe
+from nutshell.plan.record import Plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 BUDGETS = {
@@ -26,7 +27,7 @@ def derived(name: str) -> Plan:
     """The plan of a recipe without the numbers it pins, for its budget."""
     recipe = load_toml(Recipe, RECIPES / name)
     stages = replace(recipe.stages, **{stage: replace(config, steps=0) for stage, config in vars(recipe.stages).items()})
-    free = replace(recipe, budget=BUDGETS[name], depth=DEPTHS.get(name, 0), tokens_per_step=0, rows=0, stages=stages)
+    free = replace(recipe, budget=BUDGETS[name], depth=DEPTHS.get(name, 0), tokens_per_step=0, micro_batch_size=0, stages=stages)
     return draft_plan(free)
 
 
@@ -35,7 +36,7 @@ def pinned(plan: Plan) -> dict:
     return {
         "depth": plan.model.depth,
         "tokens_per_step": plan.stages["pretrain"].tokens_per_step,
-        "rows": plan.rows,
+        "micro_batch_size": plan.micro_batch_size,
         "steps": steps,
     }
 
@@ -66,7 +67,7 @@ def test_every_recipe_has_a_script_that_names_it(folder):
 def write(name: str) -> None:
     file = RECIPES / name / "config.toml"
     text, plan = file.read_text(), pinned(derived(name))
-    for key in ("depth", "tokens_per_step", "rows"):
+    for key in ("depth", "tokens_per_step", "micro_batch_size"):
         text = re.sub(rf"(?m)^{key} = \d+", f"{key} = {plan[key]}", text)
     for stage, steps in plan["steps"].items():
         text = re.sub(rf"(?s)(\[stages\.{stage}\].*?\nsteps = )\d+", rf"\g<1>{steps}", text)

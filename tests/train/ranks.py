@@ -42,7 +42,7 @@ def main(folders: str, stages: str, shard: str = "state", die_at: str = "0") -> 
     with quick_evaluations():
         for folder, names in zip(folders.split(","), stages.split(","), strict=True):
             rows = 1 if runtime.world_size == 4 else 2
-            run_stages(recipe(Path(folder), rows=rows, shard=shard), runtime, tuple(names.split("+")))
+            run_stages(recipe(Path(folder), micro_batch_size=rows, shard=shard), runtime, tuple(names.split("+")))
     dist.destroy_process_group()
 
 

@@ -12,8 +12,8 @@ from tiny_run import RUNTIME, recipe
 
 from nutshell import checkpoint
 from nutshell.metrics import read_metrics
-from nutshell.plan.plan import load_plan
 from nutshell.plan.recipe import Ablation, Recipe
+from nutshell.plan.record import load_plan
 from nutshell.report.ablation import page, summarise
 from nutshell.run.folder import Preempted
 from nutshell.train import ablate
@@ -101,8 +101,8 @@ def test_a_grid_or_each_setting_alone():
         "depth=2,window_pattern=L", "depth=3,window_pattern=L",
     ]  # fmt: skip
     assert alone[0].name == "depth=1, smear=true, window_pattern=L"
-    nested = read_variants(ablation("out", "stages.pretrain.lr_scale=0.5", "schedule.warmup_steps=1"))
-    assert [v.recipe.stages.pretrain.lr_scale for v in nested] == [1.0, 1.0, 0.5, 0.5]
+    nested = read_variants(ablation("out", "stages.pretrain.lr_fraction=0.5", "schedule.warmup_steps=1"))
+    assert [v.recipe.stages.pretrain.lr_fraction for v in nested] == [1.0, 1.0, 0.5, 0.5]
     assert [v.recipe.schedule.warmup_steps for v in nested] == [40, 1, 40, 1]
     assert nested[3].recipe.stages.pretrain.steps == 7
     assert all(type(v.recipe) is Recipe for v in nested)

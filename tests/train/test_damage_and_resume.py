@@ -82,7 +82,7 @@ def test_shards_that_break_in_the_middle_of_a_run_stop_it_or_are_skipped_as_aske
     """Never silently: each is named, and what was skipped is counted in the metrics."""
     data = write_shards(primer.documents(1, 250_000), tmp_path / "data", shard_characters=50_000, rows_per_group=4)
     before = open_shards(data).fingerprint("train")
-    settings = recipe(tmp_path / "run", data=str(data), tokens_per_step=2048, rows=4, damaged_shards=choice)
+    settings = recipe(tmp_path / "run", data=str(data), tokens_per_step=2048, micro_batch_size=4, damaged_shards=choice)
     shards = sorted(data.glob("train-*.parquet"))
     at_step(monkeypatch, 2, lambda stage: [DAMAGES[damage](file) for file in shards[1:]])
     if choice == "stop":

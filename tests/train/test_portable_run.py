@@ -14,9 +14,10 @@ import nutshell
 from nutshell import checkpoint
 from nutshell.model.build import build_model
 from nutshell.model.flops import matrix_parameters
-from nutshell.plan.plan import Hardware, load_plan, make_plan, make_shape
+from nutshell.plan.estimate import describe
+from nutshell.plan.plan import Hardware, make_plan, make_shape
 from nutshell.plan.recipe import Recipe
-from nutshell.plan.summary import describe
+from nutshell.plan.record import load_plan
 from nutshell.run.folder import Preempted
 from nutshell.train.pipeline import run_stages
 from nutshell.train.stage import Stage

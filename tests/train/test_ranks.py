@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_run import RUNTIME, STEPS, lines, recipe
 
 from nutshell import checkpoint
-from nutshell.plan.plan import for_ranks, load_plan
+from nutshell.plan.plan import for_hardware
+from nutshell.plan.record import load_plan
 from nutshell.run.folder import Preempted
 from nutshell.train.pipeline import run_stages
 from nutshell.train.stage import Stage
@@ -77,11 +79,16 @@ def test_other_divisions_train_as_one_rank_does(finished, tmp_path, ranks, shard
 def test_another_number_of_ranks_keeps_the_batch_or_is_refused(finished):
     """Silently training on another batch would be worse."""
     plan = load_plan(finished)
-    assert for_ranks(plan, 1) == plan
-    two = for_ranks(plan, 2)
-    assert (two.rows * two.accumulation * 2, two.hardware.world_size) == (plan.rows * plan.accumulation, 2)
+
+    def on(ranks):
+        return for_hardware(plan, replace(plan.hardware, world_size=ranks))
+
+    assert on(1) == plan
+    two = on(2)
+    assert two.micro_batch_size * two.grad_accum_steps * 2 == plan.micro_batch_size * plan.grad_accum_steps
+    assert two.hardware.world_size == 2
     with pytest.raises(ValueError, match="tokens_per_step is 512, not divisible by context x ranks = 128 x 3"):
-        for_ranks(plan, 3)
+        on(3)
 
 
 @pytest.mark.slow

@@ -67,6 +67,6 @@ def test_a_run_of_an_older_version_is_refused_by_name_and_its_models_open(finish
     plan = json.loads((tmp_path / "old" / "plan.json").read_text())
     del plan["format"]
     (tmp_path / "old" / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(ValueError, match=r"format 1, this one trains by 2.*give another --out"):
+    with pytest.raises(ValueError, match=r"format 1, this one trains by 3.*give another --out"):
         run_stages(recipe(tmp_path / "old"), RUNTIME, ("rl",))
     checkpoint.load(tmp_path / "old")

@@ -253,10 +253,9 @@ def test_without_a_score_there_is_no_best(finished):
     assert saved(finished, "midtrain") == [STEPS["midtrain"]]
 
 
-def test_the_manifest_says_ranks_data_and_config(finished):
+def test_the_manifest_says_ranks_and_data(finished):
     metas = {stage: checkpoint.read_manifest(checkpoint.latest(finished / stage))["meta"] for stage in STEPS}
-    assert all(meta["world_size"] == 1 and len(meta["config"]) == 64 for meta in metas.values())
-    assert len({meta["config"] for meta in metas.values()}) == 1
+    assert all(meta["world_size"] == 1 for meta in metas.values())
     state, _ = checkpoint.load_training(checkpoint.latest(finished / "pretrain"))
     assert metas["pretrain"]["data"] == state["loader"]["data"]
     assert metas["pretrain"]["data"] != metas["sft"]["data"]

@@ -7,7 +7,7 @@ import pytest
 from tiny_run import RUNTIME, recipe
 
 from nutshell.metrics import read_metrics
-from nutshell.plan.cost import VALIDATION_TOKENS, VALIDATIONS
+from nutshell.plan.cost import VALIDATION_SHARE
 from nutshell.plan.hardware import Timing
 from nutshell.plan.law import load_law
 from nutshell.plan.plan import draft_plan
@@ -68,10 +68,7 @@ def test_a_budget_is_divided_among_depths_and_horizons():
     timings = {1: Timing(tokens_per_second=40_000), 2: Timing(tokens_per_second=10_000)}
     tokens = affordable_horizon(timings, 1200, {1: 10**5, 2: 10**6})
     steps = sum(share * tokens / timing.tokens_per_second for share in SHARES for timing in timings.values())
-    validations = sum(
-        len(SHARES) * VALIDATIONS * VALIDATION_TOKENS / (3 * timing.tokens_per_second) for timing in timings.values()
-    )
-    assert steps + validations == pytest.approx(1200, rel=0.05)
+    assert (1 + VALIDATION_SHARE) * steps == pytest.approx(1200, rel=0.05)
     assert affordable_horizon(timings, 0, {1: 1, 2: 1}) == 400_000  # the shortest horizon is never less than 100k
 
 

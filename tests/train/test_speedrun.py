@@ -10,8 +10,9 @@ from tiny_run import RUNTIME, recipe
 from nutshell.data.shards import open_shards, write_shards
 from nutshell.metrics import MetricsLog
 from nutshell.plan.hardware import Timing
-from nutshell.plan.plan import Hardware, load_plan, make_plan
+from nutshell.plan.plan import Hardware, make_plan
 from nutshell.plan.recipe import FREE_IN_A_RUN, Recipe
+from nutshell.plan.record import load_plan
 from nutshell.run.folder import Run
 from nutshell.runtime import Runtime
 from nutshell.train.pipeline import fit_to_budget, run_stages
@@ -57,10 +58,10 @@ def test_a_plan_is_on_the_disk_before_anything_is_trained_and_is_read_back_as_it
         assert not any((run.folder / stage).exists() for stage in run.plan.stages)
         first = run.plan
     with open_run(recipe(tmp_path / "run", save_every_seconds=3.0, usd_per_hour=2.0, budget="9min"), RUNTIME) as run:
-        assert replace(run.plan, recipe=first.recipe) == first
+        assert replace(run.plan, recipe=first.recipe, save_every_seconds=first.save_every_seconds) == first
         changed = {name for name in vars(first.recipe) if getattr(run.plan.recipe, name) != getattr(first.recipe, name)}
         assert changed <= set(FREE_IN_A_RUN)
-        assert run.plan.recipe.save_every_seconds == 3.0
+        assert run.plan.save_every_seconds == 3.0
 
 
 # ---- refusals before anything is written ---------------------------------------------------------------------------
@@ -72,7 +73,7 @@ def test_a_plan_is_on_the_disk_before_anything_is_trained_and_is_read_back_as_it
         ({"depth": 0}, "neither depth nor budget"),
         ({"width": 100, "depth": 4}, "width"),
         ({"tokens_per_step": 500}, "tokens_per_step is 500"),
-        ({"rows": 3}, "rows is 3"),
+        ({"micro_batch_size": 3}, "micro_batch_size is 3"),
         ({"data": "nowhere.txt"}, "nowhere.txt does not exist"),
         ({"sft": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
         ({"eval_data": "nowhere"}, "no folder nowhere"),

@@ -336,7 +336,7 @@ def test_a_tiny_text_of_ones_own_trains_through_many_epochs(tmp_path):
 
 def test_contexts_shorter_than_the_questions_still_run_through(tmp_path):
     """Problems of RL and of the evaluation are longer than 16 tokens: they lose their beginning, the run goes on."""
-    run_stages(recipe(tmp_path / "run", context=16, rows=0), RUNTIME)
+    run_stages(recipe(tmp_path / "run", context=16, micro_batch_size=0), RUNTIME)
     assert checkpoint.latest(tmp_path / "run" / "rl").name == "step-000005"
 
 

@@ -24,8 +24,8 @@ EVERY_STEP = {"save_every_seconds": 1e-9}
 
 def recipe(out: Path, **changes) -> Recipe:
     base = Recipe(
-        out=str(out), depth=1, width=64, context=128, vocab_size=512, tokens_per_step=512, rows=2, primer_characters=60_000,
-        eval_items=2, save_every_seconds=1e9,
+        out=str(out), depth=1, width=64, context=128, vocab_size=512, tokens_per_step=512, micro_batch_size=2,
+        primer_characters=60_000, eval_items=2, save_every_seconds=1e9,
     )  # fmt: skip
     stages = replace(base.stages, **{name: replace(getattr(base.stages, name), steps=n) for name, n in STEPS.items()})
     stages = replace(stages, rl=replace(stages.rl, prompts=2, samples=4, max_tokens=8))

@@ -18,18 +18,18 @@ Study = TypeVar("Study", bound="Recipe")
 def read_recipe(verb: str, arguments: list[str], description: str | None) -> Recipe:
     """[RECIPE] and flags -> the recipe. In a run that has a plan its recipe is the default, and must stay as it is."""
     from nutshell.config import differences, load_toml, parse
-    from nutshell.plan.recipe import Recipe
+    from nutshell.plan.recipe import Recipe, flags_with_new_names, with_new_names
 
-    given, default = None, Recipe()
+    given, default, arguments = None, Recipe(), flags_with_new_names(arguments)
     if arguments and not arguments[0].startswith("-"):
         given, arguments = arguments[0], arguments[1:]
-        default = load_toml(Recipe, given)
+        default = load_toml(Recipe, given, tidy=with_new_names)
     out = next((b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--out"), default.out)
     out = next((a.removeprefix("--out=") for a in arguments if a.startswith("--out=")), out)
     plan = None
     if (Path(out) / "plan.json").exists():
-        from nutshell.plan.plan import load_plan
         from nutshell.plan.recipe import FREE_IN_A_RUN
+        from nutshell.plan.record import load_plan
 
         plan = load_plan(Path(out))
     if plan and not given:
@@ -42,18 +42,20 @@ def read_recipe(verb: str, arguments: list[str], description: str | None) -> Rec
                     f"{out} was planned with {name} = {planned!r}, now it is {asked!r}. "
                     "Leave that flag out to go on with the run, or give another --out for a new one."
                 )
-        # What a saved run computes must not depend on what this machine measures today.
-        recipe = replace(recipe, dtype=plan.hardware.dtype, threads=plan.hardware.threads)
+        # Weights that were trained go on in the dtype they had; before that, and for all else, this machine decides.
+        if recipe.dtype == plan.recipe.dtype and any(Path(out).glob("*/step-*")):
+            recipe = replace(recipe, dtype=plan.hardware.dtype)
     return recipe
 
 
 def read_study(cls: type[Study], verb: str, arguments: list[str], description: str | None) -> Study:
     """[RECIPE] and flags of a verb that makes many runs. Its folder is never the recipe's own, which is that of one run."""
     from nutshell.config import load_toml, parse
+    from nutshell.plan.recipe import flags_with_new_names, with_new_names
 
-    default = None
+    default, arguments = None, flags_with_new_names(arguments)
     if arguments and not arguments[0].startswith("-"):
-        default = load_toml(cls, arguments[0])
+        default = load_toml(cls, arguments[0], tidy=with_new_names)
         default = replace(default, out=cls.out if default.out == cls.out else f"{default.out.rstrip('/')}-{verb}")
         arguments = arguments[1:]
     vary, rest, taking = [], [], False

@@ -76,7 +76,7 @@ def data(arguments: list[str]) -> Any:
 def plan(arguments: list[str]) -> Any:
     """Decide model, batch, rates and horizon from --depth or --budget, and print it all."""
     recipe = read_recipe("plan", arguments, plan.__doc__)
-    from nutshell.plan.summary import describe
+    from nutshell.plan.estimate import describe
 
     named = any(a.split("=")[0] == "--out" for a in arguments)
     if not recipe.gpu and (named or "RANK" in os.environ or (recipe.budget and not recipe.budget.rstrip().endswith("usd"))):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from nutshell.plan.hardware import Timing
 from nutshell.plan.recipe import Recipe, RLConfig
 
-VALIDATION_TOKENS = 65_536
-VALIDATIONS = 4
-"""During pretraining, the last one at its end."""
+VALIDATION_SHARE = 0.03
+"""Of the time of pretraining, for all its validations."""
+FEWEST_VALIDATION_TOKENS, MOST_VALIDATION_TOKENS = 2**14, 2**20
+SAVING_SHARE = 0.01
+"""Of the time of training, for checkpoints that are due by time."""
+SHORTEST_SAVE_SECONDS = 30.0
 RESERVE = 0.05
 """Share of a budget for opening the stages, the report and what neighbours on the machine cost."""
 SAVING_BYTES_PER_SECOND = 5e8
@@ -34,8 +39,15 @@ def rl_step_seconds(rl: RLConfig, timing: Timing) -> float:
     return timing.decode_seconds * length + rl.prompts * rl.samples * length / timing.tokens_per_second
 
 
-def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: int = 1) -> float:
-    """What a stage spends on scoring: the tasks after it, and pretraining's validations. Tasks run on one rank."""
+def validation(recipe: Recipe, tokens: float) -> tuple[int, int]:
+    """(validations, tokens of each) of pretraining on `tokens`: a power of two, since a forward pass takes a third of a step."""
+    times = recipe.validations or (4 if tokens < 1e9 else 10)
+    each = min(MOST_VALIDATION_TOKENS, max(FEWEST_VALIDATION_TOKENS, VALIDATION_SHARE * 3 * tokens / times))
+    return times, recipe.validation_tokens or 2 ** int(math.log2(each))
+
+
+def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: int = 1, validated: float = 0.0) -> float:
+    """What a stage spends on scoring: the tasks after it, on one rank, and pretraining's validations of so many tokens in all."""
     rl, items = recipe.stages.rl, recipe.eval_items
     forward = timing.forward_tokens_per_second or 3 * timing.tokens_per_second / world_size
     step = timing.reply_seconds or timing.decode_seconds * EVALUATION_ROWS / (rl.prompts * rl.samples)
@@ -48,14 +60,24 @@ def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: i
             replies += items * (REPLY if own and stage != "pretrain" else LONGEST_REPLY)
             read += items * (PROMPT_TOKENS if own else FILE_PROMPT_TOKENS)
     seconds = replies / EVALUATION_ROWS * step + read / forward
-    return seconds + (VALIDATIONS * VALIDATION_TOKENS / (forward * world_size) if stage == "pretrain" else 0.0)
+    return seconds + (validated / (forward * world_size) if stage == "pretrain" else 0.0)
 
 
-def saving_seconds(parameters: int, stage: str) -> float:
+def saving_seconds(parameters: int, times: int = 1) -> float:
     """Checkpoints that a stage waits for, since it scores what is saved: fp32 weights and at most two numbers of state each."""
-    return 12 * parameters / SAVING_BYTES_PER_SECOND * (VALIDATIONS if stage == "pretrain" else 1)
+    return 12 * parameters / SAVING_BYTES_PER_SECOND * times
 
 
-def saving_share(recipe: Recipe, parameters: int) -> float:
+def save_interval(recipe: Recipe, parameters: int, *, gpu: bool) -> float:
+    """Seconds between checkpoints: the recipe's, else so many that saving costs at most `SAVING_SHARE`, and at least 30."""
+    return recipe.save_every_seconds or max(SHORTEST_SAVE_SECONDS, math.ceil(_saving_loss(parameters, gpu) / SAVING_SHARE))
+
+
+def saving_share(recipe: Recipe, parameters: int, *, gpu: bool) -> float:
     """How much longer training takes for the checkpoints that it does not wait for."""
-    return min(1.0, 12 * parameters / COPYING_BYTES_PER_SECOND / recipe.save_every_seconds)
+    return min(1.0, _saving_loss(parameters, gpu) / save_interval(recipe, parameters, gpu=gpu))
+
+
+def _saving_loss(parameters: int, gpu: bool) -> float:
+    """Seconds that a checkpoint takes from training: the copy; on CPU also the writing, which shares the cores."""
+    return 12 * parameters * (1 / COPYING_BYTES_PER_SECOND + (0 if gpu else 1 / SAVING_BYTES_PER_SECOND))

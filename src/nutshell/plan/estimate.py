@@ -1,61 +1,33 @@
-"""What a plan leads one to expect: memory, time, cost, rates and bits per byte. Pure, and saved with the plan."""
+"""What a plan leads one to expect, and its print-out: memory, time, cost, rates and bits per byte. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
 from nutshell.model.flops import matrix_parameters
+from nutshell.plan.cost import saving_share
 from nutshell.plan.groups import learning_rates
 from nutshell.plan.hardware import GIB
 from nutshell.plan.law import Law, expectation
-from nutshell.plan.memory import fitting_cards, fitting_rows, memory_by_part
+from nutshell.plan.memory import fitting_cards, memory_of
+from nutshell.plan.record import Forecast, Plan
 
-if TYPE_CHECKING:
-    from nutshell.model.config import ModelConfig
-    from nutshell.plan.hardware import Hardware
-    from nutshell.plan.plan import Plan
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """Numbers to look at before a run; nothing that runs depends on them."""
-
-    tokens: int = 0
-    """Of pretraining."""
-    flops: float = 0.0
-    """Of pretraining."""
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    """Peaks of pretraining by group; a matrix with more rows than columns has `matrices` times the root of their ratio."""
-    memory: dict[str, int] = field(default_factory=dict)
-    """Bytes of each part of one rank's step."""
-    cards: dict[str, int] = field(default_factory=dict)
-    """Rows at once that fit GPUs of these sizes, in bf16; 0 where none does."""
-    seconds: float | None = None
-    """Of the whole run; None where nothing was measured or assumed."""
-    usd: float | None = None
-    """None where the price or the time is unknown."""
-    bpb: float | None = None
-    """Expected bits per byte after pretraining."""
-    bpb_note: str = ""
-    """Which text and fit that is of."""
+MANY_EPOCHS = 4
+"""Text that is read more often teaches little more (arXiv 2305.16264)."""
 
 
-def forecast(plan: Plan, law: Law | None) -> Forecast:
-    """All of it, from a plan whose other fields are decided."""
+def forecast(plan: Plan, law: Law | None, text: str) -> Forecast:
+    """All of it, from a plan whose other fields are decided. `text` is the fingerprint of its training text."""
     recipe, hardware = plan.recipe, plan.hardware
     pretraining = plan.stages["pretrain"]
     tokens = pretraining.steps * pretraining.tokens_per_step
     flops = plan.flops_per_token * tokens
     bpb, note = expectation(
-        law, parameters=matrix_parameters(plan.model), tokens=tokens, flops=flops, text=text_name(recipe.data),
-        vocab_size=plan.model.vocab_size,
-    )  # fmt: skip
+        law, parameters=matrix_parameters(plan.model), tokens=tokens, flops=flops, text=text, vocab_size=plan.model.vocab_size
+    )
     total, usd = time_and_cost(plan)
     return Forecast(
         tokens=tokens, flops=flops,
         learning_rates=learning_rates(plan.optimizer, plan.model, pretraining.tokens_per_step),
-        memory=memory_of(plan.model, plan.rows, hardware, recipe.shard),
+        memory=memory_of(plan.model, plan.micro_batch_size, hardware, recipe.shard),
         cards=fitting_cards(plan.model, dtype="bfloat16", ranks=hardware.world_size, shard=recipe.shard),
         seconds=total, usd=usd, bpb=bpb, bpb_note=note,
     )  # fmt: skip
@@ -71,40 +43,66 @@ def time_and_cost(plan: Plan) -> tuple[float | None, float | None]:
     return total, total / 3600 * price if price else None
 
 
-def text_name(data: str) -> str:
-    """What a text is called in a fit and a plan: the last part of its path."""
-    return data.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-
-
-def memory_of(model: ModelConfig, rows: int, hardware: Hardware, shard: str) -> dict[str, int]:
-    """Bytes of each part of a step of one of the machine's ranks."""
-    return memory_by_part(model, rows, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=hardware.world_size, shard=shard)
-
-
-def most_rows_that_fit(model: ModelConfig, hardware: Hardware, shard: str) -> int:
-    """0 where not even one does."""
-    memory, ranks = hardware.memory_bytes, hardware.world_size
-    return fitting_rows(model, memory, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=ranks, shard=shard)
-
-
-def most_rows(model: ModelConfig, hardware: Hardware, asked: int = 0, shard: str = "state") -> int:
-    """Rows that fit the machine (a large number where its memory is unknown). ValueError where not even one does, or not
-    those `asked` for, with the sizes."""
-
-    def gigabytes(rows: int) -> str:
-        parts = memory_of(model, rows, hardware, shard)
-        return f"{sum(parts.values()) / GIB:.1f} GB (" + ", ".join(f"{k} {v / GIB:.1f}" for k, v in parts.items()) + ")"
-
-    if not hardware.memory_bytes:
-        return 1 << 20
-    most = most_rows_that_fit(model, hardware, shard)
-    where = f"{hardware.gpu or hardware.device} has {hardware.memory_bytes / GIB:.0f} GB" + " a rank" * (hardware.world_size > 1)
-    if not most:
-        divided = most_rows_that_fit(model, hardware, "weights")
-        raise ValueError(
-            f"depth {model.depth}, width {model.width} does not fit: one row of {model.context} tokens takes {gigabytes(1)}, "
-            f"and {where}. Use {'--shard weights, ' if divided else ''}a smaller --depth or --context, or a larger machine."
+def describe(plan: Plan) -> str:
+    """Everything decided and expected, for the console."""
+    shape, hardware, expected, schedule = plan.model, plan.hardware, plan.forecast, plan.schedule
+    windows = "/".join(str(w) for w in sorted(set(shape.windows())))
+    steps = plan.stages["pretrain"].steps
+    warmup = f"{schedule.warmup(steps)} steps" + f" (not {schedule.warmup_steps}: a short run)" * (
+        schedule.warmup(steps) < schedule.warmup_steps
+    )
+    saving = saving_share(plan.recipe, sum(plan.parameters.values()), gpu=hardware.on_gpu)
+    lines = [
+        f"model     {shape.architecture}, depth {shape.depth}, width {shape.width}, "
+        f"heads {shape.heads} ({shape.kv_heads} kv) x {shape.head_dim}, "
+        f"context {shape.context}, windows {windows}, vocabulary {shape.vocab_size}",
+        f"          {sum(plan.parameters.values()):,} parameters: "
+        + ", ".join(f"{name} {count:,}" for name, count in plan.parameters.items()),
+        f"compute   {hardware.gpu or hardware.device}, {hardware.dtype}, {hardware.world_size} rank(s), "
+        f"{plan.flops_per_token:.3g} FLOPs a token, {expected.flops:.3g} in pretraining "
+        "(whole attention windows: MFU is an upper bound where documents are short)",
+        f"batch     {plan.micro_batch_size} rows x {shape.context} tokens x {plan.grad_accum_steps} micro-batches a rank",
+        "rates     " + ", ".join(f"{name} {rate:.3g}" for name, rate in expected.learning_rates.items())
+        + f"; weight decay {plan.optimizer.weight_decay:.3g}; warm-up {warmup}",
+    ]  # fmt: skip
+    for name, stage in plan.stages.items():
+        if not stage.steps:
+            continue
+        time = (
+            "" if stage.seconds is None else f", about {duration(stage.seconds)} + {duration(stage.evaluation_seconds)} scoring"
         )
-    if asked > most:
-        raise ValueError(f"rows is {asked}, which takes {gigabytes(asked)}, and {where}: {most} rows fit. Leave out --rows.")
-    return most
+        tokens = (
+            "" if name == "rl" else f" of {stage.tokens_per_step:,} tokens ({stage.steps * stage.tokens_per_step / 1e6:,.2f}M)"
+        )
+        epochs = "" if stage.epochs is None else f", {stage.epochs:.{2 if stage.epochs < 0.1 else 1}f} epochs"
+        many = stage.epochs is not None and stage.epochs > MANY_EPOCHS
+        lines.append(f"{name:9} {stage.steps} steps{tokens}, rates x {stage.lr_fraction:g}{epochs}{time}")
+        if many:
+            lines.append(f"          warning: {name} reads its data {stage.epochs:.0f} times; give it more, or fewer steps")
+    lines.append(f"checks    {plan.validations} validations of {plan.validation_tokens:,} tokens; "
+                 f"a checkpoint every {duration(plan.save_every_seconds)} ({saving:.1%} of the time)")  # fmt: skip
+    if expected.memory:
+        parts = ", ".join(f"{name} {size(value)}" for name, value in expected.memory.items() if value)
+        kind = " (estimated)" if hardware.on_gpu else ""
+        lines.append(f"memory    {size(sum(expected.memory.values()))} a rank{kind}: {parts}")
+        cards = ", ".join(f"{card} {rows or 'none'}" for card, rows in expected.cards.items())
+        lines.append(f"          rows at once that fit a GPU of {cards} (estimated, bf16)")
+    if expected.seconds is not None:
+        cost = "" if expected.usd is None else f", ${expected.usd:,.2f} at ${plan.recipe.price():g} an hour"
+        assumed = f" at an assumed MFU of {hardware.mfu:.0%}" if hardware.mfu else ""
+        lines.append(f"time      {duration(expected.seconds)}{assumed}{cost}")
+    if expected.bpb is not None or expected.bpb_note:
+        value = "not known" if expected.bpb is None else f"{expected.bpb:.3f} after pretraining"
+        lines.append(f"bpb       {value}: {expected.bpb_note}")
+    return "\n".join(lines)
+
+
+def size(value: float) -> str:
+    return f"{value / GIB:.1f} GB" if value >= GIB / 10 else f"{value / 2**20:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '12 min' or '3.9 h'."""
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -115,3 +115,7 @@ class Hardware:
     @property
     def on_gpu(self) -> bool:
         return self.device == "cuda"
+
+    def describe(self) -> str:
+        memory = f" of {self.memory_bytes / GIB:.0f} GB" if self.memory_bytes else ""
+        return f"{self.world_size} x {self.gpu or self.device}{memory} in {self.dtype}"

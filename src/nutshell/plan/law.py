@@ -6,12 +6,14 @@ tokenizer and the recipe of those runs, and near their sizes.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nutshell.config import from_dict
+from nutshell.plan.recipe import PRIMER, Recipe
 
 PACKAGED = Path(__file__).with_name("scaling.json")
 PUBLISHED_ALPHA, PUBLISHED_BETA = 0.34, 0.28  # arXiv 2203.15556, for exponents that a sweep is too small to tell
@@ -44,7 +46,9 @@ class Law:
     B: float
     beta: float
     text: str
-    """Name of the text whose validation part was scored."""
+    """What the text whose validation part was scored is called."""
+    fingerprint: str = ""
+    """Which text that is: `text_fingerprint`. Empty: not recorded, so no text counts as it."""
     vocab_size: int
     points: int
     error: float
@@ -71,7 +75,7 @@ def load_law(path: Path | str = "") -> Law | None:
         ) from None
 
 
-def fit(points: list[Point], *, text: str, vocab_size: int) -> Law:
+def fit(points: list[Point], *, text: str, vocab_size: int, fingerprint: str = "") -> Law:
     """The law of least Huber loss of the relative errors; E, A and B are not negative.
 
     For given exponents the law is linear, so only alpha and beta are searched: a grid, refined five times around its best. An
@@ -105,7 +109,7 @@ def fit(points: list[Point], *, text: str, vocab_size: int) -> Law:
     A, B = A * float((N / n)[0]) ** alpha, B * float((D / d)[0]) ** beta
     errors = (E + A / N**alpha + B / D**beta) / y - 1
     return Law(
-        E=E, A=A, alpha=alpha, B=B, beta=beta, text=text, vocab_size=vocab_size, points=len(points),
+        E=E, A=A, alpha=alpha, B=B, beta=beta, text=text, fingerprint=fingerprint, vocab_size=vocab_size, points=len(points),
         error=float((errors**2).mean() ** 0.5), largest_flops=max(p.flops for p in points),
     )  # fmt: skip
 
@@ -140,10 +144,20 @@ def law_record(law: Law, points: list[Point]) -> dict:
     return {"law": asdict(law), "points": [asdict(p) for p in points]}
 
 
+def text_fingerprint(recipe: Recipe, manifest: dict | None = None) -> str:
+    """Which text a run trains on: the primer by what it is made from, shards by their hashes; empty where not known yet."""
+    if recipe.data == PRIMER:
+        return f"primer, seed {recipe.seed}, {recipe.primer_characters} characters"
+    hashes = sorted(file["sha256"] for file in manifest["files"].values()) if manifest else []
+    return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
+
+
 def expectation(law: Law | None, *, parameters: float, tokens: float, flops: float, text: str, vocab_size: int):
     """(expected bits per byte or None, what has to be said with it)."""
     if law is None:
         return None, "no scaling fit at hand; make one with: nutshell scaling"
+    if not text or text != law.fingerprint:
+        return None, f"the fit is of another text, {law.text}; nutshell scaling measures this one"
     reach = flops / law.largest_flops
     if reach > TOO_FAR:
         note = f"{reach:.1g} times the compute of the largest run in the fit is too far for it; sweep there: nutshell scaling"
@@ -151,8 +165,6 @@ def expectation(law: Law | None, *, parameters: float, tokens: float, flops: flo
     notes = [f"on {law.text}, by a fit to {law.points} runs (error {law.error:.1%})"]
     if reach > FAR:
         notes.append(f"extrapolated: {reach:.1g} times the compute of the largest of them")
-    if text != law.text:
-        notes.append(f"your text, {text}, is another")
     if vocab_size != law.vocab_size:
         notes.append(f"its vocabulary has {law.vocab_size} tokens")
     return law.bpb(parameters, tokens), "; ".join(notes)

@@ -1,8 +1,9 @@
 """How much memory a training step takes, part by part, and how many rows fit: arithmetic on the shape, nothing is run.
 
 On CPU the activations are those that the hand-written gradients save; tests compare them with what autograd really holds. On a
-GPU it is an estimate: which intermediates a compiled step keeps is the compiler's choice. What is counted there, 14 widths a
-layer, agrees with a public figure: nanochat's depth 32 on cards of 80 GB takes 8 rows of 2048 tokens, not 16 (its run1000.sh).
+GPU a compiled step keeps what Inductor's partitioner chooses: 19.6 widths a layer for `speed`, 18.4 for `portable`. The tests ask
+the partitioner itself and hold the count to 10% of it. It keeps the square of relu beside its root, because the weight's gradient
+is a product with it.
 
 `shard` is the recipe's: what the ranks divide, the optimizer's state alone or the weights and gradients too (FSDP2).
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from nutshell.model.config import SMEAR_CHANNELS, ModelConfig
 from nutshell.model.flops import parameters_by_group
-from nutshell.plan.hardware import GIB, VISIBLE
+from nutshell.plan.hardware import GIB, VISIBLE, Hardware
 
 CARDS_GIB = (8, 12, 24, 80)
 """Sizes of cards that a plan tells the fitting rows of."""
@@ -63,8 +64,11 @@ def activation_bytes(model: ModelConfig, *, dtype: str, gpu: bool, shard: str = 
     elements = 0.0  # of one token
     for layer, window in enumerate(model.windows()):
         if gpu:
-            # Residual twice, norms twice (C each); queries and keys before and after rotation and norm; values; output; MLP's 4C.
-            elements += 4 * C + 2 * (A + KV) + KV + A + mlp * (2 / 3 if weighted else 1 / 2)
+            # Residual twice, norms twice (C each); queries and keys before and after rotation or norm; values; output; MLP.
+            elements += 4 * C + 2 * (A + KV) + KV + A + mlp
+            elements += (
+                C if model.residual_scales and not weighted else 0
+            )  # the residual before its scale, for the scale's gradient
         else:
             seen, pairs = _blocks(T, window)
             # Residual, two norms; queries and keys; scaled queries; keys and values of each block; output; MLP.
@@ -91,11 +95,12 @@ def _blocks(T: int, window: int) -> tuple[float, float]:
 
 
 def loss_bytes(model: ModelConfig, rows: int, *, dtype: str, gpu: bool) -> int:
-    """The head's copy and gradient, the gradient of the hidden states, and a chunk of logits (model/loss.py)."""
+    """The head's copy, its gradient and a chunk's part of that, the hidden states' gradient, a chunk of logits: model/loss.py."""
     C, V, size, tokens = model.width, model.vocab_size, 4 if dtype == "float32" else 2, rows * model.context
-    chunk = min(tokens, 8192 if gpu else max(128, 2**20 // V))
+    chunk = min(tokens, 8192 if gpu else 1024) * V
+    logits = 2 * chunk * size if gpu else chunk * size + 3 * 4 * min(chunk, 2**19)  # a compiled pass; pieces in fp32 in place
     copy = 0 if size == 4 else V * C * size
-    return 4 * V * C + copy + tokens * C * size + chunk * V * (3 * 4 + size)
+    return 4 * V * C + copy + V * C * size + tokens * C * size + logits
 
 
 def memory_by_part(
@@ -140,3 +145,40 @@ def fitting_cards(model: ModelConfig, *, dtype: str, ranks: int = 1, shard: str 
         return fitting_rows(model, size * GIB * VISIBLE, dtype=dtype, gpu=True, ranks=ranks, shard=shard)
 
     return {f"{size} GB": rows(size) for size in CARDS_GIB}
+
+
+def memory_of(model: ModelConfig, rows: int, hardware: Hardware, shard: str) -> dict[str, int]:
+    """Bytes of each part of a step of one of the machine's ranks."""
+    return memory_by_part(model, rows, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=hardware.world_size, shard=shard)
+
+
+def most_rows_that_fit(model: ModelConfig, hardware: Hardware, shard: str) -> int:
+    """0 where not even one does."""
+    memory, ranks = hardware.memory_bytes, hardware.world_size
+    return fitting_rows(model, memory, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=ranks, shard=shard)
+
+
+def most_rows(model: ModelConfig, hardware: Hardware, shard: str, asked: int = 0) -> int:
+    """Rows that fit the machine (a large number where its memory is unknown). ValueError where not even one does, or not
+    those `asked` for, with the sizes."""
+
+    def gigabytes(rows: int) -> str:
+        parts = memory_of(model, rows, hardware, shard)
+        return f"{sum(parts.values()) / GIB:.1f} GB (" + ", ".join(f"{k} {v / GIB:.1f}" for k, v in parts.items()) + ")"
+
+    if not hardware.memory_bytes:
+        return 1 << 20
+    most = most_rows_that_fit(model, hardware, shard)
+    where = f"{hardware.gpu or hardware.device} has {hardware.memory_bytes / GIB:.0f} GB" + " a rank" * (hardware.world_size > 1)
+    if not most:
+        divided = most_rows_that_fit(model, hardware, "weights")
+        raise ValueError(
+            f"depth {model.depth}, width {model.width} does not fit: one row of {model.context} tokens takes {gigabytes(1)}, "
+            f"and {where}. Use {'--shard weights, ' if divided else ''}a smaller --depth or --context, or a larger machine."
+        )
+    if asked > most:
+        raise ValueError(
+            f"micro_batch_size is {asked}, which takes {gigabytes(asked)}, and {where}: {most} rows fit. "
+            "Leave out --micro-batch-size."
+        )
+    return most

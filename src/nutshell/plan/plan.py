@@ -7,70 +7,50 @@ higher rates learn fastest there (docs/experiments.md).
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-from nutshell.config import from_dict
 from nutshell.model.config import SPEED_ONLY, ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
-from nutshell.plan.cost import RESERVE, evaluation_seconds, rl_step_seconds, saving_seconds, saving_share
-from nutshell.plan.estimate import Forecast, forecast, most_rows, most_rows_that_fit, time_and_cost
+from nutshell.plan.cost import (
+    RESERVE,
+    evaluation_seconds,
+    rl_step_seconds,
+    save_interval,
+    saving_seconds,
+    saving_share,
+    validation,
+)
+from nutshell.plan.estimate import forecast, time_and_cost
 from nutshell.plan.groups import BASE_TOKENS_PER_STEP, SMALL_BATCH
 from nutshell.plan.hardware import ASSUMED_MFU, DECODE_SECONDS_PER_LAYER, Hardware, Timing, parse_machine
-from nutshell.plan.law import Law
-from nutshell.plan.recipe import OptimizerConfig, Recipe, StageConfig, quantity
-from nutshell.plan.schedule import Schedule
+from nutshell.plan.law import Law, text_fingerprint
+from nutshell.plan.memory import most_rows, most_rows_that_fit
+from nutshell.plan.recipe import PRIMER, Recipe, quantity
+from nutshell.plan.record import Plan, StagePlan
 
 D12 = ModelConfig(vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048)
 D12_TOKENS = 12 * matrix_parameters(D12)
 FEWEST_STEPS = 400  # a horizon shorter than this many steps takes a smaller batch
-FORMAT = 2
-"""Of plan.json. In 1, learning rates held the boost of small batches, which the groups apply now."""
 LARGEST_MICRO_BATCH_TOKENS = 65_536
+CHARACTERS_PER_TOKEN = 4.0
+CONVERSATION_TOKENS, SHORT_CONVERSATION_TOKENS = 100, 60
+"""Of the primer's conversations: their mean with a vocabulary of 2,048, and less than that."""
 BUDGET_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StagePlan:
-    steps: int
-    tokens_per_step: int
-    lr_scale: float
-    seconds: float | None = None
-    """Expected of its steps and checkpoints; None where nothing was measured."""
-    evaluation_seconds: float = 0.0
-    """Expected of what is scored during the stage and after it."""
+class Data:
+    """What a plan knows of the data; zero or empty where that is not known yet."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Everything decided, saved as plan.json before any compute is spent."""
-
-    model: ModelConfig
-    rows: int
-    """Rows one rank takes at once."""
-    accumulation: int
-    """Micro-batches of `rows` rows per rank and optimizer step."""
-    stages: dict[str, StagePlan]
-    optimizer: OptimizerConfig
-    schedule: Schedule
-    parameters: dict[str, int]
-    flops_per_token: float
-    hardware: Hardware
-    recipe: Recipe
-    forecast: Forecast = field(default_factory=Forecast)
-    refitted: tuple[str, ...] = ()
-    """Stages whose steps were fitted again to what was left of the budget when they began; they never change after that."""
-    format: int = FORMAT
-    """Of plan.json."""
-
-    @property
-    def row_tokens(self) -> int:
-        return self.model.context
-
-    def to_dict(self) -> dict:
-        return asdict(self)
+    text: str = ""
+    """The training text's fingerprint."""
+    tokens: float = 0.0
+    """Of the training text."""
+    conversations: int = 0
+    """Of the user's own file."""
+    conversation_tokens: float = 0.0
+    """Of all of these."""
 
 
 def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> ModelConfig:
@@ -132,22 +112,25 @@ def scaled_weight_decay(base: float, tokens_per_step: int, tokens: float) -> flo
     return min(decay, base * 100) / (2.0 if tokens_per_step <= SMALL_BATCH else 1.0)
 
 
-def _micro_batch(recipe: Recipe, tokens_per_step: int, shape: ModelConfig, hardware: Hardware) -> tuple[int, int]:
-    """(rows, accumulation) that make exactly tokens_per_step and fit the memory; ValueError names what does not."""
+def _micro_batch(recipe: Recipe, tokens_per_step: int, shape: ModelConfig, hardware: Hardware, *, asked: int) -> tuple[int, int]:
+    """(micro_batch_size, grad_accum_steps) that make exactly tokens_per_step and fit the memory; ValueError where none does."""
     context, world_size = shape.context, hardware.world_size
-    most = most_rows(shape, hardware, recipe.rows, recipe.shard)
+    most = most_rows(shape, hardware, recipe.shard, asked)
     if tokens_per_step % (context * world_size):
         raise ValueError(
             f"tokens_per_step is {tokens_per_step}, not divisible by context x ranks = {context} x {world_size}. "
             f"Use a multiple of {context * world_size}."
         )
-    rows_per_rank = tokens_per_step // (context * world_size)
-    rows = recipe.rows or min(rows_per_rank, most, max(1, LARGEST_MICRO_BATCH_TOKENS // context))
-    while not recipe.rows and rows_per_rank % rows:
-        rows -= 1
-    if rows_per_rank % rows:
-        raise ValueError(f"rows is {rows}, which does not divide the {rows_per_rank} rows of a step on each rank.")
-    return rows, rows_per_rank // rows
+    rows = tokens_per_step // (context * world_size)  # of a step on each rank
+    if asked and rows % asked:
+        raise ValueError(f"micro_batch_size is {asked}, which does not divide the {rows} rows of a step on each rank.")
+    size = asked or largest_divisor(rows, min(most, max(1, LARGEST_MICRO_BATCH_TOKENS // context)))
+    return size, rows // size
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`."""
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
 
 
 def assumed_hardware(recipe: Recipe) -> Hardware:
@@ -180,87 +163,170 @@ def draft_plan(recipe: Recipe, law: Law | None = None) -> Plan:
     return make_plan(recipe, hardware, vocab_size=default_vocab_size(recipe, hardware.device), law=law)
 
 
-def training_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig) -> float:
-    """What of the time left a model of this shape has for its steps: less evaluations, checkpoints, compilation and a reserve."""
+def epoch_tokens(recipe: Recipe, stage: str, data: Data) -> float | None:
+    """Tokens of what a stage reads once; None where that is not known, and for RL, which makes its own."""
+    if stage == "pretrain":
+        known = recipe.primer_characters / CHARACTERS_PER_TOKEN if recipe.data == PRIMER else 0.0
+        return data.tokens or known or None
+    primer = recipe.primer_conversations * CONVERSATION_TOKENS
+    if stage == "rl" or (recipe.sft != PRIMER and not data.conversation_tokens):
+        return None
+    share = getattr(recipe.stages, stage).primer_share
+    mixed = data.conversations * share / (1 - share) * CONVERSATION_TOKENS if share < 1 else primer
+    return primer if recipe.sft == PRIMER else data.conversation_tokens + min(primer, mixed)
+
+
+def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: Data) -> dict[str, float]:
+    """The time left that each stage has for its steps: less evaluations, checkpoints, compilation and a reserve.
+
+    Midtraining and SFT take their share, but no more than `epochs` over their conversations; what they leave is pretraining's.
+    """
     timing, parameters = hardware.timings[shape.depth], sum(parameters_by_group(shape).values())
-    names = [name for name, stage in vars(recipe.stages).items() if stage.share or stage.steps]
-    fixed = sum(evaluation_seconds(recipe, timing, name, hardware.world_size) for name in names)
-    fixed += sum(timing.startup_seconds + saving_seconds(parameters, name) for name in names)
+    stages = {name: stage for name, stage in vars(recipe.stages).items() if stage.share or stage.steps}
+    times, each = validation(recipe, most_tokens(recipe, timing, hardware.seconds_left))
+    fixed = sum(evaluation_seconds(recipe, timing, name, hardware.world_size, times * each) for name in stages)
+    fixed += sum(timing.startup_seconds + saving_seconds(parameters, times if name == "pretrain" else 1) for name in stages)
     left = hardware.seconds_left * (1 - RESERVE)
     # Where the budget is hardly more than that, half of it is still for learning: it will be exceeded.
-    return max(left - fixed, left / 2) / (1 + saving_share(recipe, parameters))
+    left = max(left - fixed, left / 2) / (1 + saving_share(recipe, parameters, gpu=hardware.on_gpu))
+    seconds = {name: left * stage.share for name, stage in vars(recipe.stages).items()}
+    for name in ("midtrain", "sft"):
+        tokens = epoch_tokens(recipe, name, data)
+        if tokens and not getattr(recipe.stages, name).steps:
+            most = min(seconds[name], getattr(recipe.stages, name).epochs * tokens / timing.tokens_per_second)
+            seconds["pretrain"] += (seconds[name] - most) * bool(recipe.stages.pretrain.share)
+            seconds[name] = most
+    return seconds
 
 
-def affordable(recipe: Recipe, hardware: Hardware, depth: int, vocab_size: int) -> bool:
+def most_tokens(recipe: Recipe, timing: Timing, seconds: float) -> float:
+    """Of pretraining, were all its share of so much time for steps: what the size of a validation goes by."""
+    return timing.tokens_per_second * seconds * recipe.stages.pretrain.share
+
+
+def affordable(recipe: Recipe, hardware: Hardware, depth: int, vocab_size: int, data: Data) -> bool:
     """Whether a depth of known speed fits the memory and sees tokens_per_parameter tokens in pretraining's share."""
     shape, timing = make_shape(recipe, depth, vocab_size), hardware.timings[depth]
-    tokens = timing.tokens_per_second * training_seconds(recipe, hardware, shape) * recipe.stages.pretrain.share
-    if tokens < recipe.tokens_per_parameter * matrix_parameters(shape):
-        return False
+    tokens = timing.tokens_per_second * stage_seconds(recipe, hardware, shape, data)["pretrain"]
+    return tokens >= recipe.tokens_per_parameter * matrix_parameters(shape) and fits(recipe, hardware, shape)
+
+
+def fits(recipe: Recipe, hardware: Hardware, shape: ModelConfig) -> bool:
+    """Whether one row of a model of this shape fits the machine's memory, as far as that is known."""
     return not hardware.memory_bytes or most_rows_that_fit(shape, hardware, recipe.shard) > 0
 
 
-def choose_depth(recipe: Recipe, hardware: Hardware, vocab_size: int) -> int:
+def choose_depth(recipe: Recipe, hardware: Hardware, vocab_size: int, data: Data) -> int:
     """The largest affordable depth; the smallest of known speed where none is."""
-    return max((d for d in hardware.timings if affordable(recipe, hardware, d, vocab_size)), default=min(hardware.timings))
+    return max((d for d in hardware.timings if affordable(recipe, hardware, d, vocab_size, data)), default=min(hardware.timings))
 
 
-def make_plan(recipe: Recipe, hardware: Hardware, *, vocab_size: int, bos_id: int = 0, law: Law | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, hardware: Hardware, *, vocab_size: int, bos_id: int = 0, law: Law | None = None, data: Data | None = None
+) -> Plan:
     """Decide shape, batch, rates and horizon of every stage. Pure; ValueError for what cannot be."""
-    budget = recipe.budget_seconds()
+    budget, data = recipe.budget_seconds(), data or Data(text=text_fingerprint(recipe))
     if not named_depth(recipe) and not (budget and hardware.timings):
         raise ValueError("neither depth nor budget is given. Use --depth 4, or --budget 8min to fit the model to this machine.")
-    depth = named_depth(recipe) or choose_depth(recipe, hardware, vocab_size)
+    depth = named_depth(recipe) or choose_depth(recipe, hardware, vocab_size, data)
     shape = make_shape(recipe, depth, vocab_size, bos_id)
     timing = hardware.timings.get(depth)
-    matrices, parameters = matrix_parameters(shape), parameters_by_group(shape)
-    configs: dict[str, StageConfig] = dict(vars(recipe.stages))
-    left = training_seconds(recipe, hardware, shape) if budget and timing else 0.0
-    if timing and left:
-        tokens = timing.tokens_per_second * left * configs["pretrain"].share
+    parameters, configs = parameters_by_group(shape), recipe.stages
+    left = stage_seconds(recipe, hardware, shape, data) if budget and timing else {}
+    if timing and left.get("pretrain"):
+        tokens = timing.tokens_per_second * left["pretrain"]
     else:
-        tokens = recipe.tokens_per_parameter * matrices
+        tokens = recipe.tokens_per_parameter * matrix_parameters(shape)
     unit = shape.context * hardware.world_size
     step_tokens = recipe.tokens_per_step or max(unit, batch_tokens(tokens) // unit * unit)
-    rows, accumulation = _micro_batch(recipe, step_tokens, shape, hardware)
-
+    size, accumulation = _micro_batch(recipe, step_tokens, shape, hardware, asked=recipe.micro_batch_size)
+    pretrain_steps = configs.pretrain.steps or max(1, int(tokens // step_tokens))
+    each = step_tokens / timing.tokens_per_second if timing else None
+    known = timing and left and not configs.pretrain.steps
+    validated = validation(
+        recipe, most_tokens(recipe, timing, hardware.seconds_left) if timing and known else pretrain_steps * step_tokens
+    )
     stages: dict[str, StagePlan] = {}
-    pretrain_steps = configs["pretrain"].steps or max(1, int(tokens // step_tokens))
-    for name, config in configs.items():
+    for name, config in vars(configs).items():
+        whole = epoch_tokens(recipe, name, data)
         if name == "rl":
-            each = rl_step_seconds(recipe.stages.rl, timing) if timing else None
-            steps = config.steps or (max(2, int(left * config.share / each)) if each and left else 60)
-            steps = 0 if config.share == 0 and not config.steps else steps
+            each = rl_step_seconds(configs.rl, timing) if timing else None
+            steps = max(2, int(left[name] / each)) if each and left else 60
+        elif name == "pretrain":
+            steps = pretrain_steps
+        elif each and left:
+            steps = math.ceil(left[name] / each)
         else:
-            each = step_tokens / timing.tokens_per_second if timing else None
-            ratio = config.share / configs["pretrain"].share if configs["pretrain"].share else 1.0
-            steps = config.steps or (pretrain_steps if name == "pretrain" else int(pretrain_steps * ratio))
-        expected, evaluation = None, 0.0
-        if timing and each is not None and steps:
-            total = sum(parameters.values())
-            expected = steps * each * (1 + saving_share(recipe, total)) + timing.startup_seconds + saving_seconds(total, name)
-            evaluation = evaluation_seconds(recipe, timing, name, hardware.world_size)
-        stages[name] = StagePlan(
-            steps=steps, tokens_per_step=step_tokens, lr_scale=config.lr_scale, seconds=expected, evaluation_seconds=evaluation
-        )
+            steps = int(pretrain_steps * (config.share / configs.pretrain.share if configs.pretrain.share else 1.0))
+            steps = min(steps, math.ceil(config.epochs * whole / step_tokens)) if whole else steps
+        steps = config.steps or (steps if config.share or name == "pretrain" else 0)
+        stages[name] = _stage(recipe, name, steps, step_tokens, each, validated, hardware, shape, data)
+    optimizer = replace(
+        recipe.optimizer,
+        weight_decay=scaled_weight_decay(recipe.optimizer.weight_decay, step_tokens, pretrain_steps * step_tokens),
+    )
     plan = Plan(
-        model=shape, rows=rows, accumulation=accumulation, stages=stages,
-        optimizer=replace(recipe.optimizer, weight_decay=scaled_weight_decay(
-            recipe.optimizer.weight_decay, step_tokens, pretrain_steps * step_tokens)),
-        schedule=recipe.schedule, parameters=parameters,
-        flops_per_token=flops_per_token(shape, shape.context), hardware=hardware, recipe=recipe,
+        model=shape, micro_batch_size=size, grad_accum_steps=accumulation, stages=stages, optimizer=optimizer,
+        schedule=recipe.schedule, parameters=parameters, flops_per_token=flops_per_token(shape, shape.context),
+        validations=validated[0], validation_tokens=validated[1],
+        save_every_seconds=save_interval(recipe, sum(parameters.values()), gpu=hardware.on_gpu), hardware=hardware, recipe=recipe,
     )  # fmt: skip
-    return replace(plan, forecast=forecast(plan, law))
+    return replace(plan, forecast=forecast(plan, law, data.text))
 
 
-def for_ranks(plan: Plan, world_size: int) -> Plan:
-    """The plan on another number of ranks: the same batches, divided otherwise. ValueError where they cannot be. Pure."""
-    if world_size == plan.hardware.world_size:
-        return plan
+def _stage(
+    recipe: Recipe, name: str, steps: int, step_tokens: int, step_seconds: float | None, validated: tuple[int, int],
+    hardware: Hardware, shape: ModelConfig, data: Data,
+) -> StagePlan:  # fmt: skip
+    """A stage of so many steps, with its expected time and how often it reads its data."""
+    timing, parameters = hardware.timings.get(shape.depth), sum(parameters_by_group(shape).values())
+    seconds, scoring, tokens = None, 0.0, steps * step_tokens
+    if timing and step_seconds is not None and steps:
+        times, each = validated if name == "pretrain" else (1, 0)
+        seconds = steps * step_seconds * (1 + saving_share(recipe, parameters, gpu=hardware.on_gpu))
+        seconds += timing.startup_seconds + saving_seconds(parameters, times)
+        scoring = evaluation_seconds(recipe, timing, name, hardware.world_size, times * each)
+    conversations, whole = 0, epoch_tokens(recipe, name, data)
+    if name in ("midtrain", "sft"):  # as many as their tokens can hold, short as some are
+        conversations = min(recipe.primer_conversations, tokens // SHORT_CONVERSATION_TOKENS + 1)
+    return StagePlan(
+        steps=steps, tokens_per_step=step_tokens, lr_fraction=getattr(recipe.stages, name).lr_fraction, seconds=seconds,
+        evaluation_seconds=scoring, conversations=conversations, epochs=tokens / whole if whole else None,
+    )  # fmt: skip
+
+
+def for_hardware(plan: Plan, hardware: Hardware, recipe: Recipe | None = None) -> Plan:
+    """The plan on the machine at hand: the same batches, divided otherwise, so that the loss curve stays. Pure.
+
+    Batches keep their size; what follows from the machine (rows at once, dtype, threads, the interval of checkpoints) is decided
+    anew where the machine is another, or where the `recipe` of this start asks for it. ValueError where the batch cannot be
+    divided among its ranks, or one row does not fit, or a micro_batch_size that is asked for now.
+    """
+    recipe, before = recipe or plan.recipe, plan
+    here = replace(hardware, timings=plan.hardware.timings, seconds_left=plan.hardware.seconds_left)
+    interval = save_interval(recipe, sum(plan.parameters.values()), gpu=here.on_gpu)
+    plan = replace(plan, hardware=here, save_every_seconds=interval, recipe=recipe)
+    asked = recipe.micro_batch_size
+    if asked not in (0, before.recipe.micro_batch_size):
+        size, steps = _micro_batch(recipe, plan.stages["pretrain"].tokens_per_step, plan.model, here, asked=asked)
+        return replace(plan, micro_batch_size=size, grad_accum_steps=steps)
+    same = same_machine(before.hardware, here) and recipe.shard == before.recipe.shard
+    return plan if same else with_micro_batches_of(plan, asked)
+
+
+def same_machine(one: Hardware, other: Hardware) -> bool:
+    """Whether micro-batches that fit one fit the other."""
+    names = ("device", "dtype", "world_size", "memory_bytes")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def with_micro_batches_of(plan: Plan, most: int) -> Plan:
+    """The plan with micro-batches of at most so many rows (0: as many as fit), and as many more of them. Pure."""
     step_tokens = plan.stages["pretrain"].tokens_per_step
-    hardware = replace(plan.hardware, world_size=world_size)
-    rows, accumulation = _micro_batch(plan.recipe, step_tokens, plan.model, hardware)
-    return replace(plan, rows=rows, accumulation=accumulation, hardware=hardware)
+    size, steps = _micro_batch(plan.recipe, step_tokens, plan.model, plan.hardware, asked=0)
+    size = largest_divisor(size * steps, min(size, most or size))
+    rows = step_tokens // (plan.model.context * plan.hardware.world_size)
+    return replace(plan, micro_batch_size=size, grad_accum_steps=rows // size)
 
 
 def refit(plan: Plan, stage: str, *, seconds_left: float, slowdown: float) -> Plan:
@@ -281,25 +347,12 @@ def refit(plan: Plan, stage: str, *, seconds_left: float, slowdown: float) -> Pl
         for name in ahead:
             old = stages[name]
             steps = max(1, round(old.steps * factor)) if old.steps else 0
-            stages[name] = replace(old, steps=steps, seconds=(old.seconds or 0.0) * factor)
+            again = steps / max(1, old.steps)
+            conversations = min(plan.recipe.primer_conversations, math.ceil(old.conversations * again))
+            stages[name] = replace(
+                old, steps=steps, seconds=(old.seconds or 0.0) * factor, conversations=conversations,
+                epochs=None if old.epochs is None else old.epochs * again,
+            )  # fmt: skip
     plan = replace(plan, stages=stages, refitted=(*plan.refitted, stage))
     total, usd = time_and_cost(plan)
     return replace(plan, forecast=replace(plan.forecast, seconds=total, usd=usd))
-
-
-def load_plan(folder: Path) -> Plan | None:
-    """The plan of a run, if it has one. ValueError where the file is damaged."""
-    path = folder / "plan.json"
-    if not path.exists():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and values and values.get("format", 1) != FORMAT:
-            raise ValueError(
-                f"{path} was written by another version (format {values.get('format', 1)}, this one trains by {FORMAT}): its "
-                f"rates mean something else now. The models in {folder} can be used as before (nutshell chat, serve, eval, "
-                "report); to train, give another --out, or use the version that planned the run."
-            )
-        return from_dict(Plan, values, str(path))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Delete the run folder {folder} to start anew.") from None

@@ -6,6 +6,7 @@ Nothing here needs torch, so that `nutshell VERB --help` answers at once.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -59,7 +60,9 @@ class StageConfig:
     """Share of the budget's training time this stage gets."""
     steps: int = 0
     """Optimizer steps; 0 lets the plan decide."""
-    lr_scale: float = 1.0
+    epochs: float = 3.0
+    """Read the conversations at most so often (midtrain and sft); steps that are named win."""
+    lr_fraction: float = 1.0
     """Peak learning rates as a share of pretraining's."""
     primer_share: float = 0.0
     """Share of primer conversations where --sft names a file (midtrain and sft)."""
@@ -69,8 +72,10 @@ class StageConfig:
             raise ValueError(f"share is {self.share}; accepted: 0 to 1.")
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}; accepted: 0 (the plan decides) or more.")
-        if not 0 <= self.lr_scale < float("inf"):
-            raise ValueError(f"lr_scale is {self.lr_scale}; accepted: a finite number of at least 0.")
+        if not 0 < self.epochs < float("inf"):
+            raise ValueError(f"epochs is {self.epochs}; accepted: a finite number above 0.")
+        if not 0 <= self.lr_fraction < float("inf"):
+            raise ValueError(f"lr_fraction is {self.lr_fraction}; accepted: a finite number of at least 0.")
         if not 0 <= self.primer_share <= 1:
             raise ValueError(f"primer_share is {self.primer_share}; accepted: 0 to 1.")
 
@@ -100,9 +105,9 @@ class RLConfig(StageConfig):
 @dataclass(frozen=True, kw_only=True)
 class Stages:
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.45))
-    midtrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.25, lr_scale=0.7, primer_share=0.5))
-    sft: StageConfig = field(default_factory=lambda: StageConfig(share=0.20, lr_scale=0.5, primer_share=0.2))
-    rl: RLConfig = field(default_factory=lambda: RLConfig(share=0.10, lr_scale=0.1))
+    midtrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.25, lr_fraction=0.7, primer_share=0.5))
+    sft: StageConfig = field(default_factory=lambda: StageConfig(share=0.20, lr_fraction=0.5, primer_share=0.2))
+    rl: RLConfig = field(default_factory=lambda: RLConfig(share=0.10, lr_fraction=0.1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +165,18 @@ class Recipe:
     The special tokens of chats are added where they are missing."""
     tokens_per_step: int = 0
     """Tokens in one optimizer step (default from the horizon)."""
-    rows: int = 0
-    """Rows one device takes at once (default: as many as a step needs, at most 32)."""
+    micro_batch_size: int = 0
+    """Rows one device takes at once (default: as many as a step needs and fit, at most 65536 tokens)."""
     tokens_per_parameter: float = 12.0
     """Horizon of pretraining: training tokens per matrix parameter."""
     primer_characters: int = 12_000_000
     """Size of the primer text."""
+    primer_conversations: int = 200_000
+    """Most conversations of the primer that a stage reads; longer stages read them again."""
+    validations: int = 0
+    """Validations during pretraining (default 4, from a billion tokens on 10)."""
+    validation_tokens: int = 0
+    """Tokens of each (default 3% of the time of pretraining for all of them, at most 1M tokens each)."""
     seed: int = 42
     device: str = "auto"
     """auto, cpu, cuda or mps."""
@@ -177,8 +188,8 @@ class Recipe:
     """CPU threads; 0 takes all."""
     shard: str = "state"
     """What several ranks divide among them: `state`, the optimizer's, or `weights` too, for a model that does not fit one GPU."""
-    save_every_seconds: float = 30.0
-    """A checkpoint at least this often; later where the disk is still busy with the last one."""
+    save_every_seconds: float = 0.0
+    """A checkpoint this often, later where the disk is still busy with the last one (default: so that it costs at most 1%)."""
     keep_checkpoints: int = 2
     """Keep this many checkpoints of each stage, and pretraining's best by validation bits per byte besides (best.json names
     it). The newest two can be resumed, older ones keep their weights only."""
@@ -187,7 +198,7 @@ class Recipe:
     damaged_shards: Literal["stop", "skip"] = "stop"
     """Where a shard of the training text is damaged or empty: stop and name it, or skip what cannot be read, with a note."""
     usd_per_hour: float = 0.0
-    """Price of the machine, for costs and budgets in dollars (default with --gpu: that machine's, see train/machines.py)."""
+    """Price of the machine, for costs and budgets in dollars (default with --gpu: that machine's, see plan/hardware.py)."""
     mfu: float = 0.0
     """With --gpu, the share of the peak that training is assumed to keep (default: that machine's)."""
     scaling: str = ""
@@ -218,12 +229,12 @@ class Recipe:
             "kv_heads": 1024,
             "head_dim": 1024,
             "context": 1 << 20,
-            "rows": 4096,
+            "micro_batch_size": 4096,
         }
         for name, top in limits.items():
             if not 0 <= getattr(self, name) <= top:
                 raise ValueError(f"{name} is {getattr(self, name)}; accepted: 0 (the plan decides) to {top}.")
-        for name in ("seed", "tokens_per_step"):
+        for name in ("seed", "tokens_per_step", "validations", "validation_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 0.")
         if self.shard not in ("state", "weights"):
@@ -240,6 +251,8 @@ class Recipe:
             raise ValueError(f"primer_characters is {self.primer_characters}; accepted: at least 10000.")
         if not 0 < self.tokens_per_parameter < float("inf"):
             raise ValueError(f"tokens_per_parameter is {self.tokens_per_parameter}; accepted: a number above 0.")
+        if self.primer_conversations < 1:
+            raise ValueError(f"primer_conversations is {self.primer_conversations}; accepted: at least 1.")
         if self.keep_checkpoints < 1:
             raise ValueError(f"keep_checkpoints is {self.keep_checkpoints}; accepted: at least 1.")
         if unknown := set(self.loggers) - {"wandb", "tensorboard"}:
@@ -247,8 +260,8 @@ class Recipe:
         for name, choices in (("damaged_checkpoint", ("stop", "previous")), ("damaged_shards", ("stop", "skip"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(choices)}.")
-        if not self.save_every_seconds > 0 or not self.usd_per_hour >= 0:
-            raise ValueError("save_every_seconds must be above 0 and usd_per_hour at least 0.")
+        if not self.save_every_seconds >= 0 or not self.usd_per_hour >= 0:
+            raise ValueError("save_every_seconds (0: the plan decides) and usd_per_hour must be at least 0.")
         if not 0 <= self.mfu <= 1:
             raise ValueError(f"mfu is {self.mfu}; accepted: 0 (that of the machine) to 1.")
         if self.params and self.depth:
@@ -279,10 +292,42 @@ class Recipe:
 
 
 FREE_IN_A_RUN = (
-    "out", "shard", "save_every_seconds", "keep_checkpoints", "damaged_checkpoint", "damaged_shards", "usd_per_hour", "budget",
-    "loggers",
+    "out", "device", "dtype", "threads", "fp8", "micro_batch_size", "shard", "save_every_seconds", "keep_checkpoints",
+    "damaged_checkpoint", "damaged_shards", "usd_per_hour", "budget", "loggers",
 )  # fmt: skip
 """Settings that may differ from the plan of a run that goes on."""
+
+OLD_NAMES = {"rows": "micro_batch_size", "lr_scale": "lr_fraction"}
+"""Settings by the names they had until version 0.2; understood for one version more, with a note."""
+
+
+def with_new_names(values: dict) -> dict:
+    """The tables of a recipe with each old name replaced, and a note on stderr."""
+    renamed = {}
+    for key, value in values.items():
+        if key in OLD_NAMES:
+            _note(key, OLD_NAMES[key])
+        renamed[OLD_NAMES.get(key, key)] = with_new_names(value) if isinstance(value, dict) else value
+    return renamed
+
+
+def _note(old: str, new: str) -> None:
+    print(f"{old} is called {new} now; the old name will be refused in the next version.", file=sys.stderr)
+
+
+def flags_with_new_names(arguments: list[str]) -> list[str]:
+    """The same for flags: --rows 4, --rows=4, --stages.sft.lr-scale 0.5."""
+    renamed = []
+    for argument in arguments:
+        flag, *value = argument.split("=", 1)
+        *tables, last = flag.split(".") if flag.startswith("--") else [flag]
+        name = last.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in OLD_NAMES:
+            new = "--" * last.startswith("--") + OLD_NAMES[name].replace("_", "-")
+            _note(flag, ".".join([*tables, new]))
+            flag = ".".join([*tables, new])
+        renamed.append("=".join([flag, *value]))
+    return renamed
 
 
 @dataclass(frozen=True, kw_only=True)

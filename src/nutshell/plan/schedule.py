@@ -43,9 +43,13 @@ class Schedule:
         lr = stage_lr * self.lr_scale(step, steps)
         return Rates(lr=lr, momentum=self.momentum(step, steps), decay=self.decay_scale(step, steps))
 
+    def warmup(self, steps: int) -> int:
+        """Steps of warm-up in a stage of `steps`: those asked for, fewer in a short stage."""
+        return min(self.warmup_steps, max(1, steps // 4), max(10, steps // 40))
+
     def lr_scale(self, step: int, steps: int) -> float:
         """Factor on the peak learning rate of step `step` (from 0) of `steps`."""
-        warmup = min(self.warmup_steps, max(1, steps // 4), max(10, steps // 40))
+        warmup = self.warmup(steps)
         warmdown = round(self.warmdown_fraction * steps)
         if step < warmup:
             return (step + 1) / warmup

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nutshell import checkpoint
 from nutshell.metrics import MetricsLog
-from nutshell.plan.plan import Plan
+from nutshell.plan.record import Plan
 from nutshell.run.checkpoints import Writer
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
@@ -44,9 +42,3 @@ class Run:
         manifest = checkpoint.read_manifest(newest) if newest else None
         done = manifest is not None and manifest["meta"].get("step") == self.plan.stages[stage].steps
         return done and self.log.has_evaluation(stage, self.plan.stages[stage].steps)
-
-
-def plan_hash(plan: Plan) -> str:
-    """sha256 of what decides the weights: the plan without where and how it runs."""
-    decided = {key: value for key, value in plan.to_dict().items() if key not in ("recipe", "hardware", "rows", "accumulation")}
-    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()

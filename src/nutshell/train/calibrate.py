@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar, cast
 
 import torch
 
@@ -13,22 +18,34 @@ from nutshell.model.config import ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters
 from nutshell.model.kv_cache import KVCache
 from nutshell.plan.cost import EVALUATION_ROWS
-from nutshell.plan.estimate import most_rows
 from nutshell.plan.hardware import ASSUMED_MFU, Hardware, Timing
-from nutshell.plan.plan import BUDGET_DEPTHS, affordable, batch_tokens, choose_depth, make_shape, named_depth
+from nutshell.plan.memory import most_rows
+from nutshell.plan.plan import (
+    BUDGET_DEPTHS,
+    Data,
+    affordable,
+    batch_tokens,
+    choose_depth,
+    fits,
+    make_shape,
+    named_depth,
+    with_micro_batches_of,
+)  # fmt: skip
 from nutshell.plan.recipe import Recipe
+from nutshell.plan.record import Plan
 from nutshell.plan.schedule import Rates
 from nutshell.runtime import Runtime
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.prefetch import ToDevice
-from nutshell.train.stage import compile_model
+from nutshell.train.stage import compile_model, parallelize
 from nutshell.train.step import LossScaler, next_token_loss, train_step
+
+T = TypeVar("T")
 
 WARMUP_STEPS = 2
 TIMED_STEPS = 5
 DOCUMENT_TOKENS = 700
 LONGEST_TIMING = 10.0
-STILL = Rates(lr=0.0, momentum=0.9, decay=0.0)
 TIMING_SHARE = 0.02
 """The depth that a budget takes is timed again for this share of it, at most `LONGEST_TIMING` seconds: a run on a shared machine
 takes the mean of many steps, not the median of five."""
@@ -37,36 +54,84 @@ takes the mean of many steps, not the median of five."""
 def step_seconds(
     config: ModelConfig, rows: int, runtime: Runtime, recipe: Recipe, *, at_least: float = 0.0
 ) -> tuple[list[float], float]:
-    """(seconds of each training step of `rows` rows, the two warm-up steps first; of a forward pass), on random tokens.
+    """(seconds of each training step of `rows` rows a rank, the two warm-up steps first; of a forward pass), on random tokens.
 
-    At least `TIMED_STEPS` steps and `at_least` seconds of them are timed. Rates are 0, so the drawn weights stay; the output
-    projections are drawn too, because products with zeros would be those of the first step only.
+    Real steps: compiled, and sharded over the ranks, as training takes them. `TIMED_STEPS` are timed, and more where those took
+    less than `at_least` seconds: rank 0's clock decides how many, since no rank may leave a step that the others take. Rates are
+    0, so the drawn weights stay; the output projections are drawn too, because products with zeros would be those of the first
+    step only.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_model(config).to(runtime.device)
+        model = build_model(config)
         for name, weight in model.named_parameters():
             if name.endswith(("out.weight", "down.weight", "o_proj.weight", "down_proj.weight")):
                 torch.nn.init.normal_(weight, std=0.02)
         ids = torch.randint(1, config.vocab_size, (rows, config.context + 1))
     ids[:, ::DOCUMENT_TOKENS] = config.bos_id
     batch = ToDevice(runtime.device, config.bos_id, runtime.attention)((ids[:, :-1], ids[:, 1:]))
-    batch.wait()
-    model.set_precision(runtime.dtype, runtime.attention, fp8=runtime.fp8)
-    step_model = compile_model(model, runtime)
-    alone = replace(runtime, rank=0, world_size=1)  # each rank times its own steps, as many as it likes
+    sharded = recipe.shard == "weights" and runtime.world_size > 1
+    model.to(torch.device("cpu") if sharded else runtime.device).set_precision(runtime.dtype, runtime.attention, fp8=runtime.fp8)
+    zero = parallelize(model, runtime, sharded)
+    step_model = model if sharded else compile_model(model, runtime)
     groups = group_parameters(model, recipe.optimizer, width=config.width, tokens_per_step=rows * config.context)
-    optimizer = MuonAdamW(groups, runtime.dtype)
+    optimizer = MuonAdamW(groups, runtime.dtype, zero, muon_beta2=recipe.optimizer.muon_beta2)
+    scaler, rates = LossScaler.for_dtype(runtime.dtype), Rates(lr=0.0, momentum=0.9, decay=0.0)
     seconds: list[float] = []
-    while len(seconds) < WARMUP_STEPS + TIMED_STEPS or sum(seconds[WARMUP_STEPS:]) < at_least:
-        seconds.append(train_step(step_model, optimizer, [batch], STILL, alone, LossScaler()).seconds)
+    steps = WARMUP_STEPS + TIMED_STEPS
+    while len(seconds) < steps:
+        seconds.append(train_step(step_model, optimizer, [batch], rates, runtime, scaler).seconds)
+        if len(seconds) == steps == WARMUP_STEPS + TIMED_STEPS:
+            timed = seconds[WARMUP_STEPS:]
+            missing = max(0.0, at_least - sum(timed)) / statistics.median(timed)
+            steps += math.ceil(runtime.agree(missing))
     forward = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for _ in range(3):
             start = time.perf_counter()
             float(next_token_loss(model, batch))
             forward.append(time.perf_counter() - start)
     return seconds, statistics.median(forward)
+
+
+def probe_step(plan: Plan, size: int, runtime: Runtime) -> None:
+    """Real training steps of the planned model on micro-batches of `size` rows."""
+    step_seconds(plan.model, size, runtime, plan.recipe)
+
+
+def probe_micro_batch(plan: Plan, runtime: Runtime, step: Callable[..., None] = probe_step) -> Plan:
+    """The plan with the micro-batch size that a real step fits this GPU's memory with: the planned one, halved where it does not.
+
+    The estimate of memory does not know who else uses the card. ValueError where not even one row fits.
+    """
+    size, _ = halve_until_it_fits(plan.micro_batch_size, runtime, partial(step, plan, runtime=runtime))
+    return plan if size == plan.micro_batch_size else with_micro_batches_of(plan, size)
+
+
+def halve_until_it_fits(size: int, runtime: Runtime, attempt: Callable[[int], T]) -> tuple[int, T]:
+    """(the largest of size, size / 2, size / 4 ... that `attempt` does not run out of memory with, its result).
+
+    All ranks take the same size. They hold the same, so they run out together; ValueError where one row is too much.
+    """
+    while True:
+        result = None
+        try:
+            result = attempt(size)
+            failed = 0.0
+        except torch.OutOfMemoryError:
+            failed = 1.0
+        # Outside the handler: there the failed step's tensors are still held by its traceback.
+        if not runtime.mean(failed):
+            return size, cast(T, result)
+        gc.collect()
+        if runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if size == 1:
+            raise ValueError(
+                "one row does not fit this GPU's memory as it is now. Use a smaller --depth or --context, end what else uses the "
+                "GPU (nvidia-smi lists it), or, on several GPUs, --shard weights."
+            )
+        size //= 2
 
 
 def time_training(config: ModelConfig, rows: int, runtime: Runtime, recipe: Recipe) -> float:
@@ -108,22 +173,34 @@ def time_depth(shape: ModelConfig, rows: int, runtime: Runtime, recipe: Recipe) 
     )
 
 
-def first_depth(recipe: Recipe, hardware: Hardware, vocab_size: int, peak_flops: float) -> int:
+def first_depth(recipe: Recipe, hardware: Hardware, vocab_size: int, peak_flops: float, data: Data) -> int:
     """Where timing begins on a GPU, since every depth is compiled: the largest that a third of the assumed MFU affords."""
     found = BUDGET_DEPTHS[0]
     for depth in BUDGET_DEPTHS:
         shape = make_shape(recipe, depth, vocab_size)
         rate = hardware.world_size * peak_flops * ASSUMED_MFU / 3 / flops_per_token(shape, shape.context)
-        if affordable(recipe, replace(hardware, timings={depth: Timing(tokens_per_second=rate)}), depth, vocab_size):
+        if affordable(recipe, replace(hardware, timings={depth: Timing(tokens_per_second=rate)}), depth, vocab_size, data):
             found = depth
     return found
 
 
-def measure(recipe: Recipe, runtime: Runtime, hardware: Hardware, vocab_size: int, seconds_left: float) -> Hardware:
-    """Time the depths a budget could afford, smallest first, until one clearly is too large; or the depth the recipe names."""
+def timed_rows(recipe: Recipe, runtime: Runtime, hardware: Hardware, shape: ModelConfig, tokens: float) -> int:
+    """Rows at once that a horizon of `tokens` will take; ValueError where not even one fits the memory."""
+    step_rows = (recipe.tokens_per_step or batch_tokens(tokens)) // (shape.context * runtime.world_size)
+    most = most_rows(shape, hardware, recipe.shard)
+    return max(1, min(step_rows, recipe.micro_batch_size or step_rows, 32, most))
+
+
+def measure(recipe: Recipe, runtime: Runtime, hardware: Hardware, vocab_size: int, seconds_left: float, data: Data) -> Hardware:
+    """Time the depths a budget could afford, smallest first, until one clearly is too large; or the depth the recipe names.
+
+    All that a branch depends on is rank 0's, so every rank times the same depths. A depth that does not fit the memory ends the
+    search; ValueError where that is the first.
+    """
     hardware = replace(hardware, seconds_left=seconds_left)
     named = named_depth(recipe)
-    start = first_depth(recipe, hardware, vocab_size, runtime.peak_flops) if runtime.compiled and runtime.peak_flops else 1
+    peak = runtime.agree(runtime.peak_flops or 0.0)
+    start = first_depth(recipe, hardware, vocab_size, peak, data) if runtime.compiled and peak else 1
     timings: dict[int, Timing] = {}
     batches: dict[int, int] = {}
     for depth in (named,) if named else [depth for depth in BUDGET_DEPTHS if depth >= start]:
@@ -134,19 +211,20 @@ def measure(recipe: Recipe, runtime: Runtime, hardware: Hardware, vocab_size: in
             last = max(timings)
             rate = timings[last].tokens_per_second * flops_per_token(make_shape(recipe, last, vocab_size), shape.context)
             expected = rate / flops_per_token(shape, shape.context)
-            if expected * seconds_left * recipe.stages.pretrain.share < 0.7 * tokens:
+            out_of_reach = expected * seconds_left * recipe.stages.pretrain.share < 0.7 * tokens
+            if out_of_reach or not fits(recipe, hardware, shape):
                 break
-        rows = max(1, (recipe.tokens_per_step or batch_tokens(tokens)) // (shape.context * runtime.world_size))
-        rows = min(rows, recipe.rows or rows, 32, most_rows(shape, hardware))
-        batches[depth], timings[depth] = rows, time_depth(shape, rows, runtime, recipe)
-        if not affordable(recipe, replace(hardware, timings=timings), depth, vocab_size):
+        rows = timed_rows(recipe, runtime, hardware, shape, tokens)
+        attempt = partial(time_depth, shape, runtime=runtime, recipe=recipe)
+        batches[depth], timings[depth] = halve_until_it_fits(rows, runtime, attempt)
+        if not affordable(recipe, replace(hardware, timings=timings), depth, vocab_size, data):
             break
     hardware = replace(hardware, timings=timings)
     if not runtime.compiled:
-        depth = named or choose_depth(recipe, hardware, vocab_size)
+        depth = named or choose_depth(recipe, hardware, vocab_size, data)
         shape = make_shape(recipe, depth, vocab_size)
         longer = min(LONGEST_TIMING, TIMING_SHARE * seconds_left)
-        steps = step_seconds(shape, batches[depth], runtime, recipe, at_least=runtime.agree(longer))[0][WARMUP_STEPS:]
+        steps = step_seconds(shape, batches[depth], runtime, recipe, at_least=longer)[0][WARMUP_STEPS:]
         rate = runtime.agree(batches[depth] * shape.context / statistics.fmean(steps)) * runtime.world_size
         hardware = replace(hardware, timings={**timings, depth: replace(timings[depth], tokens_per_second=rate)})
     return hardware

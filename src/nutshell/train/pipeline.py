@@ -8,9 +8,10 @@ from pathlib import Path
 
 from nutshell.files import write_json
 from nutshell.metrics import read_metrics, seconds_by_stage
-from nutshell.plan.plan import Plan, refit
+from nutshell.plan.estimate import describe
+from nutshell.plan.plan import refit
 from nutshell.plan.recipe import Recipe
-from nutshell.plan.summary import describe
+from nutshell.plan.record import Plan
 from nutshell.run.folder import Run
 from nutshell.runtime import Runtime
 from nutshell.train.prepare import check_order, open_run

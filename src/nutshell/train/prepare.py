@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,20 +16,22 @@ import torch.distributed as dist
 
 from nutshell import checkpoint
 from nutshell.data import primer
-from nutshell.data.shards import is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
+from nutshell.data.shards import MANIFEST, is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
 from nutshell.data.sources import read_conversations, read_documents
 from nutshell.files import write_json
 from nutshell.metrics import GpuSampler, MetricsLog, check_loggers
-from nutshell.plan.law import load_law
-from nutshell.plan.plan import Hardware, Plan, default_vocab_size, for_ranks, load_plan, make_plan
+from nutshell.plan.hardware import Hardware
+from nutshell.plan.law import load_law, text_fingerprint
+from nutshell.plan.plan import Data, default_vocab_size, for_hardware, make_plan, same_machine
 from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, Recipe
+from nutshell.plan.record import Plan, load_plan
 from nutshell.run.folder import Run
 from nutshell.run.lock import run_lock, stop_signals
 from nutshell.runtime import Runtime
 from nutshell.tasks import load_task
 from nutshell.tokenizer import Tokenizer
-from nutshell.tokenizer.chat import parse_messages
-from nutshell.train.calibrate import measure
+from nutshell.tokenizer.chat import parse_messages, render
+from nutshell.train.calibrate import measure, probe_micro_batch
 
 LOCK_PATIENCE_SECONDS = 120.0  # under torchrun; a file server gives a lost machine's lock back after its lease, often 90 s
 TOKENIZER_CHARACTERS = 8_000_000  # of the training text; more no longer changes the merges that matter at these sizes
@@ -136,25 +139,56 @@ def hardware_of(runtime: Runtime) -> Hardware:
     )  # fmt: skip
 
 
-def prepare_plan(recipe: Recipe, runtime: Runtime, tok: Tokenizer, started: float) -> Plan:
+def data_facts(recipe: Recipe, folder: Path, tok: Tokenizer) -> Data:
+    """What a plan may know of the data: which text, and how many tokens, reckoned from a sample of it."""
+    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    text = next(iter(open_shards(folder, on_error=recipe.damaged_shards).read("train", 0)), "")[:100_000]
+    characters = manifest.get("characters", {}).get("train", 0)
+    tokens = characters * len(tok.encode(text)) / max(1, len(text))
+    conversations = [] if recipe.sft == PRIMER else read_conversations(recipe.sft, check=parse_messages)
+    sample = [len(render(c["messages"], tok)[0]) for c in conversations[:200]]
+    return Data(
+        text=text_fingerprint(recipe, manifest), tokens=tokens, conversations=len(conversations),
+        conversation_tokens=len(conversations) * sum(sample) / max(1, len(sample)),
+    )  # fmt: skip
+
+
+def prepare_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, started: float) -> Plan:
     """The run's plan: the saved one, or a new one, fitted to what is left of the budget since `started`."""
-    folder = Path(recipe.out)
+    folder, hardware = Path(recipe.out), hardware_of(runtime)
     plan = load_plan(folder)
     runtime.barrier()  # every rank has looked before rank 0 writes one
     if plan:
-        plan = replace(plan, recipe=replace(plan.recipe, **{name: getattr(recipe, name) for name in FREE_IN_A_RUN}))
-        return for_ranks(plan, runtime.world_size)
-    budget = recipe.budget_seconds()
-    hardware = hardware_of(runtime)
+        asked = {name: getattr(recipe, name) for name in FREE_IN_A_RUN if name != "dtype"}  # hardware has the one that is used
+        here = for_hardware(plan, hardware, replace(plan.recipe, **asked))
+        if same_machine(plan.hardware, hardware) and here.micro_batch_size == plan.micro_batch_size:
+            return here
+        if runtime.is_main:
+            rows = f"micro-batches of {plan.micro_batch_size} rows; going on"
+            print(f"Planned for {plan.hardware.describe()}, {rows} with {hardware.describe()}, {here.micro_batch_size} rows.",
+                  file=sys.stderr)  # fmt: skip
+        return save_plan(probed(here, runtime), runtime)
+    facts, budget = data_facts(recipe, data, tok), recipe.budget_seconds()
     if budget:
-        left = budget - (time.monotonic() - started)
-        hardware = measure(recipe, runtime, hardware, tok.vocab_size, left)
-        hardware = replace(hardware, seconds_left=max(1.0, budget - (time.monotonic() - started)))
-    plan = make_plan(recipe, hardware, vocab_size=tok.vocab_size, bos_id=tok.bos_id, law=load_law(recipe.scaling))
+        left = runtime.agree(budget - (time.monotonic() - started))
+        hardware = measure(recipe, runtime, hardware, tok.vocab_size, left, facts)
+        left = runtime.agree(max(1.0, budget - (time.monotonic() - started)))
+        hardware = replace(hardware, seconds_left=left)
+    plan = make_plan(recipe, hardware, vocab_size=tok.vocab_size, bos_id=tok.bos_id, law=load_law(recipe.scaling), data=facts)
+    return save_plan(probed(plan, runtime), runtime)
+
+
+def probed(plan: Plan, runtime: Runtime) -> Plan:
+    """On a GPU: the plan with micro-batches that a real step was seen to fit with."""
+    return probe_micro_batch(plan, runtime) if runtime.device.type == "cuda" else plan
+
+
+def save_plan(plan: Plan, runtime: Runtime) -> Plan:
+    """Write plan.json and read it back: a plan and its copy on disk, on every rank, are the same to the last digit."""
+    folder = Path(plan.recipe.out)
     if runtime.is_main:
         write_json(folder / "plan.json", plan.to_dict())
     runtime.barrier()
-    # Read back what was saved: a plan and its copy on disk, on every rank, are the same to the last digit.
     return load_plan(folder) or plan
 
 
@@ -175,7 +209,7 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
         with timed(log, "tokenizer"):
             tok = prepare_tokenizer(recipe, runtime, data)
         with timed(log, "plan"):
-            plan = prepare_plan(recipe, runtime, tok, started)
+            plan = prepare_plan(recipe, runtime, data, tok, started)
         run = Run(folder=folder, data=data, plan=plan, runtime=runtime, tok=tok, log=log)
         stack.enter_context(stop_signals(run.stop))
         stack.enter_context(run.writer)

@@ -10,7 +10,6 @@ from nutshell.data.loader import PretrainLoader
 from nutshell.data.shards import open_shards
 from nutshell.data.stream import Batch
 from nutshell.eval.bpb import bits_per_byte
-from nutshell.plan.cost import VALIDATION_TOKENS, VALIDATIONS
 from nutshell.run.folder import Run
 from nutshell.train.prefetch import ToDevice
 from nutshell.train.scoring import evaluate_stage
@@ -25,21 +24,21 @@ def pretrain(run: Run) -> None:
     stage = open_stage(run, "pretrain")
     shards = open_shards(run.data, on_error=plan.recipe.damaged_shards)
     loader = PretrainLoader(
-        shards, run.tok.encode_batch, run.tok.bos_id, plan.rows, plan.row_tokens + 1,
+        shards, run.tok.encode_batch, run.tok.bos_id, plan.micro_batch_size, plan.row_tokens + 1,
         seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
     )  # fmt: skip
     loader.transfer = ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel)
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
-    validation = loader.val_batches(VALIDATION_TOKENS)
-    interval = max(1, -(-stage.steps // VALIDATIONS))
+    validation = loader.val_batches(plan.validation_tokens)
+    interval = max(1, -(-stage.steps // plan.validations))
     if 0 < stage.step < stage.steps and stage.step % interval == 0 and not run.log.has_evaluation("pretrain", stage.step):
         validate(stage, validation)  # the run was stopped between saving and validating
 
     told = 0
     with loader:
         while stage.step < stage.steps:
-            batches = [next(loader) for _ in range(plan.accumulation)]
+            batches = [next(loader) for _ in range(plan.grad_accum_steps)]
             result = stage.learn(batches)
             for problem in shards.problems[told:]:
                 run.log.note(f"skipped: {problem}")

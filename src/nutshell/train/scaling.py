@@ -12,18 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nutshell.data.shards import MANIFEST, read_manifest
 from nutshell.files import write_json, write_text
 from nutshell.model.flops import matrix_parameters
-from nutshell.plan.cost import VALIDATION_TOKENS, VALIDATIONS, saving_seconds
-from nutshell.plan.estimate import most_rows, text_name
+from nutshell.plan.cost import VALIDATION_SHARE, saving_seconds, validation
 from nutshell.plan.hardware import Timing
-from nutshell.plan.law import PACKAGED, Law, Point, fit, law_record
-from nutshell.plan.plan import batch_tokens, default_vocab_size, load_plan, make_shape
+from nutshell.plan.law import PACKAGED, Law, Point, fit, law_record, text_fingerprint
+from nutshell.plan.plan import default_vocab_size, make_shape
 from nutshell.plan.recipe import Recipe, Sweep, quantity
+from nutshell.plan.record import load_plan
 from nutshell.report.scaling import draw, page
 from nutshell.runtime import Runtime
 from nutshell.train.ablate import cell_recipe, prepare_shared, train_cell
-from nutshell.train.calibrate import time_depth
+from nutshell.train.calibrate import time_depth, timed_rows
 from nutshell.train.prepare import check_data, hardware_of
 
 SHARES = (1.0, 0.5, 0.25)
@@ -44,12 +45,13 @@ def sweep_cell(sweep: Sweep, depth: int, tokens: float, vocab_size: int, data: P
 
 def affordable_horizon(timings: dict[int, Timing], seconds: float, parameters: dict[int, int]) -> float:
     """Tokens, to two digits, so that all depths at all `SHARES` of them, validations and checkpoints included, take `seconds`."""
+    times, each = validation(Recipe(), 0)  # the fewest tokens; those of longer runs are a share of their time
     fixed = sum(
-        len(SHARES) * (CELL_SECONDS + saving_seconds(parameters[depth], "pretrain"))
-        + len(SHARES) * VALIDATIONS * VALIDATION_TOKENS / (timing.forward_tokens_per_second or 3 * timing.tokens_per_second)
+        len(SHARES) * (CELL_SECONDS + saving_seconds(parameters[depth], times))
+        + len(SHARES) * times * each / (timing.forward_tokens_per_second or 3 * timing.tokens_per_second)
         for depth, timing in timings.items()
     )
-    a_token = sum(SHARES) * sum(1 / timing.tokens_per_second for timing in timings.values())
+    a_token = (1 + VALIDATION_SHARE) * sum(SHARES) * sum(1 / timing.tokens_per_second for timing in timings.values())
     tokens = max((seconds - fixed) / a_token, SHORTEST / min(SHARES))
     return float(f"{tokens:.2g}")
 
@@ -74,8 +76,7 @@ def plan_sweep(sweep: Sweep, runtime: Runtime, vocab_size: int, seconds_left: fl
     for depth in sweep.depths:
         shape = make_shape(sweep, depth, vocab_size)
         parameters[depth] = matrix_parameters(shape)
-        step_tokens = sweep.tokens_per_step or batch_tokens(TIMED_HORIZON)
-        rows = max(1, min(step_tokens // (shape.context * runtime.world_size), most_rows(shape, hardware_of(runtime)), 32))
+        rows = timed_rows(sweep, runtime, hardware_of(runtime), shape, TIMED_HORIZON)
         timings[depth] = time_depth(shape, rows, runtime, sweep)
     if sweep.horizons:
         horizons = sorted(quantity(h) for h in sweep.horizons)
@@ -115,7 +116,7 @@ def run_sweep(sweep: Sweep, runtime: Runtime, *, packaged: Path = PACKAGED) -> d
     sized = sweep if sweep.tokenizer else replace(sweep, vocab_size=default_vocab_size(deepest, runtime.device.type))
     data, tok = prepare_shared(sized, runtime)
     budget = sweep.budget_seconds() or float("inf")
-    cells = plan_sweep(sweep, runtime, tok.vocab_size, budget - (time.monotonic() - started))["cells"]
+    cells = plan_sweep(sweep, runtime, tok.vocab_size, runtime.agree(budget - (time.monotonic() - started)))["cells"]
     points, left_out = [], []
     for cell in cells:
         recipe = sweep_cell(sweep, cell["depth"], cell["tokens"], tok.vocab_size, data)
@@ -126,7 +127,8 @@ def run_sweep(sweep: Sweep, runtime: Runtime, *, packaged: Path = PACKAGED) -> d
             left_out.append(cell)
             continue
         points.append(point_of(recipe, train_cell(recipe, runtime)))
-    law = fit(points, text=text_name(sweep.data), vocab_size=tok.vocab_size)
+    manifest = read_manifest(data) if (data / MANIFEST).exists() else None
+    law = fit(points, text=Path(sweep.data).name, fingerprint=text_fingerprint(sweep, manifest), vocab_size=tok.vocab_size)
     if runtime.is_main:
         write_results(out, law, points, left_out)
         if sweep.refresh:

@@ -15,15 +15,13 @@ from nutshell.train.prefetch import ToDevice
 from nutshell.train.scoring import evaluate_stage
 from nutshell.train.stage import open_stage
 
-CONVERSATION_TOKENS = 60  # a primer conversation is at least about this long: up to 200,000 of them none is seen twice
-
 
 def conversations_for(run: Run, stage: str) -> list[dict]:
     """The user's conversations and the primer's share of them, or the primer's alone."""
     recipe = run.plan.recipe
     plan = run.plan.stages[stage]
     seed = recipe.seed + {"midtrain": 1, "sft": 2}[stage]
-    wanted = min(200_000, plan.steps * plan.tokens_per_step // CONVERSATION_TOKENS + 1)
+    wanted = plan.conversations
     if recipe.sft == PRIMER:
         return list(primer.conversations(seed, wanted))
     own = read_conversations(recipe.sft, check=parse_messages)
@@ -52,8 +50,8 @@ def sft(run: Run, name: str) -> None:
     plan, runtime = run.plan, run.runtime
     stage = open_stage(run, name)
     loader = ConversationLoader(
-        conversations_for(run, name), lambda c: render(c["messages"], run.tok, plan.row_tokens + 1), run.tok.bos_id, plan.rows,
-        plan.row_tokens + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
+        conversations_for(run, name), lambda c: render(c["messages"], run.tok, plan.row_tokens + 1), run.tok.bos_id,
+        plan.micro_batch_size, plan.row_tokens + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
     )  # fmt: skip
     loader.transfer = ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel)
     if stage.loader_state:
@@ -70,7 +68,7 @@ def sft(run: Run, name: str) -> None:
 
     with loader:
         while stage.step < stage.steps:
-            batches = [next(loader) for _ in range(plan.accumulation)]
+            batches = [next(loader) for _ in range(plan.grad_accum_steps)]
             result = stage.learn(batches)
             stage.record(result, loader.sources, **lost)
             stage.save_if_due(result, loader)

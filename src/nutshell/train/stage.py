@@ -17,7 +17,7 @@ from nutshell.data.stream import PackedStream
 from nutshell.model.build import build_model
 from nutshell.model.decoder import Decoder
 from nutshell.run.checkpoints import forget_after, note_best, open_newest, prune, put_aside
-from nutshell.run.folder import Preempted, Run, plan_hash
+from nutshell.run.folder import Preempted, Run
 from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.prefetch import MicroBatch
@@ -67,7 +67,7 @@ class Stage:
         `share` is the part of the step's samples that teaches: rates follow the root of the batch, as they do with its size.
         """
         plan, run = self.run.plan, self.run
-        rates = plan.schedule.at(self.step, self.steps, plan.stages[self.name].lr_scale * math.sqrt(share))
+        rates = plan.schedule.at(self.step, self.steps, plan.stages[self.name].lr_fraction * math.sqrt(share))
         return train_step(
             self.step_model, self.optimizer, batches, rates, run.runtime, self.scaler, clip_norm=plan.optimizer.clip_norm,
             flags=self.flags(),
@@ -113,7 +113,7 @@ class Stage:
 
     def flags(self) -> tuple[bool, bool]:
         """What the ranks agree on with each step: whether the interval since the last save is over, and whether to stop."""
-        over = time.monotonic() - self.last_save >= self.run.plan.recipe.save_every_seconds
+        over = time.monotonic() - self.last_save >= self.run.plan.save_every_seconds
         return self.run.runtime.is_main and over and not self.run.writer.busy, bool(self.run.stop)
 
     def save_if_due(self, result: StepResult, loader: PackedStream | None = None, *, anyway: bool = False) -> None:
@@ -159,7 +159,6 @@ class Stage:
                     "step": self.step,
                     "steps": self.steps,
                     "world_size": run.runtime.world_size,
-                    "config": plan_hash(run.plan),
                     "data": (loader_state or {}).get("data"),
                 },
                 training={
@@ -213,7 +212,7 @@ def open_stage(run: Run, name: str) -> Stage:
     """Go on from the stage's newest checkpoint, or start it from the stage before it (pretrain: from drawn weights)."""
     model, training, tensors, damaged = load_or_build(run, name)
     model.set_precision(run.runtime.dtype, run.runtime.attention, fp8=run.runtime.fp8 and name != "rl").train()
-    zero = parallelize(model, run)
+    zero = parallelize(model, run.runtime, shards_weights(run))
     step_model = compile_model(model, run.runtime) if not shards_weights(run) else model
     optimizer = make_optimizer(model, run, name, zero)
     if tensors is not None:
@@ -260,14 +259,14 @@ def load_or_build(run: Run, name: str) -> tuple[Decoder, dict, dict | None, list
     return model, training, tensors, damaged
 
 
-def parallelize(model: Decoder, run: Run) -> Zero:
+def parallelize(model: Decoder, runtime: Runtime, sharded: bool) -> Zero:
     """Who owns which parameters: whole weights on every rank and sharded optimizer state, or sharded weights too."""
-    ranks = {"rank": run.runtime.rank, "world_size": run.runtime.world_size}
-    if not shards_weights(run):
+    ranks = {"rank": runtime.rank, "world_size": runtime.world_size}
+    if not sharded:
         return Zero(**ranks)
     from nutshell.train.fsdp import Fsdp, shard_weights
 
-    shard_weights(model, run.runtime.device, compiled=run.runtime.compiled)
+    shard_weights(model, runtime.device, compiled=runtime.compiled)
     return Fsdp(**ranks)
 
 

@@ -1,4 +1,6 @@
-"""What many GPUs send each other in a step, on paper: bytes and seconds of the ways to divide a model (docs/scaling.md).
+"""What many GPUs send each other in a step, on paper: the table of docs/scaling.md. Nothing is run.
+
+    python benchmarks/traffic.py
 
 Rings move (n - 1) / n of a tensor through each of n members for a reduce-scatter or an all-gather. Collectives of several nodes
 are taken as NCCL does them, with one ring for each network card: of what a GPU of an eight-GPU node sends, an eighth goes through
@@ -8,6 +10,9 @@ its network card and the rest over NVLink.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from nutshell.plan.plan import draft_plan
+from nutshell.plan.recipe import Recipe
 
 NVLINK_BYTES = 450e9
 """A second in one direction, one H100 (fourth generation, 900 GB/s both ways)."""
@@ -57,11 +62,18 @@ def traffic(parameters: float, gpus: int, per_node: int, design: str, *, state: 
     return Traffic(nvlink_bytes=inside, network_bytes=between, state_bytes=held)
 
 
-def compute_seconds(flops_per_token: float, tokens_per_step: float, gpus: int, peak_flops: float, mfu: float) -> float:
-    """A step's products on every GPU."""
-    return flops_per_token * tokens_per_step / (gpus * peak_flops * mfu)
+def main() -> None:
+    plan = draft_plan(Recipe(depth=28, gpu="64xH100"))
+    parameters = sum(plan.parameters.values())
+    print("| GPUs | design | NVLink GB | network GB | ms | held GB |\n|---|---|---|---|---|---|")
+    for gpus, design in ((8, "replicated"), (8, "fsdp"), (64, "replicated"), (64, "fsdp"), (64, "hsdp")):
+        found = traffic(parameters, gpus, 8, design, state=5.86, gather=2.94)
+        sizes = " | ".join(f"{x / 1e9:.2f}" for x in (found.nvlink_bytes, found.network_bytes))
+        print(f"| {gpus} | {design} | {sizes} | {1e3 * found.seconds:.0f} | {found.state_bytes / 1e9:.2f} |")
+    for exponent in (19, 20, 21):
+        seconds = plan.flops_per_token * 2**exponent / (64 * 989e12 * 0.45)
+        print(f"compute of 2^{exponent} tokens on 64 H100 at 45%: {1e3 * seconds:.0f} ms")
 
 
-def checkpoint_bytes(parameters: float, state: float = 6.0) -> float:
-    """fp32 weights and the optimizer's state, whole."""
-    return parameters * (4 + state)
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What a plan is: the numbers that a run goes by, saved as plan.json before any compute is spent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from nutshell.config import from_dict
+from nutshell.model.config import ModelConfig
+from nutshell.plan.hardware import Hardware
+from nutshell.plan.recipe import OptimizerConfig, Recipe
+from nutshell.plan.schedule import Schedule
+
+FORMAT = 3
+"""Of plan.json. In 1, learning rates held the boost of small batches, which the groups apply now; up to 2, what follows from the
+machine and the data was fixed at the first start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    steps: int
+    tokens_per_step: int
+    lr_fraction: float
+    """Peak learning rates as a share of pretraining's."""
+    seconds: float | None = None
+    """Expected of its steps and checkpoints; None where nothing was measured."""
+    evaluation_seconds: float = 0.0
+    """Expected of what is scored during the stage and after it."""
+    conversations: int = 0
+    """Most conversations of the primer that it reads (midtrain and sft)."""
+    epochs: float | None = None
+    """How often it reads its data; None where the size of that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Numbers to look at before a run; nothing that runs depends on them."""
+
+    tokens: int = 0
+    """Of pretraining."""
+    flops: float = 0.0
+    """Of pretraining."""
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    """Peaks of pretraining by group; a matrix with more rows than columns has `matrices` times the root of their ratio."""
+    memory: dict[str, int] = field(default_factory=dict)
+    """Bytes of each part of one rank's step."""
+    cards: dict[str, int] = field(default_factory=dict)
+    """Rows at once that fit GPUs of these sizes, in bf16; 0 where none does."""
+    seconds: float | None = None
+    """Of the whole run; None where nothing was measured or assumed."""
+    usd: float | None = None
+    """None where the price or the time is unknown."""
+    bpb: float | None = None
+    """Expected bits per byte after pretraining."""
+    bpb_note: str = ""
+    """Which text and fit that is of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    model: ModelConfig
+    micro_batch_size: int
+    """Rows one rank takes at once."""
+    grad_accum_steps: int
+    """Micro-batches per rank and optimizer step."""
+    stages: dict[str, StagePlan]
+    optimizer: OptimizerConfig
+    schedule: Schedule
+    parameters: dict[str, int]
+    flops_per_token: float
+    validations: int
+    """During pretraining, the last one at its end."""
+    validation_tokens: int
+    """Scored in each."""
+    save_every_seconds: float
+    hardware: Hardware
+    """The machine that the run was planned for, or goes on upon."""
+    recipe: Recipe
+    forecast: Forecast = field(default_factory=Forecast)
+    refitted: tuple[str, ...] = ()
+    """Stages whose steps were fitted again to what was left of the budget when they began; they never change after that."""
+    format: int = FORMAT
+
+    @property
+    def row_tokens(self) -> int:
+        return self.model.context
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def load_plan(folder: Path) -> Plan | None:
+    """The plan of a run, if it has one. ValueError where the file is damaged or of another format."""
+    path = folder / "plan.json"
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values and values.get("format", 1) != FORMAT:
+            raise ValueError(
+                f"{path} was written by another version (format {values.get('format', 1)}, this one trains by {FORMAT}): its "
+                f"numbers mean something else now. The models in {folder} can be used as before (nutshell chat, serve, eval, "
+                "report); to train, give another --out, or use the version that planned the run."
+            )
+        return from_dict(Plan, values, str(path))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete the run folder {folder} to start anew.") from None
