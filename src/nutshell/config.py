@@ -94,7 +94,7 @@ def load_toml(cls: type[T], path: str | Path, *, tidy: Callable[[dict], dict] = 
             f"recipe {path} not found: expected a .toml file or a folder with config.toml, such as recipes/demo."
         )
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid TOML: {error}") from None
     return from_dict(cls, tidy(values), str(file))

@@ -1,7 +1,10 @@
 """The command line: help everywhere, JSON where asked, and bad input gives one message, exit code 2 and nothing written."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -174,45 +177,76 @@ def test_damaged_plans_and_metrics_are_named(command):
 
 # ---- exit codes ----------------------------------------------------------------------------------------------------
 
-
-class Preempted(Exception):
-    pass
-
-
-class TrainingDiverged(RuntimeError):
-    pass
+FAILURES = """
+import errno, json
+from nutshell.run.folder import Preempted
+from nutshell.train.stage import TrainingDiverged
+def check(path): raise ValueError("what is wrong")
+def unreadable(path): raise OSError("what is wrong")
+def slip(path): int("what is wrong")
+def missing(path): open("no such file")
+def full(path): raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+def wire(path): raise ConnectionResetError(errno.ECONNRESET, "reset")
+def stopped(path): raise Preempted("stopped")
+def diverged(path): raise TrainingDiverged("what is wrong")
+def interrupted(path): raise KeyboardInterrupt
+"""
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (ValueError("what is wrong"), 2),
-        (FileNotFoundError("what is wrong"), 2),
-        (PermissionError("what is wrong"), 2),
-        (OSError(28, "No space left on device"), 1),
-        (Preempted("stopped"), 75),
-        (TrainingDiverged("what is wrong"), 1),
-        (KeyboardInterrupt(), 130),
-    ],
-)
-def test_what_a_verb_raises_becomes_a_line_and_an_exit_code(command, monkeypatch, error, code):
-    def fail(arguments):
-        raise error
-
-    monkeypatch.setitem(cli.VERBS, "plan", fail)
+    ("name", "code"),
+    [("check", 2), ("unreadable", 1), ("slip", None), ("missing", 2), ("full", 1), ("wire", 1), ("stopped", 75), ("diverged", 1),
+     ("interrupted", 130)],
+)  # fmt: skip
+def test_f18_only_what_our_checks_raise_becomes_a_line(command, monkeypatch, name, code):
+    """F18: the same ValueError is bad input where a check of this package raises it, and a bug where a library does."""
+    ours: dict = {}
+    exec(compile(FAILURES, str(Path(cli.__file__).parent / "made_up.py"), "exec"), ours)
+    monkeypatch.setitem(cli.VERBS, "plan", ours[name])
+    if code is None:
+        with pytest.raises(ValueError, match="what is wrong"):
+            command("plan")
+        return
     found, out, err = command("plan --json")
     assert (found, out) == (code, "")
     assert err.startswith("nutshell: ")
     assert "Traceback" not in err
+    if code != 130:
+        found, _, err = command("plan --debug")
+        assert (found, "Traceback" in err) == (code, True)
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(command, monkeypatch):
+def test_f18_the_same_error_raised_elsewhere_keeps_its_traceback(command, monkeypatch):
     def fail(arguments):
-        raise RuntimeError("a bug")
+        raise ValueError("of another package")
 
     monkeypatch.setitem(cli.VERBS, "plan", fail)
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(ValueError, match="of another package"):
         command("plan")
+
+
+@pytest.mark.parametrize("line", ["--help", "data --help", "plan --depth 1 --out p"])
+def test_f41_a_closed_pipe_ends_quietly(tmp_path, line):
+    """F41: `nutshell ... | head` says nothing and gives the code of SIGPIPE, from every verb."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, "-m", "nutshell", *line.split()], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_f41_a_locale_without_a_letter_ends_nothing(tmp_path):
+    """F41: under a C locale the text is written with its letters spelled out."""
+    (tmp_path / "de.txt").write_text("Müller fuhr über die Brücke. " * 3000, encoding="utf-8")
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    for environment in (plain, {**os.environ, "PYTHONIOENCODING": "ascii"}):
+        result = subprocess.run(
+            [sys.executable, "-m", "nutshell", "data", "--data", "de.txt"], cwd=tmp_path, env=environment, capture_output=True
+        )
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert rb"M\xfcller" in result.stdout
 
 
 # ---- results -------------------------------------------------------------------------------------------------------

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import dis
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from nutshell.cli import model, train
 
 BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CLOSED_PIPE = 128 + 13
+"""What a shell says of a command that SIGPIPE ended."""
 
 
 def tokenizer(arguments: list[str]) -> Any:
@@ -51,6 +56,7 @@ def usage() -> str:
     lines += [
         "",
         "  --json     print the result as JSON",
+        "  --debug    print the traceback of every error",
         "  --version  print the version",
         "",
         "Begin with: nutshell speedrun recipes/demo",
@@ -59,50 +65,94 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a verb. Exit codes: 0 success, 1 failure, 2 bad input, 75 stopped by a signal with everything saved."""
+    """Run a verb. Exit codes: 0 success, 1 failure, 2 bad input, 75 stopped by a signal with everything saved, 130 interrupted,
+    141 where the reader of the output has closed it."""
     # Waiting threads spin for microseconds, not milliseconds: a busy neighbour on the machine then costs its share, not 5 to 10
     # times the run (docs/experiments.md). OpenMP reads this when torch is imported, so it stands before every import of ours.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    as_json = "--json" in arguments
-    arguments = [a for a in arguments if a != "--json"]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        sys.exit(0 if arguments else 2)
-    if arguments[0] == "--version":
-        from nutshell import __version__
-
-        print(f"nutshell {__version__}")
-        return
-    sys.exit(_run(arguments[0], arguments[1:], as_json))
-
-
-def _run(verb: str, arguments: list[str], as_json: bool) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a letter that the locale lacks is written as \u5929, and ends nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if exit_code(error) is None:
+            raise
+        closed = isinstance(error, BrokenPipeError)  # `nutshell ... | head` ends as quietly as other commands
+        with contextlib.suppress(OSError, ValueError):
+            if not closed:
+                print(f"nutshell: error: standard output: {error}", file=sys.stderr)
+            for stream in (sys.stdout, sys.stderr)[: 1 + closed]:  # what is left in their buffers goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        code = CLOSED_PIPE if closed else 1
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    arguments = [a for a in arguments if a not in ("--json", "--debug")]
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(usage())
+            return 0 if arguments else 2
+        if arguments[0] == "--version":
+            from nutshell import __version__
+
+            print(f"nutshell {__version__}")
+            return 0
+        verb = arguments[0]
         if verb not in VERBS:
             close = difflib.get_close_matches(verb, VERBS, n=1)
             raise ValueError(
                 f"unknown verb {verb!r}.{f' Did you mean {close[0]}?' if close else ''} Accepted: {', '.join(VERBS)}."
             )
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            result = VERBS[verb](arguments)
+            result = VERBS[verb](arguments[1:])
         if as_json:
             print(json.dumps(result))
-    except (ValueError, OSError) as error:
-        print(f"nutshell: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, BAD_INPUT) else 1  # a full disk is no fault of the command
+    except SystemExit as end:  # of the parsers: help and bad flags
+        return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         print("nutshell: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if type(error).__name__ == "Preempted":  # its home imports torch
-            print(f"nutshell: {error}", file=sys.stderr)
-            return 75
-        if type(error).__name__ == "TrainingDiverged":
-            print(f"nutshell: error: {error}", file=sys.stderr)
-            return 1
-        raise
+        code = exit_code(error)
+        if code is None or isinstance(error, BrokenPipeError):
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"nutshell: {'' if code == 75 else 'error: '}{error}", file=sys.stderr)
+        return code
     return 0
+
+
+def exit_code(error: Exception) -> int | None:
+    """The exit code of an error that is told in one line; None for a mistake in the code, which keeps its traceback.
+
+    One line is for what our own checks raise, and for what the system says of a file. A ValueError out of torch or pyarrow, or of
+    a slip of ours, is of the same type but no fault of the user.
+    """
+    if hasattr(error, "exit_code"):  # a run that stops on purpose
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        return 2 if isinstance(error, BAD_INPUT) and error.filename is not None else 1  # a full disk is no bad input
+    if isinstance(error, (ValueError, OSError)) and raised_by_us(error):
+        return 2 if isinstance(error, BAD_INPUT) else 1
+    return None
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Whether a `raise` of this package raised the error, or its tokenizer in Rust, which has no frames of its own."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    code = place.tb_frame.f_code if place else None
+    if place is None or code is None or not code.co_filename.startswith(PACKAGE + os.sep):
+        return False
+    in_rust = code.co_filename.startswith(os.path.join(PACKAGE, "tokenizer", ""))
+    return in_rust or code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 if __name__ == "__main__":

@@ -77,14 +77,14 @@ def best(stage_folder: Path) -> dict | None:
         return None
 
 
-def note_best(stage_folder: Path, step: int, val_bpb: float) -> None:
+def keep_best(stage_folder: Path, step: int, val_bpb: float) -> None:
     """Remember the checkpoint of `step` if it is the best so far."""
     known = best(stage_folder)
     if known is None or val_bpb < known["val_bpb"]:
         write_json(stage_folder / BEST, {"step": step, "val_bpb": val_bpb})
 
 
-def forget_after(stage_folder: Path, step: int) -> None:
+def truncate_after(stage_folder: Path, step: int) -> None:
     """A stage that goes back to `step` has no best checkpoint beyond it."""
     known = best(stage_folder)
     if known is not None and known["step"] > step:
@@ -140,7 +140,7 @@ def open_newest(
     return None, damaged
 
 
-def put_aside(folders: list[Path]) -> None:
+def quarantine(folders: list[Path]) -> None:
     """Rename damaged checkpoints, so that they no longer count and can still be looked at."""
     for path in folders:
         aside = path.with_name(f"damaged-{path.name}")

@@ -16,6 +16,8 @@ from nutshell.tokenizer import Tokenizer
 class Preempted(Exception):
     """SIGTERM or Ctrl-C: the state is saved, the same command goes on."""
 
+    exit_code = 75
+
 
 @dataclass
 class Run:

@@ -56,7 +56,7 @@ def validation_bpb(stage: Stage, batches: list[Batch]) -> float:
     """Bits per byte now; the checkpoint of this step is kept if none scored better."""
     byte_lengths = torch.from_numpy(stage.run.tok.token_byte_lengths())
     bpb = bits_per_byte(stage.model, batches, byte_lengths, reduce=stage.run.runtime.total)
-    stage.note_best(bpb)
+    stage.keep_best(bpb)
     return bpb
 
 

@@ -16,7 +16,7 @@ from nutshell import checkpoint
 from nutshell.data.stream import PackedStream
 from nutshell.model.build import build_model
 from nutshell.model.decoder import Decoder
-from nutshell.run.checkpoints import forget_after, note_best, open_newest, prune, put_aside
+from nutshell.run.checkpoints import keep_best, open_newest, prune, quarantine, truncate_after
 from nutshell.run.folder import Preempted, Run
 from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.train.optim import MuonAdamW, group_parameters
@@ -29,6 +29,8 @@ MOST_SKIPPED_IN_A_ROW = 10
 
 class TrainingDiverged(RuntimeError):
     """Too many steps in a row had no finite loss or gradient."""
+
+    exit_code = 1
 
 
 @dataclass
@@ -185,10 +187,10 @@ class Stage:
         self.run.writer.wait()
         self.run.runtime.barrier()
 
-    def note_best(self, val_bpb: float) -> None:
+    def keep_best(self, val_bpb: float) -> None:
         """Keep the checkpoint of this step if none scored better; to be called when it is on the disk."""
         if self.run.runtime.is_main:
-            note_best(self.run.stage_folder(self.name), self.step, val_bpb)
+            keep_best(self.run.stage_folder(self.name), self.step, val_bpb)
 
 
 def shards_weights(run: Run) -> bool:
@@ -219,8 +221,8 @@ def open_stage(run: Run, name: str) -> Stage:
         optimizer.load_state_dict(tensors, training["optimizer_steps"])
     run.runtime.barrier()  # every rank has opened the same checkpoint before rank 0 changes the folder
     if run.runtime.is_main:
-        put_aside(damaged)
-        forget_after(run.stage_folder(name), training["step"])
+        quarantine(damaged)
+        truncate_after(run.stage_folder(name), training["step"])
         prune(run.stage_folder(name), run.plan.recipe.keep_checkpoints)
         run.log.truncate_after(name, training["step"])
         run.log.begin(name, run.plan.stages[name].steps, training["step"])
