@@ -4,6 +4,8 @@ BUDGET ?= 9min
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# As one word of the shell, whatever is in it: RUN="runs/my run", RUN="it's".
+quoted  = '$(subst ','\'',$(1))'
 RUST   := $(wildcard rust/src/*.rs) rust/Cargo.toml
 PYTEST  = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
@@ -41,13 +43,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 setup: $(VENV)/.installed
 
 demo: setup
-	$(BIN)/nutshell speedrun recipes/demo --out $(RUN) --budget $(BUDGET)
+	$(BIN)/nutshell speedrun recipes/demo --out $(call quoted,$(RUN)) --budget $(call quoted,$(BUDGET))
 
 chat: setup
-	$(BIN)/nutshell chat $(RUN)
+	$(BIN)/nutshell chat $(call quoted,$(RUN))
 
 serve: setup
-	$(BIN)/nutshell serve $(RUN)
+	$(BIN)/nutshell serve $(call quoted,$(RUN))
 
 test: $(VENV)/.installed-dev
 	cargo test -q --manifest-path rust/Cargo.toml

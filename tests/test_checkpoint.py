@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -127,8 +128,8 @@ def test_a_flipped_bit_anywhere_is_found_and_its_file_named(saved, data):
             # A flip in white space or in the name of the hash changes nothing that is used.
             assert found is None or (found["files"] == meaning["files"] and found["meta"] == meaning["meta"])
         else:
-            with pytest.raises(ValueError, match=rf"{file.name} has another sha256.*Delete .*step-000001"):
-                checkpoint.load_model(folder)
+            with pytest.raises(ValueError, match=rf"{file.name} has another sha256.*An older one"):
+                checkpoint.load_model(folder, training=True)
     finally:
         file.write_bytes(whole)
 
@@ -144,14 +145,14 @@ def test_a_truncated_or_missing_file_is_named(tok, tmp_path, damage, message):
     folder = save(tmp_path / "sft", 1, tok)
     damage(folder / "training" / "state.safetensors")
     with pytest.raises(ValueError, match=rf"training/state.safetensors .*{message}"):
-        checkpoint.load(tmp_path)
+        checkpoint.load_model(folder, training=True)
 
 
 def test_after_deleting_the_damaged_checkpoint_the_one_before_it_is_used(tok, tmp_path):
     for step in (1, 2):
         folder = save(tmp_path / "sft", step, tok)
     (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="go on from the one before it"):
+    with pytest.raises(ValueError, match="An older one of the run may be whole"):
         checkpoint.load(tmp_path)
     for file in sorted(folder.rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
@@ -320,3 +321,29 @@ def test_kill_9_at_every_file_operation_of_saving_and_pruning_leaves_whole_check
     left = sorted(path.name for path in (tmp_path / "stage").iterdir())
     assert left == ["best.json", "step-000001", "step-000002", "step-000003"]
     assert [checkpoint.has_training(tmp_path / "stage" / name) for name in left[1:]] == [False, True, True]
+
+
+def test_f34_a_model_opens_while_its_run_goes_on_saving(tok, tmp_path, monkeypatch):
+    """F34 (23): a checkpoint that is pruned while it is read is no damage; the next newest is opened."""
+    for step in (1, 2):
+        save(tmp_path / "pretrain", step, tok)
+    open_weights = checkpoint.load_file
+
+    def pruned_meanwhile(path):
+        if "step-000002" in str(path):
+            save(tmp_path / "pretrain", 3, tok)
+            shutil.rmtree(path.parent)
+        return open_weights(path)
+
+    monkeypatch.setattr(checkpoint, "load_file", pruned_meanwhile)
+    model, _ = checkpoint.load(tmp_path)
+    assert torch.equal(next(model.parameters()), next(make_model(tok, seed=3).parameters()))
+
+
+def test_what_resuming_needs_is_not_read_to_use_a_model(tok, tmp_path):
+    """F34 (23): nor is it missed where an older checkpoint has just lost it."""
+    folder = save(tmp_path / "pretrain", 1, tok)
+    shutil.rmtree(folder / "training")
+    checkpoint.load(folder)
+    with pytest.raises(checkpoint.DamagedCheckpointError, match="is missing"):
+        checkpoint.load_model(folder, training=True)

@@ -19,7 +19,7 @@ ALLOWED = {
     "tokenizer": set(),
     "model": set(),
     "checkpoint": {"files", "model", "tokenizer"},
-    "plan": {"config", "model"},
+    "plan": {"config", "files", "model"},
     "run": {"checkpoint", "files", "metrics", "model", "plan", "runtime", "tokenizer"},
     "report": {"files", "metrics", "plan"},
     "tasks": {"data", "tokenizer"},

@@ -1,6 +1,8 @@
 """What is decided about the machine: peaks, dtypes, fp8, ranks; and MPS where there is one."""
 
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from nutshell.model.kv_cache import KVCache
 from nutshell.plan.hardware import peak_flops
 from nutshell.plan.recipe import OptimizerConfig
 from nutshell.plan.schedule import Schedule
-from nutshell.runtime import DTYPES, Runtime, refuse_fp8, start_runtime
+from nutshell.runtime import DTYPES, Runtime, cpu_dtype, refuse_fp8, start_runtime
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.prefetch import MicroBatch
 from nutshell.train.step import LossScaler, train_step
@@ -140,3 +142,86 @@ def test_peak_memory_is_of_this_process_alone():
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert started_by(1000) < started_by(1) + (200 << 20)
+
+
+MEETING = """
+import datetime, os, sys, time
+import nutshell.runtime as r
+r.HEARTBEAT_SECONDS, r.SILENCE_SECONDS = 0.2, 3.0
+join = r.rendezvous
+def joined(*arguments, **options):  # a collective of this group may last two seconds
+    yield from [next(iter(join(*arguments, **options)))]
+    r.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=2)
+r.rendezvous = lambda *arguments, **options: [*joined(*arguments, **options)]
+runtime = r.start_runtime(device="cpu", dtype="float32", ranks=True)
+if runtime.is_main:
+    time.sleep(4)  # it prepares data for longer than silence or a collective may last
+print(runtime.agree({"depth": 1 + runtime.rank, "left": None}), flush=True)
+runtime.barrier()
+if runtime.rank == 1:
+    os._exit(0)  # dies without a word
+try:
+    runtime.barrier()
+except ConnectionError as error:
+    print(error, flush=True)
+os._exit(0)
+"""
+
+
+def start_ranks(code: str) -> list[str]:
+    """Standard output of two ranks that run `code`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    commands = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], text=True, stdout=subprocess.PIPE,
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    return [command.communicate(timeout=120)[0] for command in commands]
+
+
+def test_f10_f29_ranks_wait_as_long_as_rank_0_takes_and_still_notice_a_dead_one():
+    """F10, F29: what ranks branch on is rank 0's, however long that takes, and a rank that dies is named."""
+    zero, one = start_ranks(MEETING)
+    assert zero.splitlines()[0] == one.splitlines()[0] == "{'depth': 1, 'left': None}"
+    assert "rank 1 of 2 has not been heard of for 3 s" in zero
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "MASTER_ADDR, MASTER_PORT missing. Start with torchrun. To train with one process",
+        ),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is 2; accepted: 0 to 1"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK in the environment is 'first'; accepted: a number"),
+    ],
+)
+def test_f35_ranks_of_the_environment_are_for_training_alone(monkeypatch, variables, words):
+    """F35: a pod sets RANK and WORLD_SIZE. Inference and preparation are one process; training says what is missing."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    runtime = start_runtime(device="cpu", dtype="float32")
+    assert (runtime.rank, runtime.world_size, runtime.meeting) == (0, 1, None)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        start_runtime(device="cpu", dtype="float32", ranks=True)
+
+
+def test_f35_a_rank_without_others_is_the_only_one(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert start_runtime(device="cpu", dtype="float32", ranks=True).is_main
+
+
+def test_f24_the_dtype_of_a_cpu_does_not_hang_on_a_clock(monkeypatch):
+    """F24: two starts on a busy machine choose alike, and a run keeps what it was planned with on that kind of device."""
+    monkeypatch.setattr("nutshell.runtime.matmul_flops", lambda device, dtype: pytest.fail("timed a product"))
+    assert start_runtime(device="cpu").dtype_name == cpu_dtype()
+    for name in ("float32", "bfloat16"):
+        assert start_runtime(device="cpu", auto_dtype={"cpu": name}).dtype_name == name
+        assert start_runtime(device="cpu", auto_dtype={"cuda": name}).dtype_name == cpu_dtype()
+    assert start_runtime(device="cpu", dtype="float16", auto_dtype={"cpu": "float32"}).dtype_name == "float16"

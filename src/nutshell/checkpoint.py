@@ -31,6 +31,10 @@ from nutshell.tokenizer import Tokenizer
 STAGES = ("pretrain", "midtrain", "sft", "rl")
 
 
+LOAD_ATTEMPTS = 20
+"""So often a model of a run that trains meanwhile is looked for anew."""
+
+
 class DamagedCheckpointError(ValueError):
     """A file of a checkpoint is not what its manifest says."""
 
@@ -65,8 +69,8 @@ def _copies(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> 
 
 
 def take_snapshot(model: Decoder, tok: Tokenizer, *, meta: dict | None = None, training: dict | None = None,
-                  tensors: Mapping[str, Tensor] | None = None) -> Snapshot:  # fmt: skip
-    """Copy everything that a checkpoint holds.
+                  tensors: Mapping[str, Tensor] | None = None, copied: bool = False) -> Snapshot:  # fmt: skip
+    """Copy everything that a checkpoint holds; `tensors` that are `copied` already (gathered from ranks) are taken as they are.
 
     `meta` describes the run (stage, step, metrics). `training` (JSON) and `tensors` (by name) are what resuming needs.
     """
@@ -76,7 +80,7 @@ def take_snapshot(model: Decoder, tok: Tokenizer, *, meta: dict | None = None, t
         tok=tok,
         meta=meta or {},
         training=training,
-        tensors=_copies(tensors or {}),
+        tensors=dict(tensors or {}) if copied else _copies(tensors or {}),
     )
 
 
@@ -148,13 +152,18 @@ def read_manifest(folder: Path) -> dict | None:
     return manifest if manifest.get("sha256") in (None, _manifest_hash(manifest)) else None
 
 
-def verify(folder: Path) -> dict:
-    """Check size and hash of every file against the manifest; DamagedCheckpointError names the first that differs."""
+def verify(folder: Path, *, training: bool = True) -> dict:
+    """Check size and hash of every file against the manifest; DamagedCheckpointError names the first that differs.
+
+    Without `training` the files that only resuming needs, two thirds of all bytes, are passed over.
+    """
     manifest = read_manifest(folder)
     if manifest is None:
         raise ValueError(f"{folder} is not a complete model folder (no valid manifest.json). Give a folder saved by nutshell.")
     for name, expected in manifest["files"].items():
         path = Path(folder) / name
+        if not training and name.startswith("training/"):
+            continue
         if not path.is_file():
             problem = "is missing"
         elif path.stat().st_size != expected["bytes"]:
@@ -163,9 +172,7 @@ def verify(folder: Path) -> dict:
             problem = "has another sha256 than the manifest says"
         else:
             continue
-        raise DamagedCheckpointError(
-            f"checkpoint file {path} {problem}: it is damaged. Delete {folder} to go on from the one before it."
-        )
+        raise DamagedCheckpointError(f"checkpoint file {path} {problem}: it is damaged. An older one of the run may be whole.")
     return manifest
 
 
@@ -208,10 +215,10 @@ def drop_training(folder: Path) -> None:
     shutil.rmtree(folder / "training", ignore_errors=True)
 
 
-def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Decoder, Tokenizer, dict]:
-    """Verify a model folder and open it: (model, tokenizer, manifest)."""
+def load_model(folder: Path, device: str | torch.device = "cpu", *, training: bool = False) -> tuple[Decoder, Tokenizer, dict]:
+    """Verify a model folder (with `training` also what resuming needs) and open it: (model, tokenizer, manifest)."""
     folder = Path(folder)
-    manifest = verify(folder)
+    manifest = verify(folder, training=training)
     try:
         config = config_from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:  # a setting too many, too few, or impossible
@@ -263,5 +270,14 @@ def find(folder_or_run: str | Path) -> Path:
 
 def load(folder_or_run: str | Path, device: str | torch.device = "cpu") -> tuple[Decoder, Tokenizer]:
     """The model and tokenizer of a model folder, a stage folder, or a run (its last stage's newest checkpoint)."""
-    model, tok, _ = load_model(find(folder_or_run), device)
-    return model.eval(), tok
+    for attempt in range(LOAD_ATTEMPTS):
+        folder = find(folder_or_run)
+        before = read_manifest(folder)
+        try:
+            model, tok, _ = load_model(folder, device)
+            return model.eval(), tok
+        except Exception:
+            # A run that trains replaces its checkpoints: what was deleted or renamed meanwhile is not damaged.
+            if read_manifest(folder) == before or attempt == LOAD_ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,8 @@ class Runtime:
     """Kernel of whole rows, one of `model/probe.py`."""
     fp8: bool = False
     """Block matrices are multiplied in fp8 while training (`model/fp8.py`)."""
+    meeting: Meeting | None = None
+    """Where several ranks wait for each other; None on one."""
 
     @property
     def is_main(self) -> bool:
@@ -60,16 +68,14 @@ class Runtime:
         return self.device if self.device.type == "cuda" else torch.device("cpu")
 
     def barrier(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()
+        """Wait for all ranks, however long one of them takes."""
+        if self.meeting:
+            self.meeting.barrier()
 
-    def agree(self, value: float) -> float:
-        """Rank 0's value on every rank."""
-        if self.world_size == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.float64, device=self.wire)
-        dist.broadcast(tensor, 0)
-        return float(tensor.item())
+    def agree(self, value: T) -> T:
+        """Rank 0's value (anything that JSON holds) on every rank, however long rank 0 takes. Clocks and machines differ, so what
+        ranks branch on goes through it."""
+        return self.meeting.agree(value) if self.meeting else value
 
     def mean(self, value: float) -> float:
         """The mean of a number over all ranks."""
@@ -114,8 +120,106 @@ def device_memory_bytes(device: torch.device, ranks: int) -> int:
 
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Longer than any evaluation on rank 0 that the others wait for. It ends only what hangs: a rank that dies closes its connections
-or, where that goes unnoticed, is missed by torchrun's heartbeats."""
+"""Of a collective of a step, which ends only what hangs. Where one rank works and the others wait, they wait in a `Meeting`."""
+HEARTBEAT_SECONDS = 5.0
+SILENCE_SECONDS = 120.0
+"""A rank that was not heard of for so long is given up. Long, since a heartbeat needs a moment of a busy interpreter."""
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Meeting:
+    """Where ranks wait for each other without a limit of time, and still notice one that died.
+
+    A collective has a timeout, so rank 0 could not prepare data for longer than that. Here a rank that waits looks at a store
+    again and again, and each rank counts up its heartbeat from a thread. All ranks make the same calls in the same order.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int):
+        self.store, self.rank, self.world_size = store, rank, world_size
+        self._calls = 0
+        self._ended = threading.Event()
+        self._heard = dict.fromkeys(range(world_size), (-1, time.monotonic()))
+        threading.Thread(target=self._beat, name="nutshell-heartbeat", daemon=True).start()
+
+    def agree(self, value: T) -> T:
+        key = self._next("value")
+        if self.rank == 0:
+            self.store.set(key, json.dumps(value))
+        else:
+            self._wait(lambda: self.store.check([key]))
+        return json.loads(self.store.get(key))
+
+    def barrier(self) -> None:
+        key = self._next("barrier")
+        self.store.add(key, 1)
+        self._wait(lambda: self.store.add(key, 0) >= self.world_size)
+
+    def close(self) -> None:
+        self._ended.set()
+
+    def _next(self, kind: str) -> str:
+        self._calls += 1
+        return f"nutshell/{kind}/{self._calls}"
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        pause, looked = 0.001, time.monotonic()
+        try:
+            while not done():
+                time.sleep(pause)
+                pause = min(0.2, pause * 1.5)
+                if time.monotonic() - looked > HEARTBEAT_SECONDS:
+                    looked = time.monotonic()
+                    self._check_others(looked)
+        except RuntimeError as error:  # of the store, which lives with the launcher or with rank 0
+            raise ConnectionError(
+                f"rank {self.rank} waits for the others, and the one that holds their store is gone. Start all ranks again; what "
+                "was saved is whole."
+            ) from error
+
+    def _check_others(self, now: float) -> None:
+        """ConnectionError where a rank has been silent for too long, by this rank's own clock."""
+        for rank, (beats, since) in self._heard.items():
+            found = self.store.add(f"nutshell/beats/{rank}", 0)
+            self._heard[rank] = (found, now) if found != beats else (beats, since)
+            if now - self._heard[rank][1] > SILENCE_SECONDS:
+                raise ConnectionError(
+                    f"rank {rank} of {self.world_size} has not been heard of for {SILENCE_SECONDS:.0f} s, while rank {self.rank} "
+                    "waits for it: it has died, or its machine cannot be reached. Start all ranks again; what was saved is whole."
+                )
+
+    def _beat(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone: the wait of the main thread tells
+            while not self._ended.wait(HEARTBEAT_SECONDS):
+                self.store.add(f"nutshell/beats/{self.rank}", 1)
+
+
+def join_ranks(rank: int, world_size: int, backend: str) -> Meeting:
+    """Join the process group that RANK and WORLD_SIZE ask for; after 5 seconds says whom it waits for.
+
+    ValueError where the environment does not say where the others are.
+    """
+    way_out = f"To train with one process: unset {' '.join(name for name in RANK_VARIABLES if name in os.environ)}"
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing or not 0 <= rank < world_size:
+        problem = f"{', '.join(missing)} missing" if missing else f"RANK is {rank}; accepted: 0 to {world_size - 1}"
+        raise ValueError(
+            f"WORLD_SIZE={world_size} in the environment asks for training on several ranks, but {problem}. Start with torchrun. "
+            f"{way_out}"
+        )
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    text = f"rank {rank} waits for the other ranks of {world_size} at {where} (RANK and WORLD_SIZE are set). {way_out}"
+    tell = threading.Timer(5.0, lambda: print(text, file=sys.stderr, flush=True))
+    tell.daemon = True
+    tell.start()
+    try:
+        store, _, _ = next(iter(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
+    except (RuntimeError, ValueError) as error:  # of torch, with its own stack in the text
+        first = (str(error).splitlines() or [""])[0]
+        raise ConnectionError(f"rank {rank} of {world_size} found no others at {where}: {first}. {way_out}") from error
+    finally:
+        tell.cancel()
+    return Meeting(dist.PrefixStore("meeting", store), rank, world_size)
 
 
 def die_with_agent() -> None:
@@ -157,25 +261,41 @@ def keep_freed_memory() -> None:
     mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: and a gigabyte of it stays
 
 
+def cpu_dtype() -> str:
+    """bfloat16 where the processor multiplies it in hardware, else float32. By its flags, not by the clock: two starts on a busy
+    machine must choose alike. Without them bf16 products are emulated (a training step takes thirty times as long on AVX2)."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    except OSError:  # not Linux
+        return "float32"
+    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
+
+
 def start_runtime(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    auto_dtype: Mapping[str, str] | None = None,
     threads: int = 0,
     fp8: bool = False,
+    ranks: bool = False,
     choose_attention: Callable[[torch.device, torch.dtype], tuple[str, str]] | None = None,
     gpu_peak_flops: Callable[[str], float | None] | None = None,
 ) -> Runtime:
-    """Choose device, dtype and ranks; joins the process group when torchrun started us.
+    """Choose device, dtype and ranks.
 
-    dtype "auto": on GPUs bf16, fp16 on those before Ampere; on CPU bf16 where a measured product is at least 1.3x as fast as in
-    fp32. `choose_attention` gives the kernel and a line that says why; without it attention is plain products.
+    dtype "auto": what `auto_dtype` has for that type of device, else on GPUs bf16, fp16 on those before Ampere, on CPU bf16 where
+    the processor has it. With `ranks` it joins the process group that the environment asks for; training alone does, all else is
+    one process whatever RANK and WORLD_SIZE say.
+    `choose_attention` gives the kernel and a line that says why; without it attention is plain products.
     `gpu_peak_flops` gives the peak of the GPU of that name; without it MFU is not known there.
     Raises ValueError for a device, dtype or fp8 that this machine does not have.
     """
-    if dist.is_torchelastic_launched():
+    rank, world, local = (_rank_variable(k, d) if ranks else d for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if world <= 1:  # a RANK without others, as some schedulers set it
+        rank, world, local = 0, 1, 0
+    if ranks and dist.is_torchelastic_launched():
         die_with_agent()
-    rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     available = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     if device == "auto":
         device = available[-1]
@@ -186,6 +306,8 @@ def start_runtime(
     if threads < 0:
         raise ValueError(f"--threads is {threads}; accepted: 0 (all cores) or more.")
     chosen = torch.device(f"cuda:{local}" if device == "cuda" else device)
+    if dtype == "auto" and auto_dtype:
+        dtype = auto_dtype.get(chosen.type, "auto")
     capability = torch.cuda.get_device_capability(chosen) if chosen.type == "cuda" else None
     if fp8:
         refuse_fp8(chosen, capability, dtype)
@@ -194,15 +316,13 @@ def start_runtime(
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    meeting = join_ranks(rank, world, "nccl" if chosen.type == "cuda" else "gloo") if world > 1 else None
     peak: float | None = None
     if chosen.type == "cpu":
         keep_freed_memory()
-        rates = {name: matmul_flops(chosen, DTYPES[name]) for name in ("float32", "bfloat16")}
-        if dtype == "auto":
-            dtype = "bfloat16" if rates["bfloat16"] > 1.3 * rates["float32"] else "float32"
-        peak = rates.get(dtype)
+        dtype = cpu_dtype() if dtype == "auto" else dtype
+        if choose_attention:  # MFU is of training
+            peak = matmul_flops(chosen, DTYPES[dtype])
     elif capability:
         if dtype == "auto":
             dtype = "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
@@ -211,23 +331,34 @@ def start_runtime(
     elif dtype == "auto":
         dtype = "float32"
     attention, why = choose_attention(chosen, DTYPES[dtype]) if choose_attention else ("blocked", "plain products in blocks")
-    runtime = Runtime(
+    memory = device_memory_bytes(chosen, int(os.environ.get("LOCAL_WORLD_SIZE", world)) if ranks else 1)
+    if meeting:  # every rank computes alike, whatever it found itself
+        own = attention
+        dtype, attention = meeting.agree(dtype), meeting.agree(attention)
+        peak, memory = meeting.agree(peak), meeting.agree(memory)
+        if own != attention:
+            print(f"rank {rank} found attention {own} ({why}); it takes {attention}, as rank 0 does.", file=sys.stderr)
+    if chosen.type == "cuda" and choose_attention and (rank == 0 or attention == "blocked"):
+        print(f"{torch.cuda.get_device_name(chosen)}, {dtype}{', fp8' * fp8}. Attention: {why}.", file=sys.stderr)
+    return Runtime(
         device=chosen, dtype=DTYPES[dtype], threads=torch.get_num_threads(), rank=rank, world_size=world, local_rank=local,
-        peak_flops=peak, memory_bytes=device_memory_bytes(chosen, int(os.environ.get("LOCAL_WORLD_SIZE", world))),
-        compiled=chosen.type == "cuda", attention=attention, fp8=fp8,
+        peak_flops=peak, memory_bytes=memory, compiled=chosen.type == "cuda", attention=attention, fp8=fp8, meeting=meeting,
     )  # fmt: skip
-    if world > 1:  # every rank computes alike, whatever its own measurement said
-        names = list(DTYPES)
-        runtime = replace(runtime, dtype=DTYPES[names[int(runtime.agree(names.index(dtype)))]])
-    if chosen.type == "cuda" and choose_attention and (runtime.is_main or attention == "blocked"):
-        print(f"{torch.cuda.get_device_name(chosen)}, {runtime.dtype_name}{', fp8' * fp8}. Attention: {why}.", file=sys.stderr)
-    return runtime
 
 
-def leave_ranks() -> None:
+def _rank_variable(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ValueError(f"{name} in the environment is {value!r}; accepted: a number. To train with one process: unset {name}")
+    return int(value)
+
+
+def leave_ranks(runtime: Runtime) -> None:
     """Close the process group that `start_runtime` joined. Not for a rank that fails: the others may wait for it."""
-    if dist.is_initialized():
-        dist.barrier()  # nobody leaves while another still sends
+    if runtime.meeting:
+        runtime.barrier()
+        runtime.meeting.close()
+        dist.barrier()  # nobody leaves, and takes the store along, while another still looks at it
         dist.destroy_process_group()
 
 

@@ -30,7 +30,7 @@ def plan(tmp_path, monkeypatch, capsys):
         except SystemExit as end:
             code = end.code or 0
         captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return code, captured.out, captured.err.replace(f"{tmp_path}/", "")
 
     return run
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from tiny_run import quick_evaluations, recipe
 
-from nutshell.runtime import start_runtime
+from nutshell.runtime import leave_ranks, start_runtime
 from nutshell.train.pipeline import run_stages
 from nutshell.train.stage import Stage
 
@@ -25,7 +25,7 @@ def fingerprint(stage: Stage) -> torch.Tensor:
 
 
 def main(folders: str, stages: str, shard: str = "state", die_at: str = "0") -> None:
-    runtime = start_runtime(device="cpu", dtype="float32", threads=1)
+    runtime = start_runtime(device="cpu", dtype="float32", threads=1, ranks=True)
     record = Stage.record
 
     def checked(self, result, sources, **more):
@@ -43,7 +43,7 @@ def main(folders: str, stages: str, shard: str = "state", die_at: str = "0") -> 
         for folder, names in zip(folders.split(","), stages.split(","), strict=True):
             rows = 1 if runtime.world_size == 4 else 2
             run_stages(recipe(Path(folder), micro_batch_size=rows, shard=shard), runtime, tuple(names.split("+")))
-    dist.destroy_process_group()
+    leave_ranks(runtime)
 
 
 main(*sys.argv[1:])

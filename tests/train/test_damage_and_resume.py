@@ -42,7 +42,7 @@ def flip(file):
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used_when_asked(damaged, finished, capsys):
     folder = damaged
     with pytest.raises(
-        ValueError, match=r"step-000005/model.safetensors has another sha256.*--damaged-checkpoint previous does so"
+        ValueError, match=r"step-000005/model.safetensors has another sha256.*--damaged-checkpoint previous goes on from"
     ):
         run_stages(recipe(folder), RUNTIME, ("pretrain",))
     assert kept(folder)[-1] == (5, True)

@@ -137,7 +137,7 @@ def exit_code(error: Exception) -> int | None:
     if hasattr(error, "exit_code"):  # a run that stops on purpose
         return error.exit_code
     if isinstance(error, OSError) and error.errno is not None:
-        return 2 if isinstance(error, BAD_INPUT) and error.filename is not None else 1  # a full disk is no bad input
+        return 2 if error.filename is not None and isinstance(error, BAD_INPUT) else 1  # a full disk is no bad input
     if isinstance(error, (ValueError, OSError)) and raised_by_us(error):
         return 2 if isinstance(error, BAD_INPUT) else 1
     return None

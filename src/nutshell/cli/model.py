@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def _arguments(verb: str, arguments: list[str], description: str | None, **optio
 
 
 DEVICE = {"default": "auto", "help": "auto, cpu, cuda or mps"}
-MODEL = {"nargs": "?", "default": "runs/demo", "help": "run folder or model folder"}
+MODEL = {"nargs": "?", "type": os.path.expanduser, "default": "runs/demo", "help": "run folder or model folder"}
 
 
 def evaluate(arguments: list[str]) -> Any:
@@ -29,7 +30,8 @@ def evaluate(arguments: list[str]) -> Any:
         tasks={"nargs": "+", "default": ["primer-facts", "primer-sums", "primer-letters"], "metavar": "TASK",
                "help": "primer-facts, primer-sums, primer-letters, arc-easy, arc-challenge, gsm8k, custom"},
         limit={"type": int, "default": 200, "help": "items of each task; 0 takes all"},
-        data={"default": "", "help": "folder with arc/ and gsm8k/ for those tasks; a .jsonl file for custom"},
+        data={"type": os.path.expanduser, "default": "",
+              "help": "folder with arc/ and gsm8k/ for those tasks; a .jsonl file for custom"},
         seed={"type": int, "default": 42, "help": "which items a limit takes"},
     )  # fmt: skip
     if options.limit < 0:
@@ -52,7 +54,7 @@ def evaluate(arguments: list[str]) -> Any:
 def report(arguments: list[str]) -> Any:
     """Write the report of a run."""
     options = _arguments(
-        "report", arguments, report.__doc__, _run={"help": "run folder, finished or not"},
+        "report", arguments, report.__doc__, _run={"type": os.path.expanduser, "help": "run folder, finished or not"},
         usd_per_hour={"type": float, "default": 0.0, "help": "price of the machine, for the cost table"},
     )  # fmt: skip
     from nutshell.report.facts import build_report

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from nutshell.plan.recipe import Recipe
@@ -16,36 +18,71 @@ Study = TypeVar("Study", bound="Recipe")
 
 
 def read_recipe(verb: str, arguments: list[str], description: str | None) -> Recipe:
-    """[RECIPE] and flags -> the recipe. In a run that has a plan its recipe is the default, and must stay as it is."""
-    from nutshell.config import differences, load_toml, parse
-    from nutshell.plan.recipe import Recipe, flags_with_new_names, with_new_names
+    """[RECIPE] and flags -> the recipe. In a run that has a plan its recipe is the default.
+
+    ValueError where the run was trained with other settings.
+    """
+    from nutshell.config import load_toml, parse
+    from nutshell.plan.recipe import FREE_IN_A_RUN, Recipe, flags_with_new_names, with_new_names
+    from nutshell.plan.record import load_plan, standing_plan
 
     given, default, arguments = None, Recipe(), flags_with_new_names(arguments)
     if arguments and not arguments[0].startswith("-"):
         given, arguments = arguments[0], arguments[1:]
-        default = load_toml(Recipe, given, tidy=with_new_names)
-    out = next((b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--out"), default.out)
-    out = next((a.removeprefix("--out=") for a in arguments if a.startswith("--out=")), out)
-    plan = None
-    if (Path(out) / "plan.json").exists():
-        from nutshell.plan.recipe import FREE_IN_A_RUN
-        from nutshell.plan.record import load_plan
-
-        plan = load_plan(Path(out))
+        default = load_toml(Recipe, os.path.expanduser(given), tidy=with_new_names)
+    out = os.path.expanduser(_value(arguments, "--out") or default.out)
+    plan = load_plan(Path(out))
     if plan and not given:
         default = replace(plan.recipe, out=out)
+    free = ", ".join(f"--{name.replace('_', '-')}" for name in FREE_IN_A_RUN[1:])
+    description = f"{description} In a run that goes on these may change: {free}."
     recipe = parse(Recipe, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default)
-    if plan:
-        for name, planned, asked in differences(plan.recipe, recipe):
-            if name not in FREE_IN_A_RUN:
-                raise ValueError(
-                    f"{out} was planned with {name} = {planned!r}, now it is {asked!r}. "
-                    "Leave that flag out to go on with the run, or give another --out for a new one."
-                )
-        # Weights that were trained go on in the dtype they had; before that, and for all else, this machine decides.
-        if recipe.dtype == plan.recipe.dtype and any(Path(out).glob("*/step-*")):
-            recipe = replace(recipe, dtype=plan.hardware.dtype)
+    recipe = with_whole_paths(recipe)
+    if recipe.init_from and (given or plan is None or recipe.init_from != plan.recipe.init_from):
+        recipe = with_shape_of(recipe, recipe.init_from)
+    if plan and standing_plan(recipe) is None:
+        print(f"{recipe.out}: nothing was trained yet, so the plan is made anew with these settings.", file=sys.stderr)
     return recipe
+
+
+def _value(arguments: list[str], flag: str) -> str:
+    """The last value that a flag is given, before the flags are parsed."""
+    found = ""
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=False):
+        found = after if argument == flag else argument.removeprefix(f"{flag}=") if argument.startswith(f"{flag}=") else found
+    return found
+
+
+def with_whole_paths(recipe: Study) -> Study:
+    """~ is the home folder, in a recipe and in --flag=~/x too; sources become absolute, so that a run goes on from anywhere."""
+    from nutshell.plan.recipe import PRIMER, SOURCES
+
+    paths = {name: os.path.expanduser(getattr(recipe, name)) for name in ("out", *SOURCES, "eval_data", "scaling")}
+    whole = {name: os.path.abspath(path) for name, path in paths.items() if name != "out" and path not in ("", PRIMER)}
+    return replace(recipe, **{**paths, **whole})
+
+
+def with_shape_of(recipe: Recipe, model: str) -> Recipe:
+    """The recipe with the shape and tokenizer of a model to begin with. ValueError where it asks for another shape."""
+    import json
+
+    from nutshell.checkpoint import find
+    from nutshell.model.build import config_from_json
+    from nutshell.plan.recipe import Recipe
+
+    folder = find(model)
+    config = config_from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    shape: dict[str, Any] = {
+        name: value for name, value in vars(config).items() if hasattr(recipe, name) and name != "vocab_size"
+    }
+    for name, value in shape.items():
+        if getattr(recipe, name) not in (getattr(Recipe(), name), value):
+            raise ValueError(
+                f"--init-from {model} has {name} = {value!r}, the recipe asks for {getattr(recipe, name)!r}. Leave that out."
+            )
+    if recipe.tokenizer and recipe.tokenizer != str(folder):
+        raise ValueError(f"--init-from {model} brings its tokenizer along. Leave --tokenizer out.")
+    return replace(recipe, **shape, params="", vocab_size=0, tokenizer=str(folder.absolute()))
 
 
 def read_study(cls: type[Study], verb: str, arguments: list[str], description: str | None) -> Study:
@@ -55,7 +92,7 @@ def read_study(cls: type[Study], verb: str, arguments: list[str], description: s
 
     default, arguments = None, flags_with_new_names(arguments)
     if arguments and not arguments[0].startswith("-"):
-        default = load_toml(cls, arguments[0], tidy=with_new_names)
+        default = load_toml(cls, os.path.expanduser(arguments[0]), tidy=with_new_names)
         default = replace(default, out=cls.out if default.out == cls.out else f"{default.out.rstrip('/')}-{verb}")
         arguments = arguments[1:]
     vary, rest, taking = [], [], False
@@ -68,22 +105,27 @@ def read_study(cls: type[Study], verb: str, arguments: list[str], description: s
             taking = False
             rest.append(argument)
     arguments = [*rest, "--vary", *vary] if vary else rest
-    return parse(cls, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default)
+    return with_whole_paths(parse(cls, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default))
 
 
 @contextlib.contextmanager
-def open_runtime(recipe: Recipe) -> Iterator[Runtime]:
-    """The runtime of a training; ranks that end well leave their group together."""
+def open_runtime(recipe: Recipe, *, ranks: bool = True) -> Iterator[Runtime]:
+    """The runtime of a training, with the dtype that its run has on such a device; ranks that end well leave together."""
     from nutshell.model.probe import choose_attention
     from nutshell.plan.hardware import peak_flops
+    from nutshell.plan.record import standing_plan
     from nutshell.runtime import leave_ranks, start_runtime
 
-    yield start_runtime(
+    plan = standing_plan(recipe)
+    runtime = start_runtime(
         device=recipe.device,
         dtype=recipe.dtype,
+        auto_dtype={plan.hardware.device: plan.hardware.dtype} if plan else {},
         threads=recipe.threads,
         fp8=recipe.fp8,
+        ranks=ranks,
         choose_attention=choose_attention,
         gpu_peak_flops=peak_flops,
     )
-    leave_ranks()
+    yield runtime
+    leave_ranks(runtime)

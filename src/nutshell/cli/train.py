@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,9 @@ def speedrun(arguments: list[str]) -> Any:
 
         build_report(Path(recipe.out), usd_per_hour=recipe.usd_per_hour or None)
         print(f"\nThe report is in {recipe.out}/report.md. Talk to your model:")
-        print(f"  nutshell chat {recipe.out}     in the terminal (make chat)")
-        print(f"  nutshell serve {recipe.out}    in the browser, http://localhost:8000 (make serve)")
+        out = shlex.quote(recipe.out)
+        print(f"  nutshell chat {out}     in the terminal (make chat)")
+        print(f"  nutshell serve {out}    in the browser, http://localhost:8000 (make serve)")
     return {"run": recipe.out, "report": f"{recipe.out}/report.json"}
 
 
@@ -60,11 +60,13 @@ def data(arguments: list[str]) -> Any:
     """Write the training text as shards: the embedded primer, or your own files."""
     recipe = read_recipe("data", arguments, data.__doc__)
     from nutshell.data.shards import open_shards
+    from nutshell.run.lock import run_lock
+    from nutshell.runtime import start_runtime
     from nutshell.train.prepare import check_data, prepare_data
 
     check_data(recipe)
-    with open_runtime(recipe) as runtime:
-        folder = prepare_data(recipe, runtime)
+    with run_lock(Path(recipe.out)):
+        folder = prepare_data(recipe, start_runtime(device=recipe.device))
     shards = open_shards(folder)
     sample = shards.read("train", 0)[0]
     print(
@@ -79,21 +81,25 @@ def plan(arguments: list[str]) -> Any:
     from nutshell.plan.estimate import describe
 
     named = any(a.split("=")[0] == "--out" for a in arguments)
-    if not recipe.gpu and (named or "RANK" in os.environ or (recipe.budget and not recipe.budget.rstrip().endswith("usd"))):
+    if not recipe.gpu and (named or (recipe.budget and not recipe.budget.rstrip().endswith("usd"))):
         from nutshell.train.prepare import open_run
 
-        with open_runtime(recipe) as runtime, open_run(recipe, runtime) as run:
-            if runtime.is_main:
-                print(describe(run.plan))
+        with open_runtime(recipe, ranks=False) as runtime, open_run(recipe, runtime) as run:
+            print(describe(run.plan))
             return run.plan.to_dict()
+    from nutshell.files import write_json
     from nutshell.plan.law import load_law
     from nutshell.plan.plan import draft_plan
 
     drafted = draft_plan(recipe, load_law(recipe.scaling))
     file = Path(recipe.out) / f"plan-{drafted.hardware.gpu or f'depth{drafted.model.depth}'}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(drafted.to_dict(), indent=2) + "\n", encoding="utf-8")
-    print(f"{describe(drafted)}\nsaved     {file}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, drafted.to_dict())
+        saved = f"saved     {file}"
+    except OSError as error:
+        saved = f"not saved {error}"
+    print(f"{describe(drafted)}\n{saved}")
     if not recipe.gpu:
         print("Nothing was measured; memory is a GPU's. --budget 30min times this machine, --gpu 8xH100 plans for another.")
     return drafted.to_dict()
@@ -123,10 +129,13 @@ def ablate(arguments: list[str]) -> Any:
 
 def train_tokenizer(arguments: list[str]) -> Any:
     recipe = read_recipe("tokenizer train", arguments, "Train the run's tokenizer on its data (prepared first where needed).")
+    from nutshell.run.lock import run_lock
+    from nutshell.runtime import start_runtime
     from nutshell.train.prepare import check_data, prepare_data, prepare_tokenizer
 
     check_data(recipe)
-    with open_runtime(recipe) as runtime:
+    runtime = start_runtime(device=recipe.device)
+    with run_lock(Path(recipe.out)):
         tok = prepare_tokenizer(recipe, runtime, prepare_data(recipe, runtime))
     print(f"{recipe.out}/tokenizer: {tok.vocab_size} tokens")
     return {"folder": f"{recipe.out}/tokenizer", "vocab_size": tok.vocab_size}

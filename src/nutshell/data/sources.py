@@ -17,6 +17,8 @@ from typing import IO, Any
 import pyarrow
 import pyarrow.parquet
 
+from nutshell.files import files_below
+
 DOCUMENT_SUFFIXES = (".txt", ".md", ".jsonl", ".parquet", ".txt.gz", ".md.gz", ".jsonl.gz")
 CONVERSATION_SUFFIXES = (".jsonl", ".jsonl.gz")
 SHORTEST_CUT, LONGEST_CUT = 16_384, 65_536
@@ -66,7 +68,8 @@ def read_conversations(
 
 
 def find_files(paths: Path | str | Iterable[Path | str], suffixes: tuple[str, ...]) -> list[Path]:
-    """The files that ``paths`` name, folders searched recursively. In folders, hidden and other files are passed over.
+    """The files that ``paths`` name, folders searched recursively. In folders, hidden and other files and the folders of
+    runs are passed over.
 
     Raises ValueError for a path that does not exist, a file of another kind, and a folder without a fitting file.
     """
@@ -74,11 +77,7 @@ def find_files(paths: Path | str | Iterable[Path | str], suffixes: tuple[str, ..
     accepted = ", ".join(suffixes)
     for path in [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]:
         if path.is_dir():
-            inside = sorted(
-                file
-                for file in path.rglob("*")
-                if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            )
+            inside = list(files_below(path))
             fitting = [file for file in inside if file.name.lower().endswith(suffixes)]
             if not fitting:
                 found = ", ".join(sorted({file.suffix or file.name for file in inside})[:10]) or "nothing"

@@ -120,6 +120,8 @@ class Recipe:
     """Text for pretraining: a .txt, .jsonl, .parquet or .md file, a folder of them, or `primer`, the embedded schoolbook."""
     sft: str = PRIMER
     """Conversations for fine-tuning: a .jsonl file or folder with `messages`, or `primer`."""
+    init_from: str = ""
+    """Begin with the weights of this run or model folder in place of drawn ones; its shape and tokenizer are taken too."""
     budget: str = ""
     """For everything: 90s, 8min, 2h, or 100usd at the machine's price. The plan then fits model and horizon to the machine."""
     depth: int = 0
@@ -293,9 +295,11 @@ class Recipe:
 
 FREE_IN_A_RUN = (
     "out", "device", "dtype", "threads", "fp8", "micro_batch_size", "shard", "save_every_seconds", "keep_checkpoints",
-    "damaged_checkpoint", "damaged_shards", "usd_per_hour", "budget", "loggers",
+    "damaged_checkpoint", "damaged_shards", "eval_tasks", "eval_items", "eval_data", "loggers", "usd_per_hour", "budget",
 )  # fmt: skip
-"""Settings that may differ from the plan of a run that goes on."""
+"""Settings that may differ from the plan of a run that goes on: where it runs, what it keeps, what it is scored on."""
+SOURCES = ("data", "sft", "tokenizer", "init_from")
+"""What a run reads of other places. It goes on with its own copy, so the original may be moved, and named at its new place."""
 
 OLD_NAMES = {"rows": "micro_batch_size", "lr_scale": "lr_fraction"}
 """Settings by the names they had until version 0.2; understood for one version more, with a note."""

@@ -6,10 +6,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from nutshell.config import from_dict
+from nutshell.config import differences, from_dict
+from nutshell.files import fingerprint
 from nutshell.model.config import ModelConfig
 from nutshell.plan.hardware import Hardware
-from nutshell.plan.recipe import OptimizerConfig, Recipe
+from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, SOURCES, OptimizerConfig, Recipe
 from nutshell.plan.schedule import Schedule
 
 FORMAT = 3
@@ -106,3 +107,42 @@ def load_plan(folder: Path) -> Plan | None:
         return from_dict(Plan, values, str(path))
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}). Delete the run folder {folder} to start anew.") from None
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether a run has saved a checkpoint of any stage."""
+    return any(folder.glob("*/step-*/manifest.json"))
+
+
+def standing_plan(recipe: Recipe) -> Plan | None:
+    """The saved plan that a command with this recipe goes on with.
+
+    None where there is none, and where nothing was trained by it and the recipe asks for something else: a first attempt that
+    failed must not stand in the way of the mended one. ValueError where the run was trained with other settings.
+    """
+    folder = Path(recipe.out)
+    plan = load_plan(folder)
+    for name, planned, asked in differences(plan.recipe, recipe) if plan else ():
+        if name in FREE_IN_A_RUN or (name in SOURCES and is_same_source(folder, name, planned, asked)):
+            continue
+        if not has_trained(folder):
+            return None
+        raise ValueError(
+            f"{folder} was planned with {name} = {planned!r}, now it is {asked!r}. "
+            "Leave that flag out to go on with the run, or give another --out for a new one "
+            f"(--init-from {folder} begins it with the weights of this one)."
+        )
+    return plan
+
+
+def source_prints(folder: Path) -> dict[str, str]:
+    """Fingerprints of what the run's plan was made from, by setting."""
+    path = folder / "sources.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def is_same_source(folder: Path, name: str, planned: str, asked: str) -> bool:
+    """Whether `asked` is the planned source by another name: another spelling of its path, or its content at another place."""
+    if PRIMER in (planned, asked) or not (planned and asked):
+        return False
+    return Path(planned).absolute() == Path(asked).absolute() or fingerprint(asked) == source_prints(folder).get(name)

@@ -128,11 +128,13 @@ def open_newest(
         )
     for path in reversed(ready):
         try:
-            model, tok, _ = checkpoint.load_model(path, device)
+            model, tok, _ = checkpoint.load_model(path, device, training=True)
             return (model, tok, *checkpoint.load_training(path)), damaged
         except checkpoint.DamagedCheckpointError as error:
             if not go_back:
-                raise checkpoint.DamagedCheckpointError(f"{error} --damaged-checkpoint previous does so.") from None
+                raise checkpoint.DamagedCheckpointError(
+                    f"{error} --damaged-checkpoint previous goes on from the one before it."
+                ) from None
             note(f"{error} Going back, as --damaged-checkpoint previous asks.")
             damaged.append(path)
     if damaged:

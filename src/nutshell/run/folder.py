@@ -12,6 +12,8 @@ from nutshell.run.checkpoints import Writer
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
 
+CONVERSATIONS = "conversations.jsonl"
+
 
 class Preempted(Exception):
     """SIGTERM or Ctrl-C: the state is saved, the same command goes on."""
@@ -34,6 +36,12 @@ class Run:
     """Signals received; the next step boundary saves and leaves."""
     writer: Writer = field(default_factory=Writer)
     """Puts checkpoints on the disk while training goes on."""
+
+    @property
+    def conversations(self) -> str:
+        """The user's conversations: the run's own copy, or where they came from in a run that has none."""
+        own = self.folder / CONVERSATIONS
+        return str(own) if own.exists() else self.plan.recipe.sft
 
     def stage_folder(self, stage: str) -> Path:
         return self.folder / stage

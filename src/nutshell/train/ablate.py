@@ -228,9 +228,10 @@ def runtime_for(variant: Variant, runtime: Runtime) -> Runtime:
     recipe = variant.recipe
     if not {"dtype", "fp8"} & variant.values.keys():
         return runtime
-    return start_runtime(
+    own = start_runtime(
         device=str(runtime.device), dtype=recipe.dtype, threads=runtime.threads, fp8=recipe.fp8, choose_attention=choose_attention
     )
+    return replace(runtime, dtype=own.dtype, fp8=own.fp8, peak_flops=own.peak_flops, attention=runtime.agree(own.attention))
 
 
 def run_ablation(asked: Ablation, runtime: Runtime) -> dict[str, Any]:

@@ -224,7 +224,7 @@ class MuonAdamW:
             return dict(self.state)
         shapes, whole = dict(self._shapes()), {}
         if self.zero.rank == 0:
-            whole = {key: value.cpu().clone() for key, value in self.state.items() if value.shape == shapes[key]}
+            whole = {key: value.to("cpu", copy=True) for key, value in self.state.items() if value.shape == shapes[key]}
         for _, buckets, _, second_buckets in self.partitions:
             layouts = [("momentum", bucket) for bucket in buckets] + [("second_moment", bucket) for bucket in second_buckets]
             for moment, bucket in layouts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from nutshell.files import write_json
 from nutshell.metrics import read_metrics, seconds_by_stage
@@ -41,7 +40,7 @@ def fit_to_budget(run: Run, stage: str) -> Plan:
     planned = sum(plan.stages[name].seconds or 0.0 for name in {line["stage"] for line in done})
     took = seconds_by_stage(done)
     slowdown = sum(took.values()) / planned if planned else 1.0
-    left, slowdown = run.runtime.agree(left), run.runtime.agree(slowdown)
+    left, slowdown = run.runtime.agree([left, slowdown])
     plan = refit(plan, stage, seconds_left=left, slowdown=slowdown)
     if run.runtime.is_main:
         write_json(run.folder / "plan.json", plan.to_dict())
@@ -51,7 +50,7 @@ def fit_to_budget(run: Run, stage: str) -> Plan:
 
 def run_stages(recipe: Recipe, runtime: Runtime, names: tuple[str, ...] = tuple(STAGES)) -> Run:
     """Run the named stages (default: all of them) and return the run."""
-    check_order(Path(recipe.out), names[0])
+    check_order(recipe, names[0])
     with open_run(recipe, runtime) as run:
         run.log.note(describe(run.plan))
         for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -15,17 +16,18 @@ import torch
 import torch.distributed as dist
 
 from nutshell import checkpoint
+from nutshell.config import from_dict
 from nutshell.data import primer
 from nutshell.data.shards import MANIFEST, is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
 from nutshell.data.sources import read_conversations, read_documents
-from nutshell.files import write_json
+from nutshell.files import fingerprint, sha256, write_json, write_text
 from nutshell.metrics import GpuSampler, MetricsLog, check_loggers
 from nutshell.plan.hardware import Hardware
 from nutshell.plan.law import load_law, text_fingerprint
 from nutshell.plan.plan import Data, default_vocab_size, for_hardware, make_plan, same_machine
-from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, Recipe
-from nutshell.plan.record import Plan, load_plan
-from nutshell.run.folder import Run
+from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, SOURCES, Recipe
+from nutshell.plan.record import Plan, has_trained, source_prints, standing_plan
+from nutshell.run.folder import CONVERSATIONS, Run
 from nutshell.run.lock import run_lock, stop_signals
 from nutshell.runtime import Runtime
 from nutshell.tasks import load_task
@@ -61,6 +63,8 @@ def check_data(recipe: Recipe) -> None:
         open_tokenizer(recipe)
     if recipe.data != PRIMER and not is_shard_folder(recipe.data):
         next(read_documents(recipe.data))
+        if runs := [str(file.parent) for file in Path(recipe.data).rglob("plan.json") if file.parent != Path(recipe.data)]:
+            print(f"--data {recipe.data}: passed over what runs have written: {', '.join(sorted(runs))}", file=sys.stderr)
 
 
 def open_tokenizer(recipe: Recipe) -> Tokenizer:
@@ -74,16 +78,24 @@ def open_tokenizer(recipe: Recipe) -> Tokenizer:
     return tok
 
 
-def check_order(folder: Path, stage: str) -> None:
-    """ValueError where no stage before `stage` has saved anything in this run."""
+def check_order(recipe: Recipe, stage: str) -> None:
+    """ValueError where no stage before `stage` has saved anything in this run, and no other model is named to begin with."""
     before = checkpoint.STAGES[: checkpoint.STAGES.index(stage)]
-    if before and checkpoint.latest(folder) is None:
-        raise ValueError(f"{folder} has no {before[-1]} checkpoint to start {stage} from. Run: nutshell {before[-1]} first.")
+    if before and not recipe.init_from and checkpoint.latest(Path(recipe.out)) is None:
+        raise ValueError(
+            f"{recipe.out} has no {before[-1]} checkpoint to start {stage} from. Run: nutshell {before[-1]} first, or begin with "
+            "another model: --init-from RUN."
+        )
 
 
-def prepare_data(recipe: Recipe, runtime: Runtime) -> Path:
-    """The folder of the run's shards, written once from the primer or the user's text; a user's shards are used in place."""
+def prepare_data(recipe: Recipe, runtime: Runtime, *, planned: bool = False) -> Path:
+    """The folder of the run's shards, written once from the primer or the user's text; a user's shards are used in place.
+
+    In a `planned` run what is there counts: the text it was made from may have moved or grown.
+    """
     folder = Path(recipe.out) / "data"
+    if planned and is_shard_folder(folder):
+        return folder
     if recipe.data != PRIMER and is_shard_folder(recipe.data):
         return Path(recipe.data)
     if runtime.is_main:
@@ -100,19 +112,52 @@ def prepare_data(recipe: Recipe, runtime: Runtime) -> Path:
     return folder
 
 
-def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path) -> Tokenizer:
-    """Train the run's tokenizer once, on the training shards and the primer's conversations; or take the recipe's."""
+def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path, *, planned: bool = False) -> Tokenizer:
+    """Train the run's tokenizer once, on the training shards and the primer's conversations; or take the recipe's.
+
+    ValueError where the run's folder has one that was made of something else. A `planned` run goes on with its own.
+    """
     folder = Path(recipe.out) / "tokenizer"
-    given = open_tokenizer(recipe) if recipe.tokenizer else None
-    if runtime.is_main and not (folder / "tokenizer.json").exists():
-        size = default_vocab_size(recipe, runtime.device.type)
-        pattern = "qwen2" if recipe.architecture == "portable" else "nanochat"  # so that a GGUF file can say pre=qwen2
-        (given or Tokenizer.train(_training_text(data, recipe), size, pattern)).save(folder)
+    if runtime.is_main and not (planned and (folder / "tokenizer.json").exists()):
+        made, record = _made_of(recipe, runtime, data), folder / "made.json"
+        if not (folder / "tokenizer.json").exists():
+            given = open_tokenizer(recipe) if recipe.tokenizer else None
+            size, pattern = made["vocab_size"], made["pattern"]
+            (given or Tokenizer.train(_training_text(data, recipe), size, pattern)).save(folder)
+            write_json(record, made)
+        elif recipe.tokenizer:
+            if Tokenizer.load(folder).fingerprint != open_tokenizer(recipe).fingerprint:
+                raise ValueError(
+                    f"{folder} is not the tokenizer {recipe.tokenizer}. Leave out --tokenizer, or give another --out."
+                )
+        else:
+            _check_made(recipe, folder, made, json.loads(record.read_text(encoding="utf-8")) if record.exists() else {})
     runtime.barrier()
+    return Tokenizer.load(folder)
+
+
+def _made_of(recipe: Recipe, runtime: Runtime, data: Path) -> dict[str, Any]:
+    """What decides a trained tokenizer. The pattern of portable is Qwen2's, so that a GGUF file can say pre=qwen2."""
+    return {
+        "vocab_size": default_vocab_size(recipe, runtime.device.type),
+        "pattern": "qwen2" if recipe.architecture == "portable" else "nanochat",
+        "text": sha256(data / "manifest.json") if (data / "manifest.json").exists() else "",
+    }
+
+
+def _check_made(recipe: Recipe, folder: Path, asked: dict[str, Any], made: dict[str, Any]) -> None:
+    """ValueError where the tokenizer in `folder` is of another size, pattern or text. Without a size asked for any is right."""
     tok = Tokenizer.load(folder)
-    if given and tok.fingerprint != given.fingerprint:
-        raise ValueError(f"{folder} is not the tokenizer {recipe.tokenizer}. Leave out --tokenizer, or give another --out.")
-    return tok
+    size = made.get("vocab_size", tok.vocab_size)  # the text may have been too little for all that was asked for
+    if recipe.vocab_size and recipe.vocab_size != size:
+        problem = f"was made with vocab_size {size}, now it is {recipe.vocab_size}"
+    elif tok.pattern != Tokenizer([], asked["pattern"]).pattern:
+        problem = f"splits text by another pattern than {asked['pattern']}, which --architecture {recipe.architecture} has"
+    elif made.get("text", asked["text"]) != asked["text"]:
+        problem = "was trained on another text than the run's data"
+    else:
+        return
+    raise ValueError(f"the tokenizer in {folder} {problem}. Delete that folder, or give another --out.")
 
 
 def _training_text(data: Path, recipe: Recipe) -> Iterator[str]:
@@ -153,28 +198,27 @@ def data_facts(recipe: Recipe, folder: Path, tok: Tokenizer) -> Data:
     )  # fmt: skip
 
 
-def prepare_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, started: float) -> Plan:
-    """The run's plan: the saved one, or a new one, fitted to what is left of the budget since `started`."""
-    folder, hardware = Path(recipe.out), hardware_of(runtime)
-    plan = load_plan(folder)
-    runtime.barrier()  # every rank has looked before rank 0 writes one
-    if plan:
-        asked = {name: getattr(recipe, name) for name in FREE_IN_A_RUN if name != "dtype"}  # hardware has the one that is used
-        here = for_hardware(plan, hardware, replace(plan.recipe, **asked))
-        if same_machine(plan.hardware, hardware) and here.micro_batch_size == plan.micro_batch_size:
+def prepare_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, saved: Plan | None, started: float) -> Plan:
+    """The run's plan: the saved one on this machine, or a new one, fitted to what is left of the budget since `started`."""
+    hardware = hardware_of(runtime)
+    if saved:
+        here = for_hardware(saved, hardware, replace(saved.recipe, **{name: getattr(recipe, name) for name in FREE_IN_A_RUN}))
+        if same_machine(saved.hardware, hardware) and here.micro_batch_size == saved.micro_batch_size:
             return here
         if runtime.is_main:
-            rows = f"micro-batches of {plan.micro_batch_size} rows; going on"
-            print(f"Planned for {plan.hardware.describe()}, {rows} with {hardware.describe()}, {here.micro_batch_size} rows.",
+            rows = f"micro-batches of {saved.micro_batch_size} rows; going on"
+            print(f"Planned for {saved.hardware.describe()}, {rows} with {hardware.describe()}, {here.micro_batch_size} rows.",
                   file=sys.stderr)  # fmt: skip
         return save_plan(probed(here, runtime), runtime)
-    facts, budget = data_facts(recipe, data, tok), recipe.budget_seconds()
-    if budget:
+    facts = data_facts(recipe, data, tok)
+    if budget := recipe.budget_seconds():
         left = runtime.agree(budget - (time.monotonic() - started))
         hardware = measure(recipe, runtime, hardware, tok.vocab_size, left, facts)
-        left = runtime.agree(max(1.0, budget - (time.monotonic() - started)))
-        hardware = replace(hardware, seconds_left=left)
+        hardware = replace(hardware, seconds_left=max(1.0, runtime.agree(budget - (time.monotonic() - started))))
     plan = make_plan(recipe, hardware, vocab_size=tok.vocab_size, bos_id=tok.bos_id, law=load_law(recipe.scaling), data=facts)
+    if runtime.is_main:
+        prints = {name: fingerprint(path) for name in SOURCES if (path := getattr(recipe, name)) not in ("", PRIMER)}
+        write_json(Path(recipe.out) / "sources.json", prints)
     return save_plan(probed(plan, runtime), runtime)
 
 
@@ -184,12 +228,31 @@ def probed(plan: Plan, runtime: Runtime) -> Plan:
 
 
 def save_plan(plan: Plan, runtime: Runtime) -> Plan:
-    """Write plan.json and read it back: a plan and its copy on disk, on every rank, are the same to the last digit."""
-    folder = Path(plan.recipe.out)
+    """Write plan.json. Every rank trains by rank 0's plan, to the last digit as it stands there."""
     if runtime.is_main:
-        write_json(folder / "plan.json", plan.to_dict())
+        write_json(Path(plan.recipe.out) / "plan.json", plan.to_dict())
+    return from_dict(Plan, runtime.agree(json.loads(json.dumps(plan.to_dict()))), "plan.json")
+
+
+def prepare_conversations(recipe: Recipe, runtime: Runtime) -> None:
+    """The run's own copy of the user's conversations."""
+    if runtime.is_main:
+        rows = read_conversations(recipe.sft) if recipe.sft != PRIMER else []
+        path = Path(recipe.out) / CONVERSATIONS
+        if rows:
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            path.unlink(missing_ok=True)  # of a first attempt
     runtime.barrier()
-    return load_plan(folder) or plan
+
+
+def note_changes(recipe: Recipe, folder: Path, log: MetricsLog) -> None:
+    """Say where a source is no longer what the run was made from."""
+    for name, known in source_prints(folder).items():
+        path = getattr(recipe, name)
+        if name != "init_from" and fingerprint(path) != known:
+            state = "has changed" if Path(path).exists() else "is no longer there"
+            log.note(f"--{name} {path} {state} since the run was planned; the run goes on with its own copy.")
 
 
 @contextmanager
@@ -198,18 +261,28 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
     started = time.monotonic()
     folder = Path(recipe.out)
     check_loggers(recipe.loggers)
-    if not (folder / "plan.json").exists():
+    saved = standing_plan(recipe)
+    if saved and not has_trained(folder) and (saved.hardware.device, saved.hardware.world_size) != (
+        runtime.device.type, runtime.world_size
+    ):  # fmt: skip
+        saved = None  # planned elsewhere, for instance by `nutshell plan` before torchrun: measure again
+    if not saved:
         check_recipe(recipe, runtime)
+    runtime.barrier()  # every rank has looked before rank 0 writes
     with ExitStack() as stack:
         if runtime.is_main:
             stack.enter_context(run_lock(folder, LOCK_PATIENCE_SECONDS if dist.is_torchelastic_launched() else 0.0))
         log = stack.enter_context(MetricsLog(folder, rank=runtime.rank, loggers=recipe.loggers, gpu=gpu_sampler(runtime)))
+        if saved and runtime.is_main:
+            note_changes(recipe, folder, log)
         with timed(log, "data"):
-            data = prepare_data(recipe, runtime)
+            data = prepare_data(recipe, runtime, planned=saved is not None)
+            if not saved:
+                prepare_conversations(recipe, runtime)
         with timed(log, "tokenizer"):
-            tok = prepare_tokenizer(recipe, runtime, data)
+            tok = prepare_tokenizer(recipe, runtime, data, planned=saved is not None)
         with timed(log, "plan"):
-            plan = prepare_plan(recipe, runtime, data, tok, started)
+            plan = prepare_plan(recipe, runtime, data, tok, saved, started)
         run = Run(folder=folder, data=data, plan=plan, runtime=runtime, tok=tok, log=log)
         stack.enter_context(stop_signals(run.stop))
         stack.enter_context(run.writer)

@@ -24,7 +24,7 @@ def conversations_for(run: Run, stage: str) -> list[dict]:
     wanted = plan.conversations
     if recipe.sft == PRIMER:
         return list(primer.conversations(seed, wanted))
-    own = read_conversations(recipe.sft, check=parse_messages)
+    own = read_conversations(run.conversations, check=parse_messages)
     share = getattr(recipe.stages, stage).primer_share
     count = min(wanted, int(len(own) * share / (1 - share)) if share < 1 else wanted)
     return own + list(primer.conversations(seed, count))

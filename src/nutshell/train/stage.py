@@ -171,6 +171,7 @@ class Stage:
                     "loss_scale": self.scaler.state,
                 },
                 tensors=tensors,
+                copied=run.runtime.world_size > 1,
             )
 
             def write() -> None:
@@ -244,8 +245,10 @@ def load_or_build(run: Run, name: str) -> tuple[Decoder, dict, dict | None, list
     tensors = None
     if newest is not None:
         model, tok, training, tensors = newest
-    elif name != "pretrain":
+    elif name != "pretrain" and not (plan.recipe.init_from and checkpoint.latest(run.folder) is None):
         model, tok, _ = checkpoint.load_model(last_of_previous(run, name), device)
+    elif plan.recipe.init_from:
+        model, tok, _ = checkpoint.load_model(checkpoint.find(plan.recipe.init_from), device)
     else:
         torch.manual_seed(plan.recipe.seed)
         model, tok = build_model(plan.model).to(device), run.tok
