@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from nutshell.data.text import read_documents
 from nutshell.report.facts import processor
 from nutshell.tokenizer import Tokenizer
-from nutshell.tokenizer.sources import texts_of
 
 Work = Callable[[], Any]
 
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each; the fastest counts")
     arguments = parser.parse_args()
     if arguments.data:
-        source = texts_of(arguments.data)
+        source = read_documents(arguments.data)
     else:
         from nutshell.data.primer import documents
 

@@ -17,9 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from nutshell.data.text import read_documents
 from nutshell.report.facts import processor
 from nutshell.tokenizer import Tokenizer
-from nutshell.tokenizer.sources import texts_of
 
 
 def with_letters_mixed(text: bytes, seed: int) -> str:
@@ -31,7 +31,7 @@ def with_letters_mixed(text: bytes, seed: int) -> str:
 def texts(sources: list[Path], characters: float, repeat: bool) -> Iterator[str]:
     done, seed = 0, 0
     while done < characters:
-        for text in texts_of(sources):
+        for text in read_documents(sources):
             yield with_letters_mixed(text.encode(), seed) if seed and not repeat else text
             done += len(text)
             if done >= characters:

@@ -16,7 +16,7 @@ ALLOWED = {
     "runtime": set(),
     "metrics": {"files"},
     "data": {"files"},
-    "tokenizer": set(),
+    "tokenizer": {"data", "files"},  # training reads files by the one reader of text, imported when it is needed
     "model": set(),
     "checkpoint": {"files", "model", "tokenizer"},
     "plan": {"config", "files", "model"},

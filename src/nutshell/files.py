@@ -1,13 +1,19 @@
-"""Files that are whole or not there: atomic writes, hashes."""
+"""Files: written whole or not at all, hashed, unpacked on the way in, read as JSON lines."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterator
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+COMPRESSED = {".gz": ("gzip", "gzip -dc"), ".bz2": ("bz2", "bzip2 -dc"), ".zst": ("zstd", "zstd -dc")}
+"""Suffixes that are unpacked while reading: Arrow's name of the codec, and the command that does the same."""
 
 
 def fsync(path: Path) -> None:
@@ -35,27 +41,60 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-RUN_MARKS = ("plan.json", ".lock")
-"""One of these makes a folder that of a run."""
+_RUN_PARTS = {"data", "tokenizer", "pretrain", "midtrain", "sft", "rl", "report"}
+_RUN_PARTS |= {"plan.json", "sources.json", "conversations.jsonl", "metrics.jsonl", "report.json", "report.md"}
 EDGE_BYTES = 1 << 16
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files of a folder and those below it, in the order of their paths.
+def files_below(top: Path, left_out: Counter[str] | None = None) -> Iterator[Path]:
+    """Files of a folder and those below it, links followed; each is seen once, whatever links lead to it.
 
-    Linked folders count, each once. Hidden ones and run folders do not: what a run has written is no input of another.
+    Hidden files do not count, nor what runs have written: it is no input of another. `left_out` counts those passed over.
     """
-    seen: set[str] = set()
-    found: list[Path] = []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen or (root != str(folder) and any(mark in names for mark in RUN_MARKS)):
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in names if not name.startswith(".") and os.path.isfile(os.path.join(root, name))]
-    return iter(sorted(found))
+    left_out = Counter() if left_out is None else left_out
+    seen = {os.path.realpath(top)}
+    top_is_run = _is_run(top)
+    for name, folders, files in os.walk(top, followlinks=True):
+        here = Path(name)
+        entries = sorted(entry for entry in (*folders, *files) if not entry.startswith("."))
+        if here == top and top_is_run:
+            left_out["run folder"] += 1
+            entries = [entry for entry in entries if entry not in _RUN_PARTS]
+        folders[:] = []
+        for entry in entries:
+            path = here / entry
+            real = os.path.realpath(path)
+            if real in seen:
+                continue
+            seen.add(real)
+            if path.is_dir():
+                if _is_run(path) or _holds(path / "manifest.json", b"nutshell-shards"):
+                    left_out["run folder"] += 1
+                else:
+                    folders.append(entry)
+            elif path.is_file():
+                yield path
+            else:
+                left_out["broken link" if path.is_symlink() else "special file"] += 1
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether nutshell writes runs, shards or a sweep there."""
+    metrics = folder / "metrics.jsonl"
+    return (
+        _holds(folder / "data" / "manifest.json", b"nutshell-shards")
+        or _holds(folder / "plan.json", b'"recipe"')
+        or _holds(metrics, b'"stage"')
+        or (metrics.is_file() and metrics.stat().st_size == 0)
+    )
+
+
+def _holds(file: Path, mark: bytes) -> bool:
+    try:
+        with file.open("rb") as content:
+            return mark in content.read(1 << 16)
+    except OSError:
+        return False
 
 
 def fingerprint(path: Path | str) -> str:
@@ -84,5 +123,120 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write indented JSON atomically. Half surrogates (names of files that are not UTF-8) are escaped and read back the same."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    write_text(path, text + "\n")
+
+
+def shown(path: Path | str) -> str:
+    """A path for messages: what is not UTF-8 in its name becomes U+FFFD."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def kind_of(path: Path) -> str:
+    """The suffix in lower case, without that of a compression: `.jsonl` of A.JSONL.gz."""
+    name = path.name.lower()
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    return Path(name).suffix
+
+
+def read_blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    """Bytes of a file, unpacked; not empty."""
+    return _read(path, lambda stream: stream.read(size))
+
+
+def _read(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
+    codec = COMPRESSED.get(path.suffix.lower(), ("", ""))[0]
+    if not codec:
+        with open(path, "rb") as plain:
+            yield from iter(lambda: read(plain), b"")
+        return
+    import pyarrow
+
+    try:
+        with open(path, "rb") as plain, pyarrow.input_stream(plain, compression=codec) as packed:
+            stream: Any = io.BufferedReader(packed)
+            yield from iter(lambda: read(stream), b"")
+    except (pyarrow.ArrowException, OSError, EOFError) as error:
+        raise ValueError(f"{shown(path)} cannot be unpacked ({error}): it is damaged, incomplete or not {codec}") from error
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each value of a file of JSON lines, and of a .json file each item of its list, with its place for messages.
+
+    Half a surrogate pair, which JSON can spell and no tokenizer takes, becomes U+FFFD. Raises ValueError with file and line.
+    """
+    if kind_of(path) == ".json":
+        content = b"".join(read_blocks(path))
+        try:
+            values = _parse(path, shown(path), content, 0)
+        except _Several:
+            pass
+        else:
+            items = values if isinstance(values, list) else [values]
+            yield from ((f"{shown(path)}, item {number}", value) for number, value in enumerate(items, 1))
+            return
+    position = 0
+    for number, line in enumerate(_read(path, lambda stream: stream.readline()), 1):
+        place = f"{shown(path)}, line {number}"
+        if line.strip(b"\xef\xbb\xbf \t\r\n"):
+            yield place, _parse(path, place, line, position)
+        position += len(line)
+
+
+class _Several(ValueError):
+    """More than one JSON value in a text."""
+
+
+def _parse(path: Path, place: str, content: bytes, position: int) -> Any:
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, position + error.start, content, error.start) from None
+    if "\0" in text:
+        raise not_utf8(path, position + content.index(0), content, content.index(0))
+    try:
+        try:
+            value = json.loads(text)
+        except (json.JSONDecodeError, RecursionError):
+            raise
+        except ValueError:  # a number of more than 4,300 digits
+            value = json.loads(text, parse_int=float)
+    except (ValueError, RecursionError) as error:
+        kind = _Several if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" else ValueError
+        hint = "; a list over several lines is read from a .json file" if text.lstrip().startswith("[") else ""
+        raise kind(f"{place}: not JSON ({error}); each line must be one object{hint}") from None
+    return _mended(value) if "\\ud" in text.lower() else value
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    return {key: _mended(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def not_utf8(path: Path, position: int, block: bytes, at: int) -> ValueError:
+    """The error for byte `at` of a block, which is at `position` in the file, with a command that mends it."""
+    name, unpack = shlex.quote(shown(path)), COMPRESSED.get(path.suffix.lower(), ("", ""))[1]
+    source = f"{unpack} {name} | " if unpack else ""
+    wrong = f"{shown(path)} is not UTF-8 text: byte 0x{block[at]:02x} at offset {position}"
+    even, odd = block[::2].count(0), block[1::2].count(0)
+    if block.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "UTF-32" if block[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") else "UTF-16"
+    elif (even or odd) and min(even, odd) * 20 < max(even, odd) and max(even, odd) * 50 > len(block):
+        encoding = "UTF-16LE" if odd > even else "UTF-16BE"
+    elif block[at] == 0:
+        remove = f"{source}tr -d '\\000'" + ("" if unpack else f" < {name}")
+        return ValueError(f"{wrong}; a binary file? From text, remove such bytes: {remove} > new{kind_of(path)}")
+    else:
+        encoding = "WINDOWS-1252"
+    guess = "If it is Western European, convert it" if encoding == "WINDOWS-1252" else f"It looks like {encoding}: convert it"
+    convert = f"{source}iconv -f {encoding} -t UTF-8" + ("" if unpack else f" {name}")
+    return ValueError(f"{wrong}. {guess}: {convert} > new{kind_of(path)}")

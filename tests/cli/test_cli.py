@@ -107,7 +107,7 @@ BAD = {
     f"pretrain {TINY} --dtype int8": "--dtype is 'int8'; accepted: auto, float32, bfloat16",
     f"pretrain {TINY} --threads -1": "--threads is -1; accepted: 0 (all cores) or more",
     # files
-    f"speedrun {TINY} --data nowhere.txt": "nowhere.txt does not exist: give a file (.txt, .md, .jsonl, .parquet",
+    f"speedrun {TINY} --data nowhere.txt": "nowhere.txt does not exist: give a file (.txt, .md, .jsonl, .ndjson",
     f"speedrun {TINY} --data empty.txt": "no text in empty.txt: every document is empty",
     f"speedrun {TINY} --data short.txt": "the only document has 5 characters: too little for a train and a val part",
     f"speedrun {TINY} --data image.png": "image.png has suffix '.png'; accepted are .txt",

@@ -67,17 +67,17 @@ def test_what_is_a_recipe_goes_to_the_recipes_way(command, monkeypatch):
 # ---- bad input -----------------------------------------------------------------------------------------------------
 
 BAD = {
-    "train --out new": "give text to train on (.txt, .jsonl, .parquet files or folders of them), or a recipe (recipes/demo)",
+    "train --out new": "give text to train on (.txt, .md, .jsonl, .ndjson, .json, .parquet files or folders",
     "train": "give text to train on",
     "train a.txt": "give --out FOLDER, where the tokenizer is written",
     "train nowhere.txt --out new": "nowhere.txt does not exist",
     "train nowhere.toml --out new": "recipe nowhere.toml not found",
     "train folder --out new": "no data file in the folder folder",
-    "train a.json --out new": "a.json has suffix '.json'; accepted are .txt, .jsonl, .parquet",
+    "train a.json --out new": "a.json, item 1: no column 'text'; found a",
     "train empty.txt --out new": "there is no text to train a tokenizer on",
     "train latin.txt --out new": "latin.txt is not UTF-8",
-    "train late.jsonl --out new": 'late.jsonl, line 2: expected an object with a string "text"',
-    "train bad.parquet --out new": "bad.parquet can't be read as Parquet",
+    "train late.jsonl --out new": "late.jsonl, line 2: no column 'text'; found words",
+    "train bad.parquet --out new": "bad.parquet cannot be read as Parquet",
     "train a.txt --out new --vocab-size 264": "vocab_size is 264, but 256 bytes and 9 special tokens take 265",
     "train a.txt --out new --vocab-size many": "invalid int value: 'many'",
     "train a.txt --out new --vocab-sze 300": "unrecognized arguments: --vocab-sze",

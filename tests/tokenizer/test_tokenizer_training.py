@@ -6,7 +6,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from nutshell.tokenizer import Tokenizer, sources
+from nutshell.data.text import as_text, read_documents
+from nutshell.tokenizer import Tokenizer, feed
 
 TEXTS = [f"document {number}: it's number {number * 7} of many;\n\nthe quick  brown fox" for number in range(300)]
 
@@ -49,7 +50,7 @@ def test_parquet_gives_what_its_texts_give(kind, tmp_path):
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), path, row_group_size=700)
     assert Tokenizer.train(path, vocab_size=400).merges == expected.merges
-    assert list(sources.texts_of([path])) == [text for text in ROWS if text is not None]
+    assert list(read_documents(path)) == [text for text in ROWS if text and not text.isspace()]
     pyarrow.parquet.write_table(pyarrow.table({"text": column[:0]}), path)
     assert Tokenizer.train([path, *(text for text in ROWS if text)], vocab_size=400).merges == expected.merges
 
@@ -57,7 +58,7 @@ def test_parquet_gives_what_its_texts_give(kind, tmp_path):
 @pytest.mark.parametrize(("start", "end"), [(0, 3002), (1, 2), (2, 2), (17, 900), (3001, 3003)])
 def test_buffers_of_a_slice(start, end):
     column = pyarrow.array(ROWS).slice(start, end - start)
-    data, offsets = sources._buffers(column)
+    data, offsets = feed.buffers(as_text(column, "row", 0))
     places = [int.from_bytes(offsets[at : at + 8], "little") for at in range(0, len(offsets), 8)]
     texts = [data[a - places[0] : b - places[0]].decode() for a, b in zip(places, places[1:], strict=False)]
     assert texts == [text or "" for text in column.to_pylist()]
@@ -68,10 +69,10 @@ def test_parquet_that_holds_no_text(tmp_path):
     rows = pyarrow.array([b"fine"] * 1500 + [b"not \xff fine"], pyarrow.binary())
     broken = pyarrow.Array.from_buffers(pyarrow.string(), len(rows), rows.buffers())
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), path)
-    with pytest.raises(ValueError, match=r"bad\.parquet, row 1500 is not UTF-8: byte 4 can't be decoded"):
+    with pytest.raises(ValueError, match=r"bad\.parquet, row 1500 is not UTF-8: byte 0xff at 4"):
         Tokenizer.train(path, vocab_size=300)
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
-    with pytest.raises(ValueError, match=r"the column 'text' of .*bad\.parquet holds int64; it must hold strings"):
+    with pytest.raises(ValueError, match=r"bad\.parquet: column 'text' is of type int64; a column of strings is needed"):
         Tokenizer.train(path, vocab_size=300)
 
 
@@ -133,18 +134,18 @@ def test_wrong_sources(tmp_path):
     refused(["", ""], "no text to train a tokenizer on")
     refused(["fine", 7], r"7 \(int\) is neither a text \(str\) nor a file")
     refused(tmp_path / "missing.txt", r"missing\.txt does not exist", FileNotFoundError)
-    refused(tmp_path, r"holds no file to train on; accepted are \.txt, \.jsonl, \.parquet")
+    refused(tmp_path, r"no data file in the folder .*; accepted are \.txt, \.md, \.jsonl")
     for name, content, message in [
-        ("a.csv", b"x", r"a\.csv is of an unknown kind '\.csv'"),
-        ("a.txt", b"good \xff", r"a\.txt is not UTF-8: byte 5 can't be decoded"),
-        ("a.jsonl", b'{"text": "a"}\n{"txt": 1}', r'a\.jsonl, line 2: expected an object with a string "text"'),
+        ("a.csv", b"x", r"a\.csv has suffix '\.csv'"),
+        ("a.txt", b"good \xff", r"a\.txt is not UTF-8 text: byte 0xff at offset 5"),
+        ("a.jsonl", b'{"text": "a"}\n{"txt": 1}', r"a\.jsonl, line 2: no column 'text'; found txt"),
         ("b.jsonl", b"text", r"b\.jsonl, line 1: not JSON"),
-        ("c.jsonl", b'{"text": "\xff"}', r"c\.jsonl, line 1: not UTF-8"),
-        ("a.parquet", b"text", r"a\.parquet can't be read as Parquet"),
+        ("c.jsonl", b'{"text": "\xff"}', r"c\.jsonl is not UTF-8 text: byte 0xff at offset 10"),
+        ("a.parquet", b"text", r"a\.parquet cannot be read as Parquet"),
     ]:
         (tmp_path / name).write_bytes(content)
         refused(tmp_path / name, message)
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["a"]}), tmp_path / "c.parquet")
-    refused(tmp_path / "c.parquet", r"c\.parquet has no column 'text'; it has body")
+    pyarrow.parquet.write_table(pyarrow.table({"mine": ["a"]}), tmp_path / "c.parquet")
+    refused(tmp_path / "c.parquet", r"c\.parquet: no column 'text'; found mine")
     with pytest.raises(ValueError, match=r'"\(" is not a split pattern: it is none of the names nanochat, gpt2'):
         Tokenizer.train(TEXTS, vocab_size=300, pattern="(")

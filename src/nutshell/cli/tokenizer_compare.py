@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nutshell.cli.tokenizer_common import FOLDER, PATTERN, existing, in_colour, open_tokenizer, parser_of, utf8
+from nutshell.files import COMPRESSED, kind_of
 
 if TYPE_CHECKING:
     from nutshell.tokenizer import Tokenizer
@@ -130,10 +131,10 @@ def _run_texts(run: Path) -> dict[str, list[str]]:
 
 
 def documents(file: str) -> Iterator[str]:
-    """The first `HEAD_BYTES` of a text file, or of the documents in a Parquet or JSON-lines file or a folder."""
+    """The first `HEAD_BYTES` of a plain text file of any name to the byte, or of the documents in other files or a folder."""
     path = Path(file)
-    if path.is_dir() or path.name.endswith((".jsonl", ".parquet", ".gz")):
-        from nutshell.data.sources import read_documents
+    if path.is_dir() or kind_of(path) in (".jsonl", ".ndjson", ".json", ".parquet") or path.suffix.lower() in COMPRESSED:
+        from nutshell.data.text import read_documents
 
         yield from _head(read_documents(path))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import sys
@@ -11,9 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nutshell.cli.tokenizer_common import parser_of
+
+if TYPE_CHECKING:
+    from nutshell.data.text import Found
 
 _OWN_FLAGS = ("out", "vocab_size", "threads")
 _MEASURED_BYTES = 4_000_000
@@ -32,28 +36,29 @@ def train(arguments: list[str], by_recipe: Callable[[list[str]], Any]) -> Any:
     options = _parser().parse_intermixed_args(arguments)
     if not options.files and options.out and (Path(options.out) / "plan.json").exists():
         return by_recipe(arguments)  # the run's own recipe
-    files = _check(options)
+    found = _check(options)
     from nutshell.tokenizer import Tokenizer
 
-    counted = _Counted(files)
-    started = time.perf_counter()
+    started, size = time.perf_counter(), 0
     with _progress() as show:
 
         def progress(stage: str, done: int) -> None:
-            counted.hear(stage, done)
+            nonlocal size
+            size = done if stage == "read" else size
             if show:
                 show(stage, done)
 
-        tok = Tokenizer.train(counted, options.vocab_size, options.pattern, threads=options.threads, progress=progress)
+        tok = Tokenizer.train(found.train, options.vocab_size, options.pattern, threads=options.threads, progress=progress)
     seconds = time.perf_counter() - started
     tok.save(options.out)
+    print(found.summary(), file=sys.stderr)
     result = {
         "folder": options.out,
         "vocab_size": tok.vocab_size,
-        "bytes": counted.bytes,
+        "bytes": size,
         "seconds": seconds,
-        "megabytes_per_second": counted.bytes / seconds / 1e6,
-        "bytes_per_token": _bytes_per_token(tok, files),
+        "megabytes_per_second": size / seconds / 1e6,
+        "bytes_per_token": _bytes_per_token(tok, found.train),
     }
     _print(result, options.vocab_size)
     return result
@@ -67,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "With a recipe (a .toml file, or a folder with config.toml) the tokenizer becomes that run's own, in RUN/tokenizer,\n"
         "trained on its data, which is prepared first where needed. All flags of a recipe: nutshell pretrain --help",
     )
-    parser.add_argument("files", metavar="FILE", nargs="*", help=".txt, .jsonl or .parquet (column text), or folders of them")
+    parser.add_argument("files", metavar="FILE", nargs="*", help=".txt, .md, .jsonl, .json, .parquet, or folders of them")
     parser.add_argument("--out", metavar="FOLDER", help="where tokenizer.json is written, when all is done")
     parser.add_argument(
         "--vocab-size", metavar="N", type=int, default=32768, help="tokens, the 9 special ones included (default: 32768)"
@@ -97,13 +102,12 @@ def _names_a_recipe(arguments: list[str]) -> bool:
     return any(name.split(".")[0] in {f.name for f in fields(Recipe)} - {*_OWN_FLAGS} for name in names)
 
 
-def _check(options: argparse.Namespace) -> list[Path]:
+def _check(options: argparse.Namespace) -> Found:
     """The files to train on; whatever can be refused at once is refused here."""
-    from nutshell.data.sources import find_files
-    from nutshell.tokenizer.sources import SUFFIXES
+    from nutshell.data.text import TEXT_KINDS, find_text
 
     if not options.files:
-        raise ValueError(f"give text to train on ({', '.join(SUFFIXES)} files or folders of them), or a recipe (recipes/demo)")
+        raise ValueError(f"give text to train on ({', '.join(TEXT_KINDS)} files or folders of them), or a recipe (recipes/demo)")
     if not options.out:
         raise ValueError("give --out FOLDER, where the tokenizer is written")
     if options.threads < 0:
@@ -118,50 +122,17 @@ def _check(options: argparse.Namespace) -> list[Path]:
     parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise PermissionError(f"--out {out} can't be written: {parent} is no folder that this user may write to")
-    return find_files(options.files, SUFFIXES)
-
-
-class _Counted:
-    """Texts and paths for `Tokenizer.train`, and how much UTF-8 they hold."""
-
-    def __init__(self, files: list[Path]) -> None:
-        self.files = files
-        self._read = 0
-        self._beyond_characters = 0
-
-    def __iter__(self) -> Iterator[str | os.PathLike[str]]:
-        from nutshell.tokenizer.sources import texts_of
-
-        for file in self.files:
-            if file.suffix in (".txt", ".parquet"):  # read without a Python string for each text
-                yield file
-                continue
-            for text in texts_of([file]):
-                self._beyond_characters += len(text.encode("utf-8", "surrogatepass")) - len(text)
-                yield text
-
-    def hear(self, stage: str, done: int) -> None:
-        """What `Tokenizer.train` reports: bytes of the files it reads by itself, characters of the texts it is given."""
-        if stage == "read":
-            self._read = done
-
-    @property
-    def bytes(self) -> int:
-        return self._read + self._beyond_characters
+    return find_text(options.files)
 
 
 def _bytes_per_token(tok: Any, files: list[Path]) -> float:
     """On the beginning of the text trained on."""
     from nutshell.cli.tokenizer_compare import documents
-    from nutshell.tokenizer.sources import texts_of
 
     texts, size = [], 0
-    for file in files:
-        for text in documents(str(file)) if file.suffix == ".txt" else texts_of([file]):
-            texts.append(text)
-            size += len(text.encode())
-            if size >= _MEASURED_BYTES:
-                break
+    for text in itertools.chain.from_iterable(map(documents, map(str, files))):
+        texts.append(text)
+        size += len(text.encode())
         if size >= _MEASURED_BYTES:
             break
     return size / max(len(tok.encode_batch(texts)[0]), 1)
@@ -183,9 +154,7 @@ def _progress() -> Iterator[Progress | None]:
         task = bar.add_task("starting")
 
         def report(stage: str, done: int) -> None:
-            bar.update(
-                task, description=f"read {done / 1e6:,.1f} M characters" if stage == "read" else f"learned {done:,} merges"
-            )
+            bar.update(task, description=f"read {done / 1e6:,.1f} MB" if stage == "read" else f"learned {done:,} merges")
 
         yield report
 

@@ -68,10 +68,11 @@ def data(arguments: list[str]) -> Any:
     with run_lock(Path(recipe.out)):
         folder = prepare_data(recipe, start_runtime(device=recipe.device))
     shards = open_shards(folder)
-    sample = shards.read("train", 0)[0]
-    print(
-        f"{folder}: {shards.blocks('train')} training blocks, {shards.blocks('val')} validation blocks. A document:\n\n{sample}"
-    )
+    documents = (text for block in range(shards.blocks("train")) for text in shards.read("train", block))
+    # A part of one, and nothing in it that a terminal would obey.
+    sample = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in next(documents, "")[:300])
+    blocks = f"{shards.blocks('train')} training blocks, {shards.blocks('val')} validation blocks"
+    print(f"{folder}: {blocks}. A document begins:\n\n{sample}")
     return {"folder": str(folder), "train_blocks": shards.blocks("train"), "val_blocks": shards.blocks("val")}
 
 

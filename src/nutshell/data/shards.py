@@ -12,15 +12,15 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow
 import pyarrow.parquet
 
-from nutshell.data.sources import DOCUMENT_SUFFIXES, check_text_column, find_files, read_documents
-from nutshell.files import fsync, sha256, write_json
+from nutshell.data.text import as_text, check_text_column, find_column, find_text
+from nutshell.files import fsync, sha256, shown, write_json
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
@@ -29,24 +29,35 @@ LEAST_VAL_CHARACTERS = 20_000
 SHORT_TEXT = 200  # characters; so little is not cut
 
 
-def prepare_shards(paths: Path | str | list[Path | str], folder: Path | str, **options: Any) -> Path:
+def prepare_shards(
+    paths: Path | str | list[Path | str], folder: Path | str, *, note: Callable[[str], object] = lambda line: None, **options: Any
+) -> Path:
     """Turns the user's files into shards under ``folder`` and returns the folder to train from.
 
     A folder that holds ``train-*.parquet`` and ``val-*.parquet`` already is returned as it is. Shards that an earlier
-    call wrote from the same files with the same options are used again. ``options`` are those of `write_shards`.
+    call wrote from the same files with the same options are used again. Files that `find_text` takes for validation are the
+    val part. ``note`` hears one line about what was read, left out and dropped; ``options`` are those of `write_shards`.
     """
     many = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if len(many) == 1 and is_shard_folder(many[0]):
         return Path(many[0])
     folder = Path(folder)
-    files = find_files(many, DOCUMENT_SUFFIXES)
-    source = {"files": [[file.name, sha256(file)] for file in files], "options": options}
+    found = find_text(many)
+    source: dict[str, Any] = {"files": [[shown(file.name), sha256(file)] for file in found.train], "options": options}
+    if found.val:
+        source["val_files"] = [[shown(file.name), sha256(file)] for file in found.val]
     if (folder / MANIFEST).exists():
         existing = read_manifest(folder).get("source")
         if existing == json.loads(json.dumps(source)):
             return folder
         raise ValueError(f"{folder} holds shards of other data or settings; delete it or choose another folder")
-    return write_shards(read_documents(many), folder, source=source, **options)
+    held_out = found.val_documents() if found.val else None
+    write_shards(found.documents(), folder, held_out=held_out, source=source, **options)
+    manifest = read_manifest(folder)
+    documents, dropped = manifest["documents"], manifest["duplicates_dropped"]
+    line = f"{found.summary()}; {documents['train']} documents to train on, {documents['val']} held out"
+    note(line + (f", {dropped} duplicates dropped" if dropped else ""))
+    return folder
 
 
 def is_shard_folder(folder: Path | str) -> bool:
@@ -64,12 +75,14 @@ def write_shards(
     shard_characters: int = 32_000_000,
     seed: int = 0,
     source: Any = None,
+    held_out: Iterable[str] | None = None,
 ) -> Path:
     """Writes documents as shuffled train and val shards with a ``manifest.json``; returns the folder.
 
     Documents that are exact duplicates of an earlier one are dropped. ``val_documents`` sets the size of the val part
     exactly, else ``val_fraction`` does in expectation; both parts always get at least one document. A shard holds
-    about ``shard_characters``, and documents are shuffled within it. The folder appears by one rename, complete.
+    about ``shard_characters``, and documents are shuffled within it. The folder appears by one rename, complete. Where
+    ``held_out`` is given, those documents are the val part, and what equals one of them is not trained on.
     """
     folder = Path(folder)
     if not 0 < val_fraction <= 0.5:
@@ -84,7 +97,8 @@ def write_shards(
     partial.mkdir(parents=True)
     try:
         train, val = (_Writer(partial, split, rows_per_group, shard_characters, seed) for split in SPLITS)
-        duplicates = _divide(documents, train, val, None if val_documents else val_fraction, val_documents or 1, seed)
+        fraction = None if val_documents else val_fraction
+        duplicates = _divide(documents, train, val, fraction, val_documents or 1, seed, held_out)
         train.flush()
         val.flush()
         manifest = {
@@ -106,29 +120,45 @@ def write_shards(
     return folder
 
 
-def _divide(documents: Iterable[str], train: _Writer, val: _Writer, fraction: float | None, held_size: int, seed: int) -> int:
+def _divide(
+    documents: Iterable[str],
+    train: _Writer,
+    val: _Writer,
+    fraction: float | None,
+    held_size: int,
+    seed: int,
+    held_out: Iterable[str] | None,
+) -> int:
     """Sends each document to one side; returns how many duplicates were dropped.
 
     The ``held_size`` documents of the smallest hashes are held back to the end: they are the val part when its size is
-    given, and otherwise make sure that it is not empty.
+    given, and otherwise make sure that it is not empty. With ``held_out`` the val part is that.
     """
     seen: set[bytes] = set()
     held: list[tuple[int, str]] = []  # a heap with the largest hash on top
     threshold = -1 if fraction is None else int(fraction * 2**64)
     salt = seed.to_bytes(16, "little", signed=True)
     duplicates = 0
-    for document in documents:
+    sides = ((val, held_out), (train, documents)) if held_out is not None else ((None, documents),)
+    for side, document in ((side, document) for side, texts in sides for document in texts):
         digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=16, salt=salt).digest()
         if digest in seen:
             duplicates += 1
             continue
         seen.add(digest)
+        if side is not None:
+            side.add(document)
+            continue
         value = int.from_bytes(digest[:8], "little")
         if len(held) < held_size:
             heapq.heappush(held, (-value, document))
             continue
         last, passed_on = heapq.heappushpop(held, (-value, document))
         (val if -last < threshold else train).add(passed_on)
+    if held_out is not None:
+        if not train.documents:
+            raise ValueError("every document to train on is one of those held out for validation as well; give other text")
+        return duplicates
     if not held:
         raise ValueError("no document to write: the input is empty")
     texts = [document for _, document in sorted(held, reverse=True)]
@@ -243,10 +273,12 @@ class Shards:
         file, group = self._blocks[split][block]
         try:
             with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as parquet:
-                texts = parquet.read_row_group(group, columns=[self.column]).column(0).to_pylist()
+                name = _column(file, parquet.schema_arrow, self.column)
+                chunks = parquet.read_row_group(group, columns=[name]).column(0).chunks
+                texts = [text for chunk in chunks for text in as_text(chunk, "row", 0).to_pylist()]
                 if len(texts) != parquet.metadata.row_group(group).num_rows:
                     raise OSError(f"{len(texts)} rows where {parquet.metadata.row_group(group).num_rows} are promised")
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
             self._problem(ValueError(f"shard {file}, row group {group} cannot be read ({error}): it is damaged"))
             return []
         return [text for text in texts if text]
@@ -294,10 +326,18 @@ def _row_groups(file: Path, column: str) -> int:
             rows, groups, schema = parquet.metadata.num_rows, parquet.num_row_groups, parquet.schema_arrow
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"shard {file} cannot be read as Parquet ({error}): it is damaged or incomplete") from error
-    check_text_column(file, schema, column)
+    check_text_column(file, schema, _column(file, schema, column))
     if rows == 0:
         raise ValueError(f"shard {file} is empty: it has no rows; delete it or prepare the data again")
     return groups
+
+
+def _column(file: Path, schema: pyarrow.Schema, column: str) -> str:
+    """The shard's column of text, under another usual name where there is none called "text"."""
+    found = find_column(schema.names, "" if column == "text" else column)
+    if found is None:
+        raise ValueError(f"shard {file}: no column {column!r}; found {', '.join(schema.names)}")
+    return found
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

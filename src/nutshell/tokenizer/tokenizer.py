@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nutshell.tokenizer import huggingface
-from nutshell.tokenizer.sources import check_text, feed
+from nutshell.tokenizer.feed import check_text, feed
 
 try:
     from nutshell.tokenizer import _bpe
@@ -80,12 +80,12 @@ class Tokenizer:
     ) -> Tokenizer:
         """Learn a vocabulary of `vocab_size` tokens, the special ones included.
 
-        A `str` is a text; a `pathlib.Path` is a file (`.txt` as one text, `.jsonl` and `.parquet` by their column
-        `text`) or a folder of such files. `pattern` is `nanochat`, `gpt2`, `cl100k`, `o200k`, `qwen2` or a regex.
+        A `str` is a text; a `pathlib.Path` is a file or a folder of files, which `data/text.py` reads (`.txt` and `.md` as
+        one text). `pattern` is `nanochat`, `gpt2`, `cl100k`, `o200k`, `qwen2` or a regex.
         Memory grows with the different words, not with the text. The result depends on neither the order of the
         texts nor `threads` (0: all cores). The pair with the highest count is merged first, among equals the one with
         the lowest left id, then the lowest right id; where the text holds too few pairs, the vocabulary stays smaller.
-        `progress(stage, done)` hears of "read" in characters (of .txt and .parquet files in bytes) and "merge" in merges.
+        `progress(stage, done)` hears of "read" in bytes and "merge" in merges.
 
         Raises ValueError for a vocabulary below 265, a pattern that doesn't compile, text with lone surrogates, an
         unreadable file or no text at all.

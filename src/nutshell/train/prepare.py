@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,9 @@ import torch.distributed as dist
 from nutshell import checkpoint
 from nutshell.config import from_dict
 from nutshell.data import primer
+from nutshell.data.conversations import read_conversations
 from nutshell.data.shards import MANIFEST, is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
-from nutshell.data.sources import read_conversations, read_documents
+from nutshell.data.text import read_documents
 from nutshell.files import fingerprint, sha256, write_json, write_text
 from nutshell.metrics import GpuSampler, MetricsLog, check_loggers
 from nutshell.plan.hardware import Hardware
@@ -63,8 +64,6 @@ def check_data(recipe: Recipe) -> None:
         open_tokenizer(recipe)
     if recipe.data != PRIMER and not is_shard_folder(recipe.data):
         next(read_documents(recipe.data))
-        if runs := [str(file.parent) for file in Path(recipe.data).rglob("plan.json") if file.parent != Path(recipe.data)]:
-            print(f"--data {recipe.data}: passed over what runs have written: {', '.join(sorted(runs))}", file=sys.stderr)
 
 
 def open_tokenizer(recipe: Recipe) -> Tokenizer:
@@ -88,10 +87,11 @@ def check_order(recipe: Recipe, stage: str) -> None:
         )
 
 
-def prepare_data(recipe: Recipe, runtime: Runtime, *, planned: bool = False) -> Path:
+def prepare_data(recipe: Recipe, runtime: Runtime, note: Callable[[str], object] = print, *, planned: bool = False) -> Path:
     """The folder of the run's shards, written once from the primer or the user's text; a user's shards are used in place.
 
-    In a `planned` run what is there counts: the text it was made from may have moved or grown.
+    In a `planned` run what is there counts: the text it was made from may have moved or grown. `note` hears what was read of
+    the user's files and what was left out, when that happens.
     """
     folder = Path(recipe.out) / "data"
     if planned and is_shard_folder(folder):
@@ -100,7 +100,7 @@ def prepare_data(recipe: Recipe, runtime: Runtime, *, planned: bool = False) -> 
         return Path(recipe.data)
     if runtime.is_main:
         if recipe.data != PRIMER:
-            prepare_shards(recipe.data, folder, seed=recipe.seed)
+            prepare_shards(recipe.data, folder, note=note, seed=recipe.seed)
         else:
             source = {"primer": recipe.primer_characters, "seed": recipe.seed}
             if not is_shard_folder(folder):
@@ -217,7 +217,7 @@ def prepare_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, s
         hardware = replace(hardware, seconds_left=max(1.0, runtime.agree(budget - (time.monotonic() - started))))
     plan = make_plan(recipe, hardware, vocab_size=tok.vocab_size, bos_id=tok.bos_id, law=load_law(recipe.scaling), data=facts)
     if runtime.is_main:
-        prints = {name: fingerprint(path) for name in SOURCES if (path := getattr(recipe, name)) not in ("", PRIMER)}
+        prints = {name: fingerprint(path) for name in SOURCES[:3] if (path := getattr(recipe, name)) not in ("", PRIMER)}
         write_json(Path(recipe.out) / "sources.json", prints)
     return save_plan(probed(plan, runtime), runtime)
 
@@ -250,7 +250,7 @@ def note_changes(recipe: Recipe, folder: Path, log: MetricsLog) -> None:
     """Say where a source is no longer what the run was made from."""
     for name, known in source_prints(folder).items():
         path = getattr(recipe, name)
-        if name != "init_from" and fingerprint(path) != known:
+        if fingerprint(path) != known:
             state = "has changed" if Path(path).exists() else "is no longer there"
             log.note(f"--{name} {path} {state} since the run was planned; the run goes on with its own copy.")
 
@@ -276,7 +276,7 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
         if saved and runtime.is_main:
             note_changes(recipe, folder, log)
         with timed(log, "data"):
-            data = prepare_data(recipe, runtime, planned=saved is not None)
+            data = prepare_data(recipe, runtime, log.note, planned=saved is not None)
             if not saved:
                 prepare_conversations(recipe, runtime)
         with timed(log, "tokenizer"):

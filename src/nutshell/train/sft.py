@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nutshell.data import primer
+from nutshell.data.conversations import read_conversations
 from nutshell.data.loader import ConversationLoader
-from nutshell.data.sources import read_conversations
 from nutshell.plan.recipe import PRIMER
 from nutshell.run.folder import Run
 from nutshell.tokenizer import Tokenizer
