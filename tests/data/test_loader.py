@@ -269,7 +269,7 @@ def test_an_epoch_has_every_conversation_once(monkeypatch):
     monkeypatch.setattr("nutshell.data.loader.CONVERSATIONS_PER_BLOCK", 16)
     expected = Counter("".join(c["messages"][1]["content"] for c in CONVERSATIONS).encode())
     with chat_loader(rows=1) as batches:
-        rows = batches.epoch_rows()
+        rows = batches.rows_per_epoch()
         epoch = take(batches, rows)
         assert batches.state_dict()["epoch"] == 0
         next(batches)
@@ -305,6 +305,21 @@ def test_conversations_that_are_all_too_long_still_go_on():
             assert (targets >= 0).any(dim=1).all()
         assert batches.epoch > 3
         assert batches.statistics["truncated_documents"] >= 3
+
+
+def test_f2_what_does_not_fit_is_counted_and_each_is_rendered_once():
+    """F2: 41.8% of the tokens were lost, and the only counter said 0."""
+    seen = []
+    long = [conversation("short", "a very long answer " * 20), conversation("a long question " * 20, "answer"), CONVERSATIONS[0]]
+    batches = ConversationLoader(long, lambda c: seen.append(c) or render(c), BOS, 1, 40)
+    cropped = [len(render(c)[0]) - 40 for c in long[:2]]
+    expected = {"cropped_conversations": 2, "cropped_tokens": sum(cropped), "left_out_conversations": 1}
+    assert batches.losses() == expected
+    with batches:
+        take(batches, 9)
+        assert batches.epoch > 2
+    assert len(seen) == 3
+    assert chat_loader().losses() == {}
 
 
 def test_no_learnable_conversation_is_refused():

@@ -1,6 +1,9 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nutshell.tokenizer import parse_messages, render, render_prompt
+from nutshell.tokenizer import Tokenizer, parse_messages, render, render_prompt
+from nutshell.tokenizer.chat import split_turns
 
 HELLO = {"role": "user", "content": "Hello"}
 REPLY = {"role": "assistant", "content": "Hi there"}
@@ -147,3 +150,21 @@ def test_f40_an_answer_that_is_marked_is_read_and_not_learned(tok, mark):
     ids, mask = render([*wrong, {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "4"}], tok)
     assert tok.decode([token for token, learned in zip(ids, mask, strict=True) if learned]).startswith("4")
     assert not any(render(wrong, tok)[1])
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 60)), min_size=1, max_size=12), st.booleans(), st.integers(8, 120))
+def test_f2_long_conversations_are_cut_at_whole_turns(turns, system, max_tokens):
+    """F2, F40 (18): the end of a long chat, answers and all, was lost."""
+    tok = Tokenizer([])
+    messages = [{"role": "system", "content": "Be kind"}] if system else []
+    for number, (asked, answered) in enumerate(turns):
+        messages += [{"role": "user", "content": f"{number}" + "?" * asked}, {"role": "assistant", "content": "a" * answered}]
+    parts = split_turns(messages, tok, max_tokens)
+    head = messages[:1] if system else []
+    assert head + [message for part in parts for message in part[len(head) :]] == messages
+    assert all(part[: len(head)] == head for part in parts)
+    for part in parts:
+        assert len(render(part, tok)[0]) <= max_tokens or len(part) == len(head) + 2
+    learned = lambda some: sum(render(some, tok)[1])  # noqa: E731
+    assert sum(map(learned, parts)) == learned(messages)

@@ -25,8 +25,8 @@ def loader(tmp_path):
             offsets.append(offsets[-1] + len(one))
         return [i for one in ids for i in one], offsets
 
-    def make():
-        made.append(PretrainLoader(open_shards(tmp_path), encode, 300, 2, 65, seed=0))
+    def make(prepare=None):
+        made.append(PretrainLoader(open_shards(tmp_path), encode, 300, 2, 65, seed=0, prepare=prepare))
         return made[-1]
 
     yield make
@@ -35,8 +35,7 @@ def loader(tmp_path):
 
 
 def test_on_cpu_nothing_changes(loader):
-    plain, moved = loader(), loader()
-    moved.transfer = ToDevice(CPU, 300, "blocked")
+    plain, moved = loader(), loader(ToDevice(CPU, 300, "blocked"))
     for _ in range(5):
         batch = next(moved)
         ids, targets, offsets = batch.ids, batch.targets, batch.offsets
@@ -53,8 +52,7 @@ def test_a_kernel_by_documents_gets_their_offsets_worked_out_ahead(loader, monke
     threads = []
     call = ToDevice.__call__
     monkeypatch.setattr(ToDevice, "__call__", lambda self, batch: threads.append(threading.current_thread()) or call(self, batch))
-    moved = loader()
-    moved.transfer = ToDevice(CPU, 300, "flash3")
+    moved = loader(ToDevice(CPU, 300, "flash3"))
     batch = next(moved)
     ids, offsets = batch.ids, batch.offsets
     assert torch.equal(offsets, document_offsets((ids == 300).cumsum(1)))
@@ -65,8 +63,7 @@ def test_a_kernel_by_documents_gets_their_offsets_worked_out_ahead(loader, monke
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_batches_arrive_whole(loader):
-    plain, moved = loader(), loader()
-    moved.transfer = ToDevice(torch.device("cuda"), 300, "flash3")
+    plain, moved = loader(), loader(ToDevice(torch.device("cuda"), 300, "flash3"))
     for _ in range(20):
         batch = next(moved)
         ids, targets, offsets = batch.ids, batch.targets, batch.offsets

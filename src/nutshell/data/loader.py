@@ -23,8 +23,8 @@ CONVERSATIONS_PER_BLOCK = 1024
 class PretrainLoader(PackedStream):
     """Endless batches of packed documents from shards; every token is learned and none is cropped.
 
-    ``encode_batch(texts)`` returns ``(flat ids, offsets (N + 1))`` without BOS, which is put in front here. ``rows`` is this
-    rank's batch, a row has ``row_tokens`` = T + 1 tokens. Raises ValueError from ``next()`` if the whole split has less
+    ``encode_batch(texts)`` returns ``(flat ids, offsets (N + 1))`` without BOS, which is put in front here. ``options`` are
+    those of `PackedStream`. Raises ValueError from ``next()`` if the whole split has less
     than one row, and whatever reading or encoding raises.
     """
 
@@ -36,20 +36,9 @@ class PretrainLoader(PackedStream):
         rows: int,
         row_tokens: int,
         split: str = "train",
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        pin_memory: bool = False,
+        **options: Any,
     ):
-        super().__init__(
-            bos_id=bos_id,
-            rows=rows,
-            row_tokens=row_tokens,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            pin_memory=pin_memory,
-        )
+        super().__init__(bos_id, rows, row_tokens, **options)
         if shards.blocks(split) == 0:
             raise ValueError(f"{shards.folder} has no {split}-*.parquet; prepare the data again (nutshell data)")
         self.shards, self.encode_batch, self.split = shards, encode_batch, split
@@ -119,7 +108,7 @@ class ConversationLoader(PackedStream):
     """Endless batches of whole conversations, shuffled anew each epoch, for midtraining and fine-tuning.
 
     ``render(conversation)`` gets one of ``conversations`` as it is and returns ``(ids, mask)``: ids start with BOS, mask is 1
-    where the model learns to produce the token.
+    where the model learns to produce the token. ``options`` are those of `PackedStream`.
     A conversation longer than a row keeps its beginning; one without any learned token in what is kept is left out, so
     that every row has a target. Raises ValueError from ``next()`` if none remains.
     """
@@ -133,26 +122,25 @@ class ConversationLoader(PackedStream):
         bos_id: int,
         rows: int,
         row_tokens: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        pin_memory: bool = False,
+        **options: Any,
     ):
-        super().__init__(
-            bos_id=bos_id,
-            rows=rows,
-            row_tokens=row_tokens,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            pin_memory=pin_memory,
-        )
+        super().__init__(bos_id, rows, row_tokens, **options)
         if len(conversations) == 0:
             raise ValueError("there is no conversation to train on")
         self.conversations, self.render = conversations, render
+        self._rendered: list[Document | None] = [None] * len(conversations)
         self._hash = ""
 
-    def epoch_rows(self) -> int:
+    def losses(self) -> dict[str, int]:
+        """What does not fit, as counts for the log; empty where all fits. Renders everything once."""
+        documents = [self._document(index) for index in range(len(self.conversations))]
+        beyond = [len(ids) - self.row_tokens for ids, _ in documents if len(ids) > self.row_tokens]
+        left_out = sum(not self._is_learned(document) for document in documents)
+        if not beyond and not left_out:
+            return {}
+        return {"cropped_conversations": len(beyond), "cropped_tokens": sum(beyond), "left_out_conversations": left_out}
+
+    def rows_per_epoch(self) -> int:
         """How many rows one epoch has (the first one; others differ by a few). Renders and packs everything once."""
         rows = 0
         carry: list[Document] = []
@@ -171,13 +159,21 @@ class ConversationLoader(PackedStream):
 
     def _documents(self, block: int, epoch: int) -> list[Document]:
         order = self._shuffled("conversations", len(self.conversations), epoch)
-        documents: list[Document] = []
-        for index in order[block * CONVERSATIONS_PER_BLOCK : (block + 1) * CONVERSATIONS_PER_BLOCK]:
-            ids, mask = self.render(self.conversations[int(index)])
-            learned = np.asarray(mask, bool)
-            if learned[1 : self.row_tokens].any():
-                documents.append((np.asarray(ids, np.uint32), learned))
-        return documents
+        chosen = order[block * CONVERSATIONS_PER_BLOCK : (block + 1) * CONVERSATIONS_PER_BLOCK].tolist()
+        return [document for document in map(self._document, chosen) if self._is_learned(document)]
+
+    def _document(self, index: int) -> Document:
+        """A conversation's ids and mask, rendered once: later epochs have them."""
+        found = self._rendered[index]
+        if found is None:
+            ids, mask = self.render(self.conversations[index])
+            found = self._rendered[index] = np.asarray(ids, np.uint32), np.asarray(mask, bool)
+        return found
+
+    def _is_learned(self, document: Document) -> bool:
+        """Whether the model learns anything of the part that fits a row."""
+        mask = document[1]
+        return mask is not None and bool(mask[1 : self.row_tokens].any())
 
     def _fingerprint(self) -> str:
         if not self._hash:

@@ -12,7 +12,7 @@ import atexit
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,6 @@ from nutshell.data.packing import Document, Packed, pack
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """inputs (rows, T) and targets (rows, T), both int64; target -1 is ignored by the loss."""
-
-_PREFETCHED_BATCHES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,20 @@ class PackedStream:
 
     _split_documents = True
 
-    def __init__(self, *, bos_id: int, rows: int, row_tokens: int, seed: int, rank: int, world_size: int, pin_memory: bool):
+    def __init__(
+        self,
+        bos_id: int,
+        rows: int,
+        row_tokens: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        prepare: Callable[[Batch], Any] | None = None,
+        prefetched_batches: int = 4,
+    ):
+        """``rows`` is this rank's batch, a row has ``row_tokens`` = T + 1 tokens. ``prepare`` is called on each batch in the
+        prefetching thread, ``prefetched_batches`` ahead of its use: what it returns is what ``next`` gives."""
         if rows < 1 or row_tokens < 2:
             raise ValueError(f"rows is {rows} and row_tokens {row_tokens}; at least 1 and 2 are needed")
         if not 0 <= rank < world_size:
@@ -50,13 +61,12 @@ class PackedStream:
         if seed < 0:
             raise ValueError(f"seed is {seed}; it must not be negative")
         self.bos_id, self.rows, self.row_tokens, self.seed = bos_id, rows, row_tokens, seed
-        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
+        self.rank, self.world_size = rank, world_size
+        self.prepare, self.prefetched_batches = prepare, prefetched_batches
         self.sources: list[str] = []
         """Where the rows of the last batch came from: names of its blocks, for messages."""
         self.statistics = {"documents": 0, "splits": 0, "tokens": 0, "padding_tokens": 0, "truncated_documents": 0}
         """Sums over the blocks packed so far by this object."""
-        self.transfer: Any = None
-        """Called on each batch in the prefetching thread: copies it to a device ahead of its use."""
         self._state = _State()
         self._prefetch: _Prefetch | None = None
 
@@ -67,7 +77,7 @@ class PackedStream:
 
     def __next__(self) -> Any:
         if self._prefetch is None:
-            self._prefetch = _Prefetch(self._batches(self._state))
+            self._prefetch = _Prefetch(self._batches(self._state), self.prefetched_batches)
             atexit.register(_close, weakref.ref(self))
         batch, self._state, self.sources = self._prefetch.next()
         return batch
@@ -131,7 +141,7 @@ class PackedStream:
                     if pending_rows == global_rows:
                         after = _State(epoch=epoch, block=block, row=row, carry=carry)
                         batch = self._rank_batch(pending)
-                        yield self.transfer(batch) if self.transfer else batch, after, list(dict.fromkeys(sources))
+                        yield self.prepare(batch) if self.prepare else batch, after, list(dict.fromkeys(sources))
                         pending, pending_rows, sources = [], 0, []
                 carry, row = packed.carry, 0
             if first_block == 0 and epoch_tokens < self._needed_tokens():
@@ -157,8 +167,7 @@ class PackedStream:
         if any(mask is not None for _, mask in pending):
             masks = [np.ones(ids.shape, bool) if mask is None else mask for ids, mask in pending]
             targets[~np.concatenate(masks)[self.rank :: self.world_size, 1:]] = -1
-        tensors = torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(targets)
-        return (tensors[0].pin_memory(), tensors[1].pin_memory()) if self.pin_memory else tensors
+        return torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(targets)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -190,9 +199,9 @@ class PackedStream:
 class _Prefetch:
     """Runs an iterator in a thread, a few items ahead. Its exceptions are raised by `next`."""
 
-    def __init__(self, items: Iterator[Any]):
+    def __init__(self, items: Iterator[Any], ahead: int):
         self.items = items
-        self.queue: queue.Queue[Any] = queue.Queue(_PREFETCHED_BATCHES)
+        self.queue: queue.Queue[Any] = queue.Queue(ahead)
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, name="nutshell-data", daemon=True)
         self.thread.start()

@@ -157,6 +157,26 @@ def _parse_part(part: Any, where: str, types: tuple[str, ...]) -> dict[str, str]
     return {"type": part["type"], "text": part["text"]}
 
 
+def split_turns(messages: list[dict[str, Any]], tok: Encodes, max_tokens: int) -> list[list[dict[str, Any]]]:
+    """A checked conversation as parts that fit `max_tokens` rendered, cut before messages of the user, so that a long one
+    loses no answer. Each part begins with the system message. A single turn that is longer stays whole."""
+    if len(render(messages, tok)[0]) <= max_tokens:
+        return [messages]
+    system, rest = (messages[:1], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
+    parts: list[list[dict[str, Any]]] = []
+    room = 0
+    for start in range(0, len(rest), 2):
+        turn = rest[start : start + 2]
+        size = len(render(turn, tok)[0]) - 1  # without BOS
+        if size <= room:
+            parts[-1] += turn
+            room -= size
+        else:
+            parts.append([*system, *turn])
+            room = max_tokens - len(render(parts[-1], tok)[0])
+    return parts
+
+
 def render(messages: Any, tok: Encodes, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
     """Ids of a conversation, and a mask of the same length: 1 where the model learns to produce the token (what the
     assistant says, its tool calls with their start and end, and `<|assistant_end|>`), 0 for all it is given (the start,

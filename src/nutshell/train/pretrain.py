@@ -24,10 +24,10 @@ def pretrain(run: Run) -> None:
     stage = open_stage(run, "pretrain")
     shards = open_shards(run.data, on_error=plan.recipe.damaged_shards)
     loader = PretrainLoader(
-        shards, run.tok.encode_batch, run.tok.bos_id, plan.micro_batch_size, plan.row_tokens + 1,
-        seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
+        shards, run.tok.encode_batch, run.tok.bos_id, plan.micro_batch_size, plan.row_tokens + 1, seed=plan.recipe.seed,
+        rank=runtime.rank, world_size=runtime.world_size, prefetched_batches=max(4, plan.grad_accum_steps),
+        prepare=ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel),
     )  # fmt: skip
-    loader.transfer = ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel)
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
     validation = loader.val_batches(plan.validation_tokens)

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from nutshell.data import primer
 from nutshell.data.conversations import read_conversations
 from nutshell.data.loader import ConversationLoader
 from nutshell.plan.recipe import PRIMER
 from nutshell.run.folder import Run
-from nutshell.tokenizer import Tokenizer
-from nutshell.tokenizer.chat import parse_messages, render
+from nutshell.tokenizer.chat import parse_messages, render, split_turns
 from nutshell.train.prefetch import ToDevice
 from nutshell.train.scoring import evaluate_stage
 from nutshell.train.stage import open_stage
 
 
 def conversations_for(run: Run, stage: str) -> list[dict]:
-    """The user's conversations and the primer's share of them, or the primer's alone."""
+    """The user's conversations, long ones in parts of whole turns, and the primer's share of them; or the primer's alone."""
     recipe = run.plan.recipe
     plan = run.plan.stages[stage]
     seed = recipe.seed + {"midtrain": 1, "sft": 2}[stage]
     wanted = plan.conversations
     if recipe.sft == PRIMER:
         return list(primer.conversations(seed, wanted))
-    own = read_conversations(run.conversations, check=parse_messages)
+    own = [
+        {"messages": part}
+        for conversation in read_conversations(run.conversations, check=parse_messages)
+        for part in split_turns(conversation["messages"], run.tok, run.plan.row_tokens + 1)
+    ]
     share = getattr(recipe.stages, stage).primer_share
     count = min(wanted, int(len(own) * share / (1 - share)) if share < 1 else wanted)
     return own + list(primer.conversations(seed, count))
-
-
-def losses_of(conversations: Sequence[dict], tok: Tokenizer, row_tokens: int) -> dict[str, int]:
-    """How many conversations do not fit a row and what they lose, as counts for the log; empty where all fit."""
-    cropped = tokens = left_out = 0
-    for conversation in conversations:
-        ids, mask = render(conversation["messages"], tok)
-        cropped += len(ids) > row_tokens
-        tokens += max(0, len(ids) - row_tokens)
-        left_out += not any(mask[1:row_tokens])
-    if not cropped and not left_out:
-        return {}
-    return {"cropped_conversations": cropped, "cropped_tokens": tokens, "left_out_conversations": left_out}
 
 
 def sft(run: Run, name: str) -> None:
@@ -50,14 +38,15 @@ def sft(run: Run, name: str) -> None:
     plan, runtime = run.plan, run.runtime
     stage = open_stage(run, name)
     loader = ConversationLoader(
-        conversations_for(run, name), lambda c: render(c["messages"], run.tok, plan.row_tokens + 1), run.tok.bos_id,
-        plan.micro_batch_size, plan.row_tokens + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
+        conversations_for(run, name), lambda c: render(c["messages"], run.tok), run.tok.bos_id, plan.micro_batch_size,
+        plan.row_tokens + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
+        prefetched_batches=max(4, plan.grad_accum_steps),
+        prepare=ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel),
     )  # fmt: skip
-    loader.transfer = ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel)
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
 
-    lost = losses_of(loader.conversations, run.tok, plan.row_tokens + 1) if plan.recipe.sft != PRIMER else {}
+    lost = loader.losses() if plan.recipe.sft != PRIMER else {}
     if lost:
         cropped, left_out = lost["cropped_conversations"], lost["left_out_conversations"]
         run.log.note(
