@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -345,3 +346,44 @@ def test_a_model_that_was_never_trained_still_answers(command, tok):
     assert json.loads(out)["primer-facts"]["count"] == 2
     code, out, _ = command(["chat", "model", "-p", "hello", "--max-tokens", "4", "--device", "cpu"])
     assert code == 0
+
+
+def test_f33_the_home_folder_and_whole_paths(command, monkeypatch):
+    """F33 (4), F32: ~ in a recipe and after = is the home folder; what a run reads is saved absolute."""
+    home = Path("home").absolute()
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    Path("a.txt").write_text("some text of my own. " * 500)
+    Path("tilde.toml").write_bytes(b'\xef\xbb\xbfdepth = 1\r\nout = "~/of recipe"\r\ndata = "a.txt"\r\n')  # F39: with a mark
+    assert command("plan tilde.toml")[0] == 0
+    assert command(["data", "--data=~/../a.txt", "--out=~/flag"])[0] == 0
+    assert {path.name for path in home.iterdir()} == {"of recipe", "flag"}
+    assert not Path("~").exists()
+    assert json.loads((home / "of recipe" / "plan-depth1.json").read_text())["recipe"]["data"] == str(Path("a.txt").absolute())
+
+
+def test_f33_a_plan_is_told_where_it_cannot_be_saved(command):
+    """F33 (36)."""
+    Path("runs").write_text("a file where the folder would be")
+    code, out, _ = command("plan --depth 1")
+    assert code == 0
+    assert "parameters" in out
+    assert "not saved" in out
+
+
+def test_f33_make_takes_any_name_of_a_run():
+    """F33 (45)."""
+    root = Path(__file__).parents[2]
+    line = ["make", "-s", "-n", "-o", ".venv/.installed", "chat", """RUN=my run's "first" $(touch x)"""]
+    shown = subprocess.run(line, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert shlex.split(shown)[1:] == ["chat", """my run's "first" """]
+
+
+def test_f34_two_commands_in_one_folder(command):
+    """F34 (7): data and tokenizer train take the lock of the run."""
+    from nutshell.run.lock import run_lock
+
+    with run_lock(Path("run")):
+        for verb in ("data", "tokenizer train"):
+            code, _, err = command(f"{verb} {TINY}")
+            assert (code, "another job is working in run" in err) == (2, True)

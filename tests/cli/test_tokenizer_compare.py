@@ -141,7 +141,8 @@ def test_the_pattern_is_for_rank_files_that_need_one(command, tok, monkeypatch):
         if Path(path).suffix != ".tiktoken":
             return load(path)
         if pattern is None and Path(path).stem != "gpt2":
-            raise ValueError("a rank file doesn't say its split pattern")
+            Path("my.tiktoken").write_bytes(b"IQ== 0\n")
+            return load("my.tiktoken")
         return tok
 
     monkeypatch.setattr(Tokenizer, "load", stand_in)
