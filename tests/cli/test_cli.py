@@ -387,3 +387,11 @@ def test_f34_two_commands_in_one_folder(command):
         for verb in ("data", "tokenizer train"):
             code, _, err = command(f"{verb} {TINY}")
             assert (code, "another job is working in run" in err) == (2, True)
+
+
+def test_f41_a_run_folder_that_is_not_utf8_is_refused_before_any_work(command):
+    """F41 (24): weights and shards are written by libraries that take UTF-8 names alone."""
+    code, _, err = command(["data", *TINY.split(), "--out", os.fsdecode(b"runs/\xff")])
+    assert code == 2
+    assert "runs/\ufffd is not UTF-8" in err
+    assert not Path("runs").exists()

@@ -54,11 +54,20 @@ def _value(arguments: list[str], flag: str) -> str:
 
 
 def with_whole_paths(recipe: Study) -> Study:
-    """~ is the home folder, in a recipe and in --flag=~/x too; sources become absolute, so that a run goes on from anywhere."""
+    """~ is the home folder, in a recipe and in --flag=~/x too; sources become absolute, so that a run goes on from anywhere.
+
+    ValueError where the run's folder has a name that is not UTF-8: the formats of weights and shards take no other.
+    """
+    from nutshell.files import shown
     from nutshell.plan.recipe import PRIMER, SOURCES
 
     paths = {name: os.path.expanduser(getattr(recipe, name)) for name in ("out", *SOURCES, "eval_data", "scaling")}
     whole = {name: os.path.abspath(path) for name, path in paths.items() if name != "out" and path not in ("", PRIMER)}
+    if (path := os.path.abspath(paths["out"])) != (text := shown(path)):
+        raise ValueError(
+            f"--out {text} is not UTF-8 as this terminal gives it; accepted: names in UTF-8. Give another --out, "
+            "or, where the locale is not UTF-8, set PYTHONUTF8=1."
+        )
     return replace(recipe, **{**paths, **whole})
 
 
