@@ -25,6 +25,7 @@ ALLOWED = {
     "tasks": {"data", "tokenizer"},
     "infer": {"model", "tokenizer"},
     "eval": {"infer", "tasks", "data", "tokenizer", "model"},
+    "interop": {"checkpoint", "files", "model", "tokenizer"},
     "serve": {"infer", "checkpoint", "tokenizer"},
     "train": {
         "checkpoint",

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nutshell.cli import model, train
+from nutshell.cli import interop, model, train
 
 BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -41,6 +41,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "report": model.report,
     "chat": model.chat,
     "serve": model.serve,
+    "export": interop.export,
     "speedrun": train.speedrun,
 }
 

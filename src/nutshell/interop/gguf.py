@@ -1,0 +1,195 @@
+"""GGUF, one file with weights, tokenizer and chat template: what llama.cpp, Ollama and LM Studio open.
+
+The layout is ggml's docs/gguf.md, version 3, little-endian: magic, version, number of tensors and of metadata; metadata as key,
+type, value; of each tensor name, sizes (fastest first), type, offset; then the tensors, each at a multiple of 32 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from nutshell.checkpoint import load_model
+from nutshell.interop.output import new_folder
+from nutshell.interop.quantize import BLOCK, q4_0, q8_0
+from nutshell.model.config import ModelConfig
+from nutshell.model.elementwise import RMS_EPS
+from nutshell.tokenizer import Tokenizer
+
+ALIGNMENT = 32
+F32, F16, Q4_0, Q8_0 = 0, 1, 2, 8
+"""ggml's numbers for the types of tensors."""
+ENCODERS: dict[int, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
+    F32: (128, lambda weights: weights.astype("<f4")),
+    F16: (64, lambda weights: weights.astype("<f2")),
+    Q8_0: (34, q8_0),
+    Q4_0: (18, q4_0),
+}
+"""Of each type the bytes that 32 weights take, and what turns fp32 weights into them."""
+TYPES = {"f32": (F32, F32, 0), "f16": (F16, F16, 1), "q8_0": (Q8_0, Q8_0, 7), "q4_0": (Q4_0, Q8_0, 2)}
+"""Type of the matrices, type of embedding and head, and the number `general.file_type` of both. Vectors are always f32."""
+CONTROL, NORMAL, UNUSED = 3, 1, 5  # kinds of tokens
+QWEN3_TENSORS = {
+    r"model\.embed_tokens": "token_embd",
+    r"model\.norm": "output_norm",
+    r"lm_head": "output",
+    r"model\.layers\.(\d+)\.input_layernorm": r"blk.\1.attn_norm",
+    r"model\.layers\.(\d+)\.post_attention_layernorm": r"blk.\1.ffn_norm",
+    r"model\.layers\.(\d+)\.self_attn\.o_proj": r"blk.\1.attn_output",
+    r"model\.layers\.(\d+)\.self_attn\.([qkv])_proj": r"blk.\1.attn_\2",
+    r"model\.layers\.(\d+)\.self_attn\.([qk]_norm)": r"blk.\1.attn_\2",
+    r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj": r"blk.\1.ffn_\2",
+}
+"""Our names (and transformers') to ggml's; `.weight` stands behind both."""
+TEMPLATE = """\
+{{- $system := .System }}
+{{- range .Messages }}
+{{- if eq .Role "user" }}<|user_start|>{{ if $system }}{{ $system }}
+
+{{ end }}{{ .Content }}<|user_end|>{{ $system = "" }}
+{{- else if eq .Role "assistant" }}<|assistant_start|>{{ .Content }}<|assistant_end|>
+{{- end }}
+{{- end }}<|assistant_start|>"""
+"""The chat layout as Ollama's template (Go's text/template). No `<|bos|>`: the runner adds it, as the file says."""
+
+
+def export_gguf(model: Path, out: Path, kind: str) -> Path:
+    """Write the folder `out` with `model-KIND.gguf` and a `Modelfile` for `ollama create`. Returns the path of the file.
+
+    ValueError for an architecture, a tokenizer or a type that such files cannot hold.
+    """
+    if kind not in TYPES:
+        raise ValueError(f"--type is {kind!r}. Accepted: {', '.join(TYPES)}.")
+    decoder, tok, _ = load_model(model)
+    config = decoder.config
+    if config.architecture != "portable":
+        raise ValueError(
+            f"{model} is of the architecture {config.architecture}, which readers of GGUF do not know. Accepted: portable. "
+            "Train with --architecture portable, or use `nutshell export hf`."
+        )
+    metadata = {**_shape(config, kind, model.resolve().name), **_tokenizer(tok, model)}
+    tensors = [(ggml_name(name), _type_of(name, tuple(w.shape), kind), w.numpy()) for name, w in decoder.state_dict().items()]
+    with new_folder(out) as folder:
+        with open(folder / f"model-{kind}.gguf", "wb") as file:
+            write_gguf(file, metadata, tensors)
+        (folder / "Modelfile").write_text(modelfile(f"model-{kind}.gguf", tok, config.context), encoding="utf-8")
+    return out / f"model-{kind}.gguf"
+
+
+def ggml_name(name: str) -> str:
+    """ggml's name of a tensor."""
+    module, kind = name.rsplit(".", 1)
+    pattern = next(pattern for pattern in QWEN3_TENSORS if re.fullmatch(pattern, module))
+    return f"{re.sub(pattern, QWEN3_TENSORS[pattern], module)}.{kind}"
+
+
+def _type_of(name: str, shape: tuple[int, ...], kind: str) -> int:
+    matrices, ends, _ = TYPES[kind]
+    if len(shape) == 1:
+        return F32
+    wanted = ends if name.startswith(("model.embed_tokens", "lm_head")) else matrices
+    return F16 if wanted in (Q4_0, Q8_0) and shape[-1] % BLOCK else wanted  # a row must be whole blocks
+
+
+def _shape(config: ModelConfig, kind: str, name: str) -> dict[str, Any]:
+    shape = {
+        "context_length": config.context,
+        "embedding_length": config.width,
+        "block_count": config.depth,
+        "feed_forward_length": config.mlp_width,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": RMS_EPS,
+        "rope.freq_base": float(config.rotary_base),
+    }
+    general = {"architecture": "qwen3", "name": name, "file_type": TYPES[kind][2], "quantization_version": 2}
+    return {**{f"general.{key}": v for key, v in general.items()}, **{f"qwen3.{key}": v for key, v in shape.items()}}
+
+
+def _tokenizer(tok: Tokenizer, folder: Path) -> dict[str, Any]:
+    """Metadata of the tokenizer, from the folder's `tokenizer.json`: there tokens are spelled as GGUF spells them."""
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    names = {id: name for name, id in content["model"]["vocab"].items()}
+    special = {id: name for name, id in tok.special_tokens.items()}
+    ids = range(tok.vocab_size)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    metadata = {
+        "model": "gpt2",  # byte-level BPE
+        "pre": splitter(tok),
+        "tokens": [special.get(id) or names.get(id, f"[PAD{id}]") for id in ids],
+        "token_type": [CONTROL if id in special else NORMAL if id in names else UNUSED for id in ids],
+        "merges": content["model"]["merges"],
+        "bos_token_id": tok.bos_id,
+        "eos_token_id": tok.special_tokens.get(settings.get("eos_token", ""), tok.bos_id),
+        "add_bos_token": True,
+    }
+    template = {"tokenizer.chat_template": settings["chat_template"]} if "chat_template" in settings else {}
+    return {**{f"tokenizer.ggml.{key}": value for key, value in metadata.items()}, **template}
+
+
+def splitter(tok: Tokenizer) -> str:
+    """The name that llama.cpp has for the way this tokenizer cuts text before merging.
+
+    It has none for nanochat's pattern, which cuts numbers into pairs of digits, and reads o200k's and cl100k's a little
+    differently, so files with them would give other ids here and there: refused.
+    """
+    names = {Tokenizer([], ours).pattern: theirs for ours, theirs in (("qwen2", "qwen2"), ("gpt2", "gpt-2"))}
+    if tok.pattern not in names:
+        raise ValueError(
+            f"the tokenizer cuts text by the pattern {tok.pattern!r:.60}, which readers of GGUF have no name for. "
+            "Accepted: qwen2, gpt2. Train one with `nutshell tokenizer train --pattern qwen2` (portable's default)."
+        )
+    return names[tok.pattern]
+
+
+def modelfile(file: str, tok: Tokenizer, context: int) -> str:
+    """What `ollama create NAME -f Modelfile` reads. A tokenizer without our chat tokens gets no template."""
+    lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}", "PARAMETER temperature 0.4", "PARAMETER top_k 50"]
+    if "<|assistant_end|>" in tok.special_tokens:
+        lines += [f'TEMPLATE """{TEMPLATE}"""', 'PARAMETER stop "<|assistant_end|>"']
+    return "\n".join(lines) + "\n"
+
+
+def write_gguf(file: BinaryIO, metadata: dict[str, Any], tensors: Sequence[tuple[str, int, np.ndarray]]) -> None:
+    """Write metadata and tensors (name, ggml type, fp32 weights). One tensor at a time is encoded."""
+    file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
+    for key, value in metadata.items():
+        file.write(_string(key) + _typed(value))
+    offset = 0
+    for name, kind, weights in tensors:
+        shape = reversed(weights.shape)
+        file.write(_string(name) + struct.pack(f"<I{weights.ndim}QIQ", weights.ndim, *shape, kind, offset))
+        size = weights.size * ENCODERS[kind][0] // 32
+        offset += size + -size % ALIGNMENT
+    for _, kind, weights in tensors:
+        file.write(bytes(-file.tell() % ALIGNMENT))
+        file.write(ENCODERS[kind][1](np.ascontiguousarray(weights)).tobytes())
+    file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+def _string(text: str) -> bytes:
+    content = text.encode()
+    return struct.pack("<Q", len(content)) + content
+
+
+def _typed(value: Any) -> bytes:
+    """A value behind its type: 4 is uint32, 5 int32, 6 float32, 7 bool, 8 string, 9 an array of one of them."""
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + _string(value)
+    if value and isinstance(value[0], int):
+        return struct.pack(f"<IIQ{len(value)}i", 9, 5, len(value), *value)
+    return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_string, value))

@@ -1,0 +1,52 @@
+"""Exported and imported models, and the command that does it."""
+
+import os
+
+import pytest
+from small_models import save_folder
+
+from nutshell.cli import main as cli
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def portable(tmp_path_factory):
+    return save_folder(tmp_path_factory.mktemp("portable") / "model")
+
+
+@pytest.fixture(scope="session")
+def speed(tmp_path_factory):
+    changes = {"architecture": "speed", "depth": 4, "window_pattern": "SL"}
+    return save_folder(tmp_path_factory.mktemp("speed") / "model", **changes)
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs `nutshell ...`: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        try:
+            cli.main(list(map(str, arguments)))
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(command):
+    """Checks that a command ends with one message and exit code 2, and writes nothing."""
+
+    def check(folder, message, *arguments):
+        before = sorted(folder.rglob("*"))
+        code, out, err = command(*arguments)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.startswith("nutshell: error: ")
+        assert sorted(folder.rglob("*")) == before
+
+    return check
