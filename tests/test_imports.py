@@ -85,7 +85,8 @@ def test_no_file_has_two_subjects(file):
 
 
 def test_importing_everything_opens_no_file():
-    modules = [module_name(file) for file in FILES if file.name != "__main__.py"]
+    skipped = ("__main__.py", "modeling_nutshell.py")  # the second is for folders that transformers opens, and imports it
+    modules = [module_name(file) for file in FILES if file.name not in skipped]
     code = f"""
 import sys, importlib
 modules = {modules!r}

@@ -1,6 +1,7 @@
 """Exported and imported models, and the command that does it."""
 
 import os
+import tempfile
 
 import pytest
 from small_models import save_folder
@@ -8,6 +9,8 @@ from small_models import save_folder
 from nutshell.cli import main as cli
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+MODULES = tempfile.TemporaryDirectory()  # where transformers copies the code of a folder; it reads this when it is imported
+os.environ["HF_MODULES_CACHE"] = MODULES.name
 
 
 @pytest.fixture(scope="session")

@@ -9,17 +9,20 @@ from nutshell.cli.model import _arguments
 
 
 def export(arguments: list[str]) -> Any:
-    """Write a model for other programs: GGUF for llama.cpp and Ollama."""
+    """Write a model for other programs: transformers, llama.cpp, Ollama."""
     options = _arguments(
         "export", arguments, export.__doc__,
-        _format={"choices": ["gguf"], "help": "gguf: one file for llama.cpp and Ollama, with a Modelfile"},
+        _format={"choices": ["hf", "gguf"], "help": "hf: a folder for transformers; gguf: a file for llama.cpp and Ollama"},
         _model={"help": "run folder or model folder"},
         _out={"help": "folder to make"},
-        type={"default": "q8_0", "help": "gguf only: f32, f16, q8_0 or q4_0"},
+        type={"default": "q8_0", "help": "weights of gguf: f32, f16, q8_0 or q4_0"},
     )  # fmt: skip
     from nutshell.checkpoint import find
     from nutshell.interop.gguf import export_gguf
+    from nutshell.interop.huggingface import export_hf
 
-    written = export_gguf(find(options.model), Path(options.out), options.type)
-    print(f"{written}  {written.stat().st_size / 1e6:.1f} MB")
-    return {"file": str(written), "bytes": written.stat().st_size}
+    model, out = find(options.model), Path(options.out)
+    written = export_hf(model, out) if options.format == "hf" else export_gguf(model, out, options.type)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    print(f"{written}  {size / 1e6:.1f} MB")
+    return {"path": str(written), "bytes": size}

@@ -1,0 +1,119 @@
+"""A folder for transformers and its hub: weights, tokenizer, how to sample, and a model card.
+
+`portable` is `Qwen3ForCausalLM` and `gpt2` is `GPT2LMHeadModel`, which transformers has. `speed` it does not have: that folder
+brings `modeling_nutshell.py` and is opened with `trust_remote_code=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nutshell.checkpoint import load_model
+from nutshell.interop.output import new_folder
+from nutshell.model.decoder import Decoder
+from nutshell.tokenizer import Tokenizer
+
+CODE = "modeling_nutshell.py"
+CLASSES = {"portable": "Qwen3ForCausalLM", "speed": "NutshellForCausalLM"}
+TEMPERATURE, TOP_K = 0.4, 50  # of `nutshell chat`
+
+
+def export_hf(model: Path, out: Path) -> Path:
+    """Write the folder `out`, which `from_pretrained` opens. ValueError where the model folder is damaged."""
+    decoder, tok, manifest = load_model(model)
+    with new_folder(out) as folder:
+        for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(model / name, folder / name)
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        if decoder.config.architecture == "speed":
+            config = {**config, **foreign_config(decoder)}
+            shutil.copyfile(Path(__file__).parent / CODE, folder / CODE)
+        _write(folder / "config.json", {**config, "dtype": "float32"})
+        _write(folder / "generation_config.json", generation_config(tok))
+        (folder / "README.md").write_text(model_card(decoder, tok, manifest["meta"], model), encoding="utf-8")
+    return out
+
+
+def foreign_config(decoder: Decoder) -> dict[str, Any]:
+    """What `config.json` of an architecture that transformers does not have says beside its shape."""
+    names = {"AutoConfig": "NutshellConfig", "AutoModelForCausalLM": CLASSES["speed"]}
+    auto_map = {key: f"{CODE.removesuffix('.py')}.{name}" for key, name in names.items()}
+    return {"model_type": "nutshell", "architectures": [CLASSES["speed"]], "auto_map": auto_map}
+
+
+def reply_ends(tok: Tokenizer) -> list[int]:
+    """Ids of the tokens that end a reply, as in our engine: a model that starts the user's turn has ended its own."""
+    names = ("<|assistant_end|>", "<|user_start|>")
+    return [*(tok.special_tokens[name] for name in names if name in tok.special_tokens), tok.bos_id]
+
+
+def generation_config(tok: Tokenizer) -> dict[str, Any]:
+    """What `generate` does unless told otherwise."""
+    ids = {"bos_token_id": tok.bos_id, "eos_token_id": reply_ends(tok), "pad_token_id": tok.bos_id}
+    return {**ids, "do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K}
+
+
+def model_card(decoder: Decoder, tok: Tokenizer, meta: dict[str, Any], model: Path) -> str:
+    """`README.md`: what the model is, how it is opened, and what its run has measured."""
+    config, code = decoder.config, ", trust_remote_code=True" if decoder.config.architecture == "speed" else ""
+    stage = f", {meta['stage']} step {meta['step']}" if {"stage", "step"} <= set(meta) else ""
+    parameters = sum(p.numel() for p in decoder.parameters())
+    use = f"""\
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # or where this folder lies
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder{code}), AutoTokenizer.from_pretrained(folder)
+"""
+    if "<|assistant_end|>" in tok.special_tokens:
+        use += """\
+chat = [{"role": "user", "content": "Why is the sky blue?"}]
+ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+"""
+    else:
+        use += f'ids = torch.tensor([[{tok.bos_id}, *tokenizer("Once upon a time")["input_ids"]]])\n'
+    use += """\
+reply = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64)
+print(tokenizer.decode(reply[0, ids.size(1) :], skip_special_tokens=True))
+"""
+    name = model.resolve().parents[1].name if stage else model.resolve().name
+    return f"""\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [nutshell]
+---
+
+# {name}
+
+A language model trained with nutshell{stage}: {parameters:,} parameters, architecture {config.architecture},
+depth {config.depth}, width {config.width}, a context of {config.context} tokens, {tok.vocab_size} tokens of byte-level BPE.
+Text for it begins with the token {tok.bos_id}. The weights are fp32.
+
+```python
+{use}```
+{_results(model)}"""
+
+
+def _results(model: Path) -> str:
+    """The report's table of metrics, where the model lies in a run that has one."""
+    path = model.resolve().parents[1] / "report.json"
+    stages = json.loads(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
+    metrics = dict.fromkeys(metric for values in stages.values() for metric in values)
+    if not metrics:
+        return ""
+    lines = ["\n## Results\n", f"| metric | {' | '.join(stages)} |", "|---|" + "---:|" * len(stages)]
+    for metric in metrics:
+        lines.append(f"| {metric} | {' | '.join(_number(values.get(metric)) for values in stages.values())} |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
