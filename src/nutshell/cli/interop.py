@@ -1,4 +1,4 @@
-"""The verbs that carry models to other programs and from them: export."""
+"""The verbs that carry models to other programs and from them: export, import."""
 
 from __future__ import annotations
 
@@ -19,10 +19,27 @@ def export(arguments: list[str]) -> Any:
     )  # fmt: skip
     from nutshell.checkpoint import find
     from nutshell.interop.gguf import export_gguf
-    from nutshell.interop.huggingface import export_hf
+    from nutshell.interop.hf_export import export_hf
 
     model, out = find(options.model), Path(options.out)
     written = export_hf(model, out) if options.format == "hf" else export_gguf(model, out, options.type)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{written}  {size / 1e6:.1f} MB")
     return {"path": str(written), "bytes": size}
+
+
+def import_(arguments: list[str]) -> Any:
+    """Make a model folder of another program's: transformers (GPT-2, Qwen3)."""
+    options = _arguments(
+        "import", arguments, import_.__doc__,
+        _format={"choices": ["hf"], "help": "hf: a folder of transformers, of GPT-2, Qwen3 or exported by nutshell"},
+        _folder={"help": "folder to read"},
+        out={"required": True, "help": "model folder to make"},
+    )  # fmt: skip
+    from nutshell.interop.hf_import import import_hf
+
+    out = Path(options.out)
+    model = import_hf(Path(options.folder), out)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{out}  {model.config.architecture}, {parameters / 1e6:.1f}M parameters, {model.config.vocab_size} tokens")
+    return {"path": str(out), "architecture": model.config.architecture, "parameters": parameters}

@@ -42,6 +42,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "chat": model.chat,
     "serve": model.serve,
     "export": interop.export,
+    "import": interop.import_,
     "speedrun": train.speedrun,
 }
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 SMEAR_CHANNELS = 24
 VALUE_GATE_CHANNELS = 12
 LARGEST_SOFTCAP = 40.0  # beyond it a softmax of capped logits underflows in fp32
-ARCHITECTURES = ("speed", "portable")
+ARCHITECTURES = ("speed", "portable", "gpt2")
 SPEED_ONLY = ("smear", "backout", "value_embeddings", "residual_scales", "softcap", "qk_scale")
 """Switches of the `speed` architecture. Their formulas and sources are in docs/design.md."""
 
@@ -37,11 +37,11 @@ class ModelConfig:
     rotary_base: float = 100_000.0
     """Of the rotary position embeddings: larger turns slower."""
     mlp_width: int = 0
-    """Hidden channels of portable's MLP; speed's are always 4 times the width, and this is 0."""
+    """Hidden channels of the MLP of portable and gpt2; speed's are always 4 times the width, and this is 0."""
     tied: bool = False
-    """The head is the embedding (portable only)."""
+    """The head is the embedding: as one likes in portable, always in gpt2, never in speed."""
     architecture: str = "speed"
-    """`speed` (model/gpt.py) or `portable` (model/qwen3.py)."""
+    """`speed` (model/gpt.py), `portable` (model/qwen3.py) or `gpt2` (model/gpt2.py)."""
     smear: bool = True
     """Each embedding is mixed with the one before it."""
     backout: bool = True
@@ -75,16 +75,24 @@ class ModelConfig:
             raise ValueError(f"softcap is {self.softcap}; accepted: 0 (none), or 1 to {LARGEST_SOFTCAP:g}.")
         if not 0 < self.qk_scale < float("inf"):
             raise ValueError(f"qk_scale is {self.qk_scale}; accepted: a number above 0.")
-        if self.architecture == "portable":
+        if self.architecture != "speed":
+            shape = {"portable": "Qwen3", "gpt2": "GPT-2"}[self.architecture]
             defaults = {f.name: f.default for f in fields(self)}
             if changed := [name for name in SPEED_ONLY if getattr(self, name) != defaults[name]]:
                 raise ValueError(
-                    f"{', '.join(changed)}: portable is Qwen3's shape and has no such switch. Leave it out, or use speed."
+                    f"{', '.join(changed)}: {self.architecture} is {shape}'s shape and has no such switch. "
+                    "Leave it out, or use speed."
                 )
             if not isinstance(self.mlp_width, int) or self.mlp_width < 1:
-                raise ValueError(f"mlp_width is {self.mlp_width!r}; portable accepts a whole number of at least 1.")
+                raise ValueError(f"mlp_width is {self.mlp_width!r}; {self.architecture} accepts a whole number of at least 1.")
             if self.window_pattern != "L":
-                raise ValueError(f"window_pattern is {self.window_pattern!r}; portable has no windows and accepts only L.")
+                raise ValueError(
+                    f"window_pattern is {self.window_pattern!r}; {self.architecture} has no windows and accepts only L."
+                )
+            if self.architecture == "gpt2" and not (self.tied and self.kv_heads == self.heads):
+                raise ValueError(f"tied is {self.tied}, kv_heads {self.kv_heads}; gpt2 accepts only True and as many as heads.")
+            if self.architecture == "gpt2" and self.heads * self.head_dim != self.width:
+                raise ValueError(f"heads x head_dim is {self.heads} x {self.head_dim}; gpt2 accepts only width = {self.width}.")
             return
         if self.mlp_width or self.tied:
             raise ValueError(

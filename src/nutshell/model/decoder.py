@@ -1,4 +1,4 @@
-"""What both architectures do alike: whole rows in training, slots of a KV cache in decoding.
+"""What all architectures do alike: whole rows in training, slots of a KV cache in decoding.
 
 Legend: B rows in a batch, T tokens in a row, C model width, D head width, V vocabulary.
 """

@@ -16,6 +16,14 @@ def parameters_by_group(config: ModelConfig) -> dict[str, int]:
             "lm_head": 0 if config.tied else V * C,
             "norms": config.depth * (2 * C + 2 * D) + C,
         }
+    if config.architecture == "gpt2":
+        return {
+            "embedding": (V + config.context) * C,
+            "attention": config.depth * 4 * C * C,
+            "mlp": config.depth * 2 * C * config.mlp_width,
+            "norms": (2 * config.depth + 1) * C,
+            "biases": config.depth * (7 * C + config.mlp_width) + C,
+        }
     gated = sum(config.has_value_embedding(layer) for layer in range(config.depth))
     return {
         "embedding": V * C,

@@ -11,13 +11,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from nutshell.checkpoint import load_model
+from nutshell.interop.gpt2 import config_to_gpt2, weights_to_gpt2
 from nutshell.interop.output import new_folder
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
 CODE = "modeling_nutshell.py"
-CLASSES = {"portable": "Qwen3ForCausalLM", "speed": "NutshellForCausalLM"}
+CLASS = "NutshellForCausalLM"
 TEMPERATURE, TOP_K = 0.4, 50  # of `nutshell chat`
 
 
@@ -28,6 +31,10 @@ def export_hf(model: Path, out: Path) -> Path:
         for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(model / name, folder / name)
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        if decoder.config.architecture == "gpt2":
+            config = config_to_gpt2(decoder.config)
+            weights = weights_to_gpt2(decoder.state_dict(), decoder.config.depth)
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         if decoder.config.architecture == "speed":
             config = {**config, **foreign_config(decoder)}
             shutil.copyfile(Path(__file__).parent / CODE, folder / CODE)
@@ -39,9 +46,9 @@ def export_hf(model: Path, out: Path) -> Path:
 
 def foreign_config(decoder: Decoder) -> dict[str, Any]:
     """What `config.json` of an architecture that transformers does not have says beside its shape."""
-    names = {"AutoConfig": "NutshellConfig", "AutoModelForCausalLM": CLASSES["speed"]}
+    names = {"AutoConfig": "NutshellConfig", "AutoModelForCausalLM": CLASS}
     auto_map = {key: f"{CODE.removesuffix('.py')}.{name}" for key, name in names.items()}
-    return {"model_type": "nutshell", "architectures": [CLASSES["speed"]], "auto_map": auto_map}
+    return {"model_type": "nutshell", "architectures": [CLASS], "auto_map": auto_map}
 
 
 def reply_ends(tok: Tokenizer) -> list[int]:

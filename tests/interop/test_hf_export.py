@@ -8,7 +8,7 @@ from small_models import CHATS, greedy, save_folder
 
 import nutshell
 from nutshell import checkpoint
-from nutshell.interop.huggingface import export_hf
+from nutshell.interop.hf_export import export_hf
 from nutshell.tokenizer.chat import render_prompt
 
 

@@ -1,0 +1,159 @@
+"""A folder of transformers becomes a model folder of ours: GPT-2, Qwen3, and what `export hf` has written.
+
+What is read: `config.json`, `model.safetensors` (or its parts, with `model.safetensors.index.json`), and the tokenizer, from
+`tokenizer.json` or from `vocab.json` and `merges.txt`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nutshell.checkpoint import save_model_folder
+from nutshell.interop.gpt2 import config_from_gpt2, weights_from_gpt2
+from nutshell.model.build import build_model, config_from_json
+from nutshell.model.config import ModelConfig
+from nutshell.model.decoder import Decoder
+from nutshell.tokenizer import Tokenizer
+
+MODEL_TYPES = ("gpt2", "qwen3", "nutshell")
+BY_TOKEN = ("embedding.weight", "model.embed_tokens.weight", "lm_head.weight", "value_embeddings")
+"""Beginnings of the names of tensors that have a row for each token."""
+
+
+def import_hf(folder: Path, out: Path) -> Decoder:
+    """Write the model folder `out` from a folder of transformers and return its model.
+
+    FileNotFoundError for a missing folder or file; ValueError for a shape, tensor or tokenizer that is not ours, by its name.
+    """
+    refuse_existing(out)
+    values = read_json(folder / "config.json")
+    if values.get("model_type") not in MODEL_TYPES:
+        raise ValueError(
+            f"{folder}/config.json has model_type {values.get('model_type')!r}. Accepted: {', '.join(MODEL_TYPES)}: "
+            "other architectures have parts that nutshell's models lack."
+        )
+    tok = read_tokenizer(folder)
+    try:
+        config = _config(values, tok)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}/config.json is of no shape of nutshell's: {error}") from None
+    weights = read_weights(folder)
+    if config.architecture == "gpt2":
+        weights = _from_gpt2(weights, config, folder)
+    return save(out, config, weights, tok, source=str(folder))
+
+
+def _config(values: dict[str, Any], tok: Tokenizer) -> ModelConfig:
+    if values["model_type"] == "gpt2":
+        return config_from_gpt2(values, tok.bos_id)
+    if values["model_type"] == "qwen3":
+        return replace(config_from_json(values), bos_id=tok.bos_id)
+    return ModelConfig(**{name: values[name] for name in ModelConfig.__dataclass_fields__ if name in values})
+
+
+def _from_gpt2(weights: dict[str, Tensor], config: ModelConfig, folder: Path) -> dict[str, Tensor]:
+    try:
+        return weights_from_gpt2(weights, config.depth)
+    except KeyError as error:
+        raise ValueError(f"{folder} has no tensor for {error.args[0]}, which its config.json asks for.") from None
+
+
+def refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise FileExistsError(f"{out} exists. Accepted: a folder that does not exist yet. Choose another, or delete it first.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; FileNotFoundError or ValueError says what is wrong with the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Give a folder that holds one.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}. Accepted: a JSON object.")
+    return values
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors by name, as they are stored."""
+    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    weights: dict[str, Tensor] = {}
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist. Accepted: weights as safetensors, whole; a pickle (pytorch_model.bin) is not opened."
+            )
+        try:
+            weights |= load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}. Fetch it again.") from None
+    return weights
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's `tokenizer.json`, or else GPT-2's older pair of files, whose special token is `<|endoftext|>`."""
+    if (folder / "tokenizer.json").is_file() or not (folder / "vocab.json").is_file():
+        return Tokenizer.load(folder)
+    vocabulary, merges = read_json(folder / "vocab.json"), folder / "merges.txt"
+    if not merges.is_file():
+        raise FileNotFoundError(f"{merges} does not exist. Accepted: tokenizer.json, or vocab.json with merges.txt.")
+    lines = merges.read_text(encoding="utf-8").splitlines()
+    end = [{"id": id, "content": name, "special": True} for name, id in vocabulary.items() if name == "<|endoftext|>"]
+    content = {
+        "added_tokens": end,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [line for line in lines if line and line[:9] != "#version:"]},
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+        return Tokenizer.load(scratch)
+
+
+def save(out: Path, config: ModelConfig, weights: dict[str, Tensor], tok: Tokenizer, *, source: str) -> Decoder:
+    """Write the model folder `out` from tensors of our names.
+
+    Tokens that the weights have beyond the tokenizer's are padding and left out. ValueError names a tensor that is missing, has
+    no place, or is of another shape or dtype.
+    """
+    if tok.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {source} has {tok.vocab_size} tokens, its weights are for {config.vocab_size}. "
+            "Use the tokenizer that the model was trained with."
+        )
+    padded, config = config.vocab_size, replace(config, vocab_size=tok.vocab_size)
+    model = build_model(config, initialize=False)
+    fitting = {}
+    for name, expected in model.state_dict().items():
+        if name not in weights:
+            raise ValueError(f"{source} has no tensor for {name}, which its config.json asks for.")
+        tensor, rows = weights[name], name.startswith(BY_TOKEN)
+        shape = (padded, *expected.shape[1:]) if rows else tuple(expected.shape)
+        if tuple(tensor.shape) != shape or tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"{source} has {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} for {name}. "
+                f"Accepted: float32, float16 or bfloat16 {shape}."
+            )
+        fitting[name] = (tensor[: tok.vocab_size] if rows else tensor).float().contiguous()
+    known = {*fitting, "model.rotary_emb.inv_freq", *(("lm_head.weight",) if config.tied else ())}
+    if extra := sorted(set(weights) - known):
+        raise ValueError(f"{source} has the tensor {extra[0]}, for which nutshell's {config.architecture} has no place.")
+    if config.tied and "lm_head.weight" in weights:
+        embedding = "embedding.weight" if config.architecture == "gpt2" else "model.embed_tokens.weight"
+        if not torch.equal(weights["lm_head.weight"], weights[embedding]):
+            raise ValueError(f"{source} has a head of its own, though its config.json says it is the embedding.")
+    model.load_state_dict(fitting, assign=True)
+    save_model_folder(out, model, tok, meta={"imported": source})
+    return model.eval()
