@@ -128,7 +128,7 @@ def test_kinds_and_exchanges_can_be_chosen():
         (lambda: primer.conversations(0, 1, exchanges=[0]), "numbers >= 1"),
         (lambda: primer.held_out("poems", 0, 1), "not for 'poems'"),
         (lambda: primer.held_out("facts", 0, -1), "count must be 0 or more"),
-        (lambda: primer.rl_problems(0, 1, {"facts": 1.0}), "sums, letters"),
+        (lambda: primer.rl_problems(0, 1, {"facts": 1.0}), "sums, letters, vowels"),
     ],
 )
 def test_bad_arguments_are_named_at_once(call, message):

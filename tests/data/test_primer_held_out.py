@@ -20,7 +20,7 @@ CONVERSATIONS = 8000
 RL_PROBLEMS = 4000
 
 NUMBERS_IN_EXPRESSION = re.compile(r"(\d+) ?(?:[-+*x/]|plus|minus|times|divided by) ?(\d+)")
-SPELLED = re.compile(r"I spell (\w+):|I count \w in (\w+):|I count the letters of (\w+):")
+SPELLED = re.compile(r"I spell (\w+):|I count \w in (\w+):|I count the (?:letters|vowels) of (\w+):")
 
 
 def normal(text):
@@ -48,7 +48,7 @@ def training_text():
 
 @pytest.fixture(scope="module")
 def test_problems():
-    return {kind: list(primer.held_out(kind, 0, 500)) for kind in ("facts", "sums", "letters")}
+    return {kind: list(primer.held_out(kind, 0, 500)) for kind in ("facts", "sums", "letters", "vowels")}
 
 
 def question(problem):
@@ -114,6 +114,17 @@ def test_every_word_of_the_tests_is_held_out(test_problems):
         real += bool(set(words) & set(held_out_words()))
         assert problem.answer in {str(word.count(letter)) for word in words for letter in "abcdefghijklmnopqrstuvwxyz"}
     assert real > 0.6 * len(test_problems["letters"])
+
+
+def test_vowels_are_counted_right_both_ways(test_problems, training_text):
+    for problem in test_problems["vowels"]:
+        word = next(word for word in re.findall(r"[a-z]+", question(problem)) if word in held_out_words())
+        assert int(problem.answer) == len(re.findall("[aeiou]", word))
+    said = re.findall(r"The word (\w+) has (\d) vowels?\.", training_text)
+    worked_out = re.findall(r"I count the vowels of (\w+): ([a-z0-9 ]+)\. The word \1 has", training_text)
+    assert len(said) > 2 * len(worked_out) > 50
+    assert all(int(count) == len(re.findall("[aeiou]", word)) for word, count in said)
+    assert all(re.sub(r"[\d ]", "", steps) == word for word, steps in worked_out)
 
 
 def test_every_fact_of_the_tests_has_one_right_and_three_wrong_replies(test_problems):

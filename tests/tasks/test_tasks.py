@@ -23,7 +23,7 @@ def write(path, *rows):
     return path
 
 
-@pytest.mark.parametrize("name", ["primer-facts", "primer-sums", "primer-letters"])
+@pytest.mark.parametrize("name", ["primer-facts", "primer-sums", "primer-letters", "primer-vowels"])
 def test_primer_tasks_load_without_files(name):
     task = load_task(name, limit=50)
     assert task.name == name
@@ -98,7 +98,7 @@ def test_rl_items_come_with_graders():
     kinds = set()
     for kind, each in rl_items(seed=0, count=60):
         kinds.add(kind)
-        reply = f"= {each.answer}" if kind == "sums" else f"{each.answer} times"
+        reply = {"sums": "= {}", "letters": "{} times", "vowels": "b0 a1. The word has {} vowels."}[kind].format(each.answer)
         assert GRADERS[kind](each, reply)
     assert kinds == set(GRADERS)
 
@@ -270,4 +270,4 @@ def test_real_benchmarks_load(name, count):
 
 
 def test_task_names_are_the_documented_ones():
-    assert TASK_NAMES == ("primer-facts", "primer-sums", "primer-letters", "arc-easy", "arc-challenge", "gsm8k", "custom")
+    assert TASK_NAMES == ("primer-facts", "primer-sums", "primer-letters", "primer-vowels", "arc-easy", "arc-challenge", "gsm8k", "custom")

@@ -15,7 +15,7 @@ from nutshell.plan.hardware import parse_machine
 from nutshell.plan.schedule import Schedule
 
 PRIMER = "primer"
-PRIMER_TASKS = ("primer-facts", "primer-sums", "primer-letters")
+PRIMER_TASKS = ("primer-facts", "primer-sums", "primer-letters", "primer-vowels")
 SHORTEST_CONTEXT = 16  # a question and the beginning of an answer
 
 

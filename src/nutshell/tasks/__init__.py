@@ -9,7 +9,7 @@ from pathlib import Path
 from nutshell.tasks import arc, custom, gsm8k, primer
 from nutshell.tasks.task import Item, Task
 
-TASK_NAMES = ("primer-facts", "primer-sums", "primer-letters", "arc-easy", "arc-challenge", "gsm8k", "custom")
+TASK_NAMES = ("primer-facts", "primer-sums", "primer-letters", "primer-vowels", "arc-easy", "arc-challenge", "gsm8k", "custom")
 
 __all__ = ["TASK_NAMES", "Item", "Task", "load_task"]
 
@@ -33,7 +33,7 @@ def load_task(
     """
     if examples < 0:
         raise ValueError(f"examples must be 0 or more, got {examples}")
-    if name in ("primer-facts", "primer-sums", "primer-letters"):
+    if name in ("primer-facts", "primer-sums", "primer-letters", "primer-vowels"):
         return primer.load(name.removeprefix("primer-"), limit, seed)
     if name in arc.SUBSETS:
         return arc.load(name, limit, seed, data_folder, examples)

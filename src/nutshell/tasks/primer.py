@@ -1,4 +1,4 @@
-"""The primer's own tests: facts in unseen phrasings, sums of unseen numbers, letters of unseen words."""
+"""The primer's own tests: facts in unseen phrasings, sums of unseen numbers, letters and vowels of unseen words."""
 
 import re
 from collections import Counter
@@ -9,11 +9,12 @@ from nutshell.tasks.task import Item, Task, guessing, last_number, same_text, su
 POOL = 500
 """Test items of each task; `limit` takes some of them."""
 TEST_SEED = 0
+_VOWELS = re.compile(r"(?<![\w.])(\d+) vowels?\b")
 _COUNT = re.compile(r"(?<![\w.])(\d+) times?\b")
 
 
 def load(kind: str, limit: int | None, seed: int) -> Task:
-    """The task primer-facts, primer-sums or primer-letters; `kind` is the part after the dash."""
+    """The task primer-facts, primer-sums, primer-letters or primer-vowels; `kind` is the part after the dash."""
     problems = list(primer.held_out(kind, TEST_SEED, POOL))
     items = [to_item(problem) for problem in subsample(problems, limit, seed)]
     if kind == "facts":
@@ -22,7 +23,8 @@ def load(kind: str, limit: int | None, seed: int) -> Task:
         return Task(name="primer-sums", kind="generate", items=items, baseline=0.0, grade=grade_sums)
     # Always saying the commonest count is the best that a model blind to the letters can do.
     commonest = max(Counter(item.answer for item in items).values()) / len(items)
-    return Task(name="primer-letters", kind="generate", items=items, baseline=commonest, grade=grade_letters)
+    grade = grade_letters if kind == "letters" else grade_vowels
+    return Task(name=f"primer-{kind}", kind="generate", items=items, baseline=commonest, grade=grade)
 
 
 def to_item(problem: primer.Problem) -> Item:
@@ -43,7 +45,13 @@ def grade_letters(item: Item, text: str) -> bool:
     return (counts[-1] if counts else last_number(text)) == item.answer
 
 
-GRADERS = {"sums": grade_sums, "letters": grade_letters}
+def grade_vowels(item: Item, text: str) -> bool:
+    """The last "n vowels" of the reply is the count; the running counts before it are no answer."""
+    counts = _VOWELS.findall(text)
+    return bool(counts) and counts[-1] == item.answer
+
+
+GRADERS = {"sums": grade_sums, "letters": grade_letters, "vowels": grade_vowels}
 
 
 def rl_items(seed: int, count: int) -> list[tuple[str, Item]]:

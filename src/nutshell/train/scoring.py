@@ -16,7 +16,7 @@ from nutshell.tasks import load_task
 from nutshell.tokenizer.chat import render_prompt
 from nutshell.train.stage import Stage
 
-PRACTISED = ("primer-sums", "primer-letters")
+PRACTISED = ("primer-sums", "primer-letters", "primer-vowels")
 """What RL practises; their mean is logged as `primer-practised`."""
 TARGETS = {"primer-facts": 0.90, "primer-sums": 0.85, "primer-letters": 0.85}
 """Of the demo, from fine-tuning on."""

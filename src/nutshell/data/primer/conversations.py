@@ -11,17 +11,19 @@ from nutshell.data.primer.problem import Message
 from nutshell.data.primer.stories import story_turns
 from nutshell.data.primer.sums import sums_turns
 from nutshell.data.primer.unknown import unknown_turns
+from nutshell.data.primer.vowels import vowels_turns
 
 CONVERSATION_WEIGHTS: dict[str, float] = {
-    "facts": 0.26,
-    "choices": 0.08,
-    "sums": 0.13,
-    "letters": 0.22,
+    "facts": 0.25,
+    "choices": 0.07,
+    "sums": 0.12,
+    "letters": 0.21,
     "spelling": 0.07,
     "identity": 0.06,
     "smalltalk": 0.08,
     "unknown": 0.06,
     "story": 0.04,
+    "vowels": 0.04,
 }
 """How often each kind of exchange is drawn."""
 EXCHANGES = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 7)
@@ -57,6 +59,7 @@ WRITERS: dict[str, Callable[[random.Random, int], list[Message]]] = {
     "smalltalk": lambda rng, turns: smalltalk_turns(rng, NAMES),
     "unknown": lambda rng, turns: unknown_turns(rng),
     "story": lambda rng, turns: story_turns(rng),
+    "vowels": lambda rng, turns: vowels_turns(rng),
 }
 KINDS = tuple(WRITERS)
 _WITH_FOLLOW_UPS = ("facts", "sums", "letters", "spelling")

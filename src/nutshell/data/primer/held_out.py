@@ -7,8 +7,9 @@ from nutshell.data.primer.facts import held_out_facts
 from nutshell.data.primer.letters import held_out_letters, letters_problem
 from nutshell.data.primer.problem import Problem
 from nutshell.data.primer.sums import held_out_sums, sums_problem
+from nutshell.data.primer.vowels import held_out_vowels, vowels_problem
 
-RL_SHARES: dict[str, float] = {"sums": 0.25, "letters": 0.75}
+RL_SHARES: dict[str, float] = {"sums": 0.1, "letters": 0.4, "vowels": 0.5}
 RL_HARD_SUMS = 0.5
 """Share of RL's sums that have large numbers on both sides."""
 
@@ -16,11 +17,12 @@ HELD_OUT: dict[str, Callable[[random.Random], Problem]] = {
     "facts": held_out_facts,
     "sums": held_out_sums,
     "letters": held_out_letters,
+    "vowels": held_out_vowels,
 }
 
 
 def held_out(kind: str, seed: int, count: int) -> Iterator[Problem]:
-    """`count` different test problems of "facts", "sums" or "letters". ValueError for another kind or count < 0."""
+    """`count` different test problems of "facts", "sums", "letters" or "vowels". ValueError for another kind or count < 0."""
     if kind not in HELD_OUT:
         raise ValueError(f"held-out problems exist for {', '.join(HELD_OUT)}, not for {kind!r}")
     _check_count(count)
@@ -38,7 +40,7 @@ def _distinct(rng: random.Random, draw: Callable[[random.Random], Problem], coun
 
 
 def rl_problems(seed: int, count: int, shares: dict[str, float] | None = None) -> Iterator[Problem]:
-    """`count` problems of the training side for RL, of the kinds in `shares` (sums, letters) by weight.
+    """`count` problems of the training side for RL, of the kinds in `shares` (sums, letters, vowels) by weight.
 
     The same seed gives the same problems; a larger count only goes on.
     """
@@ -52,7 +54,9 @@ def rl_problems(seed: int, count: int, shares: dict[str, float] | None = None) -
 
 def _practice(rng: random.Random, shares: dict[str, float]) -> Problem:
     kind = rng.choices(list(shares), list(shares.values()))[0]
-    return sums_problem(rng, hard=rng.random() < RL_HARD_SUMS) if kind == "sums" else letters_problem(rng)
+    if kind == "sums":
+        return sums_problem(rng, hard=rng.random() < RL_HARD_SUMS)
+    return letters_problem(rng) if kind == "letters" else vowels_problem(rng)
 
 
 def _check_count(count: int) -> None:

@@ -11,7 +11,7 @@ class Problem:
     """A question with a checkable answer."""
 
     kind: str
-    """facts, sums or letters."""
+    """facts, sums, letters or vowels."""
     messages: list[Message] = field(default_factory=list)
     """The conversation so far; the last message is the user's."""
     answer: str
