@@ -35,11 +35,12 @@ def import_(arguments: list[str]) -> Any:
         _format={"choices": ["hf"], "help": "hf: a folder of transformers, of GPT-2, Qwen3 or exported by nutshell"},
         _folder={"help": "folder to read"},
         out={"required": True, "help": "model folder to make"},
+        chat={"action": "store_true", "help": "add the special tokens of chats, for `nutshell sft --init-from`"},
     )  # fmt: skip
     from nutshell.interop.hf_import import import_hf
 
     out = Path(options.out)
-    model = import_hf(Path(options.folder), out)
+    model = import_hf(Path(options.folder), out, chat=options.chat)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{out}  {model.config.architecture}, {parameters / 1e6:.1f}M parameters, {model.config.vocab_size} tokens")
     return {"path": str(out), "architecture": model.config.architecture, "parameters": parameters}
