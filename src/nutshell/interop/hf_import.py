@@ -144,7 +144,7 @@ def save(
     fitting = {}
     for name, expected in model.state_dict().items():
         if name not in weights:
-            raise ValueError(f"{source} has no tensor for {name}, which its config.json asks for.")
+            raise ValueError(f"{source} has no tensor for {name}, which its configuration asks for.")
         tensor, rows = weights[name], name.startswith(BY_TOKEN)
         shape = (padded, *expected.shape[1:]) if rows else tuple(expected.shape)
         if tuple(tensor.shape) != shape or tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):

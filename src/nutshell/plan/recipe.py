@@ -142,6 +142,8 @@ class Recipe:
     """Longest row in tokens (default 512 up to depth 8, else 2048)."""
     window_pattern: str = ""
     """Attention windows tiled over the layers: S a quarter of the context, L all of it (default SSSL; only speed has S)."""
+    short_window: int = 0
+    """Tokens that an S layer attends over (speed only; default a quarter of the context)."""
     rotary_base: float = 100_000.0
     """Of the rotary position embeddings: larger turns slower."""
     smear: bool = True
