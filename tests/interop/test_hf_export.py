@@ -22,7 +22,7 @@ KINDS = {
     "portable": {},
     "tied": {"tied": True},
     "speed": SPEED,
-    "two layers": {**SPEED, "depth": 2},
+    "two layers": {**SPEED, "depth": 2, "short_window": 9},
     "no switch": {**SPEED, "smear": False, "backout": False, "value_embeddings": False, "residual_scales": False, "softcap": 0.0},
 }
 

@@ -73,6 +73,20 @@ def test_gpt2_gives_the_logits_of_transformers(gpt2, tmp_path):
     assert text == tok.decode(theirs[:ends])
 
 
+def test_the_tokens_of_chats_are_added_behind_the_others(gpt2, tmp_path):
+    folder, peer = gpt2
+    import_hf(folder, tmp_path / "model", chat=True)
+    ours, tok = nutshell.load(tmp_path / "model")
+    size = peer.config.vocab_size
+    assert (tok.vocab_size, tok.bos_id, ours.config.bos_id) == (size + 9, size, size)
+    ids = tok.encode(TEXT)
+    with torch.no_grad():
+        theirs = peer(torch.tensor([[size - 1, *ids]])).logits
+        logits = ours(torch.tensor([[tok.bos_id, *ids]]))
+    assert (logits[..., :size] - theirs).abs().max() < 1e-4
+    assert torch.allclose(logits[..., size:], theirs[..., -1:], atol=1e-4)
+
+
 def test_gpt2_goes_back_as_it_came(gpt2, transformers, tmp_path):
     folder, peer = gpt2
     import_hf(folder, tmp_path / "model")

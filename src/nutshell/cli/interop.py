@@ -29,17 +29,23 @@ def export(arguments: list[str]) -> Any:
 
 
 def import_(arguments: list[str]) -> Any:
-    """Make a model folder of another program's: transformers (GPT-2, Qwen3)."""
+    """Make a model folder of another program's: transformers (GPT-2, Qwen3), nanochat."""
     options = _arguments(
         "import", arguments, import_.__doc__,
-        _format={"choices": ["hf"], "help": "hf: a folder of transformers, of GPT-2, Qwen3 or exported by nutshell"},
+        _format={
+            "choices": ["hf", "nanochat"],
+            "help": "hf: a folder of transformers, of GPT-2, Qwen3 or exported by nutshell; nanochat: one of its checkpoints",
+        },
         _folder={"help": "folder to read"},
         out={"required": True, "help": "model folder to make"},
+        chat={"action": "store_true", "help": "hf: add the special tokens of chats, for `nutshell sft --init-from`"},
     )  # fmt: skip
     from nutshell.interop.hf_import import import_hf
+    from nutshell.interop.nanochat import import_nanochat
 
     out = Path(options.out)
-    model = import_hf(Path(options.folder), out)
+    folder = Path(options.folder)
+    model = import_nanochat(folder, out) if options.format == "nanochat" else import_hf(folder, out, chat=options.chat)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{out}  {model.config.architecture}, {parameters / 1e6:.1f}M parameters, {model.config.vocab_size} tokens")
     return {"path": str(out), "architecture": model.config.architecture, "parameters": parameters}

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nutshell.cli import interop, model, train
+from nutshell.cli import generate, interop, model, train
 
 BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -40,6 +40,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "eval": model.evaluate,
     "report": model.report,
     "chat": model.chat,
+    "generate": generate.generate,
     "serve": model.serve,
     "export": interop.export,
     "import": interop.import_,

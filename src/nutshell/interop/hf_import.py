@@ -29,8 +29,9 @@ BY_TOKEN = ("embedding.weight", "model.embed_tokens.weight", "lm_head.weight", "
 """Beginnings of the names of tensors that have a row for each token."""
 
 
-def import_hf(folder: Path, out: Path) -> Decoder:
-    """Write the model folder `out` from a folder of transformers and return its model.
+def import_hf(folder: Path, out: Path, *, chat: bool = False) -> Decoder:
+    """Write the model folder `out` from a folder of transformers and return its model. With `chat` the special tokens of our
+    chats are added to the vocabulary.
 
     FileNotFoundError for a missing folder or file; ValueError for a shape, tensor or tokenizer that is not ours, by its name.
     """
@@ -49,7 +50,7 @@ def import_hf(folder: Path, out: Path) -> Decoder:
     weights = read_weights(folder)
     if config.architecture == "gpt2":
         weights = _from_gpt2(weights, config, folder)
-    return save(out, config, weights, tok, source=str(folder))
+    return save(out, config, weights, tok, source=str(folder), chat=chat)
 
 
 def _config(values: dict[str, Any], tok: Tokenizer) -> ModelConfig:
@@ -122,23 +123,28 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         return Tokenizer.load(scratch)
 
 
-def save(out: Path, config: ModelConfig, weights: dict[str, Tensor], tok: Tokenizer, *, source: str) -> Decoder:
+def save(
+    out: Path, config: ModelConfig, weights: dict[str, Tensor], tok: Tokenizer, *, source: str, chat: bool = False
+) -> Decoder:
     """Write the model folder `out` from tensors of our names.
 
     Tokens that the weights have beyond the tokenizer's are padding and left out. ValueError names a tensor that is missing, has
-    no place, or is of another shape or dtype.
+    no place, or is of another shape or dtype. With `chat` the tokens of our chats come behind the others; they begin as copies
+    of the one that begins a document, and are for fine-tuning to teach.
     """
     if tok.vocab_size > config.vocab_size:
         raise ValueError(
             f"the tokenizer of {source} has {tok.vocab_size} tokens, its weights are for {config.vocab_size}. "
             "Use the tokenizer that the model was trained with."
         )
-    padded, config = config.vocab_size, replace(config, vocab_size=tok.vocab_size)
+    padded, known, begin = config.vocab_size, tok.vocab_size, tok.bos_id
+    tok = tok.with_special_tokens() if chat else tok
+    config = replace(config, vocab_size=tok.vocab_size, bos_id=tok.bos_id)
     model = build_model(config, initialize=False)
     fitting = {}
     for name, expected in model.state_dict().items():
         if name not in weights:
-            raise ValueError(f"{source} has no tensor for {name}, which its config.json asks for.")
+            raise ValueError(f"{source} has no tensor for {name}, which its configuration asks for.")
         tensor, rows = weights[name], name.startswith(BY_TOKEN)
         shape = (padded, *expected.shape[1:]) if rows else tuple(expected.shape)
         if tuple(tensor.shape) != shape or tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -146,9 +152,11 @@ def save(out: Path, config: ModelConfig, weights: dict[str, Tensor], tok: Tokeni
                 f"{source} has {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} for {name}. "
                 f"Accepted: float32, float16 or bfloat16 {shape}."
             )
-        fitting[name] = (tensor[: tok.vocab_size] if rows else tensor).float().contiguous()
-    known = {*fitting, "model.rotary_emb.inv_freq", *(("lm_head.weight",) if config.tied else ())}
-    if extra := sorted(set(weights) - known):
+        if rows:
+            tensor = torch.cat([tensor[:known], tensor[begin].expand(tok.vocab_size - known, -1)])
+        fitting[name] = tensor.float().contiguous()
+    places = {*fitting, "model.rotary_emb.inv_freq", *(("lm_head.weight",) if config.tied else ())}
+    if extra := sorted(set(weights) - places):
         raise ValueError(f"{source} has the tensor {extra[0]}, for which nutshell's {config.architecture} has no place.")
     if config.tied and "lm_head.weight" in weights:
         embedding = "embedding.weight" if config.architecture == "gpt2" else "model.embed_tokens.weight"

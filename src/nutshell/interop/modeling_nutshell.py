@@ -32,11 +32,12 @@ class NutshellConfig(PretrainedConfig):
 
     def __init__(
         self, vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048, window_pattern="SSSL",
-        bos_id=0, rotary_base=100_000.0, smear=True, backout=True, value_embeddings=True, residual_scales=True, softcap=15.0,
-        qk_scale=1.2, **more,
+        short_window=0, bos_id=0, rotary_base=100_000.0, smear=True, backout=True, value_embeddings=True, residual_scales=True,
+        softcap=15.0, qk_scale=1.2, **more,
     ):  # fmt: skip
         self.vocab_size, self.depth, self.width, self.heads, self.kv_heads = vocab_size, depth, width, heads, kv_heads
         self.head_dim, self.context, self.window_pattern, self.bos_id = head_dim, context, window_pattern, bos_id
+        self.short_window = short_window
         self.rotary_base, self.softcap, self.qk_scale = rotary_base, softcap, qk_scale
         self.smear, self.backout, self.residual_scales = smear, backout, residual_scales
         self.value_embeddings = value_embeddings
@@ -46,7 +47,7 @@ class NutshellConfig(PretrainedConfig):
     def window(self, layer: int) -> int:
         """How many tokens a layer attends over, itself included."""
         short = layer < self.depth - 1 and self.window_pattern[layer % len(self.window_pattern)] == "S"
-        return max(1, self.context // 4) if short else self.context
+        return (self.short_window or max(1, self.context // 4)) if short else self.context
 
     def has_value_embedding(self, layer: int) -> bool:
         return self.value_embeddings and layer % 2 == (self.depth - 1) % 2

@@ -8,7 +8,7 @@ SMEAR_CHANNELS = 24
 VALUE_GATE_CHANNELS = 12
 LARGEST_SOFTCAP = 40.0  # beyond it a softmax of capped logits underflows in fp32
 ARCHITECTURES = ("speed", "portable", "gpt2")
-SPEED_ONLY = ("smear", "backout", "value_embeddings", "residual_scales", "softcap", "qk_scale")
+SPEED_ONLY = ("short_window", "smear", "backout", "value_embeddings", "residual_scales", "softcap", "qk_scale")
 """Switches of the `speed` architecture. Their formulas and sources are in docs/design.md."""
 
 
@@ -31,7 +31,9 @@ class ModelConfig:
     context: int = 2048
     """Longest row of tokens the model is trained on and can attend over."""
     window_pattern: str = "SSSL"
-    """Tiled over the layers: S attends over a quarter of the context, L over all of it. The last layer is always L."""
+    """Tiled over the layers: S attends over a part of the context, L over all of it. The last layer is always L."""
+    short_window: int = 0
+    """Tokens that S attends over, where they are not a quarter of the context (speed only)."""
     bos_id: int = 0
     """The token that starts every document; smearing does not reach across it."""
     rotary_base: float = 100_000.0
@@ -100,12 +102,14 @@ class ModelConfig:
             )
         if self.width < SMEAR_CHANNELS:
             raise ValueError(f"width is {self.width}; accepted: at least {SMEAR_CHANNELS}.")
+        if not 0 <= self.short_window <= self.context:
+            raise ValueError(f"short_window is {self.short_window}; accepted: 0 (a quarter) to the context, {self.context}.")
         if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:
             raise ValueError(f"window_pattern is {self.window_pattern!r}; accepted: letters S and L, for example SSSL.")
 
     def windows(self) -> list[int]:
         """How many tokens each layer attends over, itself included."""
-        short = max(1, self.context // 4)
+        short = self.short_window or max(1, self.context // 4)
         pattern = [self.window_pattern[layer % len(self.window_pattern)] for layer in range(self.depth)]
         pattern[-1] = "L"
         return [short if kind == "S" else self.context for kind in pattern]

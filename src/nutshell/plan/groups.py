@@ -53,7 +53,7 @@ PARAMETER_GROUPS = (
         weight_decay=0.01, small_batch_boost=4.0,
     ),
     ParameterGroup(
-        name="embedding", parameters=r"(embedding|model\.embed_tokens)\.weight", rule="adamw", lr="embedding_lr",
+        name="embedding", parameters=r"(embedding|positions|model\.embed_tokens)\.weight", rule="adamw", lr="embedding_lr",
         scales_with_width=True, betas=(0.8, 0.995), weight_decay=0.001,
     ),
     ParameterGroup(
@@ -72,12 +72,13 @@ PARAMETER_GROUPS = (
         scales_with_batch=False, small_batch_boost=1.0, trained_in_rl=False,
     ),
     ParameterGroup(name="norms", parameters=r".*norm\.weight", rule="adamw", lr="norm_lr", trained_in_rl=False),
+    ParameterGroup(name="biases", parameters=r".*\.bias", rule="adamw", lr="norm_lr", trained_in_rl=False),
 )  # fmt: skip
 
 
 def group_of(parameter: str, *, tied: bool = False) -> ParameterGroup:
     """The group of a parameter by its name; a tied embedding learns as the head does. ValueError where no row fits."""
-    if tied and parameter == "model.embed_tokens.weight":
+    if tied and parameter in ("embedding.weight", "model.embed_tokens.weight"):
         parameter = "lm_head.weight"
     for group in PARAMETER_GROUPS:
         if re.fullmatch(group.parameters, parameter):

@@ -63,13 +63,14 @@ def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> 
         raise ValueError(f"width is {width}, not a multiple of head_dim = {head_dim}. Use {-(-width // head_dim) * head_dim}.")
     heads = recipe.heads or width // head_dim
     context = recipe.context or (512 if depth <= 8 else 2048)
-    portable = recipe.architecture == "portable"
+    # portable's three MLP matrices have as many parameters as the two of the others
+    mlp_width = {"speed": 0, "portable": -(-width * 8 // 3 // 64) * 64, "gpt2": 4 * width}[recipe.architecture]
     return ModelConfig(
         vocab_size=vocab_size, depth=depth, width=width, heads=heads, kv_heads=recipe.kv_heads or heads, head_dim=head_dim,
-        context=context, window_pattern=recipe.window_pattern or ("L" if portable else "SSSL"), bos_id=bos_id,
-        architecture=recipe.architecture, tied=recipe.tied, rotary_base=recipe.rotary_base,
+        context=context, window_pattern=recipe.window_pattern or ("SSSL" if recipe.architecture == "speed" else "L"),
+        bos_id=bos_id, architecture=recipe.architecture, tied=recipe.tied or recipe.architecture == "gpt2",
+        rotary_base=recipe.rotary_base, mlp_width=recipe.mlp_width or mlp_width,
         **{name: getattr(recipe, name) for name in SPEED_ONLY},
-        mlp_width=-(-width * 8 // 3 // 64) * 64 if portable else 0,  # as many parameters as speed's two matrices of 4 x width
     )  # fmt: skip
 
 

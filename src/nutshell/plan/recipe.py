@@ -141,7 +141,9 @@ class Recipe:
     context: int = 0
     """Longest row in tokens (default 512 up to depth 8, else 2048)."""
     window_pattern: str = ""
-    """Attention windows tiled over the layers: S a quarter of the context, L all of it (default SSSL; portable has only L)."""
+    """Attention windows tiled over the layers: S a quarter of the context, L all of it (default SSSL; only speed has S)."""
+    short_window: int = 0
+    """Tokens that an S layer attends over (speed only; default a quarter of the context)."""
     rotary_base: float = 100_000.0
     """Of the rotary position embeddings: larger turns slower."""
     smear: bool = True
@@ -157,9 +159,11 @@ class Recipe:
     qk_scale: float = 1.2
     """Norm queries and keys to this root mean square."""
     architecture: str = "speed"
-    """speed is made to learn fast; portable is Qwen3's, whose checkpoints transformers opens."""
+    """speed is made to learn fast; portable is Qwen3's, whose checkpoints transformers opens; gpt2 is GPT-2's."""
+    mlp_width: int = 0
+    """Hidden channels of the MLP (portable and gpt2; default 8/3 or 4 times the width)."""
     tied: bool = False
-    """The output head is the embedding (portable only)."""
+    """The output head is the embedding (portable; gpt2's always is)."""
     vocab_size: int = 0
     """Tokens of the tokenizer, the 9 special ones included (default by depth: 4096 to 32768)."""
     tokenizer: str = ""
@@ -222,8 +226,12 @@ class Recipe:
             raise ValueError(f"architecture is {self.architecture!r}; accepted: {', '.join(ARCHITECTURES)}.")
         if self.architecture == "speed" and self.tied:
             raise ValueError("tied is for --architecture portable; speed's embedding and head are apart. Leave out --tied.")
-        if self.architecture == "portable" and self.window_pattern not in ("", "L"):
-            raise ValueError(f"window_pattern is {self.window_pattern!r}; portable has no windows. Leave out --window-pattern.")
+        if self.architecture == "speed" and self.mlp_width:
+            raise ValueError("mlp_width is for the other architectures; speed's MLP is 4 widths. Leave out --mlp-width.")
+        if self.architecture != "speed" and self.window_pattern not in ("", "L"):
+            raise ValueError(
+                f"window_pattern is {self.window_pattern!r}; {self.architecture} has no windows. Leave out --window-pattern."
+            )
         limits = {
             "depth": 256,
             "width": 65536,
@@ -231,6 +239,7 @@ class Recipe:
             "kv_heads": 1024,
             "head_dim": 1024,
             "context": 1 << 20,
+            "mlp_width": 1 << 20,
             "micro_batch_size": 4096,
         }
         for name, top in limits.items():

@@ -140,7 +140,7 @@ def _made_of(recipe: Recipe, runtime: Runtime, data: Path) -> dict[str, Any]:
     """What decides a trained tokenizer. The pattern of portable is Qwen2's, so that a GGUF file can say pre=qwen2."""
     return {
         "vocab_size": default_vocab_size(recipe, runtime.device.type),
-        "pattern": "qwen2" if recipe.architecture == "portable" else "nanochat",
+        "pattern": {"speed": "nanochat", "portable": "qwen2", "gpt2": "gpt2"}[recipe.architecture],
         "text": sha256(data / "manifest.json") if (data / "manifest.json").exists() else "",
     }
 

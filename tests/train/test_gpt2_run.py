@@ -1,0 +1,73 @@
+"""A run of the `gpt2` architecture through all stages, and one that begins with a GPT-2's weights."""
+
+import math
+
+import pytest
+import torch
+from tiny_run import RUNTIME, STEPS, lines, quick_evaluations, recipe
+
+import nutshell
+from nutshell import checkpoint
+from nutshell.cli.recipe import with_shape_of
+from nutshell.model.build import build_model
+from nutshell.model.config import ModelConfig
+from nutshell.model.kv_cache import KVCache
+from nutshell.plan.plan import make_shape
+from nutshell.plan.recipe import Recipe
+from nutshell.train.pipeline import run_stages
+
+SHAPE = {"architecture": "gpt2", "depth": 2, "heads": 2}
+
+
+def test_every_stage_trains_it(tmp_path):
+    with quick_evaluations():
+        run = run_stages(recipe(tmp_path / "run", **SHAPE), RUNTIME)
+    assert run.plan.model == make_shape(run.plan.recipe, 2, run.plan.model.vocab_size, run.plan.model.bos_id)
+    assert (run.plan.model.tied, run.plan.model.mlp_width, run.plan.model.window_pattern) == (True, 256, "L")
+    losses = [line["loss"] for line in lines(tmp_path / "run", "pretrain") if "loss" in line]
+    assert losses[0] == pytest.approx(math.log(run.plan.model.vocab_size), rel=0.02)
+    assert losses[-1] < losses[0] - 0.3
+    for stage, steps in STEPS.items():
+        assert checkpoint.latest(tmp_path / "run" / stage).name == f"step-{steps:06d}"
+    begun, last = (dict(nutshell.load(tmp_path / "run" / stage)[0].named_parameters()) for stage in ("sft", "rl"))
+    fixed = {name for name, p in last.items() if torch.equal(p, begun[name])}
+    assert "blocks.1.mlp.up.weight" not in fixed
+    assert fixed == {name for name in last if name.endswith((".bias", "norm.weight"))}, "RL leaves them alone"
+
+
+def test_fine_tuning_begins_with_its_weights(tmp_path):
+    tok = nutshell.Tokenizer.train(["once upon a time"] * 9, vocab_size=280, pattern="gpt2")
+    config = ModelConfig(
+        vocab_size=tok.vocab_size, depth=2, width=64, heads=2, kv_heads=2, head_dim=32, mlp_width=96, context=128, tied=True,
+        bos_id=tok.bos_id, architecture="gpt2", window_pattern="L",
+    )  # fmt: skip
+    model = build_model(config)
+    folder = checkpoint.save_model_folder(tmp_path / "model", model, tok)
+    asked = with_shape_of(Recipe(init_from=str(folder)), str(folder))
+    assert make_shape(asked, asked.depth, tok.vocab_size, tok.bos_id) == config
+    changes = {name: getattr(asked, name) for name in ("init_from", "tokenizer", "vocab_size", *SHAPE, "mlp_width", "tied")}
+    run_stages(recipe(tmp_path / "run", **changes, kv_heads=2, head_dim=32, window_pattern="L"), RUNTIME, ("sft",))
+    first = next(line["loss"] for line in lines(tmp_path / "run", "sft") if "loss" in line)
+    assert first == pytest.approx(math.log(tok.vocab_size), rel=0.05)
+    assert checkpoint.latest(tmp_path / "run").parent.name == "sft"
+
+
+def test_decoding_equals_whole_rows():
+    torch.manual_seed(0)
+    shape = {"depth": 2, "width": 48, "heads": 3, "kv_heads": 3, "head_dim": 16, "mlp_width": 64, "context": 32, "tied": True}
+    model = build_model(ModelConfig(vocab_size=50, architecture="gpt2", window_pattern="L", **shape))
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    ids = torch.randint(1, 50, (3, 32))
+    whole, cache, rows = model(ids), KVCache(model.config, 3), torch.arange(3)
+    counts = torch.tensor([5, 20, 1])
+    padded = torch.where(torch.arange(20) < counts.unsqueeze(1), ids[:, :20], 0)
+    first = model.decode(padded, cache, rows, counts, last_only=True)
+    assert torch.allclose(first[:, 0], whole[rows, counts - 1], atol=1e-5)
+    for _ in range(12):
+        new = ids[rows, counts].unsqueeze(1)
+        assert torch.allclose(model.decode(new, cache, rows)[:, 0], whole[rows, counts], atol=1e-5)
+        counts += 1
+    frozen = model.for_inference()
+    assert torch.equal(frozen(ids), whole)
+    assert (model.set_precision(torch.bfloat16).for_inference()(ids) - whole).abs().max() < 0.3
