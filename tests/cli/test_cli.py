@@ -13,7 +13,7 @@ import pytest
 from nutshell import __version__
 from nutshell.cli import main as cli
 from nutshell.cli.recipe import read_recipe
-from nutshell.cli.tokenizer_common import ACTIONS
+from nutshell.cli.tokenizer import ACTIONS
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import render_prompt
 

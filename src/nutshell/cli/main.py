@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nutshell.cli import interop, model, train
+from nutshell.cli import interop, model, tokenizer, train
 
 BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -20,16 +20,9 @@ CLOSED_PIPE = 128 + 13
 """What a shell says of a command that SIGPIPE ended."""
 
 
-def tokenizer(arguments: list[str]) -> Any:
-    """Train a tokenizer, encode, decode, show tokens, measure compression."""
-    from nutshell.cli.tokenizer import run
-
-    return run(arguments, train.train_tokenizer)
-
-
 VERBS: dict[str, Callable[[list[str]], Any]] = {
     "data": train.data,
-    "tokenizer": tokenizer,
+    "tokenizer": tokenizer.tokenizer,
     "plan": train.plan,
     "scaling": train.scaling,
     "ablate": train.ablate,

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 from typing import Any
 
-
-def _arguments(verb: str, arguments: list[str], description: str | None, **options: Any) -> argparse.Namespace:
-    """Parse the flags of a small verb: a name with underscores is a flag, `_name` a positional argument."""
-    parser = argparse.ArgumentParser(
-        f"nutshell {verb}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    for name, settings in options.items():
-        flags = [name[1:]] if name.startswith("_") else [f"--{name.replace('_', '-')}", *settings.pop("short", [])]
-        parser.add_argument(*flags, **settings)
-    return parser.parse_args(arguments)
-
+from nutshell.cli.arguments import parse_arguments as _arguments
 
 DEVICE = {"default": "auto", "help": "auto, cpu, cuda or mps"}
 MODEL = {"nargs": "?", "type": os.path.expanduser, "default": "runs/demo", "help": "run folder or model folder"}
