@@ -13,7 +13,7 @@ import pytest
 from nutshell import __version__
 from nutshell.cli import main as cli
 from nutshell.cli.recipe import read_recipe
-from nutshell.cli.tokenizer_common import ACTIONS
+from nutshell.cli.tokenizer import ACTIONS
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import render_prompt
 
@@ -184,6 +184,7 @@ import errno, json
 from nutshell.run.folder import Preempted
 from nutshell.train.stage import TrainingDiverged
 def check(path): raise ValueError("what is wrong")
+def memory(path): raise MemoryError("what is wrong")
 def unreadable(path): raise OSError("what is wrong")
 def slip(path): int("what is wrong")
 def missing(path): open("no such file")
@@ -197,8 +198,8 @@ def interrupted(path): raise KeyboardInterrupt
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("check", 2), ("unreadable", 1), ("slip", None), ("missing", 2), ("full", 1), ("wire", 1), ("stopped", 75), ("diverged", 1),
-     ("interrupted", 130)],
+    [("check", 2), ("memory", 2), ("unreadable", 1), ("slip", None), ("missing", 2), ("full", 1), ("wire", 1), ("stopped", 75),
+     ("diverged", 1), ("interrupted", 130)],
 )  # fmt: skip
 def test_f18_only_what_our_checks_raise_becomes_a_line(command, monkeypatch, name, code):
     """F18: the same ValueError is bad input where a check of this package raises it, and a bug where a library does."""

@@ -76,7 +76,7 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(command, tok):
 def test_show_without_a_terminal_separates_tokens(command, tok):
     code, out, _ = command("show", "run", "the mat")
     assert code == 0
-    assert out == f"{tools.show(tok, 'the mat', colour=False)}\n\n{len(tok.encode('the mat'))} tokens, 7 bytes, " + (
+    assert out == f"{tools.show(tok, tok.encode('the mat'), colour=False)}\n\n{len(tok.encode('the mat'))} tokens, 7 bytes, " + (
         f"{7 / len(tok.encode('the mat')):.2f} bytes per token\n"
     )
     assert "│" in out

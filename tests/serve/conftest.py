@@ -118,12 +118,12 @@ def running(app, drain_seconds=5.0):
 
 
 @pytest.fixture
-def serving(tok):
+def serving():
     """serving(engine, wrap=..., **options of create_app) -> an httpx client of a running server, with .service, .server."""
     with contextlib.ExitStack() as stack:
 
         def start(engine, name="tiny", drain_seconds=5.0, wrap=lambda app: app, **options):
-            app = create_app(engine, tok if engine else None, name, **options)
+            app = create_app(engine, name, **options)
             return stack.enter_context(running(wrap(app), drain_seconds))
 
         yield start

@@ -19,14 +19,16 @@ from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.tokenizer import Tokenizer
 
-def slow_load(folder, device):
+def slow_load():
+    from nutshell.infer.engine import Engine
+
     tok = Tokenizer.train(["some words to learn from, a few of them"] * 3, vocab_size=300)
     config = ModelConfig(vocab_size=300, depth=2, width=64, heads=4, kv_heads=2, head_dim=16, context=2048, bos_id=tok.bos_id)
     while not sys.stdin.readline():
         time.sleep(0.01)
-    return GPT(config).eval(), tok
+    return Engine(GPT(config).eval(), tok)
 
-server.serve(sys.argv[1], port=0, drain_seconds=20, open_model=slow_load)
+server.serve(sys.argv[1], port=0, drain_seconds=20, open_engine=slow_load)
 """
 
 

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from nutshell.serve.answers import EventStream
+from nutshell.serve.completions import EventStream
 from nutshell.serve.guard import Guard
-from nutshell.serve.server import is_loopback, serve
+from nutshell.serve.server import _listen, is_loopback, serve
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "Hello"}]
@@ -319,7 +319,7 @@ def test_loading_is_503_everywhere_but_the_page(serving, engine, ask, tok):
     error_of(response, 503)
     assert response.headers["Retry-After"]
     assert client.get("/").status_code == 200
-    client.service.open(engine, tok)
+    client.service.open(engine)
     assert client.get("/health").json() == {"status": "ok"}
     assert ask(client, max_tokens=2).status_code == 200
 
@@ -352,22 +352,38 @@ def test_shutdown_gives_up_after_its_deadline(serving, scripted, ask, eventually
     error_of(answers[0], 503)
 
 
-def test_serve_refuses_a_public_bind_without_a_key(engine):
+def test_serve_refuses_a_public_bind_without_a_key():
     for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
         with pytest.raises(ValueError, match="no API key"):
-            serve(engine, host)
+            serve("nothing", host=host)
     with pytest.raises(ValueError, match="key is empty"):
-        serve(engine, api_key=" ")
+        serve("nothing", api_key=" ")
     with pytest.raises(ValueError, match="port is 70000"):
-        serve(engine, port=70000)
+        serve("nothing", port=70000)
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.3.2.1", "::1")))
 
 
-def test_serve_says_when_the_port_is_taken(engine):
-    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="cannot listen on"):
-        serve(engine, port=other.getsockname()[1])
+@pytest.mark.parametrize("taken", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_f30_serve_says_when_the_port_is_taken(host, taken):
+    """F30: a port that another server had on ::1 alone was passed over, and browsers reached that one at localhost."""
+    try:
+        other = socket.create_server((taken, 0), family=socket.AF_INET6 if ":" in taken else socket.AF_INET)
+    except OSError:
+        pytest.skip("needs IPv6")
+    with other, pytest.raises(OSError, match=rf"cannot listen on \[?{taken}\]?:\d+ \(Address already in use"):
+        serve("nothing", host=host, port=other.getsockname()[1])
+
+
+def test_every_address_is_of_both_families():
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("needs IPv6 beside IPv4")
+    (listener,) = _listen("::", 0)
+    with listener:
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, listener.getsockname()[1]), timeout=5).close()
 
 
 def test_serve_raises_what_loading_raised(tmp_path):
-    with pytest.raises((ValueError, FileNotFoundError)):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         serve(tmp_path / "nothing", port=0, log_level="error")

@@ -191,7 +191,7 @@ from nutshell.tokenizer import Tokenizer
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits a SIGINT that is ignored
 tok = Tokenizer.train(["some words to learn from, a few of them"] * 3, vocab_size=300)
 config = ModelConfig(vocab_size=300, depth=2, width=64, heads=4, kv_heads=2, head_dim=16, context=64, bos_id=tok.bos_id)
-chat(Engine(GPT(config).eval(), tok), name="tiny", max_tokens=5, temperature=0)
+chat(Engine(GPT(config).eval(), tok), max_tokens=5, temperature=0)
 """
 
 
@@ -215,7 +215,7 @@ def test_in_a_real_terminal():
             _, _, seen = seen.partition(words)
 
         try:
-            read_until(b"Chat with tiny")
+            read_until(b"Chat with the model")
             read_until(b"> ")
             os.write(terminal, b"Hello\n")
             read_until(b" tokens")

@@ -12,24 +12,17 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nutshell.cli import generate, interop, model, train
+from nutshell.cli import generate, interop, model, tokenizer, train
 
-BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+BAD_INPUT = (ValueError, MemoryError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CLOSED_PIPE = 128 + 13
 """What a shell says of a command that SIGPIPE ended."""
 
 
-def tokenizer(arguments: list[str]) -> Any:
-    """Train a tokenizer, encode, decode, show tokens, measure compression."""
-    from nutshell.cli.tokenizer import run
-
-    return run(arguments, train.train_tokenizer)
-
-
 VERBS: dict[str, Callable[[list[str]], Any]] = {
     "data": train.data,
-    "tokenizer": tokenizer,
+    "tokenizer": tokenizer.tokenizer,
     "plan": train.plan,
     "scaling": train.scaling,
     "ablate": train.ablate,
@@ -141,7 +134,7 @@ def exit_code(error: Exception) -> int | None:
         return error.exit_code
     if isinstance(error, OSError) and error.errno is not None:
         return 2 if error.filename is not None and isinstance(error, BAD_INPUT) else 1  # a full disk is no bad input
-    if isinstance(error, (ValueError, OSError)) and raised_by_us(error):
+    if isinstance(error, (ValueError, OSError, MemoryError)) and raised_by_us(error):
         return 2 if isinstance(error, BAD_INPUT) else 1
     return None
 

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 from typing import Any
 
-
-def _arguments(verb: str, arguments: list[str], description: str | None, **options: Any) -> argparse.Namespace:
-    """Parse the flags of a small verb: a name with underscores is a flag, `_name` a positional argument."""
-    parser = argparse.ArgumentParser(
-        f"nutshell {verb}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    for name, settings in options.items():
-        flags = [name[1:]] if name.startswith("_") else [f"--{name.replace('_', '-')}", *settings.pop("short", [])]
-        parser.add_argument(*flags, **settings)
-    return parser.parse_args(arguments)
-
+from nutshell.cli.arguments import parse_arguments as _arguments
 
 DEVICE = {"default": "auto", "help": "auto, cpu, cuda or mps"}
 MODEL = {"nargs": "?", "type": os.path.expanduser, "default": "runs/demo", "help": "run folder or model folder"}
@@ -104,9 +93,16 @@ def serve(arguments: list[str]) -> Any:
         allow_host={"action": "append", "default": [], "metavar": "NAME", "help": "answer to this host name too"},
         cors_origin={"action": "append", "default": [], "metavar": "ORIGIN", "help": "let pages of this site use the API"},
     )  # fmt: skip
-    from nutshell.serve import server
+    from nutshell.serve.server import serve as run_server
 
-    server.serve(
-        options.model, host=options.host, port=options.port, device=options.device, open_model=open_model,
-        api_key=options.api_key, allow_hosts=options.allow_host, cors_origins=options.cors_origin,
+    def open_engine() -> Any:
+        from nutshell.infer.engine import Engine  # imports torch, which takes seconds: the page is there meanwhile
+
+        engine = Engine(*open_model(options.model, options.device))
+        engine.allocate()  # what does not fit is said now, not to the first who asks
+        return engine
+
+    run_server(
+        options.model, open_engine=open_engine, host=options.host, port=options.port, api_key=options.api_key,
+        allow_hosts=options.allow_host, cors_origins=options.cors_origin,
     )  # fmt: skip

@@ -1,46 +1,386 @@
-"""The verbs of `nutshell tokenizer`. `cli` hands over their arguments; each imports what it needs when it runs."""
+"""The verbs of `nutshell tokenizer`: train, encode, decode, show, eval."""
 
 from __future__ import annotations
 
+import argparse
+import codecs
+import json
 import os
+import re
+import shlex
+import shutil
 import sys
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from nutshell.cli.tokenizer_common import ACTIONS
+from nutshell.cli.arguments import parse_arguments
+from nutshell.files import COMPRESSED, kind_of
+
+if TYPE_CHECKING:
+    from nutshell.data.text import Found
+    from nutshell.tokenizer import Tokenizer
+
+HEAD_BYTES = 4_000_000
+"""What is measured of a long text: enough for three digits."""
+FOLDER = {"metavar": "FOLDER", "help": "run folder, tokenizer folder, tokenizer.json, or a .tiktoken rank file"}
+PATTERN = {
+    "metavar": "P",
+    "help": "split pattern of a rank file whose name does not tell it: gpt2, cl100k, o200k, qwen2, nanochat or a regex",
+}
 
 
-def run(arguments: list[str], train_by_recipe: Callable[[list[str]], Any]) -> Any:
-    """Run one of `ACTIONS` and return its result; `train_by_recipe` runs `train` where a recipe is given.
-
-    ValueError and the like for bad input; a bad flag ends with SystemExit(2), a reader that has seen enough (such as head)
-    with SystemExit(141), as other commands end then.
-    """
-    try:
-        result = _run(arguments, train_by_recipe)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
-        sys.exit(141)
-    return result
-
-
-def _run(arguments: list[str], train_by_recipe: Callable[[list[str]], Any]) -> Any:
+def tokenizer(arguments: list[str]) -> Any:
+    """Train a tokenizer, encode, decode, show tokens, measure compression."""
     action = arguments[0] if arguments else "--help"
     if action in ("-h", "--help"):
         print("usage: nutshell tokenizer ACTION [--help] ...\n")
-        print("\n".join(f"  {name:8} {text}" for name, text in ACTIONS.items()))
+        print("\n".join(f"  {name:8} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in ACTIONS.items()))
         return None
     if action not in ACTIONS:
         raise ValueError(f"nutshell tokenizer {action}: unknown. Accepted: {', '.join(ACTIONS)}.")
-    if action == "train":
-        from nutshell.cli.tokenizer_train import train
+    return ACTIONS[action](arguments[1:])
 
-        return train(arguments[1:], train_by_recipe)
-    if action == "eval":
-        from nutshell.cli.tokenizer_compare import compare
 
-        return compare(arguments[1:])
-    from nutshell.cli import tokenizer_text as text
+def open_tokenizer(folder: str, pattern: str | None = None) -> Tokenizer:
+    """The tokenizer of a run, or what `Tokenizer.load` opens."""
+    from nutshell.tokenizer import Tokenizer
 
-    return {"encode": text.encode, "decode": text.decode, "show": text.show}[action](arguments[1:])
+    path = Path(folder)
+    return Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path, pattern)
+
+
+# ---- train ---------------------------------------------------------------------------------------------------------
+
+
+def train(arguments: list[str]) -> Any:
+    """Train a tokenizer on text files, or a run's tokenizer from a recipe.
+
+    With a recipe (nutshell tokenizer train RECIPE; a .toml file, or a folder
+    with config.toml) the tokenizer becomes that run's own, in RUN/tokenizer,
+    trained on its data, which is prepared first where needed. All flags of a
+    recipe: nutshell pretrain --help
+    """
+    from nutshell.cli.train import train_tokenizer
+
+    if _names_a_recipe(arguments):
+        return train_tokenizer(arguments)
+    options = parse_arguments(
+        "tokenizer train", arguments, train.__doc__,
+        _files={"metavar": "FILE", "nargs": "*", "help": ".txt, .md, .jsonl, .json, .parquet, or folders of them"},
+        out={"metavar": "FOLDER", "help": "where tokenizer.json is written, when all is done"},
+        vocab_size={"metavar": "N", "type": int, "default": 32768, "help": "tokens, the 9 special ones included"},
+        pattern={"metavar": "P", "default": "nanochat",
+                 "help": "how text is split before merging: nanochat, gpt2, cl100k, o200k, qwen2 or a regex"},
+        threads={"metavar": "N", "type": int, "default": 0, "help": "0 takes all cores; the result is the same"},
+        force={"action": "store_true", "help": "replace a tokenizer that is in FOLDER already"},
+    )  # fmt: skip
+    if not options.files and options.out and (Path(options.out) / "plan.json").exists():
+        return train_tokenizer(arguments)  # the run's own recipe
+    found = _check(options)
+    from rich.console import Console
+
+    from nutshell.tokenizer import Tokenizer
+
+    started, size = time.perf_counter(), 0
+    with Console(stderr=True).status("starting") as status:
+
+        def progress(stage: str, done: int) -> None:
+            nonlocal size
+            size = done if stage == "read" else size
+            status.update(f"read {done / 1e6:,.1f} MB" if stage == "read" else f"learned {done:,} merges")
+
+        tok = Tokenizer.train(found.train, options.vocab_size, options.pattern, threads=options.threads, progress=progress)
+    seconds = time.perf_counter() - started
+    tok.save(options.out)
+    print(found.summary(), file=sys.stderr)
+    head = list(_head(chain.from_iterable(map(documents, map(str, found.train)))))
+    bytes_per_token = sum(len(text.encode()) for text in head) / max(len(tok.encode_batch(head)[0]), 1)
+    folder, fewer = shlex.quote(options.out), ""
+    if tok.vocab_size < options.vocab_size:
+        fewer = f" (fewer than the {options.vocab_size:,} asked for: the text holds no more pairs to merge)"
+    speed = f"{seconds:.2f} s, {size / seconds / 1e6:.1f} MB/s"
+    print(f"{folder}: {tok.vocab_size:,} tokens{fewer}")
+    print(f"  {size / 1e6:,.1f} MB of text in {speed}; {bytes_per_token:.3f} bytes per token on it")
+    print(f"Try it:\n  nutshell tokenizer show {folder} 'some text'\n  nutshell tokenizer eval {folder}")
+    return {
+        "folder": options.out, "vocab_size": tok.vocab_size, "bytes": size, "seconds": seconds,
+        "megabytes_per_second": size / seconds / 1e6, "bytes_per_token": bytes_per_token,
+    }  # fmt: skip
+
+
+def _names_a_recipe(arguments: list[str]) -> bool:
+    """Whether the first argument is a recipe, or a flag is given that only recipes have."""
+    if arguments and not arguments[0].startswith("-"):
+        path = Path(arguments[0])
+        if path.suffix == ".toml" or (path / "config.toml").is_file():
+            return True
+    from nutshell.plan.recipe import Recipe
+
+    names = {re.split("[=.]", a[2:].replace("-", "_"))[0] for a in arguments if a.startswith("--")}
+    return bool(names & ({f.name for f in fields(Recipe)} - {"out", "vocab_size", "threads"}))
+
+
+def _check(options: argparse.Namespace) -> Found:
+    """The files to train on. Whatever can be refused is refused here, before the training begins."""
+    from nutshell.data.text import TEXT_KINDS, find_text
+
+    if not options.files:
+        raise ValueError(f"give text to train on ({', '.join(TEXT_KINDS)} files or folders of them), or a recipe (recipes/demo)")
+    if not options.out:
+        raise ValueError("give --out FOLDER, where the tokenizer is written")
+    if options.threads < 0:
+        raise ValueError(f"--threads is {options.threads}; accepted: 0 (all cores) or more")
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out {out} is a file; give a folder")
+    if (out / "plan.json").exists():
+        raise ValueError(f"{out} is a run, which has a tokenizer of its own; give another --out")
+    if (out / "tokenizer.json").exists() and not options.force:
+        raise FileExistsError(f"{out} holds a tokenizer already; give another --out, or --force to replace it")
+    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise PermissionError(f"--out {out} can't be written: {parent} is no folder that this user may write to")
+    return find_text(options.files)
+
+
+# ---- encode, decode, show ------------------------------------------------------------------------------------------
+
+TEXT_OPTIONS: dict[str, Any] = {
+    "_folder": FOLDER,
+    "_text": {"metavar": "TEXT", "nargs": "?", "help": "the text; - reads standard input; after -- it may begin with -"},
+    "file": {"metavar": "PATH", "help": "read the text from this file"},
+    "special": {
+        "metavar": "NAME", "action": "append", "default": [],
+        "help": "read this special token from the text, such as '<|bos|>'; all reads every one. May be repeated. Text that "
+        "spells another one stays plain text.",
+    },
+    "pattern": PATTERN,
+}  # fmt: skip
+
+
+def encode(arguments: list[str]) -> Any:
+    """Print the token ids of a text."""
+    options = parse_arguments("tokenizer encode", arguments, encode.__doc__, **TEXT_OPTIONS)
+    _, _, ids = _encode(options)
+    print(" ".join(map(str, ids)))
+    return {"ids": ids}
+
+
+def show(arguments: list[str]) -> Any:
+    """Print a text with its tokens in colours."""
+    options = parse_arguments(
+        "tokenizer show", arguments, show.__doc__, **TEXT_OPTIONS,
+        ids={"action": "store_true", "help": "print each token's id below it"},
+        color={"short": ["--colour"], "choices": ("auto", "always", "never"), "default": "auto",
+               "help": "auto: on a terminal without NO_COLOR; without colours │ stands between tokens"},
+    )  # fmt: skip
+    tok, text, ids = _encode(options)
+    from nutshell.cli import tokens
+
+    colour = in_colour(options.color)
+    if options.ids:
+        print(tokens.show_ids(tok, ids, colour=colour, width=shutil.get_terminal_size().columns))
+    else:
+        print(tokens.show(tok, ids, colour=colour))
+    size = len(text.encode())
+    print(f"\n{_plural(len(ids), 'token')}, {_plural(size, 'byte')}, {size / max(len(ids), 1):.2f} bytes per token")
+    return {"ids": ids, "tokens": [tokens.spell(tok, id) for id in ids], "bytes": size}
+
+
+def decode(arguments: list[str]) -> Any:
+    """Print the text of token ids."""
+    options = parse_arguments(
+        "tokenizer decode", arguments, decode.__doc__, _folder=FOLDER, pattern=PATTERN,
+        _ids={"metavar": "ID", "nargs": "*", "help": "token ids; - reads them from standard input"},
+        file={"metavar": "PATH", "help": "read the ids from this file: numbers, or what encode --json printed"},
+        spell_special={"action": "store_true", "help": "print the names of special tokens; else they give no text"},
+    )  # fmt: skip
+    ids = _ids(_read(" ".join(options.ids) if options.ids else None, options.file, "ID"))
+    tok = open_tokenizer(options.folder, options.pattern)
+    print(text := tok.decode(ids, special=options.spell_special))
+    return {"text": text}
+
+
+def _encode(options: argparse.Namespace) -> tuple[Tokenizer, str, list[int]]:
+    text = _read(options.text, options.file, "TEXT")
+    tok = open_tokenizer(options.folder, options.pattern)
+    special = list(tok.special_tokens) if "all" in options.special else options.special
+    return tok, text, tok.encode(text, special=special)
+
+
+def _ids(text: str) -> list[int]:
+    """Ids from numbers between blanks or commas, a JSON list, or the object that `encode --json` prints."""
+    if text.lstrip().startswith("{"):
+        try:
+            text = " ".join(map(str, json.loads(text)["ids"]))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError('expected token ids, or the JSON object with "ids" that encode --json prints') from None
+    words = re.sub(r"[\[\],]", " ", text).split()
+    wrong = next((word for word in words if not re.fullmatch(r"-?[0-9]{1,20}", word)), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong!r} is not a token id; give whole numbers")
+    return [int(word) for word in words]
+
+
+def _read(given: str | None, file: str | None, name: str) -> str:
+    """The text given as an argument, or that of a file or of standard input, to the byte: no line end is translated."""
+    if (given is None) == (file is None):
+        raise ValueError(f"give one of: {name} as an argument, - for standard input, or --file PATH")
+    if given is not None and given != "-":
+        return given
+    if file is None or file == "-":
+        return _utf8(sys.stdin.buffer.read(), "standard input")
+    return _utf8(_existing(file).read_bytes(), file)
+
+
+def _existing(file: str) -> Path:
+    path = Path(file)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give a file")
+    return path
+
+
+def _utf8(content: bytes, what: str, *, final: bool = True) -> str:
+    """Text of bytes; without `final` a character that is cut at the end is left out."""
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(content, final)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} is not UTF-8 text (byte {error.start} is 0x{content[error.start]:02x}); convert it") from None
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def in_colour(when: str = "auto") -> bool:
+    """Whether to colour what goes to standard output (https://no-color.org)."""
+    if when != "auto":
+        return when == "always"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+# ---- eval ----------------------------------------------------------------------------------------------------------
+
+
+def evaluate(arguments: list[str]) -> Any:
+    """Print bytes per token on many kinds of text, side by side with other tokenizers.
+
+    Measured are sample texts of six kinds, the first 4 MB of a run's own
+    training and validation text, and of each FILE. GPT-2 and GPT-4 are measured
+    too where their rank files are found; nothing is downloaded.
+    """
+    options = parse_arguments(
+        "tokenizer eval", arguments, evaluate.__doc__, _folder=FOLDER, pattern=PATTERN,
+        _files={"metavar": "FILE", "nargs": "*", "help": "text to measure: plain text, .jsonl, .parquet, or a folder"},
+        against={"metavar": "PATH", "nargs": "+", "action": "extend", "default": [],
+                 "help": "other tokenizers, of any kind that FOLDER may be"},
+        ranks={"metavar": "FOLDER", "help": "where gpt2.tiktoken and cl100k_base.tiktoken lie (or set NUTSHELL_RANKS); then "
+               "tiktoken's own cache is looked through"},
+    )  # fmt: skip
+    from nutshell.cli import tokens
+
+    texts = {**tokens.samples(), **_run_texts(Path(options.folder))}
+    texts |= {f"./{file}" if file in texts else file: list(documents(file)) for file in options.files}
+    empty = next((name for name, documents in texts.items() if not any(documents)), None)
+    if empty is not None:
+        raise ValueError(f"{empty} holds no text to measure")
+    opened: dict[str, tuple[str, Tokenizer]] = {}  # label: path, tokenizer
+    for path in (options.folder, *options.against):
+        opened[_label(path, opened)] = path, _open(path, options.pattern)
+    given = {Path(path).resolve() for path, _ in opened.values()}
+    folders, missing = _rank_folders(options.ranks), []
+    for known in tokens.KNOWN:
+        ranks = tokens.find_ranks(known, folders)
+        if ranks is None:
+            missing.append(known)
+        elif ranks.resolve() not in given:
+            opened[known.label] = str(ranks), open_tokenizer(str(ranks), known.pattern)
+    measured = tokens.measure({label: tok for label, (_, tok) in opened.items()}, texts)
+    sizes = {label: tok.vocab_size for label, (_, tok) in opened.items()}
+    print(tokens.table(measured, sizes, colour=in_colour()))
+    if missing:
+        print(
+            f"\nNo column for {' and '.join(m.label for m in missing)}: put {' and '.join(m.files[0] for m in missing)} "
+            "into a folder named by --ranks or NUTSHELL_RANKS (tiktoken's cache is looked through too)."
+        )
+    tokenizers = {label: {"path": path, "vocab_size": sizes[label]} for label, (path, _) in opened.items()}
+    return {"tokenizers": tokenizers, "texts": measured}
+
+
+def _open(path: str, pattern: str | None) -> Tokenizer:
+    """A tokenizer; `pattern` is for rank files that can't be opened without one, for no other."""
+    try:
+        return open_tokenizer(path)
+    except ValueError:
+        if pattern is None:
+            raise
+        return open_tokenizer(path, pattern)
+
+
+def _label(path: str, taken: Iterable[str]) -> str:
+    """A short name for a column: runs/demo/tokenizer is demo; the whole path where that name is taken."""
+    whole = Path(path).resolve()
+    while whole.name in ("tokenizer.json", "tokenizer") and whole.parent.name:
+        whole = whole.parent
+    name = whole.name.removesuffix(".tiktoken").removesuffix(".json")
+    return next(label for label in (name, path, *(f"{path} ({n})" for n in range(2, 100))) if label not in taken)
+
+
+def _rank_folders(option: str | None) -> list[Path]:
+    folders = []
+    for name, value in (("--ranks", option), ("NUTSHELL_RANKS", os.environ.get("NUTSHELL_RANKS"))):
+        if value and not Path(value).is_dir():
+            raise NotADirectoryError(f"{name} is {value}, which is not a folder; give the one with gpt2.tiktoken")
+        folders += [Path(value)] if value else []
+    return folders
+
+
+def _run_texts(run: Path) -> dict[str, list[str]]:
+    """The beginnings of a run's own training and validation text; none where `run` is no run folder."""
+    from nutshell.data.shards import SPLITS, is_shard_folder, open_shards
+
+    if not is_shard_folder(run / "data"):
+        return {}
+    shards = open_shards(run / "data")
+    texts = {}
+    for split in SPLITS:
+        blocks = (shards.read(split, block) for block in range(shards.blocks(split)))
+        texts[split] = list(_head(chain.from_iterable(blocks)))
+    return texts
+
+
+def documents(file: str) -> Iterator[str]:
+    """The first `HEAD_BYTES` of a plain text file of any name to the byte, or of the documents in other files or a folder."""
+    path = Path(file)
+    if path.is_dir() or kind_of(path) in (".jsonl", ".ndjson", ".json", ".parquet") or path.suffix.lower() in COMPRESSED:
+        from nutshell.data.text import read_documents
+
+        yield from _head(read_documents(path))
+        return
+    with _existing(file).open("rb") as content:
+        head = content.read(HEAD_BYTES)
+        yield _utf8(head, file, final=not content.read(1))
+
+
+def _head(documents: Iterable[str]) -> Iterator[str]:
+    size = 0
+    for document in documents:
+        yield document
+        size += len(document.encode())
+        if size >= HEAD_BYTES:
+            return
+
+
+ACTIONS: dict[str, Callable[[list[str]], Any]] = {
+    "train": train,
+    "encode": encode,
+    "decode": decode,
+    "show": show,
+    "eval": evaluate,
+}

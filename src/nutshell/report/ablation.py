@@ -42,27 +42,14 @@ def summarise(cells: dict[str, dict[str, Any]], baseline: str) -> list[dict[str,
 
 def page(record: dict[str, Any]) -> str:
     """The table in Markdown."""
-
-    def number(value: float | None, form: str) -> str:
-        return "" if value is None else format(value, form)
-
+    forms = {"bpb_deviation": ".4f", "difference": "+.4f", "standard_error": ".4f", "tokens_per_second": ",.0f"}
     rows = []
     for row in record["variants"]:
-        bpb = "diverged" if row["bpb"] is None and row["diverged"] else number(row["bpb"], ".4f")
-        if row["bpb"] is not None and row["diverged"]:
-            bpb += f" ({row['diverged']} diverged)"
-        rows.append(
-            [
-                row["variant"],
-                str(row["seeds"]),
-                bpb,
-                number(row["bpb_deviation"], ".4f"),
-                number(row["difference"], "+.4f"),
-                number(row["standard_error"], ".4f"),
-                number(row["tokens_per_second"], ",.0f"),
-                "" if row["seconds"] is None else duration(row["seconds"]),
-            ]
-        )
+        bpb = [f"{row['bpb']:.4f}"] if row["bpb"] is not None else []
+        diverged = [f"({row['diverged']} diverged)" if bpb else "diverged"] if row["diverged"] else []
+        numbers = ["" if row[name] is None else format(row[name], form) for name, form in forms.items()]
+        seconds = "" if row["seconds"] is None else duration(row["seconds"])
+        rows.append([row["variant"], str(row["seeds"]), " ".join(bpb + diverged), *numbers, seconds])
     head = ["variant", "seeds", "bpb", "deviation", "difference", "standard error", "tokens/s", "time"]
     note = (
         "Validation bits per byte after pretraining (lower is better), standard deviation over seeds, and the mean difference "

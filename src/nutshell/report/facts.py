@@ -99,7 +99,6 @@ def gather_environment() -> dict[str, Any]:
     memory = None
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -107,7 +106,7 @@ def gather_environment() -> dict[str, Any]:
         "cpu": processor(),
         "cores": os.cpu_count(),
         "memory_gib": memory,
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "git_commit": _git_commit(),
     }
 
@@ -131,12 +130,9 @@ def _git_commit() -> str | None:
         return None
 
 
-def _lower_is_better(metric: str) -> bool:
-    return any(word in metric for word in ("bpb", "loss", "perplexity"))
-
-
 def _verdict(name: str, value: float | None, target: float) -> dict[str, Any]:
-    margin = None if value is None else (target - value if _lower_is_better(name) else value - target)
+    lower_is_better = any(word in name for word in ("bpb", "loss", "perplexity"))
+    margin = None if value is None else target - value if lower_is_better else value - target
     return {"target": target, "value": value, "met": margin is not None and margin >= 0, "margin": margin}
 
 

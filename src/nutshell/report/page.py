@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nutshell.metrics import duration
+from nutshell.report.plots import unit_of
 
 STAGES = ("pretrain", "midtrain", "sft", "rl")
 COLUMN_NAMES = {"pretrain": "base"}
@@ -61,7 +62,7 @@ def _summary(report: dict[str, Any]) -> str:
     facts.append(f"{duration(sum(seconds.values()))} in all")
     if report["usd"]:
         facts.append(f"${sum(report['usd'].values()):.2f}")
-    peak = _most(report, "peak_memory_bytes")
+    peak = max((training["peak_memory_bytes"] or 0 for training in report["training"].values()), default=0)
     if peak:
         facts.append(f"{peak / 2**30:.2f} GiB peak memory")
     return ", ".join(facts) + "."
@@ -83,9 +84,8 @@ def _metrics(report: dict[str, Any], table: dict[str, Any]) -> str:
 
 def _verdicts(report: dict[str, Any]) -> str:
     """Targets met or missed, and by how much, in the last two stages that had any."""
-    stages = ordered(report["targets"])[-2:]
     lines = []
-    for stage in stages:
+    for stage in ordered(report["targets"])[-2:]:
         for name, verdict in report["targets"][stage].items():
             share = name in report["baselines"]
             value, target = _value(verdict["value"], share), _value(verdict["target"], share)
@@ -128,13 +128,12 @@ def _times(report: dict[str, Any]) -> str:
 def _model(plan: dict[str, Any]) -> str:
     parameters, shape = plan.get("parameters") or {}, plan.get("model") or {}
     whole = sum(parameters.values())
-    rows = [[group, f"{count:,}", f"{count / whole:.1%}"] for group, count in parameters.items()] if whole else []
+    rows = [[group, f"{count:,}", f"{count / whole:.1%}"] for group, count in parameters.items()]
     fields = ("architecture", "depth", "width", "heads", "kv_heads", "head_dim", "context", "vocab_size", "window_pattern")
     described = ", ".join(f"{field.replace('_', ' ')} {shape[field]}" for field in fields if field in shape)
     text = described[:1].upper() + described[1:] + "." if described else ""
-    return _join(
-        text, markdown_table(["group", "parameters", "share"], [*rows, ["**all**", f"**{whole:,}**", ""]]) if rows else ""
-    )
+    table = markdown_table(["group", "parameters", "share"], [*rows, ["**all**", f"**{whole:,}**", ""]])
+    return _join(text, table if rows else "")
 
 
 def _samples(lines: list[dict[str, Any]]) -> str:
@@ -162,12 +161,12 @@ def _sample(sample: dict[str, Any]) -> str:
 
 
 def _environment(environment: dict[str, Any]) -> str:
-    rows = []
+    lines = []
     for name, value in environment.items():
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         if text not in (None, ""):
-            rows.append([name.replace("_gib", " [GiB]").replace("_", " "), str(text)])
-    return "\n".join(f"- {name}: {text}" for name, text in rows)
+            lines.append(f"- {name.replace('_gib', ' [GiB]').replace('_', ' ')}: {text}")
+    return "\n".join(lines)
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -180,20 +179,14 @@ def _join(*parts: str) -> str:
 
 
 def _value(value: float | None, share: bool = False) -> str:
-    if value is None:
-        return ""
-    return f"{value:.1%}" if share else f"{value:.4f}"
+    return "" if value is None else f"{value:.1%}" if share else f"{value:.4f}"
 
 
 def _count(number: float) -> str:
-    unit, name = next(((u, n) for u, n in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if number >= u), (1, ""))
+    unit, name = unit_of(number)
     return f"{number / unit:.3g}{name}"
 
 
 def _cut(text: Any) -> str:
     text = str(text)
     return text if len(text) <= _SAMPLE_CHARACTERS else text[:_SAMPLE_CHARACTERS] + " ..."
-
-
-def _most(report: dict[str, Any], field: str) -> float | None:
-    return max((t[field] for t in report["training"].values() if t.get(field)), default=None)

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator, model_validator
 
 from nutshell.tokenizer.chat import tidy_messages
 
@@ -150,14 +150,14 @@ class APIError(Exception):
         return JSONResponse(self.body, status_code=self.status, headers=self.headers)
 
 
-def validation_error(errors: list[dict[str, Any]]) -> APIError:
+def validation_error(errors: ValidationError) -> APIError:
     """The first of pydantic's errors as a 400 that names the field and what it received."""
-    error = errors[0]
+    error: dict[str, Any] = {**errors.errors()[0]}
     if error["type"] == "json_invalid":
         reason = error.get("ctx", {}).get("error", "it cannot be parsed")
         return APIError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
     param = ""
-    for step in error["loc"][1:]:  # the first is "body"
+    for step in error["loc"]:
         if isinstance(step, int):
             param += f"[{step}]"
         elif step in ("str", "float", "int", "bool") or step.startswith("list["):

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from nutshell.infer.conversation import fit_conversation
-from nutshell.serve.answers import Answer, EventStream, sse, wait_for_disconnect
+from nutshell.infer.conversation import FittedConversation, fit_conversation
 from nutshell.serve.api import APIError, ChatRequest, validation_error
+from nutshell.serve.completions import Completion, EventStream, sse
 from nutshell.serve.guard import Guard
 from nutshell.serve.prometheus import Metrics
 from nutshell.serve.worker import StoppedError, Worker
@@ -52,20 +51,19 @@ class Service:
         self.created = int(time.time())
         self.metrics = Metrics()
         self.tok: Any = None
-        self.loading: asyncio.Task[None] | None = None
         self.worker: Worker | None = None
         self.context = 0
         self.draining = False
-        # Long prompts take a while to tokenize; two threads keep them off the event loop and off each other's way.
+        # Long prompts take a while to tokenize; two threads keep them off the event loop and out of each other's way.
         self.tokenizers = ThreadPoolExecutor(2, thread_name_prefix="nutshell-tokenize")
         self.unpacking = asyncio.Semaphore(1)
 
-    def open(self, engine: Any, tok: Any) -> None:
+    def open(self, engine: Any) -> None:
         """Begin to answer with this engine."""
         worker = Worker(engine, self.max_queue)
         self.metrics.in_flight.set_function(lambda: worker.in_flight)
         self.metrics.waiting.set_function(lambda: max(0, worker.in_flight - engine.max_rows))
-        self.tok, self.context, self.worker = tok, engine.context, worker
+        self.tok, self.context, self.worker = engine.tok, engine.context, worker
 
     def status(self) -> str:
         if self.draining:
@@ -83,12 +81,8 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.model_name:
-            raise APIError(
-                404,
-                f"the model {name[:100]!r} does not exist here; this server has {self.model_name!r}",
-                param="model",
-                code="model_not_found",
-            )
+            message = f"the model {name[:100]!r} does not exist here; this server has {self.model_name!r}"
+            raise APIError(404, message, param="model", code="model_not_found")
 
     def close(self) -> None:
         self.draining = True
@@ -99,37 +93,31 @@ class Service:
 
 def create_app(
     engine: Any,
-    tok: Any,
-    model_name: str = "nutshell",
+    model_name: str,
     *,
     api_key: str | None = None,
     max_queue: int = 64,
     allowed_hosts: Iterable[str] | None = None,
     cors_origins: Sequence[str] = (),
-    on_startup: Callable[[Service], Awaitable[None]] | None = None,
     **limits: Any,
 ) -> FastAPI:
     """The application for one model.
 
-    `engine` may be None: then health says "loading" until `app.state.service.open(engine, tok)` is called, which
-    `on_startup` may arrange. At most `engine.max_rows + max_queue` answers are accepted at a time. `limits` are
-    those of `Guard`: max_body_bytes, body_seconds, send_seconds.
+    `engine` may be None: then health says "loading" until `app.state.service.open(engine)` is called. At most
+    `engine.max_rows + max_queue` answers are accepted at a time. `limits` are those of `Guard`.
     """
     service = Service(model_name, max_queue)
     if engine is not None:
-        service.open(engine, tok)
+        service.open(engine)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if on_startup is not None:
-            await on_startup(service)
         yield
         service.close()
 
     app = FastAPI(title="nutshell", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
     app.add_exception_handler(APIError, _api_error)
-    app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(StoppedError, _stopped)
     static_paths = _add_page(app)
@@ -190,24 +178,22 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation; as server-sent events when `stream` is true. The body is a `ChatRequest`."""
         body, messages = await _read(service, await request.body())
-        answer = await _begin(service, body, messages, request.scope["nutshell"])
+        completion = await _begin(service, body, messages, request.scope["nutshell"])
         if body.stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
-            return EventStream(_events(service, answer, include_usage), answer.ticket.close)
+            return EventStream(_events(service, completion, include_usage), completion.handle.close)
+        whole = asyncio.ensure_future(completion.whole())
+        gone = asyncio.ensure_future(request.receive())  # the body was read, so what comes next is the client's leaving
         try:
-            whole = asyncio.ensure_future(answer.whole())
-            gone = asyncio.ensure_future(wait_for_disconnect(request.receive))
-            try:
-                await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
-                # Nobody reads what is answered to a client that is gone.
-                return JSONResponse(whole.result()) if whole.done() else Response(status_code=499)
-            finally:
-                for task in (whole, gone):
-                    task.cancel()
-                await asyncio.gather(whole, gone, return_exceptions=True)
-                _count(service, answer)
+            await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
+            # Nobody reads what is answered to a client that is gone.
+            return JSONResponse(whole.result()) if whole.done() else Response(status_code=499)
         finally:
-            answer.ticket.close()
+            completion.handle.close()
+            whole.cancel()
+            gone.cancel()
+            await asyncio.gather(whole, gone, return_exceptions=True)
+            _count(service, completion)
 
 
 async def _read(service: Service, raw: bytes) -> tuple[ChatRequest, list[dict[str, Any]]]:
@@ -225,65 +211,54 @@ async def _read(service: Service, raw: bytes) -> tuple[ChatRequest, list[dict[st
         try:
             return await asyncio.get_running_loop().run_in_executor(service.tokenizers, unpack)
         except ValidationError as error:
-            raise validation_error([{**found, "loc": ("body", *found["loc"])} for found in error.errors()]) from None
+            raise validation_error(error) from None
 
 
-async def _begin(service: Service, body: ChatRequest, messages: list[dict[str, Any]], request: dict[str, Any]) -> Answer:
+async def _begin(service: Service, body: ChatRequest, messages: list[dict[str, Any]], request: dict[str, Any]) -> Completion:
     """Check the request, take its slots, tokenize off the event loop, and hand it to the worker."""
     worker = service.ready_worker()
     service.check_model(body.model)
     choices = body.n or 1
     if choices > worker.capacity:
         raise APIError(400, f"n is {choices}; this server makes at most {worker.capacity} answers", param="n")
-    ticket = worker.reserve(choices)
-    if ticket is None:
+    handle = worker.reserve(choices)
+    if handle is None:
         service.metrics.rejected.inc()
-        raise APIError(
-            429,
-            f"the server is busy: {worker.in_flight} answers run or wait; try again",
-            type="rate_limit_error",
-            code="queue_full",
-            retry_after_seconds=RETRY_SECONDS,
-        )
+        message = f"the server is busy: {worker.in_flight} answers run or wait; try again"
+        raise APIError(429, message, type="rate_limit_error", code="queue_full", retry_after_seconds=RETRY_SECONDS)
     try:
-        ticket.request_id = request["id"]
-        loop = asyncio.get_running_loop()
+        handle.request_id = request["id"]
         budget = min(body.wanted_tokens() or service.context, service.context)
-        try:
-            fitted = await loop.run_in_executor(
-                service.tokenizers, fit_conversation, messages, service.tok, service.context, budget
-            )
-        except ValueError as error:
-            raise APIError(400, str(error), param="messages") from error
-        if fitted.truncated:
-            system = messages[0]["content"] if messages[0]["role"] == "system" else ""
-            long_system = isinstance(system, str) and len(system) > len(str(messages[-1]["content"]))
-            raise APIError(
-                400,
-                f"the {'system prompt' if long_system else 'last message'} does not fit this model's context of "
-                f"{service.context} tokens, answer included; send a shorter one",
-                param="messages",
-                code="context_length_exceeded",
-            )
+        fitted = await _fit(service, messages, budget)
+        base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "", "created": int(time.time()), "model": service.model_name}
         prompt_tokens = len(fitted.ids)
-        answer = Answer(
-            ticket,
-            service.tok,
-            model=service.model_name,
-            choices=choices,
-            prompt_tokens=prompt_tokens,
-            dropped=fitted.dropped,
-            logprobs=bool(body.logprobs),
-            began=request["began"],
-        )
-        answer.base["id"] = f"chatcmpl-{uuid.uuid4().hex}"
-        room = min(budget, service.context - prompt_tokens)
-        ticket.submit(fitted.ids, [_sampling(body, room, index) for index in range(choices)], answer.deliver)
+        completion = Completion(handle, service.tok, base, prompt_tokens, bool(body.logprobs), request["began"])
+        if fitted.dropped:
+            completion.note = {"nutshell": {"dropped_messages": fitted.dropped}}
+        max_tokens = min(budget, service.context - prompt_tokens)
+        handle.submit(fitted.ids, [_sampling(body, max_tokens, index) for index in range(choices)], completion.deliver)
     except BaseException:
-        ticket.close()
+        handle.close()
         raise
     service.metrics.prompt_tokens.inc(prompt_tokens)
-    return answer
+    return completion
+
+
+async def _fit(service: Service, messages: list[dict[str, Any]], max_tokens: int) -> FittedConversation:
+    """The conversation as a prompt that leaves room for an answer."""
+    loop = asyncio.get_running_loop()
+    try:
+        fitted = await loop.run_in_executor(
+            service.tokenizers, fit_conversation, messages, service.tok, service.context, max_tokens
+        )
+    except ValueError as error:
+        raise APIError(400, str(error), param="messages") from error
+    if fitted.truncated:
+        system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+        too_long = "system prompt" if len(str(system)) > len(str(messages[-1]["content"])) else "last message"
+        message = f"the {too_long} does not fit this model's context of {service.context} tokens, answer included"
+        raise APIError(400, f"{message}; send a shorter one", param="messages", code="context_length_exceeded")
+    return fitted
 
 
 def _sampling(body: ChatRequest, max_tokens: int, index: int) -> "Sampling":
@@ -303,9 +278,9 @@ def _sampling(body: ChatRequest, max_tokens: int, index: int) -> "Sampling":
     )
 
 
-async def _events(service: Service, answer: Answer, include_usage: bool) -> AsyncIterator[bytes]:
+async def _events(service: Service, completion: Completion, include_usage: bool) -> AsyncIterator[bytes]:
     try:
-        async for chunk in answer.chunks(include_usage):
+        async for chunk in completion.chunks(include_usage):
             yield sse(chunk)
         yield b"data: [DONE]\n\n"
     except Exception:
@@ -313,13 +288,13 @@ async def _events(service: Service, answer: Answer, include_usage: bool) -> Asyn
         error = APIError(500, "the server failed in the middle of this answer", type="server_error")
         yield sse(error.body)
     finally:
-        _count(service, answer)
+        _count(service, completion)
 
 
-def _count(service: Service, answer: Answer) -> None:
-    service.metrics.completion_tokens.inc(sum(choice.tokens for choice in answer.choices))
-    if answer.first_token_seconds is not None:
-        service.metrics.first_token_seconds.observe(answer.first_token_seconds)
+def _count(service: Service, completion: Completion) -> None:
+    service.metrics.completion_tokens.inc(completion.completion_tokens())
+    if completion.first_token_seconds is not None:
+        service.metrics.first_token_seconds.observe(completion.first_token_seconds)
 
 
 async def _api_error(request: Request, error: Any) -> Response:
@@ -328,10 +303,6 @@ async def _api_error(request: Request, error: Any) -> Response:
 
 async def _stopped(request: Request, error: Any) -> Response:
     return APIError(503, str(error), type="server_error", code="not_ready", retry_after_seconds=10).response()
-
-
-async def _invalid_request(request: Request, error: Any) -> Response:
-    return validation_error(error.errors()).response()
 
 
 async def _http_error(request: Request, error: Any) -> Response:

@@ -1,21 +1,21 @@
-"""Pieces of a reply -> the parts of an assistant message: text, what the calculator was asked, what it answered."""
+"""What the engine says, joined to the parts of an assistant message: text, calls of the calculator and their results."""
 
 from typing import Any
 
 PART_TYPES = {"text": "text", "tool": "python", "output": "python_output"}
-"""Kind of a piece -> type of the part that it belongs to."""
+"""Kind of a delta -> type of the part that it belongs to."""
 
 Parts = list[dict[str, str]]
 
 
-def add_piece(parts: Parts, piece: Any) -> None:
-    """Append the piece's text to the last part, or begin another where the kind changes."""
-    if not piece.text:
+def add_delta(parts: Parts, delta: Any) -> None:
+    """Append the delta's text to the last part, or begin another where the kind changes."""
+    if not delta.text:
         return
-    kind = PART_TYPES[piece.kind]
+    kind = PART_TYPES[delta.kind]
     if not parts or parts[-1]["type"] != kind:
         parts.append({"type": kind, "text": ""})
-    parts[-1]["text"] += piece.text
+    parts[-1]["text"] += delta.text
 
 
 def text_of(parts: Parts) -> str:

@@ -1,7 +1,7 @@
-"""`serve`: load a model in the background, listen, and end in good order."""
+"""`serve`: listen, load a model in the background, and end in good order."""
 
 import asyncio
-import contextlib
+import errno
 import logging
 import os
 import socket
@@ -68,9 +68,17 @@ class HeaderDeadline(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Goes on listening while running answers finish, so that health checks see the 503 and stop sending."""
+    """Loads the model while it listens, and goes on listening while running answers finish, so that health checks see the 503
+    and stop sending."""
 
-    def __init__(self, app: FastAPI, *, drain_seconds: float = 20.0, log_level: str = "info"):
+    def __init__(
+        self,
+        app: FastAPI,
+        *,
+        open_engine: Callable[[], Any] | None = None,
+        drain_seconds: float = 20.0,
+        log_level: str = "info",
+    ):
         config = uvicorn.Config(
             app,
             http=HeaderDeadline,
@@ -83,7 +91,24 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.service: Service = app.state.service
+        self.open_engine = open_engine
         self.drain_seconds = drain_seconds
+        self.loading: asyncio.Task[None] | None = None
+        self.failure: BaseException | None = None
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.loading = asyncio.create_task(self._load())
+
+    async def _load(self) -> None:
+        if self.open_engine is None:
+            return
+        try:
+            self.service.open(await asyncio.to_thread(self.open_engine))
+            log.info("%s is ready (Ctrl-C ends it)", self.service.model_name)
+        except BaseException as error:
+            self.failure = error
+            self.should_exit = True
 
     async def shutdown(self, sockets: Any = None) -> None:
         self.service.draining = True
@@ -101,81 +126,41 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    model: Any,
+    folder: str | Path,
+    *,
+    open_engine: Callable[[], Any] | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
-    *,
-    name: str | None = None,
-    device: str = "cpu",
-    open_model: Callable[[Any, str], tuple[Any, Any]] | None = None,
     api_key: str | None = None,
-    max_rows: int = 16,
-    max_queue: int = 64,
-    drain_seconds: float = 20.0,
-    log_level: str = "info",
-    on_ready: Callable[[str], None] | None = None,
     allow_hosts: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
+    drain_seconds: float = 20.0,
+    log_level: str = "info",
 ) -> None:
-    """Serve `model`: a model folder, a run folder, a (model, tok) pair or an Engine. Blocks until it is told to end.
+    """Serve the model of a run or model folder. Blocks until it is told to end.
 
-    A folder is opened by `open_model(folder, device)`, by plain loading where that is None. Listens at once and answers
-    503 while the model loads; `on_ready` is then called with the address. SIGTERM and Ctrl-C let running answers finish
-    for `drain_seconds`. Raises ValueError for a public `host` without an `api_key`, and whatever loading raised.
+    Listens at once and answers 503 while `open_engine` makes the engine (without it: on CPU, in the dtype that is stored).
+    SIGTERM and Ctrl-C let running answers finish for `drain_seconds`.
+    Raises ValueError for a public `host` without an `api_key`, and whatever loading raised.
     """
-    api_key = checked_key(api_key if api_key is not None else os.environ.get("NUTSHELL_API_KEY"))
+    api_key = _checked_key(api_key if api_key is not None else os.environ.get("NUTSHELL_API_KEY"))
     if not is_loopback(host) and api_key is None:
         raise ValueError(
             f"host {host!r} can be reached from other machines, and there is no API key; "
             "set one (NUTSHELL_API_KEY=... or --api-key KEY), or use --host 127.0.0.1"
         )
-    if any(origin == "*" for origin in cors_origins) and api_key is None:
+    if "*" in cors_origins and api_key is None:
         raise ValueError("--cors-origin '*' lets every web site use this server; name the sites, or set an API key")
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}; it must lie between 0 and 65535 (0 picks a free one)")
+    allowed_hosts = [name.lower().rstrip(".") for name in (host, *allow_hosts)] if api_key is None else None
+    app = create_app(None, _name(folder), api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins)
     listeners = _listen(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
-    failure: list[BaseException] = []
-
-    def open_engine() -> tuple[Any, Any]:
-        from nutshell.infer.engine import Engine  # imports torch, which takes seconds: the page is there meanwhile
-
-        if isinstance(model, (str, Path)):
-            opened, tok = (open_model or _open)(model, device)
-        elif isinstance(model, tuple):
-            opened, tok = model
-        else:
-            return model, model.tok
-        engine = Engine(opened, tok, max_rows=max_rows)
-        engine.allocate()  # what does not fit is said now, not to the first who asks
-        return engine, tok
-
-    async def load_in_background(service: Service) -> None:
-        async def run() -> None:
-            try:
-                service.open(*await asyncio.to_thread(open_engine))
-                log.info("%s is ready: %s (Ctrl-C ends it)", service.model_name, address)
-                if on_ready is not None:
-                    on_ready(address)
-            except BaseException as error:
-                failure.append(error)
-                server.should_exit = True
-
-        service.loading = asyncio.create_task(run())
-
-    app = create_app(
-        None,
-        None,
-        name or _name(model),
-        api_key=api_key,
-        max_queue=max_queue,
-        allowed_hosts=[name.lower().rstrip(".") for name in (host, *allow_hosts)] if api_key is None else None,
-        cors_origins=cors_origins,
-        on_startup=load_in_background,
+    server = Server(
+        app, open_engine=open_engine or (lambda: _open_engine(folder)), drain_seconds=drain_seconds, log_level=log_level
     )
-    server = Server(app, drain_seconds=drain_seconds, log_level=log_level)
-    with contextlib.suppress(OSError):  # ours goes where uvicorn's goes
-        _log_to_stderr(log_level)
+    _log_to_stderr(log_level)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
     log.info("Listening on %s; the model loads", address)
     try:
         server.run(sockets=listeners)
@@ -184,11 +169,19 @@ def serve(
     finally:
         for listener in listeners:
             listener.close()
-    if failure:
-        raise failure[0]
+    if server.failure is not None:
+        raise server.failure
 
 
-def checked_key(key: str | None) -> str | None:
+def _open_engine(folder: str | Path) -> Any:
+    from nutshell.checkpoint import load
+    from nutshell.infer.engine import Engine
+
+    model, tok = load(folder)
+    return Engine(model.for_inference(), tok)
+
+
+def _checked_key(key: str | None) -> str | None:
     """The key without blanks around it. ValueError for one that no client can send in a header."""
     if key is None:
         return None
@@ -199,6 +192,7 @@ def checked_key(key: str | None) -> str | None:
 
 
 def _log_to_stderr(level: str) -> None:
+    """Our log lines go where uvicorn's go."""
     ours = logging.getLogger("nutshell.serve")
     ours.setLevel(level.upper())
     if not ours.handlers and not logging.getLogger().handlers:
@@ -208,34 +202,31 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets on `host`; on IPv6's loopback too where `host` is IPv4's, because localhost may mean either."""
-    name = "127.0.0.1" if host == "localhost" else host
-    try:
-        listeners = [socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET, backlog=2048)]
-    except OSError as error:
-        raise OSError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}); end the other server there, or choose another --port"
-        ) from error
-    if name == "127.0.0.1":
-        with contextlib.suppress(OSError):  # no IPv6 here, or its port is taken
-            port = listeners[0].getsockname()[1]
-            listeners.append(socket.create_server(("::1", port), family=socket.AF_INET6, backlog=2048))
+    """Sockets on `host`: on both loopbacks for localhost or 127.0.0.1, since localhost may mean either; on every address of IPv4
+    and IPv6 for `::`. OSError where the port is taken."""
+    hosts = ["127.0.0.1", "::1"] if host in ("localhost", "127.0.0.1") else [host]
+    listeners: list[socket.socket] = []
+    for name in hosts:
+        number = port or (listeners[0].getsockname()[1] if listeners else 0)
+        try:
+            family = socket.AF_INET6 if ":" in name else socket.AF_INET
+            both = name == "::" and socket.has_dualstack_ipv6()
+            listeners.append(socket.create_server((name, number), family=family, backlog=2048, dualstack_ipv6=both))
+        except OSError as error:
+            if listeners and not (port and error.errno == errno.EADDRINUSE):
+                continue  # no IPv6 here
+            for listener in listeners:
+                listener.close()
+            shown = f"[{name}]:{number}" if ":" in name else f"{name}:{number}"
+            wrong = f"cannot listen on {shown} ({error.strerror or error})"
+            raise OSError(f"{wrong}; end the other server there, or choose another --port") from error
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: a client that reads nothing for a minute is cut off
         for listener in listeners:
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
     return listeners
 
 
-def _open(folder: Any, device: str) -> tuple[Any, Any]:
-    from nutshell.checkpoint import load
-
-    model, tok = load(folder, device=device)
-    return model.for_inference(), tok
-
-
-def _name(model: Any) -> str:
+def _name(folder: str | Path) -> str:
     """A run folder's own name, so that `runs/demo/sft/step-000100` and `runs/demo` are both "demo"."""
-    if not isinstance(model, (str, Path)):
-        return "nutshell"
-    folder = Path(model).resolve()
-    return next((parent.name for parent in (folder, *folder.parents) if (parent / "plan.json").is_file()), folder.name)
+    path = Path(folder).resolve()
+    return next((parent.name for parent in (path, *path.parents) if (parent / "plan.json").is_file()), path.name)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from nutshell.serve.parts import Parts, add_piece, content_of
+from nutshell.serve.parts import Parts, add_delta, content_of
 
 HELP = """\
 /new           begin a new conversation
@@ -74,23 +74,18 @@ def chat(
     prompt: str | None = None,
     system: str | None = None,
     temperature: float = 0.4,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    max_tokens: int = 256,
-    seed: int | None = None,
-    name: str = "the model",
     stdin: TextIO | None = None,
     stdout: TextIO | None = None,
+    **sampling: Any,
 ) -> None:
-    """Talk to `engine`. With `prompt` ("-" reads it from stdin), print one answer and return.
+    """Talk to `engine`; `sampling` are fields of `Sampling`. With `prompt` ("-" reads stdin), print one answer and return.
 
     Without a terminal at stdin each line is a message, and only answers are printed. Raises ValueError for an empty
     prompt or a setting that Sampling refuses.
     """
     stdin, stdout = stdin or sys.stdin, stdout or sys.stdout
     styled = stdout.isatty() and "NO_COLOR" not in os.environ
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
-    talk = Conversation(engine, sampling, system or "")
+    talk = Conversation(engine, {"temperature": temperature, **sampling}, system or "")
     if prompt is not None:
         text = stdin.read() if prompt == "-" else prompt
         if not text.strip():
@@ -100,7 +95,7 @@ def chat(
     interactive = stdin.isatty()
     screen = Screen(stdout, styled, show_tools=interactive or stdout.isatty())
     if interactive:
-        screen.write(f"Chat with {name}. /help lists the commands.\n", BOLD)
+        screen.write("Chat with the model. /help lists the commands.\n", BOLD)
         with contextlib.suppress(ImportError):  # line editing and history, where there is any
             import readline  # noqa: F401
     while (line := _read(stdin, interactive, screen)) is not None:
@@ -172,7 +167,7 @@ def _command(talk: Conversation, line: str, screen: Screen) -> bool:
         question = talk.messages[questions[-1]]["content"]
         del talk.messages[questions[-1] :]
         with _problems_shown(screen, True):
-            _answer(talk, question, screen, again=True)
+            _answer(talk, question, screen)
     elif command == "/help":
         screen.note(HELP)
     return True
@@ -189,29 +184,26 @@ def _problems_shown(screen: Screen, shown: bool) -> Iterator[None]:
         screen.note(f"\n{error}")
 
 
-def _answer(talk: Conversation, question: str, screen: Screen, again: bool = False) -> None:
+def _answer(talk: Conversation, question: str, screen: Screen) -> None:
     """Stream the answer to `question`, and add both to the conversation."""
-    sampling = dict(talk.sampling)
-    if again and sampling["seed"] is not None:
-        sampling["seed"] = None  # the same seed would give the same answer
     messages = [*talk.to_send(), {"role": "user", "content": question}]
     parts: Parts = []
     tokens, finish, began, kind = 0, None, 0.0, "text"
-    with _stop_by_ctrl_c() as stopped, contextlib.closing(talk.engine.chat(messages, **sampling)) as pieces:
-        for piece in pieces:
+    with _stop_by_ctrl_c() as stopped, contextlib.closing(talk.engine.chat(messages, **talk.sampling)) as deltas:
+        for delta in deltas:
             if not began:
                 began = time.monotonic()
-                _tell_what_is_missing(piece.request, screen)
-            tokens += piece.token_id >= 0
-            add_piece(parts, piece)
-            if piece.kind != kind and screen.show_tools:
-                screen.write({"tool": "[", "output": " = ", "text": "] "}[piece.kind], DIM)
-            kind = piece.kind
+                _tell_what_is_missing(delta.request, screen)
+            tokens += delta.token_id >= 0
+            add_delta(parts, delta)
+            if delta.kind != kind and screen.show_tools:
+                screen.write({"tool": "[", "output": " = ", "text": "] "}[delta.kind], DIM)
+            kind = delta.kind
             if kind == "text":
-                screen.write(piece.text)
+                screen.write(delta.text)
             elif screen.show_tools:
-                screen.write(piece.text, DIM)
-            finish = piece.finish
+                screen.write(delta.text, DIM)
+            finish = delta.finish
             if stopped.is_set():
                 break
     if kind != "text" and screen.show_tools:

@@ -1,7 +1,7 @@
 """The one thread that owns the engine: everything that touches it happens here, between two steps.
 
 The event loop reserves slots, hands over prompts and cancels; each of these only appends to a queue under a lock
-that is held for microseconds, so a long step never holds up an HTTP request. Pieces go back through the ticket's
+that is held for microseconds, so a long step never holds up an HTTP request. Deltas go back through the handle's
 `deliver`, which is called on the worker's thread.
 """
 
@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nutshell.infer.sampling import Sampling
 
-
 log = logging.getLogger("nutshell.serve")
 
 FAILURES_IN_A_ROW = 3
 """So many, with no finished answer between them, and the server says that it is broken, until an answer is finished."""
 
-Events = list[tuple[int, Any]]
-"""(choice index, Piece) pairs of one step that belong to one ticket."""
+Deltas = list[tuple[int, Any]]
+"""(choice index, delta) pairs of one step that belong to one request."""
+Deliver = Callable[[Deltas | Exception], None]
 
 
 class StoppedError(RuntimeError):
     """The worker was stopped before this answer was finished."""
 
 
-class Ticket:
+class RequestHandle:
     """The slots of one HTTP request: one per choice (`n`), taken before any work is done for it."""
 
     def __init__(self, worker: "Worker", slots: int):
@@ -36,18 +36,12 @@ class Ticket:
         self.slots = slots
         self.closed = False
         self.request_id = ""
-        self.deliver: Callable[[Events | Exception], None] = lambda events: None
+        self.deliver: Deliver = lambda deltas: None
 
-    def submit(
-        self,
-        prompt: list[int],
-        samplings: "Sequence[Sampling]",
-        deliver: Callable[[Events | Exception], None],
-        tools: bool = True,
-    ) -> None:
-        """Hand the prompt and the sampling of each choice to the engine; `deliver` gets the pieces, or one exception."""
+    def submit(self, prompt: list[int], samplings: "Sequence[Sampling]", deliver: Deliver) -> None:
+        """Hand the prompt and the sampling of each choice to the engine; `deliver` gets the deltas, or one exception."""
         self.deliver = deliver
-        self.worker.post(lambda: self.worker.begin(self, prompt, samplings, tools))
+        self.worker.post(lambda: self.worker.begin(self, prompt, samplings))
 
     def close(self) -> None:
         """Give the slots back and stop what still runs. May be called twice, and from any thread."""
@@ -59,8 +53,6 @@ class Worker:
     """Steps `engine` on its own thread; at most `engine.max_rows + max_queue` answers are accepted at a time."""
 
     def __init__(self, engine: Any, max_queue: int = 64):
-        if max_queue < 0:
-            raise ValueError(f"max_queue is {max_queue}; it must be 0 or more (answers that may wait for a free row)")
         self.engine = engine
         self.capacity = engine.max_rows + max_queue
         self.in_flight = 0  # slots taken: waiting and running
@@ -72,8 +64,7 @@ class Worker:
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
-        # Touched by the worker's thread only. The request is kept beside its ticket so that its id stays unique.
-        self._owners: dict[int, tuple[Any, Ticket, int]] = {}
+        self._owners: dict[Any, tuple[RequestHandle, int]] = {}  # engine's request: handle, choice; on the worker's thread only
 
     # ---- any thread
 
@@ -81,20 +72,20 @@ class Worker:
     def failed(self) -> bool:
         return self.failures >= FAILURES_IN_A_ROW
 
-    def reserve(self, slots: int) -> Ticket | None:
+    def reserve(self, slots: int) -> RequestHandle | None:
         """Take `slots` at once, or None when they are not free."""
         with self._lock:
             if self._stopping or self.in_flight + slots > self.capacity:
                 return None
             self.in_flight += slots
-        return Ticket(self, slots)
+        return RequestHandle(self, slots)
 
-    def release(self, ticket: Ticket) -> bool:
+    def release(self, handle: RequestHandle) -> bool:
         with self._lock:
-            if ticket.closed:
+            if handle.closed:
                 return False
-            ticket.closed = True
-            self.in_flight -= ticket.slots
+            handle.closed = True
+            self.in_flight -= handle.slots
         return True
 
     def post(self, action: Callable[[], None]) -> None:
@@ -116,23 +107,20 @@ class Worker:
 
     # ---- the worker's thread
 
-    def begin(self, ticket: Ticket, prompt: list[int], samplings: "Sequence[Sampling]", tools: bool) -> None:
-        if ticket.closed:
+    def begin(self, handle: RequestHandle, prompt: list[int], samplings: "Sequence[Sampling]") -> None:
+        if handle.closed:
             return
         try:
-            requests = self.engine.submit_choices(prompt, samplings, tools=tools)
-            for index, request in enumerate(requests):
-                self._owners[id(request)] = (request, ticket, index)
+            for index, request in enumerate(self.engine.submit_choices(prompt, samplings)):
+                self._owners[request] = (handle, index)
         except Exception as error:
-            self._answer_failed(error)
-            self.end(ticket)
-            self._send(ticket, error)
+            self.failures, self.last_error = self.failures + 1, error
+            self._send(handle, error)
 
-    def end(self, ticket: Ticket) -> None:
-        for key, (request, owner, _) in list(self._owners.items()):
-            if owner is ticket:
-                self.engine.cancel(request)
-                del self._owners[key]
+    def end(self, handle: RequestHandle) -> None:
+        for request in [request for request, (owner, _) in self._owners.items() if owner is handle]:
+            self.engine.cancel(request)
+            del self._owners[request]
 
     def _run(self) -> None:
         while not self._stopping:
@@ -145,14 +133,11 @@ class Worker:
                         self.steps += 1
                         self._dispatch(self.engine.step())
                 except Exception as error:
-                    names = ", ".join(sorted({owner.request_id for _, owner, _ in self._owners.values()}))
+                    names = ", ".join(sorted({owner.request_id for owner, _ in self._owners.values()}))
                     log.exception("the engine failed in a step; its answers are given up (%s)", names or "none")
-                    self._answer_failed(error)
+                    self.failures, self.last_error = self.failures + 1, error
                     self._give_up(error)
         self._give_up(StoppedError("the server is shutting down"))
-
-    def _answer_failed(self, error: Exception) -> None:
-        self.failures, self.last_error = self.failures + 1, error
 
     def _empty_inbox(self) -> None:
         while True:
@@ -162,30 +147,28 @@ class Worker:
                 action = self._inbox.popleft()
             action()
 
-    def _dispatch(self, pieces: Sequence[Any]) -> None:
-        batches: dict[Ticket, Events] = {}
-        for piece in pieces:
-            owner = self._owners.get(id(piece.request))
-            if owner is None:  # cancelled since
+    def _dispatch(self, deltas: Sequence[Any]) -> None:
+        batches: dict[RequestHandle, Deltas] = {}
+        for delta in deltas:
+            if delta.request not in self._owners:  # cancelled since
                 continue
-            _, ticket, index = owner
-            batches.setdefault(ticket, []).append((index, piece))
-            if piece.finish is not None:
-                del self._owners[id(piece.request)]
+            handle, index = self._owners[delta.request]
+            batches.setdefault(handle, []).append((index, delta))
+            if delta.finish is not None:
+                del self._owners[delta.request]
                 self.failures = 0  # not after each step: answers that always break at their second token are failures too
-        for ticket, events in batches.items():
-            self._send(ticket, events)
+        for handle, batch in batches.items():
+            self._send(handle, batch)
 
     def _give_up(self, error: Exception) -> None:
-        tickets = {owner for _, owner, _ in self._owners.values()}
-        for ticket in tickets:
-            self.end(ticket)
-            self._send(ticket, error)
+        for handle in {owner for owner, _ in self._owners.values()}:
+            self.end(handle)
+            self._send(handle, error)
 
-    def _send(self, ticket: Ticket, events: Events | Exception) -> None:
-        if ticket.closed:
+    def _send(self, handle: RequestHandle, deltas: Deltas | Exception) -> None:
+        if handle.closed:
             return
         try:
-            ticket.deliver(events)
+            handle.deliver(deltas)
         except RuntimeError:  # the event loop is gone
-            ticket.close()
+            handle.close()

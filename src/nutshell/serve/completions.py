@@ -1,0 +1,188 @@
+"""What the engine says, turned into OpenAI's completion objects, whole or as server-sent events."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+
+from nutshell.serve.parts import PART_TYPES, Parts, add_delta, text_of
+from nutshell.serve.worker import Deltas, RequestHandle
+
+PING_SECONDS = 15.0
+"""A stream that waits this long for its first or next token sends a comment, so that proxies keep it open."""
+
+
+class Choice:
+    """What has been said so far in one of the `n` completions."""
+
+    def __init__(self) -> None:
+        self.parts: Parts = []
+        self.logprobs: list[dict[str, Any]] = []
+        self.tokens = 0
+        self.finish: str | None = None
+
+    def add(self, delta: Any, tok: Any, want_logprobs: bool) -> list[dict[str, Any]]:
+        """Take what came; returns its entries for `logprobs.content` (none for what the user does not read)."""
+        add_delta(self.parts, delta)
+        self.tokens += delta.token_id >= 0  # -1 is text that was held back, or the end of a cancelled answer
+        if delta.finish is not None:
+            self.finish = "length" if delta.finish == "length" else "stop"
+        if not want_logprobs or delta.kind != "text" or delta.logprob is None or not tok.token_bytes(delta.token_id):
+            return []
+        entry = _token(delta.token_id, delta.logprob, tok)
+        entry["top_logprobs"] = [_token(token_id, logprob, tok) for token_id, logprob in delta.top]
+        self.logprobs.append(entry)
+        return [entry]
+
+    def message(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text_of(self.parts), "refusal": None}
+        if any(part["type"] != "text" for part in self.parts):
+            message["nutshell"] = {"parts": self.parts}
+        return message
+
+
+def _token(token_id: int, logprob: float, tok: Any) -> dict[str, Any]:
+    raw = tok.token_bytes(token_id)
+    # JSON has no -inf, which is what a token that top_k or top_p ruled out has.
+    return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+
+
+class Completion:
+    """The answer to one request: its choices, and the queue that the worker's thread fills."""
+
+    def __init__(
+        self, handle: RequestHandle, tok: Any, base: dict[str, Any], prompt_tokens: int, want_logprobs: bool, began: float
+    ):
+        self.handle, self.tok, self.base = handle, tok, base
+        self.choices = [Choice() for _ in range(handle.slots)]
+        self.prompt_tokens, self.want_logprobs = prompt_tokens, want_logprobs
+        self.began = began  # when the request arrived
+        self.first_token_seconds: float | None = None
+        self.note: dict[str, Any] = {}  # for the first chunk, or the whole object
+        self._queue: asyncio.Queue[Deltas | Exception] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def deliver(self, deltas: Deltas | Exception) -> None:
+        """Called on the worker's thread."""
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, deltas)
+
+    async def deltas(self) -> AsyncIterator[Deltas]:
+        """What arrived since the last time, until every choice is finished. Raises what the engine raised."""
+        unfinished = len(self.choices)
+        while unfinished:
+            arrived = [await self._queue.get()]
+            while not self._queue.empty():
+                arrived.append(self._queue.get_nowait())
+            merged: Deltas = []
+            for deltas in arrived:
+                if isinstance(deltas, Exception):
+                    raise deltas
+                merged += deltas
+            if self.first_token_seconds is None:
+                self.first_token_seconds = time.monotonic() - self.began
+            unfinished -= sum(delta.finish is not None for _, delta in merged)
+            yield merged
+
+    def completion_tokens(self) -> int:
+        return sum(choice.tokens for choice in self.choices)
+
+    def usage(self) -> dict[str, int]:
+        prompt, completion = self.prompt_tokens, self.completion_tokens()
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+    async def whole(self) -> dict[str, Any]:
+        """The `chat.completion` object, once all choices are finished."""
+        async for deltas in self.deltas():
+            for index, delta in deltas:
+                self.choices[index].add(delta, self.tok, self.want_logprobs)
+        choices = [
+            {
+                "index": index,
+                "message": choice.message(),
+                "logprobs": {"content": choice.logprobs, "refusal": None} if self.want_logprobs else None,
+                "finish_reason": choice.finish,
+            }
+            for index, choice in enumerate(self.choices)
+        ]
+        return {**self.base, "object": "chat.completion", "choices": choices, "usage": self.usage(), **self.note}
+
+    async def chunks(self, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+        """`chat.completion.chunk` objects: the role, the text as it comes, the reason it ended, and the usage."""
+        base: dict[str, Any] = {**self.base, "object": "chat.completion.chunk"}
+        if include_usage:
+            base["usage"] = None
+        for index in range(len(self.choices)):
+            role = {"role": "assistant", "content": "", "refusal": None}
+            yield {**base, "choices": [_choice(index, role)], **self.note}
+        async for deltas in self.deltas():
+            for choice in self._joined(deltas):
+                yield {**base, "choices": [choice]}
+        if include_usage:
+            yield {**base, "choices": [], "usage": self.usage()}
+
+    def _joined(self, deltas: Deltas) -> list[dict[str, Any]]:
+        """Neighbours of one choice and kind as one `choices` entry; a finish gets its own."""
+        joined: list[dict[str, Any]] = []
+        last: tuple[int, str] | None = None
+        for index, delta in deltas:
+            choice = self.choices[index]
+            entries = choice.add(delta, self.tok, self.want_logprobs)
+            if delta.text or entries:
+                if last != (index, delta.kind):
+                    text = {"content": ""} if delta.kind == "text" else {"nutshell": {"type": PART_TYPES[delta.kind], "text": ""}}
+                    joined.append(_choice(index, text, {"content": [], "refusal": None} if entries else None))
+                    last = (index, delta.kind)
+                content = joined[-1]["delta"]
+                if delta.kind == "text":
+                    content["content"] += delta.text
+                else:
+                    content["nutshell"]["text"] += delta.text
+                if entries:
+                    joined[-1]["logprobs"]["content"] += entries
+            if delta.finish is not None:
+                joined.append({**_choice(index, {}), "finish_reason": choice.finish})
+                last = None
+        return joined
+
+
+def _choice(index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+
+def sse(data: Any) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Sends `events` as they come. A client that leaves ends the stream; `close` runs whatever happens."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]):
+        super().__init__(_with_pings(events), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self.close = close
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.close()
+
+
+async def _with_pings(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def next_event() -> bytes | None:
+        return await anext(events, None)
+
+    while True:
+        following = asyncio.ensure_future(next_event())
+        try:
+            while not (await asyncio.wait({following}, timeout=PING_SECONDS))[0]:
+                yield b": waiting\n\n"
+        finally:
+            following.cancel()  # nothing, where it is done
+        if (event := following.result()) is None:
+            return
+        yield event
