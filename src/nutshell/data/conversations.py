@@ -21,9 +21,7 @@ def read_conversations(
     their order, which is completed with file and line, and may return the messages to keep.
     """
     conversations = []
-    files = find_files(
-        paths, CONVERSATION_KINDS, lambda row: isinstance(row, list) or (isinstance(row, dict) and "messages" in row)
-    ).train
+    files = find_files(paths, CONVERSATION_KINDS, _looks_like_one).train
     for file in files:
         for where, row in _parquet_rows(file) if kind_of(file) == ".parquet" else json_rows(file):
             messages = _messages(row, where)

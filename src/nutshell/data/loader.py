@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nutshell.data.packing import Document, Packed, pack
+from nutshell.data.packing import Document, pack
 from nutshell.data.shards import Shards
 from nutshell.data.stream import Batch, PackedStream
 
@@ -29,18 +29,10 @@ class PretrainLoader(PackedStream):
     """
 
     def __init__(
-        self,
-        shards: Shards,
-        encode_batch: Callable[[list[str]], tuple[np.ndarray, np.ndarray]],
-        bos_id: int,
-        rows: int,
-        row_tokens: int,
-        split: str = "train",
-        **options: Any,
-    ):
+        self, shards: Shards, encode_batch: Callable[[list[str]], tuple[np.ndarray, np.ndarray]], bos_id: int, rows: int,
+        row_tokens: int, split: str = "train", **options: Any,
+    ):  # fmt: skip
         super().__init__(bos_id, rows, row_tokens, **options)
-        if shards.blocks(split) == 0:
-            raise ValueError(f"{shards.folder} has no {split}-*.parquet; prepare the data again (nutshell data)")
         self.shards, self.encode_batch, self.split = shards, encode_batch, split
 
     def val_batches(self, max_tokens: int | None = None, split: str = "val") -> list[Batch]:
@@ -52,25 +44,23 @@ class PretrainLoader(PackedStream):
         if self.shards.blocks(split) == 0:
             raise ValueError(f"{self.shards.folder} has no {split}-*.parquet; prepare the data again (nutshell data)")
         wanted = None if max_tokens is None else max(1, max_tokens // (self.row_tokens - 1))
-        found: list[Packed] = []
+        ids, mask = np.empty((0, self.row_tokens), np.uint32), np.empty((0, self.row_tokens), bool)
         carry: list[Document] = []
         order = np.random.default_rng(0).permutation(self.shards.blocks(split)).tolist()
         for block in order:
             documents = self._encode(self.shards.read(split, block))
             packed = pack(documents, self.row_tokens, carry, bos_id=self.bos_id, flush=block == order[-1])
             carry = packed.carry
-            found.append(packed)
-            if wanted is not None and sum(len(packed.ids) for packed in found) >= wanted:
+            ids = np.concatenate([ids, packed.ids])
+            mask = np.concatenate([mask, np.ones(packed.ids.shape, bool) if packed.mask is None else packed.mask])
+            if wanted is not None and len(ids) >= wanted:
                 break
-        ids = np.concatenate([packed.ids for packed in found])
-        masks = [np.ones(packed.ids.shape, bool) if packed.mask is None else packed.mask for packed in found]
         # Packing puts long documents first; a part of the rows must not hold those alone.
         chosen = np.random.default_rng(0).permutation(len(ids))[:wanted]
-        ids, mask = ids[chosen], np.concatenate(masks)[chosen]
-        missing = -len(ids) % (self.rows * self.world_size)
-        ids = np.concatenate([ids, np.full((missing, self.row_tokens), self.bos_id, np.uint32)])
-        mask = np.concatenate([mask, np.zeros((missing, self.row_tokens), bool)])
         step = self.rows * self.world_size
+        missing = ((0, -len(chosen) % step), (0, 0))
+        ids = np.pad(ids[chosen], missing, constant_values=self.bos_id)
+        mask = np.pad(mask[chosen], missing)
         return [self._rank_batch([(ids[i : i + step], mask[i : i + step])]) for i in range(0, len(ids), step)]
 
     def _encode(self, texts: list[str]) -> list[Document]:
@@ -94,14 +84,12 @@ class PretrainLoader(PackedStream):
     def _fingerprint(self) -> str:
         return self.shards.fingerprint(self.split)
 
-    def _needed_tokens(self) -> int:
-        return self.row_tokens
-
-    def _too_little(self, tokens: int) -> str:
-        return (
-            f"the {self.split} part of {self.shards.folder} has {tokens} tokens, less than one row of {self.row_tokens}; "
-            "give more text or a shorter context"
-        )
+    def _check_epoch(self, tokens: int) -> None:
+        if tokens < self.row_tokens:
+            raise ValueError(
+                f"the {self.split} part of {self.shards.folder} has {tokens} tokens, less than one row of {self.row_tokens}; "
+                "give more text or a shorter context"
+            )
 
 
 class ConversationLoader(PackedStream):
@@ -116,14 +104,9 @@ class ConversationLoader(PackedStream):
     _split_documents = False
 
     def __init__(
-        self,
-        conversations: Sequence[Any],
-        render: Callable[[Any], tuple[Sequence[int], Sequence[int]]],
-        bos_id: int,
-        rows: int,
-        row_tokens: int,
-        **options: Any,
-    ):
+        self, conversations: Sequence[Any], render: Callable[[Any], tuple[Sequence[int], Sequence[int]]], bos_id: int, rows: int,
+        row_tokens: int, **options: Any,
+    ):  # fmt: skip
         super().__init__(bos_id, rows, row_tokens, **options)
         if len(conversations) == 0:
             raise ValueError("there is no conversation to train on")
@@ -139,17 +122,6 @@ class ConversationLoader(PackedStream):
         if not beyond and not left_out:
             return {}
         return {"cropped_conversations": len(beyond), "cropped_tokens": sum(beyond), "left_out_conversations": left_out}
-
-    def rows_per_epoch(self) -> int:
-        """How many rows one epoch has (the first one; others differ by a few). Renders and packs everything once."""
-        rows = 0
-        carry: list[Document] = []
-        order = self._shuffled("blocks", self._blocks(), 0).tolist()
-        for block in order:
-            flush = block == order[-1]
-            packed = pack(self._documents(block, 0), self.row_tokens, carry, False, bos_id=self.bos_id, flush=flush)
-            rows, carry = rows + len(packed.ids), packed.carry
-        return rows
 
     def _blocks(self) -> int:
         return -(-len(self.conversations) // CONVERSATIONS_PER_BLOCK)
@@ -183,11 +155,9 @@ class ConversationLoader(PackedStream):
             self._hash = digest.hexdigest()[:16]
         return self._hash
 
-    def _needed_tokens(self) -> int:
-        return 1
-
-    def _too_little(self, tokens: int) -> str:
-        return (
-            f"none of the {len(self.conversations)} conversations has a token to learn within a row of {self.row_tokens} "
-            "tokens: they have no assistant message, or their first user message alone is longer than the context"
-        )
+    def _check_epoch(self, tokens: int) -> None:
+        if not tokens:
+            raise ValueError(
+                f"none of the {len(self.conversations)} conversations has a token to learn within a row of {self.row_tokens} "
+                "tokens: they have no assistant message, or their first user message alone is longer than the context"
+            )

@@ -28,16 +28,6 @@ class Packed:
     """(R, row_tokens) bool, False at padding; None where every token is learned."""
     carry: list[Document]
     """What did not fill a row: less than ``row_tokens`` tokens, to be handed to the next call."""
-    splits: int
-    """How many times a document was split, which is how many BOS were inserted."""
-    padding_tokens: int
-    truncated_documents: int
-    truncated_tokens: int
-    """With split=False: documents longer than a row, and how many tokens they lost."""
-
-    @property
-    def padding_share(self) -> float:
-        return self.padding_tokens / self.ids.size if self.ids.size else 0.0
 
 
 _Part = tuple[np.ndarray, "np.ndarray | None", int]
@@ -117,35 +107,22 @@ class _Pool:
 
 
 def pack(
-    documents: Iterable[Document],
-    row_tokens: int,
-    carry: Iterable[Document] = (),
-    split: bool = True,
-    *,
-    bos_id: int,
+    documents: Iterable[Document], row_tokens: int, carry: Iterable[Document] = (), split: bool = True, *, bos_id: int,
     flush: bool = False,
-) -> Packed:
-    """Packs ``carry`` and ``documents`` into rows while there is enough for a whole row.
+) -> Packed:  # fmt: skip
+    """Pack ``carry`` and ``documents`` into rows while there is enough for a whole row.
 
     ``flush`` also puts the rest into rows, the last of them padded with BOS that is not learned. Documents without a
-    token are passed over. Raises ValueError where a document does not start with BOS or ``row_tokens`` is below 2.
+    token are passed over. Raises ValueError where a document does not start with BOS.
     """
-    if row_tokens < 2:
-        raise ValueError(f"row_tokens is {row_tokens}; a row needs at least 2 tokens")
-    pool = _Pool(row_tokens)
-    truncated_documents = truncated_tokens = splits = padding_tokens = rows = 0
-    masked = flush or not split
+    pool, rows, masked = _Pool(row_tokens), 0, flush or not split
     for ids, mask in (*carry, *documents):
         if len(ids) == 0:
             continue
         if ids[0] != bos_id:
             raise ValueError(f"a document starts with token {ids[0]} instead of BOS ({bos_id})")
-        if mask is not None and len(mask) != len(ids):
-            raise ValueError(f"a document has {len(ids)} tokens but a mask of {len(mask)}")
         masked = masked or mask is not None
-        if not split and len(ids) > row_tokens:
-            truncated_documents += 1
-            truncated_tokens += len(ids) - row_tokens
+        if not split:
             ids, mask = ids[:row_tokens], None if mask is None else mask[:row_tokens]
         pool.add((ids, mask, 0))
 
@@ -163,11 +140,9 @@ def pack(
                 ids, mask, start = part = pool.take_longest()
                 pieces += _pieces(part, space, bos_id)
                 pool.add((ids, mask, start + space - (start > 0)))
-                splits += 1
                 space = 0
             else:
                 pieces.append((np.full(space, bos_id, np.uint32), np.zeros(space, bool)))
-                padding_tokens += space
                 space = 0
 
     ids, mask = _join(pieces, masked)
@@ -175,8 +150,4 @@ def pack(
         ids=ids.reshape(rows, row_tokens),
         mask=None if mask is None else mask.reshape(rows, row_tokens),
         carry=[_join(_pieces(part, _length(part), bos_id), part[1] is not None) for part in pool.rest()],
-        splits=splits,
-        padding_tokens=padding_tokens,
-        truncated_documents=truncated_documents,
-        truncated_tokens=truncated_tokens,
     )

@@ -7,19 +7,17 @@ duplicates or not, and another order of the files changes nothing. A row group i
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
-import os
 import random
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow
 import pyarrow.parquet
 
-from nutshell.data.text import as_text, check_text_column, find_column, find_text
+from nutshell.data.text import as_text, find_text, open_parquet, text_column
 from nutshell.files import fsync, sha256, shown, write_json
 
 MANIFEST = "manifest.json"
@@ -32,23 +30,20 @@ SHORT_TEXT = 200  # characters; so little is not cut
 def prepare_shards(
     paths: Path | str | list[Path | str], folder: Path | str, *, note: Callable[[str], object] = lambda line: None, **options: Any
 ) -> Path:
-    """Turns the user's files into shards under ``folder`` and returns the folder to train from.
+    """Turn the user's files into shards under ``folder`` and return the folder to train from.
 
-    A folder that holds ``train-*.parquet`` and ``val-*.parquet`` already is returned as it is. Shards that an earlier
-    call wrote from the same files with the same options are used again. Files that `find_text` takes for validation are the
-    val part. ``note`` hears one line about what was read, left out and dropped; ``options`` are those of `write_shards`.
+    A folder that holds shards already is returned as it is. Shards that an earlier call wrote from the same files with the
+    same options are used again. Files that `find_text` takes for validation are the val part. ``note`` hears one line about
+    what was read, left out and dropped; ``options`` are those of `write_shards`.
     """
-    many = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    if len(many) == 1 and is_shard_folder(many[0]):
-        return Path(many[0])
-    folder = Path(folder)
-    found = find_text(many)
+    if isinstance(paths, (str, Path)) and is_shard_folder(paths):
+        return Path(paths)
+    folder, found = Path(folder), find_text(paths)
     source: dict[str, Any] = {"files": [[shown(file.name), sha256(file)] for file in found.train], "options": options}
     if found.val:
         source["val_files"] = [[shown(file.name), sha256(file)] for file in found.val]
     if (folder / MANIFEST).exists():
-        existing = read_manifest(folder).get("source")
-        if existing == json.loads(json.dumps(source)):
+        if read_manifest(folder).get("source") == json.loads(json.dumps(source)):
             return folder
         raise ValueError(f"{folder} holds shards of other data or settings; delete it or choose another folder")
     held_out = found.val_documents() if found.val else None
@@ -66,30 +61,16 @@ def is_shard_folder(folder: Path | str) -> bool:
 
 
 def write_shards(
-    documents: Iterable[str],
-    folder: Path | str,
-    *,
-    val_fraction: float = 0.01,
-    val_documents: int | None = None,
-    rows_per_group: int = 256,
-    shard_characters: int = 32_000_000,
-    seed: int = 0,
-    source: Any = None,
-    held_out: Iterable[str] | None = None,
-) -> Path:
-    """Writes documents as shuffled train and val shards with a ``manifest.json``; returns the folder.
+    documents: Iterable[str], folder: Path | str, *, val_fraction: float = 0.01, rows_per_group: int = 256,
+    shard_characters: int = 32_000_000, seed: int = 0, source: Any = None, held_out: Iterable[str] | None = None,
+) -> Path:  # fmt: skip
+    """Write documents as shuffled train and val shards with a ``manifest.json``; returns the folder.
 
-    Documents that are exact duplicates of an earlier one are dropped. ``val_documents`` sets the size of the val part
-    exactly, else ``val_fraction`` does in expectation; both parts always get at least one document. A shard holds
-    about ``shard_characters``, and documents are shuffled within it. The folder appears by one rename, complete. Where
-    ``held_out`` is given, those documents are the val part, and what equals one of them is not trained on.
+    Exact duplicates of an earlier document are dropped. The val part is ``held_out`` where that is given, and what equals one
+    of it is not trained on; else about ``val_fraction`` of the documents. Both parts get at least one document. A shard holds
+    about ``shard_characters``, and documents are shuffled within it. The folder appears by one rename, complete.
     """
     folder = Path(folder)
-    if not 0 < val_fraction <= 0.5:
-        raise ValueError(f"val_fraction is {val_fraction}; it must be above 0 and at most 0.5")
-    for name, value in (("val_documents", val_documents), ("rows_per_group", rows_per_group)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; delete it or choose another folder for the shards")
     partial = folder.with_name(f".{folder.name}.partial")
@@ -97,14 +78,21 @@ def write_shards(
     partial.mkdir(parents=True)
     try:
         train, val = (_Writer(partial, split, rows_per_group, shard_characters, seed) for split in SPLITS)
-        fraction = None if val_documents else val_fraction
-        duplicates = _divide(documents, train, val, fraction, val_documents or 1, seed, held_out)
+        distinct = _Distinct(seed)
+        if held_out is None:
+            _divide(distinct.of(documents), train, val, val_fraction)
+        else:
+            for side, texts in ((val, held_out), (train, documents)):
+                for _, document in distinct.of(texts):
+                    side.add(document)
+            if not train.documents:
+                raise ValueError("every document to train on is one of those held out for validation as well; give other text")
         train.flush()
         val.flush()
         manifest = {
             "format": "nutshell-shards-1",
             "seed": seed,
-            "duplicates_dropped": duplicates,
+            "duplicates_dropped": distinct.dropped,
             "documents": {"train": train.documents, "val": val.documents},
             "characters": {"train": train.characters, "val": val.characters},
             "files": {**train.files, **val.files},
@@ -120,58 +108,34 @@ def write_shards(
     return folder
 
 
-def _divide(
-    documents: Iterable[str],
-    train: _Writer,
-    val: _Writer,
-    fraction: float | None,
-    held_size: int,
-    seed: int,
-    held_out: Iterable[str] | None,
-) -> int:
-    """Sends each document to one side; returns how many duplicates were dropped.
+class _Distinct:
+    """Documents that were not seen before, each with a hash of 64 bits that decides its side."""
 
-    The ``held_size`` documents of the smallest hashes are held back to the end: they are the val part when its size is
-    given, and otherwise make sure that it is not empty. With ``held_out`` the val part is that.
-    """
-    seen: set[bytes] = set()
-    held: list[tuple[int, str]] = []  # a heap with the largest hash on top
-    threshold = -1 if fraction is None else int(fraction * 2**64)
-    salt = seed.to_bytes(16, "little", signed=True)
-    duplicates = 0
-    sides = ((val, held_out), (train, documents)) if held_out is not None else ((None, documents),)
-    for side, document in ((side, document) for side, texts in sides for document in texts):
-        digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=16, salt=salt).digest()
-        if digest in seen:
-            duplicates += 1
-            continue
-        seen.add(digest)
-        if side is not None:
-            side.add(document)
-            continue
-        value = int.from_bytes(digest[:8], "little")
-        if len(held) < held_size:
-            heapq.heappush(held, (-value, document))
-            continue
-        last, passed_on = heapq.heappushpop(held, (-value, document))
-        (val if -last < threshold else train).add(passed_on)
-    if held_out is not None:
-        if not train.documents:
-            raise ValueError("every document to train on is one of those held out for validation as well; give other text")
-        return duplicates
-    if not held:
+    def __init__(self, seed: int):
+        self.salt = seed.to_bytes(16, "little", signed=True)
+        self.seen: set[bytes] = set()
+        self.dropped = 0
+
+    def of(self, documents: Iterable[str]) -> Iterator[tuple[int, str]]:
+        for document in documents:
+            digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=16, salt=self.salt).digest()
+            if digest in self.seen:
+                self.dropped += 1
+                continue
+            self.seen.add(digest)
+            yield int.from_bytes(digest[:8], "little"), document
+
+
+def _divide(documents: Iterator[tuple[int, str]], train: _Writer, val: _Writer, fraction: float) -> None:
+    """Send each document to the side that its hash says. The one of the smallest hash waits until the end: it fills the val
+    part up to its share of the characters, cut where it is long, and so makes sure that there is one."""
+    held = next(documents, None)
+    if held is None:
         raise ValueError("no document to write: the input is empty")
-    texts = [document for _, document in sorted(held, reverse=True)]
-    if fraction is None and train.documents == 0:
-        raise ValueError(f"{len(seen)} distinct documents, of which {held_size} for val, leave none for training")
-    if fraction is None:
-        if train.documents == 0:
-            train.add(texts.pop(0))
-        for text in texts:
-            val.add(text)
-        return duplicates
-    # The document held back fills the part up to its share of the characters; what is more of it is trained on.
-    (text,) = texts
+    for found in documents:
+        held, (value, document) = min(held, found), max(held, found)
+        (val if value < int(fraction * 2**64) else train).add(document)
+    text = held[1]
     wanted = int(fraction * (train.characters + val.characters + len(text))) - val.characters
     wanted = max(wanted, 0 if val.documents else min(LEAST_VAL_CHARACTERS, max(1, len(text) // 10)))
     if train.documents and len(text) <= max(2 * wanted, SHORT_TEXT):
@@ -182,7 +146,6 @@ def _divide(
         train.add(rest)
     else:
         train.add(text)
-    return duplicates
 
 
 def _cut(text: str, characters: int) -> tuple[str, str]:
@@ -191,8 +154,7 @@ def _cut(text: str, characters: int) -> tuple[str, str]:
         raise ValueError(f"the only document has {len(text)} characters: too little for a train and a val part")
     space = text.rfind(" ", characters // 2, characters + 1)
     cut = space if space > 0 and text[:space].strip() and text[space:].strip() else characters
-    kept, rest = text[:cut].strip(), text[cut:].strip()
-    return kept, rest
+    return text[:cut].strip(), text[cut:].strip()
 
 
 class _Writer:
@@ -230,12 +192,10 @@ class _Writer:
             write_statistics=False,
             write_page_checksum=True,  # lets a reader notice a flipped bit, which would pass for text otherwise
         )
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())
-            data = file.read()
+        fsync(path)
         self.files[path.name] = {
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "bytes": len(data),
+            "sha256": sha256(path),
+            "bytes": path.stat().st_size,
             "documents": len(self.buffer),
             "characters": self.buffered_characters,
         }
@@ -245,8 +205,8 @@ class _Writer:
 class Shards:
     """A folder of shards, addressed by split and block (a row group). Made by `open_shards`."""
 
-    def __init__(self, folder: Path, column: str, on_error: Literal["stop", "skip"]):
-        self.folder, self.column, self.on_error = folder, column, on_error
+    def __init__(self, folder: Path, on_error: Literal["stop", "skip"]):
+        self.folder, self.on_error = folder, on_error
         self.problems: list[str] = []
         """What was skipped and why, with on_error="skip"."""
         self._bytes: dict[Path, int] = {}
@@ -254,7 +214,7 @@ class Shards:
         for split in SPLITS:
             for file in sorted(folder.glob(f"{split}-*.parquet")):
                 try:
-                    self._blocks[split] += [(file, group) for group in range(_row_groups(file, column))]
+                    self._blocks[split] += [(file, group) for group in range(_row_groups(file))]
                     self._bytes[file] = file.stat().st_size
                 except ValueError as error:
                     self._problem(error)
@@ -273,8 +233,8 @@ class Shards:
         file, group = self._blocks[split][block]
         try:
             with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as parquet:
-                name = _column(file, parquet.schema_arrow, self.column)
-                chunks = parquet.read_row_group(group, columns=[name]).column(0).chunks
+                column = text_column(file, parquet.schema_arrow)
+                chunks = parquet.read_row_group(group, columns=[column]).column(0).chunks
                 texts = [text for chunk in chunks for text in as_text(chunk, "row", 0).to_pylist()]
                 if len(texts) != parquet.metadata.row_group(group).num_rows:
                     raise OSError(f"{len(texts)} rows where {parquet.metadata.row_group(group).num_rows} are promised")
@@ -287,7 +247,7 @@ class Shards:
         """Changes when the shards of a split do: their names, sizes and number of row groups, as they were when opened."""
         files = sorted({file for file, _ in self._blocks[split]})
         parts = [[file.name, self._bytes[file]] for file in files]
-        return hashlib.sha256(json.dumps([self.column, parts, self.blocks(split)]).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(["text", parts, self.blocks(split)]).encode()).hexdigest()[:16]
 
     def _problem(self, error: ValueError) -> None:
         if self.on_error == "stop":
@@ -296,53 +256,33 @@ class Shards:
             self.problems.append(str(error))
 
 
-def open_shards(
-    folder: Path | str, *, column: str = "text", on_error: Literal["stop", "skip"] = "stop", verify: bool = False
-) -> Shards:
-    """Opens a folder of ``train-*.parquet`` and ``val-*.parquet``.
+def open_shards(folder: Path | str, *, on_error: Literal["stop", "skip"] = "stop") -> Shards:
+    """Open a folder of ``train-*.parquet`` and ``val-*.parquet``.
 
-    A damaged or empty shard raises ValueError with its name; with on_error="skip" it is left out and listed in
-    ``problems``. ``verify`` also compares every file with the sha256 of the manifest, where there is one.
+    A damaged or empty shard raises ValueError with its name; with on_error="skip" it is left out and listed in ``problems``.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; prepare shards there first (nutshell data)")
-    if verify and (folder / MANIFEST).exists():
-        for name, entry in read_manifest(folder)["files"].items():
-            if not (folder / name).exists():
-                raise ValueError(f"shard {folder / name} of the manifest is missing; prepare the data again")
-            if sha256(folder / name) != entry["sha256"]:
-                raise ValueError(f"shard {folder / name} differs from its sha256 in the manifest: it is damaged")
-    shards = Shards(folder, column, on_error)
+    shards = Shards(folder, on_error)
     if shards.blocks("train") == 0:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise ValueError(f"no readable train-*.parquet in {folder} (found: {found}); prepare shards with nutshell data")
     return shards
 
 
-def _row_groups(file: Path, column: str) -> int:
-    try:
-        with pyarrow.parquet.ParquetFile(file) as parquet:
-            rows, groups, schema = parquet.metadata.num_rows, parquet.num_row_groups, parquet.schema_arrow
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"shard {file} cannot be read as Parquet ({error}): it is damaged or incomplete") from error
-    check_text_column(file, schema, _column(file, schema, column))
-    if rows == 0:
-        raise ValueError(f"shard {file} is empty: it has no rows; delete it or prepare the data again")
-    return groups
-
-
-def _column(file: Path, schema: pyarrow.Schema, column: str) -> str:
-    """The shard's column of text, under another usual name where there is none called "text"."""
-    found = find_column(schema.names, "" if column == "text" else column)
-    if found is None:
-        raise ValueError(f"shard {file}: no column {column!r}; found {', '.join(schema.names)}")
-    return found
+def _row_groups(file: Path) -> int:
+    with open_parquet(file) as parquet:
+        text_column(file, parquet.schema_arrow)
+        if parquet.metadata.num_rows == 0:
+            raise ValueError(f"shard {file} is empty: it has no rows; delete it or prepare the data again")
+        return parquet.num_row_groups
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder that `write_shards` wrote; ValueError where it is damaged."""
+    """The manifest of a folder that `write_shards` wrote, empty where there is none; ValueError where it is damaged."""
+    path = folder / MANIFEST
     try:
-        return json.loads((folder / MANIFEST).read_text("utf-8"))
+        return json.loads(path.read_text("utf-8")) if path.exists() else {}
     except ValueError as error:
-        raise ValueError(f"{folder / MANIFEST} is not valid JSON ({error}); delete {folder} and prepare again") from None
+        raise ValueError(f"{path} is not valid JSON ({error}); delete {folder} and prepare again") from None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nutshell.data.packing import Document, Packed, pack
+from nutshell.data.packing import Document, pack
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """inputs (rows, T) and targets (rows, T), both int64; target -1 is ignored by the loss."""
@@ -36,37 +36,21 @@ class _State:
 
 
 class PackedStream:
-    """A subclass says what the blocks and their documents are: the six methods at the end."""
+    """A subclass says what the blocks and their documents are: the five methods at the end."""
 
     _split_documents = True
 
     def __init__(
-        self,
-        bos_id: int,
-        rows: int,
-        row_tokens: int,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        prepare: Callable[[Batch], Any] | None = None,
-        prefetched_batches: int = 4,
-    ):
+        self, bos_id: int, rows: int, row_tokens: int, *, seed: int = 0, rank: int = 0, world_size: int = 1,
+        prepare: Callable[[Batch], Any] | None = None, prefetched_batches: int = 4,
+    ):  # fmt: skip
         """``rows`` is this rank's batch, a row has ``row_tokens`` = T + 1 tokens. ``prepare`` is called on each batch in the
         prefetching thread, ``prefetched_batches`` ahead of its use: what it returns is what ``next`` gives."""
-        if rows < 1 or row_tokens < 2:
-            raise ValueError(f"rows is {rows} and row_tokens {row_tokens}; at least 1 and 2 are needed")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank} of {world_size} ranks; it must be from 0 to {world_size - 1}")
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; it must not be negative")
         self.bos_id, self.rows, self.row_tokens, self.seed = bos_id, rows, row_tokens, seed
         self.rank, self.world_size = rank, world_size
         self.prepare, self.prefetched_batches = prepare, prefetched_batches
         self.sources: list[str] = []
         """Where the rows of the last batch came from: names of its blocks, for messages."""
-        self.statistics = {"documents": 0, "splits": 0, "tokens": 0, "padding_tokens": 0, "truncated_documents": 0}
-        """Sums over the blocks packed so far by this object."""
         self._state = _State()
         self._prefetch: _Prefetch | None = None
 
@@ -94,7 +78,7 @@ class PackedStream:
         return {**self._identity(), "epoch": state.epoch, "block": state.block, "row": state.row, "carry": carry}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where the state was taken. Raises ValueError if data, seed, row length or BOS are not the same."""
+        """Go on where the state was taken. Raises ValueError if data, seed, row length or BOS are not the same."""
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise ValueError(
@@ -106,7 +90,7 @@ class PackedStream:
         self._state = _State(epoch=state["epoch"], block=state["block"], row=state["row"], carry=carry)
 
     def close(self) -> None:
-        """Ends the prefetching thread. The next batch afterwards is the one that would have come anyway."""
+        """End the prefetching thread. The next batch afterwards is the one that would have come anyway."""
         if self._prefetch is not None:
             self._prefetch.close()
             self._prefetch = None
@@ -130,7 +114,8 @@ class PackedStream:
             for block in range(first_block, len(order)):
                 documents = self._documents(int(order[block]), epoch)
                 epoch_tokens += sum(len(ids) for ids, _ in documents)
-                packed = self._pack(documents, carry, flush=not self._split_documents and block == len(order) - 1)
+                split, last = self._split_documents, block == len(order) - 1
+                packed = pack(documents, self.row_tokens, carry, split, bos_id=self.bos_id, flush=last and not split)
                 shuffled = self._shuffled("rows", len(packed.ids), epoch, block)
                 while row < len(shuffled):
                     chosen = shuffled[row : row + global_rows - pending_rows]
@@ -144,22 +129,14 @@ class PackedStream:
                         yield self.prepare(batch) if self.prepare else batch, after, list(dict.fromkeys(sources))
                         pending, pending_rows, sources = [], 0, []
                 carry, row = packed.carry, 0
-            if first_block == 0 and epoch_tokens < self._needed_tokens():
-                raise ValueError(self._too_little(epoch_tokens))
+            if first_block == 0:
+                self._check_epoch(epoch_tokens)
             epoch, block = epoch + 1, 0
 
     def _shuffled(self, what: str, count: int, epoch: int, block: int = 0) -> np.ndarray:
         """A permutation that depends on nothing but these and the seed."""
         purpose = ("blocks", "rows", "conversations").index(what)
         return np.random.default_rng([self.seed, epoch, block, purpose]).permutation(count)
-
-    def _pack(self, documents: list[Document], carry: list[Document], flush: bool) -> Packed:
-        packed = pack(documents, self.row_tokens, carry, split=self._split_documents, bos_id=self.bos_id, flush=flush)
-        self.statistics["documents"] += len(documents)
-        self.statistics["tokens"] += packed.ids.size
-        for name in ("splits", "padding_tokens", "truncated_documents"):
-            self.statistics[name] += getattr(packed, name)
-        return packed
 
     def _rank_batch(self, pending: list[tuple[np.ndarray, np.ndarray | None]]) -> Batch:
         ids = np.concatenate([ids for ids, _ in pending])[self.rank :: self.world_size].astype(np.int64)
@@ -170,12 +147,7 @@ class PackedStream:
         return torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(targets)
 
     def _identity(self) -> dict[str, Any]:
-        return {
-            "data": self._fingerprint(),
-            "seed": self.seed,
-            "row_tokens": self.row_tokens,
-            "bos_id": self.bos_id,
-        }
+        return {"data": self._fingerprint(), "seed": self.seed, "row_tokens": self.row_tokens, "bos_id": self.bos_id}
 
     def _blocks(self) -> int:
         raise NotImplementedError
@@ -189,10 +161,8 @@ class PackedStream:
     def _fingerprint(self) -> str:
         raise NotImplementedError
 
-    def _needed_tokens(self) -> int:
-        raise NotImplementedError
-
-    def _too_little(self, tokens: int) -> str:
+    def _check_epoch(self, tokens: int) -> None:
+        """ValueError where an epoch of so many tokens is too little to train on."""
         raise NotImplementedError
 
 

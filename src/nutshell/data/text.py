@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -45,12 +46,12 @@ class Found:
     columns: set[str] = field(default_factory=set)
     """Other columns than "text" that documents were read from, as far as reading has come."""
 
-    def documents(self, column: str = "") -> Iterator[str]:
+    def documents(self) -> Iterator[str]:
         """Documents of the files to train on. An input without any raises ValueError at its end."""
-        return _documents(self.train, column, self.columns)
+        return _documents(self.train, self.columns)
 
-    def val_documents(self, column: str = "") -> Iterator[str]:
-        return _documents(self.val, column, self.columns)
+    def val_documents(self) -> Iterator[str]:
+        return _documents(self.val, self.columns)
 
     def summary(self) -> str:
         """One line: what was taken and what was left out, by kind and count."""
@@ -61,14 +62,14 @@ class Found:
         return "read " + "; ".join(parts)
 
 
-def read_documents(paths: Path | str | Iterable[Path | str], *, column: str = "") -> Iterator[str]:
+def read_documents(paths: Path | str | Iterable[Path | str]) -> Iterator[str]:
     """Documents to train on from files and folders (recursive, sorted by path, see `find_files`).
 
     A text file becomes many documents of 16,384 to 65,536 characters; a row of a .jsonl, .json or .parquet file is one.
     Documents of nothing but white space are left out. Missing paths and unknown suffixes raise ValueError or
     FileNotFoundError at once, broken content when the iteration reaches it, and an input without any document at its end.
     """
-    return find_text(paths).documents(column)
+    return find_text(paths).documents()
 
 
 def find_text(paths: Path | str | Iterable[Path | str]) -> Found:
@@ -135,16 +136,10 @@ def _first_row_fits(file: Path, fits: Callable[[Any], bool]) -> bool:
             with open_parquet(file) as parquet:
                 return fits(dict.fromkeys(parquet.schema_arrow.names))
         if kind_of(file) in (".jsonl", ".ndjson", ".json"):
-            return all(fits(row) for _, row in _first(json_rows(file)))
+            return all(fits(row) for _, row in itertools.islice(json_rows(file), 1))
     except (ValueError, OSError):
         return kind_of(file) != ".json"
     return True
-
-
-def _first(rows: Iterator[Any]) -> Iterator[Any]:
-    for row in rows:
-        yield row
-        return
 
 
 def _splits(files: list[Path]) -> list[str]:
@@ -176,10 +171,10 @@ def _counts(counter: Counter[str]) -> str:
 # ---- documents of one file -----------------------------------------------------------------------------------------
 
 
-def _documents(files: list[Path], column: str, columns: set[str]) -> Iterator[str]:
+def _documents(files: list[Path], columns: set[str]) -> Iterator[str]:
     empty = True
     for file in files:
-        for document in read_file(file, column, columns):
+        for document in read_file(file, columns):
             empty = False
             yield document
     if empty:
@@ -190,16 +185,16 @@ def names_of(files: list[Path]) -> str:
     return ", ".join(map(shown, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
-def read_file(file: Path, column: str = "", columns: set[str] | None = None) -> Iterator[str]:
-    """The documents of one file that are more than white space; a column found under another name joins `columns`."""
-    kind, columns = kind_of(file), set() if columns is None else columns
+def read_file(file: Path, columns: set[str] | None = None) -> Iterator[str]:
+    """The documents of one file that are more than white space; a column with another name than "text" joins `columns`."""
+    kind = kind_of(file)
     if kind == ".parquet":
-        documents: Iterator[str] = (text for part in text_columns(file, column, columns) for text in part.to_pylist())
+        documents: Iterator[str] = (text for part in text_columns(file, columns) for text in part.to_pylist())
     elif kind in (".txt", ".md"):
         limit = min(LONGEST_CUT, max(SHORTEST_CUT, file.stat().st_size // 128))
         documents = split_text(text_blocks(file), limit)
     else:
-        documents = _row_documents(file, column, columns)
+        documents = _row_documents(file, columns)
     return (document for document in documents if document and not document.isspace())
 
 
@@ -250,32 +245,30 @@ def _cut(text: str, start: int, limit: int) -> int:
     return start + limit
 
 
-def find_column(names: Iterable[str], column: str = "") -> str | None:
-    """The column of text among `names`: `column` where it is given, else the first of `COLUMNS`, in any case of letters."""
-    if column:
-        return column if column in names else None
+def find_column(names: Iterable[str]) -> str | None:
+    """The column of text among `names`: the first of `COLUMNS`, in any case of letters."""
     known = {name.lower(): name for name in names}
     return next((known[name] for name in COLUMNS if name in known), None)
 
 
-def _column_of(where: str, names: list[str], column: str, columns: set[str]) -> str:
-    found = find_column(names, column)
+def _column_of(where: str, names: list[str], columns: set[str] | None = None) -> str:
+    found = find_column(names)
     if found is None:
-        hint = "; these look like conversations, which are read for fine-tuning" if "messages" in names else ""
-        wanted = column or "text"
-        accepted = "" if column or hint else f"; accepted are {', '.join(COLUMNS)}"
-        raise ValueError(f"{where}: no column {wanted!r}; found {', '.join(map(str, names[:20])) or 'none'}{hint}{accepted}")
-    if found != "text":
+        hint = "; these look like conversations, which are read for fine-tuning"
+        hint = hint if "messages" in names else f"; accepted are {', '.join(COLUMNS)}"
+        raise ValueError(f"{where}: no column 'text'; found {', '.join(map(str, names[:20])) or 'none'}{hint}")
+    if found != "text" and columns is not None:
         columns.add(found)
     return found
 
 
-def _row_documents(file: Path, column: str, columns: set[str]) -> Iterator[str]:
+def _row_documents(file: Path, columns: set[str] | None) -> Iterator[str]:
+    column = "text"
     for where, row in json_rows(file):
         if not isinstance(row, dict):
-            raise ValueError(f"{where}: a {type(row).__name__} where an object with the column {column or 'text'!r} is expected")
+            raise ValueError(f"{where}: a {type(row).__name__} where an object with the column {column!r} is expected")
         if column not in row:
-            column = _column_of(where, list(row), column, columns)
+            column = _column_of(where, list(row), columns)
         text = row[column]
         if text is not None and not isinstance(text, str):
             raise ValueError(f"{where}: column {column!r} holds a {type(text).__name__}, not a string")
@@ -293,24 +286,24 @@ def open_parquet(file: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
         raise ValueError(f"{shown(file)} cannot be read as Parquet ({error}): it is damaged or incomplete") from error
 
 
-def text_columns(file: Path, column: str = "", columns: set[str] | None = None) -> Iterator[pyarrow.LargeStringArray]:
+def text_columns(file: Path, columns: set[str] | None = None) -> Iterator[pyarrow.LargeStringArray]:
     """The text of a Parquet file, some rows at a time, null as "": columns of strings or of UTF-8 bytes, dictionaries too."""
     with open_parquet(file) as parquet:
-        name = _column_of(shown(file), parquet.schema_arrow.names, column, set() if columns is None else columns)
-        check_text_column(file, parquet.schema_arrow, name)
+        name = text_column(file, parquet.schema_arrow, columns)
         row = 0
         for batch in parquet.iter_batches(batch_size=1024, columns=[name]):
             yield as_text(batch.column(0), f"{shown(file)}, row", row)
             row += len(batch)
 
 
-def check_text_column(file: Path, schema: pyarrow.Schema, column: str) -> None:
-    """Raises ValueError unless the column holds text."""
+def text_column(file: Path, schema: pyarrow.Schema, columns: set[str] | None = None) -> str:
+    """The name of a Parquet file's column of text. ValueError where it has none, or one that holds something else."""
+    column = _column_of(shown(file), schema.names, columns)
     kind = schema.field(column).type
     value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-    is_text = any(getattr(pyarrow.types, f"is_{name}")(value) for name in ("string", "large_string", "binary", "large_binary"))
-    if not is_text and str(value) not in ("string_view", "binary_view"):
+    if str(value) not in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view"):
         raise ValueError(f"{shown(file)}: column {column!r} is of type {kind}; a column of strings is needed")
+    return column
 
 
 def as_text(array: pyarrow.Array, where: str, first: int) -> pyarrow.LargeStringArray:

@@ -19,7 +19,7 @@ from nutshell import checkpoint
 from nutshell.config import from_dict
 from nutshell.data import primer
 from nutshell.data.conversations import read_conversations
-from nutshell.data.shards import MANIFEST, is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
+from nutshell.data.shards import is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
 from nutshell.data.text import read_documents
 from nutshell.files import fingerprint, sha256, write_json, write_text
 from nutshell.metrics import GpuSampler, MetricsLog, check_loggers
@@ -186,7 +186,7 @@ def hardware_of(runtime: Runtime) -> Hardware:
 
 def data_facts(recipe: Recipe, folder: Path, tok: Tokenizer) -> Data:
     """What a plan may know of the data: which text, and how many tokens, reckoned from a sample of it."""
-    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    manifest = read_manifest(folder)
     text = next(iter(open_shards(folder, on_error=recipe.damaged_shards).read("train", 0)), "")[:100_000]
     characters = manifest.get("characters", {}).get("train", 0)
     tokens = characters * len(tok.encode(text)) / max(1, len(text))

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nutshell.data.shards import MANIFEST, read_manifest
+from nutshell.data.shards import read_manifest
 from nutshell.files import write_json, write_text
 from nutshell.model.flops import matrix_parameters
 from nutshell.plan.cost import VALIDATION_SHARE, saving_seconds, validation
@@ -127,8 +127,8 @@ def run_sweep(sweep: Sweep, runtime: Runtime, *, packaged: Path = PACKAGED) -> d
             left_out.append(cell)
             continue
         points.append(point_of(recipe, train_cell(recipe, runtime)))
-    manifest = read_manifest(data) if (data / MANIFEST).exists() else None
-    law = fit(points, text=Path(sweep.data).name, fingerprint=text_fingerprint(sweep, manifest), vocab_size=tok.vocab_size)
+    text = text_fingerprint(sweep, read_manifest(data))
+    law = fit(points, text=Path(sweep.data).name, fingerprint=text, vocab_size=tok.vocab_size)
     if runtime.is_main:
         write_results(out, law, points, left_out)
         if sweep.refresh:
