@@ -1,30 +1,27 @@
 """Parquet shards: what pretraining reads. ``train-00000.parquet ..., val-00000.parquet``, one column ``text``.
 
-Which side a document falls on depends on its own hash and the seed only, so train and val are disjoint by construction,
-duplicates or not, and another order of the files changes nothing. A row group is the unit of reading (a block).
+They are written in the order of the documents' hashes (shuffle.py), so another order of the files changes nothing. A row group is
+the unit of reading (a block).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow
 import pyarrow.parquet
 
+from nutshell.data.shuffle import SPLITS, Layout, shuffle_documents, shuffle_files
 from nutshell.data.text import as_text, find_text, open_parquet, text_column
-from nutshell.files import fsync, sha256, shown, write_json
+from nutshell.files import fsync, sha256, shown, write_json, write_text
 
 MANIFEST = "manifest.json"
-SPLITS = ("train", "val")
-LEAST_VAL_CHARACTERS = 20_000
-"""Of the val part of a small text, but never more than a tenth of the document that it is cut from."""
-SHORT_TEXT = 200  # characters; so little is not cut
 
 
 def prepare_shards(
@@ -34,7 +31,7 @@ def prepare_shards(
 
     A folder that holds shards already is returned as it is. Shards that an earlier call wrote from the same files with the
     same options are used again. Files that `find_text` takes for validation are the val part. ``note`` hears one line about
-    what was read, left out and dropped; ``options`` are those of `write_shards`.
+    what was read, left out and dropped; ``options`` are those of `Layout`.
     """
     if isinstance(paths, (str, Path)) and is_shard_folder(paths):
         return Path(paths)
@@ -46,8 +43,8 @@ def prepare_shards(
         if read_manifest(folder).get("source") == json.loads(json.dumps(source)):
             return folder
         raise ValueError(f"{folder} holds shards of other data or settings; delete it or choose another folder")
-    held_out = found.val_documents() if found.val else None
-    write_shards(found.documents(), folder, held_out=held_out, source=source, **options)
+    layout = Layout(**options)
+    _write(folder, source, layout, lambda partial: shuffle_files(found.train, found.val, partial, layout, found.columns))
     manifest = read_manifest(folder)
     documents, dropped = manifest["documents"], manifest["duplicates_dropped"]
     line = f"{found.summary()}; {documents['train']} documents to train on, {documents['val']} held out"
@@ -60,146 +57,39 @@ def is_shard_folder(folder: Path | str) -> bool:
     return all(any(Path(folder).glob(f"{split}-*.parquet")) for split in SPLITS)
 
 
-def write_shards(
-    documents: Iterable[str], folder: Path | str, *, val_fraction: float = 0.01, rows_per_group: int = 256,
-    shard_characters: int = 32_000_000, seed: int = 0, source: Any = None, held_out: Iterable[str] | None = None,
-) -> Path:  # fmt: skip
+def write_shards(documents: Iterable[str], folder: Path | str, *, source: Any = None, **options: Any) -> Path:
     """Write documents as shuffled train and val shards with a ``manifest.json``; returns the folder.
 
-    Exact duplicates of an earlier document are dropped. The val part is ``held_out`` where that is given, and what equals one
-    of it is not trained on; else about ``val_fraction`` of the documents. Both parts get at least one document. A shard holds
-    about ``shard_characters``, and documents are shuffled within it. The folder appears by one rename, complete.
+    Exact duplicates are dropped. ``options`` are those of `Layout`. The folder appears by one rename, complete.
     """
-    folder = Path(folder)
+    layout, folder = Layout(**options), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; delete it or choose another folder for the shards")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        train, val = (_Writer(partial, split, rows_per_group, shard_characters, seed) for split in SPLITS)
-        distinct = _Distinct(seed)
-        if held_out is None:
-            _divide(distinct.of(documents), train, val, val_fraction)
-        else:
-            for side, texts in ((val, held_out), (train, documents)):
-                for _, document in distinct.of(texts):
-                    side.add(document)
-            if not train.documents:
-                raise ValueError("every document to train on is one of those held out for validation as well; give other text")
-        train.flush()
-        val.flush()
-        manifest = {
-            "format": "nutshell-shards-1",
-            "seed": seed,
-            "duplicates_dropped": distinct.dropped,
-            "documents": {"train": train.documents, "val": val.documents},
-            "characters": {"train": train.characters, "val": val.characters},
-            "files": {**train.files, **val.files},
-            "source": source,
-        }
-        write_json(partial / MANIFEST, manifest)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-        fsync(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    _write(folder, source, layout, lambda partial: shuffle_documents(documents, partial, layout), resume=False)
     return folder
 
 
-class _Distinct:
-    """Documents that were not seen before, each with a hash of 64 bits that decides its side."""
-
-    def __init__(self, seed: int):
-        self.salt = seed.to_bytes(16, "little", signed=True)
-        self.seen: set[bytes] = set()
-        self.dropped = 0
-
-    def of(self, documents: Iterable[str]) -> Iterator[tuple[int, str]]:
-        for document in documents:
-            digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=16, salt=self.salt).digest()
-            if digest in self.seen:
-                self.dropped += 1
-                continue
-            self.seen.add(digest)
-            yield int.from_bytes(digest[:8], "little"), document
-
-
-def _divide(documents: Iterator[tuple[int, str]], train: _Writer, val: _Writer, fraction: float) -> None:
-    """Send each document to the side that its hash says. The one of the smallest hash waits until the end: it fills the val
-    part up to its share of the characters, cut where it is long, and so makes sure that there is one."""
-    held = next(documents, None)
-    if held is None:
-        raise ValueError("no document to write: the input is empty")
-    for found in documents:
-        held, (value, document) = min(held, found), max(held, found)
-        (val if value < int(fraction * 2**64) else train).add(document)
-    text = held[1]
-    wanted = int(fraction * (train.characters + val.characters + len(text))) - val.characters
-    wanted = max(wanted, 0 if val.documents else min(LEAST_VAL_CHARACTERS, max(1, len(text) // 10)))
-    if train.documents and len(text) <= max(2 * wanted, SHORT_TEXT):
-        val.add(text)
-    elif wanted:
-        kept, rest = _cut(text, wanted)
-        val.add(kept)
-        train.add(rest)
-    else:
-        train.add(text)
-
-
-def _cut(text: str, characters: int) -> tuple[str, str]:
-    """About the first `characters` of a text and the rest: cut at a space near there, or anywhere (Chinese, DNA)."""
-    if len(text) < 10:
-        raise ValueError(f"the only document has {len(text)} characters: too little for a train and a val part")
-    space = text.rfind(" ", characters // 2, characters + 1)
-    cut = space if space > 0 and text[:space].strip() and text[space:].strip() else characters
-    return text[:cut].strip(), text[cut:].strip()
-
-
-class _Writer:
-    """Collects the documents of one split and writes a shard whenever enough characters are there."""
-
-    def __init__(self, folder: Path, split: str, rows_per_group: int, shard_characters: int, seed: int):
-        self.folder, self.split = folder, split
-        self.rows_per_group, self.shard_characters = rows_per_group, shard_characters
-        self.random = random.Random(f"{seed}-{split}")
-        self.buffer: list[str] = []
-        self.buffered_characters = self.documents = self.characters = 0
-        self.files: dict[str, dict[str, Any]] = {}
-
-    def add(self, document: str) -> None:
-        self.buffer.append(document)
-        self.documents += 1
-        self.characters += len(document)
-        self.buffered_characters += len(document)
-        if self.buffered_characters >= self.shard_characters:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self.buffer:
-            return
-        self.random.shuffle(self.buffer)
-        path = self.folder / f"{self.split}-{len(self.files):05d}.parquet"
-        schema = pyarrow.schema([pyarrow.field("text", pyarrow.large_string(), nullable=False)])
-        table = pyarrow.table([self.buffer], schema=schema)
-        pyarrow.parquet.write_table(
-            table,
-            path,
-            row_group_size=self.rows_per_group,
-            compression="zstd",
-            use_dictionary=False,  # every text differs
-            write_statistics=False,
-            write_page_checksum=True,  # lets a reader notice a flipped bit, which would pass for text otherwise
-        )
-        fsync(path)
-        self.files[path.name] = {
-            "sha256": sha256(path),
-            "bytes": path.stat().st_size,
-            "documents": len(self.buffer),
-            "characters": self.buffered_characters,
-        }
-        self.buffer, self.buffered_characters = [], 0
+def _write(folder: Path, source: Any, layout: Layout, shuffle: Callable[[Path], dict[str, Any]], *, resume: bool = True) -> None:
+    """Make the shards beside `folder` and rename them to it. What an interrupted call left there is gone on with, if it was of
+    the same source and layout; an error leaves nothing."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    plan = json.dumps([source, asdict(layout)])
+    begun = partial / "parts" / "source.json"
+    if not (resume and begun.exists() and begun.read_text(encoding="utf-8") == plan):
+        shutil.rmtree(partial, ignore_errors=True)
+        begun.parent.mkdir(parents=True)
+        write_text(begun, plan)
+    try:
+        facts = shuffle(partial)
+        write_json(partial / MANIFEST, {"format": "nutshell-shards-1", "seed": layout.seed, **facts, "source": source})
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(begun.parent)
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)
+    fsync(folder.parent)
 
 
 class Shards:

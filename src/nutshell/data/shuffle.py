@@ -1,0 +1,306 @@
+"""Shuffle, deduplicate and divide text that is larger than memory, by one idea: documents sorted by a hash of themselves.
+
+The hash is salted with the seed, so sorting by it is a full shuffle, the same one whatever files the documents came from and in
+whatever order. Equal documents stand side by side, and the first documents of the order are the validation part.
+
+Pass 1 (`scatter`) reads each input once and writes its documents to part files, in which bucket b holds the hashes that begin
+with b. Pass 2 (`gather`) takes one bucket from all parts, sorts it and writes it as shards. Inputs, then buckets, are worked on
+by several processes. A finished input or bucket leaves a record, so what was interrupted goes on where it stood; memory holds one
+bucket a process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+
+from nutshell.data.text import read_file
+from nutshell.files import COMPRESSED, fsync, sha256, write_json
+
+BUCKET_BYTES = 128 << 20
+PART_CHARACTERS = 64_000_000
+"""Held in memory by a process of pass 1."""
+PARALLEL_BYTES = 64 << 20
+"""Less is read by one process: others take seconds to start."""
+UNPACKED = 5
+"""Text is about so many times as large as its compressed file."""
+MOST_VAL_CHARACTERS = 20_000_000
+LEAST_VAL_CHARACTERS = 20_000
+"""Of the validation part, but never more than a tenth of the text."""
+SHORT_TEXT = 200  # characters; so little is not cut
+SPLITS = ("train", "val")
+SCHEMA = pyarrow.schema([pyarrow.field("hash", pyarrow.uint64()), pyarrow.field("text", pyarrow.large_string(), nullable=False)])
+Documents = Iterable[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the shards are to be; a work folder made for another one is not gone on with."""
+
+    seed: int = 0
+    val_fraction: float = 0.01
+    """Of the characters."""
+    rows_per_group: int = 256
+    """Documents of a row group, the block that is read at once."""
+    shard_characters: int = 32_000_000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction <= 0.5:
+            raise ValueError(f"val_fraction is {self.val_fraction}; accepted: 0 to 0.5")
+        if self.rows_per_group < 1 or self.shard_characters < 1:
+            raise ValueError(
+                f"rows_per_group is {self.rows_per_group}, shard_characters is {self.shard_characters}; accepted: at least 1"
+            )
+
+
+def count_buckets(files: Sequence[Path]) -> int:
+    """As many as the text of these files needs, to hold about `BUCKET_BYTES` each."""
+    packed = {*COMPRESSED, ".parquet"}
+    size = sum(file.stat().st_size * (UNPACKED if file.suffix.lower() in packed else 1) for file in files)
+    return 1 + size // BUCKET_BYTES
+
+
+def shuffle_files(
+    train: Sequence[Path], val: Sequence[Path], folder: Path, layout: Layout, columns: set[str], buckets: int | None = None
+) -> dict[str, Any]:
+    """Shuffle the documents of files (see `text.read_file`) into shards in `folder`; what `shuffle_documents` returns.
+
+    Columns that the text was found in join `columns`. ValueError for files that cannot be read.
+    """
+    inputs = [(split, file) for split, files in (("val", val), ("train", train)) for file in files]
+    buckets = buckets or count_buckets(train)
+    workers = os.cpu_count() or 1
+    if sum(file.stat().st_size for _, file in inputs) < PARALLEL_BYTES:
+        workers = 1
+    jobs = [(file, folder / "parts", f"{split}-{n:05d}", buckets, layout.seed) for n, (split, file) in enumerate(inputs)]
+    scattered = list(_each(_scatter_file, jobs, workers))
+    for record in scattered:
+        columns.update(record.pop("columns"))
+    return _shards_of(folder, scattered, buckets, layout, workers)
+
+
+def shuffle_documents(documents: Documents, folder: Path, layout: Layout) -> dict[str, Any]:
+    """The same for documents from elsewhere, in one process: {files: {name: facts}, documents, characters by split,
+    duplicates_dropped}. ValueError where there is none."""
+    record = scatter(documents, folder / "parts", "train-00000", 1, layout.seed)
+    return _shards_of(folder, [record], 1, layout, 1)
+
+
+def _each(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
+    """Results of jobs in order; a ValueError of another process is raised here."""
+    if workers == 1 or len(jobs) == 1:
+        yield from (work(*job) for job in jobs)
+        return
+    # Started anew: a copy of a process with threads (Arrow's, torch's) may hang.
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        for future in [pool.submit(_caught, work, job) for job in jobs]:
+            result, error = future.result()
+            if error:
+                pool.shutdown(cancel_futures=True)
+                raise ValueError(error)
+            yield result
+
+
+def _caught(work: Callable[..., Any], job: tuple[Any, ...]) -> tuple[Any, str]:
+    try:
+        return work(*job), ""
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        return None, str(error)
+
+
+# ---- pass 1 --------------------------------------------------------------------------------------------------------
+
+
+def _scatter_file(file: Path, parts: Path, name: str, buckets: int, seed: int) -> dict[str, Any]:
+    columns: set[str] = set()
+    return scatter(read_file(file, columns), parts, name, buckets, seed, columns)
+
+
+def scatter(documents: Documents, parts: Path, name: str, buckets: int, seed: int, columns: Iterable[str] = ()) -> dict[str, Any]:
+    """Write documents to part files of one record batch for each bucket; {name, parts, characters, documents of each
+    bucket, columns}."""
+    done = parts / f"{name}.json"
+    if done.exists():
+        return json.loads(done.read_text(encoding="utf-8"))
+    parts.mkdir(parents=True, exist_ok=True)
+    salt = seed.to_bytes(16, "little", signed=True)
+    record: dict[str, Any] = {"name": name, "parts": 0, "characters": 0, "documents": [0] * buckets}
+    texts: list[str] = []
+    hashes: list[int] = []
+    held = 0
+
+    def flush() -> None:
+        nonlocal held
+        counts = _write_part(parts / f"{name}-{record['parts']:05d}.arrow", hashes, texts, buckets)
+        record["documents"] = [before + more for before, more in zip(record["documents"], counts, strict=True)]
+        record["parts"] += 1
+        texts.clear()
+        hashes.clear()
+        held = 0
+
+    for document in documents:
+        digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt).digest()
+        hashes.append(int.from_bytes(digest, "little"))
+        texts.append(document)
+        held += len(document)
+        record["characters"] += len(document)
+        if held >= PART_CHARACTERS:
+            flush()
+    if texts:
+        flush()
+    record["columns"] = sorted(columns)
+    write_json(done, record)
+    return record
+
+
+def _write_part(path: Path, hashes: list[int], texts: list[str], buckets: int) -> list[int]:
+    keys = np.array(hashes, dtype=np.uint64)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    ends = np.searchsorted(bucket_of(keys, buckets), np.arange(buckets), side="right")
+    batch = pyarrow.record_batch([pyarrow.array(keys), pyarrow.array(texts, pyarrow.large_string()).take(order)], schema=SCHEMA)
+    options = pyarrow.ipc.IpcWriteOptions(compression="lz4")
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, SCHEMA, options=options) as part:
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            part.write_batch(batch.slice(start, end - start))
+    return np.diff(ends, prepend=0).tolist()
+
+
+def bucket_of(hashes: np.ndarray, buckets: int) -> np.ndarray:
+    """Bucket b of B holds the hashes from b / B of their range on."""
+    return ((hashes >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)
+
+
+# ---- pass 2 --------------------------------------------------------------------------------------------------------
+
+
+def _shards_of(folder: Path, scattered: list[dict[str, Any]], buckets: int, layout: Layout, workers: int) -> dict[str, Any]:
+    """Turn the parts into shards, numbered in the order of the buckets."""
+    names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for record in scattered:
+        names[record["name"].split("-")[0]] += [f"{record['name']}-{n:05d}.arrow" for n in range(record["parts"])]
+    characters = sum(record["characters"] for record in scattered)
+    if not names["train"]:
+        raise ValueError("no document to write: the input is empty")
+    wanted = int(layout.val_fraction * characters)
+    wanted = min(max(1, wanted, min(LEAST_VAL_CHARACTERS, characters // 10)), MOST_VAL_CHARACTERS)
+    first = next(b for b in range(buckets) if any(record["documents"][b] for record in scattered))
+    jobs = [(folder, names, b, buckets, layout, 0 if names["val"] or b > first else wanted) for b in range(buckets)]
+    found = list(_each(gather, jobs, workers))
+    total: dict[str, Any] = {"duplicates_dropped": sum(record["dropped"] for record in found), "files": {}}
+    for split in SPLITS:
+        shards = [(name, facts) for record in found for name, facts in record["files"].items() if name.startswith(split)]
+        for number, (name, facts) in enumerate(shards):
+            final = f"{split}-{number:05d}.parquet"
+            if (folder / name).exists():  # else renamed already, before an interruption
+                os.replace(folder / name, folder / final)
+            total["files"][final] = facts
+        for kind in ("documents", "characters"):
+            total.setdefault(kind, {})[split] = sum(facts[kind] for _, facts in shards)
+    if not total["documents"]["train"]:
+        raise ValueError("every document to train on is one of those held out for validation as well; give other text")
+    return total
+
+
+def gather(folder: Path, names: dict[str, list[str]], bucket: int, buckets: int, layout: Layout, wanted: int) -> dict[str, Any]:
+    """Sort one bucket of all parts and write its shards; {files, dropped}. `wanted` characters of it become validation."""
+    done = folder / "parts" / f"bucket-{bucket:05d}.json"
+    if done.exists():
+        return json.loads(done.read_text(encoding="utf-8"))
+    held_out, dropped = _sorted(folder, names["val"], bucket)
+    train, more = _sorted(folder, names["train"], bucket)
+    dropped += more
+    if len(held_out):
+        fresh = ~np.isin(train["hash"].to_numpy(), held_out["hash"].to_numpy())
+        dropped += len(train) - int(fresh.sum())
+        train = train.filter(pyarrow.array(fresh))
+    texts = {"val": held_out["text"], "train": train["text"]}
+    if wanted:
+        texts = divide(texts["train"], wanted, all_there_is=buckets == 1)
+    files = {}
+    for split in SPLITS:
+        ends = np.cumsum(pyarrow.compute.utf8_length(texts[split]).to_numpy()) if len(texts[split]) else np.zeros(0)
+        shard_of = (ends - 1) // layout.shard_characters
+        for number in np.unique(shard_of):
+            first, end = np.searchsorted(shard_of, number), np.searchsorted(shard_of, number, side="right")
+            path = folder / f"{split}-bucket-{bucket:05d}-{int(number):05d}.parquet"
+            files[path.name] = _write_shard(path, texts[split].slice(first, end - first), layout.rows_per_group)
+    record = {"files": files, "dropped": dropped}
+    write_json(done, record)
+    return record
+
+
+def _sorted(folder: Path, names: list[str], bucket: int) -> tuple[pyarrow.Table, int]:
+    """The documents of a bucket in the order of their hashes without duplicates, and how many those were."""
+    batches = []
+    for name in names:
+        with pyarrow.OSFile(str(folder / "parts" / name), "rb") as file, pyarrow.ipc.open_file(file) as part:
+            batches.append(part.get_batch(bucket))
+    table = pyarrow.Table.from_batches(batches, SCHEMA)
+    hashes = table["hash"].to_numpy()
+    table = table.take(np.argsort(hashes, kind="stable"))
+    hashes = table["hash"].to_numpy()
+    kept = np.ones(len(hashes), dtype=bool)
+    seen: set[str] = set()
+    for place in np.flatnonzero(hashes[1:] == hashes[:-1]) + 1:  # equal hashes of 64 bits: nearly always equal documents
+        before, text = table["text"][place - 1].as_py(), table["text"][place].as_py()
+        seen = {*seen, before} if place > 1 and hashes[place - 2] == hashes[place] else {before}
+        kept[place] = text not in seen
+    return table.filter(pyarrow.array(kept)), int((~kept).sum())
+
+
+def divide(texts: pyarrow.ChunkedArray, wanted: int, *, all_there_is: bool = True) -> dict[str, pyarrow.ChunkedArray]:
+    """The first documents, of about `wanted` characters, are the validation part. The last of them is cut where it is long.
+
+    Where the texts are `all_there_is`, neither part stays empty; ValueError for one document that is too short for that.
+    """
+    lengths = pyarrow.compute.utf8_length(texts).to_numpy()
+    count = int(np.searchsorted(np.cumsum(lengths), wanted, side="right"))
+    missing = wanted - int(lengths[:count].sum())
+    val, rest = texts.slice(0, count).to_pylist(), texts.slice(count)
+    if len(rest) and (not val or missing > SHORT_TEXT):
+        text = rest[0].as_py()
+        if (len(rest) > 1 or not all_there_is) and len(text) <= max(2 * missing, SHORT_TEXT):
+            val, rest = [*val, text], rest.slice(1)
+        else:
+            kept, remainder = _cut(text, max(1, missing))
+            val, rest = [*val, kept], pyarrow.chunked_array([[remainder], *rest.slice(1).chunks], pyarrow.large_string())
+    if not len(rest) and all_there_is:
+        val, rest = val[:-1], pyarrow.chunked_array([val[-1:]], pyarrow.large_string())
+    return {"val": pyarrow.chunked_array([val], pyarrow.large_string()), "train": rest}
+
+
+def _cut(text: str, characters: int) -> tuple[str, str]:
+    """About the first `characters` of a text and the rest: cut at a space near there, or anywhere (Chinese, DNA)."""
+    if len(text) < 10:
+        raise ValueError(f"the only document has {len(text)} characters: too little for a train and a val part")
+    space = text.rfind(" ", characters // 2, characters + 1)
+    cut = space if space > 0 and text[:space].strip() and text[space:].strip() else characters
+    return text[:cut].strip(), text[cut:].strip()
+
+
+def _write_shard(path: Path, texts: pyarrow.ChunkedArray, rows_per_group: int) -> dict[str, Any]:
+    pyarrow.parquet.write_table(
+        pyarrow.table([texts], schema=pyarrow.schema([SCHEMA.field("text")])),
+        path,
+        row_group_size=rows_per_group,
+        compression="zstd",
+        use_dictionary=False,  # every text differs
+        write_statistics=False,
+        write_page_checksum=True,  # lets a reader notice a flipped bit, which would pass for text otherwise
+    )
+    fsync(path)
+    characters = pyarrow.compute.sum(pyarrow.compute.utf8_length(texts)).as_py()
+    return {"sha256": sha256(path), "bytes": path.stat().st_size, "documents": len(texts), "characters": characters}
