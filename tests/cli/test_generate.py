@@ -58,7 +58,7 @@ def test_samples_differ_and_a_seed_repeats_them(generate):
     ("arguments", "message"),
     [
         (["-p", "a", "-"], "the text is given twice"),
-        (["-"], "standard input is not UTF-8 at byte 1"),
+        (["-"], "standard input is not UTF-8 text (byte 1 is 0xff)"),
         (["--file", "missing.txt"], "missing.txt"),
         (["-p", "a", "--samples", 0], "--samples is 0; accepted: 1 or more."),
         (["-p", "a", "--top-p", 0], "top_p is 0.0"),

@@ -26,15 +26,15 @@ def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return (x.float() * (end / largest)).clamp(-end, end).to(dtype), largest / end
 
 
-def product(a: Tensor, b: Tensor, a_unit: Tensor, b_unit: Tensor, dtype: torch.dtype, *, fast: bool = False) -> Tensor:
+def matmul(a: Tensor, b: Tensor, a_unit: Tensor, b_unit: Tensor, dtype: torch.dtype, *, fast: bool = False) -> Tensor:
     """a (M, K), laid out by rows, times b (K, L), laid out by columns. `fast`: fewer bits in the sums, enough to go forward."""
     if a.device.type == "cuda":
         return torch._scaled_mm(a, b, scale_a=a_unit, scale_b=b_unit, out_dtype=dtype, use_fast_accum=fast)
     return ((a.float() @ b.float()) * (a_unit * b_unit)).to(dtype)
 
 
-def columns(x: Tensor) -> Tensor:
-    """The same matrix, laid out column after column."""
+def column_major(x: Tensor) -> Tensor:
+    """The same matrix, laid out column by column."""
     return x.t().contiguous().t()
 
 
@@ -46,14 +46,14 @@ class _Fp8Linear(torch.autograd.Function):
         quantised, unit = quantise(x, torch.float8_e4m3fn)
         ctx.save_for_backward(quantised, unit, by_columns, weight_unit)
         ctx.rows = [weight.size(0) for weight in weights]
-        return product(quantised, by_rows.t(), unit, weight_unit, x.dtype, fast=True)
+        return matmul(quantised, by_rows.t(), unit, weight_unit, x.dtype, fast=True)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, x_unit, by_columns, weight_unit = ctx.saved_tensors
         g, g_unit = quantise(grad, torch.float8_e5m2)
-        grad_x = product(g, by_columns, g_unit, weight_unit, grad.dtype)  # (N, O) (O, C)
-        grad_weight = product(g.t().contiguous(), columns(x), g_unit, x_unit, torch.float32)  # (O, N) (N, C)
+        grad_x = matmul(g, by_columns, g_unit, weight_unit, grad.dtype)  # (N, O) (O, C)
+        grad_weight = matmul(g.t().contiguous(), column_major(x), g_unit, x_unit, torch.float32)  # (O, N) (N, C)
         return grad_x, None, None, None, *grad_weight.split(ctx.rows)
 
 
@@ -67,7 +67,7 @@ class Fp8Weight:
     @torch.no_grad()
     def quantise(self) -> None:
         self.by_rows, self.unit = quantise(torch.cat(list(self.weights)), torch.float8_e4m3fn)
-        self.by_columns = columns(self.by_rows)
+        self.by_columns = column_major(self.by_rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., O). ValueError where the number of tokens does not fit the kernel."""

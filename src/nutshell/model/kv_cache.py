@@ -73,14 +73,14 @@ class Slots:
 
         The lengths stay as they are until `advance`: every layer writes at the same place.
         """
-        every = torch.arange(keys.size(0), device=keys.device).unsqueeze(1)
+        batch = torch.arange(keys.size(0), device=keys.device).unsqueeze(1)
         results = []
         for store, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
             if isinstance(self.rows, slice):
-                mine = store[self.rows]
-                mine.transpose(1, 2)[every, self.positions] = new
+                filled = store[self.rows]
+                filled.transpose(1, 2)[batch, self.positions] = new
             else:
                 store.transpose(1, 2)[self.rows.unsqueeze(1), self.positions] = new
-                mine = store[self.rows]
-            results.append(mine[:, :, : self.longest])
+                filled = store[self.rows]
+            results.append(filled[:, :, : self.longest])
         return results[0], results[1]

@@ -1,4 +1,4 @@
-"""Texts on their way into the counter that training starts with: checked one by one, files without a `str` for each text."""
+"""Feeds texts and files to the counter that training starts with. Files are counted without making a `str` of each text."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from nutshell.tokenizer._bpe import Counter
 
 BATCH_CHARACTERS = 1 << 24
-"""Text held at a time, so that memory does not grow with the source."""
+"""Text held at once, so that memory does not grow with the source."""
 
 
 def check_text(text: object, what: str = "the text") -> str:
-    """`text` if it can be encoded, else a ValueError that says why not and where."""
+    """Return `text`; ValueError where it cannot be encoded, with the reason and the place."""
     if not isinstance(text, str):
         raise ValueError(f"{what} is {text!r:.80} ({type(text).__name__}); it must be a str")
     try:
@@ -36,7 +36,7 @@ def feed(
     source: Iterable[str | os.PathLike[str]] | os.PathLike[str],
     progress: Callable[[str, int], object] | None = None,
 ) -> None:
-    """Count the pieces of every text and file of `source`; `progress` hears of bytes."""
+    """Count the pieces of every text and file of `source`. `progress("read", bytes)` is called on the way."""
     from nutshell.data.text import text_blocks
 
     if isinstance(source, str):

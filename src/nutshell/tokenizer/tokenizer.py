@@ -191,7 +191,7 @@ class Tokenizer:
         return np.fromiter(map(len, self._tokens), dtype=np.int64, count=self.vocab_size)
 
     def stream(self) -> StreamDecoder:
-        """A decoder for ids that come one at a time."""
+        """A decoder for ids that arrive one at a time."""
         return StreamDecoder(self)
 
     def split(self, text: str) -> list[str]:
@@ -240,7 +240,7 @@ class Tokenizer:
     def with_special_tokens(self, names: Collection[str] = SPECIAL_TOKENS) -> Tokenizer:
         """This tokenizer with special tokens added at the end; those that it has keep their ids, and so does all text.
 
-        A tokenizer of others so becomes one that nutshell's models can be trained with.
+        This makes a tokenizer from elsewhere usable for training nutshell's models.
         """
         return self._of(self._core.with_special([names] if isinstance(names, str) else list(names)))
 
