@@ -1,4 +1,4 @@
-"""What the verbs that train share: the recipe of [RECIPE] and flags, and the runtime."""
+"""What the verbs that train share: the recipe from [RECIPE] and flags, and the runtime."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _before_parsing(verb: str, arguments: list[str], flag: str, **settings: Any)
 
 
 def with_whole_paths(recipe: Study) -> Study:
-    """~ is the home folder, in a recipe and in --flag=~/x too; sources become absolute, so that a run goes on from anywhere.
+    """Expand ~ in a recipe and in --flag=~/x; make sources absolute, so that a run can be resumed from any folder.
 
     ValueError where the run's folder has a name that is not UTF-8: the formats of weights and shards take no other.
     """
@@ -95,7 +95,7 @@ def with_shape_of(recipe: Recipe, model: str) -> Recipe:
 
 
 def read_study(cls: type[Study], verb: str, arguments: list[str], description: str | None) -> Study:
-    """[RECIPE] and flags of a verb that makes many runs. Its folder is never the recipe's own, which is that of one run."""
+    """[RECIPE] and flags of a verb that makes many runs. Its folder is never that of the recipe, which is a single run's."""
     from nutshell.config import load_toml, parse
     from nutshell.plan.recipe import flags_with_new_names, with_new_names
 
@@ -111,7 +111,7 @@ def read_study(cls: type[Study], verb: str, arguments: list[str], description: s
 
 @contextlib.contextmanager
 def open_runtime(recipe: Recipe, *, ranks: bool = True) -> Iterator[Runtime]:
-    """The runtime of a training, with the dtype that its run has on such a device; ranks that end well leave together."""
+    """The runtime of a training run, with the dtype that its plan has for this device. Ranks that succeed leave together."""
     from nutshell.model.probe import choose_attention
     from nutshell.plan.hardware import peak_flops
     from nutshell.plan.record import standing_plan

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nutshell.tokenizer import Tokenizer
 
 HEAD_BYTES = 4_000_000
-"""What is measured of a long text: enough for three digits."""
+"""How much of a long text is measured: enough for three digits."""
 FOLDER = {"metavar": "FOLDER", "help": "run folder, tokenizer folder, tokenizer.json, or a .tiktoken rank file"}
 PATTERN = {
     "metavar": "P",
@@ -124,7 +124,7 @@ def _names_a_recipe(arguments: list[str]) -> bool:
 
 
 def _check(options: argparse.Namespace) -> Found:
-    """The files to train on. Whatever can be refused is refused here, before the training begins."""
+    """The files to train on. Bad input is refused here, before the training begins."""
     from nutshell.data.text import TEXT_KINDS, find_text
 
     if not options.files:

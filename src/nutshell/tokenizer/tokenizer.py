@@ -36,7 +36,7 @@ SPECIAL_TOKENS = (
     "<|output_start|>",
     "<|output_end|>",
 )
-"""Ids at the end of the vocabulary, in this order. Text that spells one never becomes one."""
+"""Their ids are the last of the vocabulary, in this order. Text that spells one is encoded as plain text."""
 
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 TOKENIZER_FILE = "tokenizer.json"
@@ -246,8 +246,8 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Turns ids into text as they come. A character whose bytes are not all there yet is held back, so that the pieces
-    together are what `Tokenizer.decode` gives for all ids at once."""
+    """Turns ids into text as they arrive. An incomplete character is held back, so that the texts together are what
+    `Tokenizer.decode` gives for all ids at once."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -258,7 +258,7 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.token_bytes(id))
 
     def flush(self) -> str:
-        """What was held back, as U+FFFD; the decoder is then as new."""
+        """What was held back, as U+FFFD. Resets the decoder."""
         text = self._decoder.decode(b"", True)
         self._decoder.reset()
         return text
