@@ -1,7 +1,9 @@
-"""Settings that all tests share."""
+"""Settings that all tests share, and a runner of commands."""
 
+import io
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +41,27 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pat
         return path
 
     return folder
+
+
+@pytest.fixture
+def run_command(tmp_path, monkeypatch, capsys):
+    """run_command("plan --depth 2", stdin=b"") in an empty folder -> (exit code, standard output, standard error).
+
+    Standard error does not name the folder, where paths would be absolute.
+    """
+    from nutshell.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str | list[str], stdin: bytes | None = None) -> tuple[int, str, str]:
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        with pytest.raises(SystemExit) as end:
+            main(line.split() if isinstance(line, str) else line)
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out, captured.err.replace(f"{tmp_path}/", "")
+
+    return run
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

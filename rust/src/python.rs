@@ -1,6 +1,5 @@
 //! The binding: `nutshell.tokenizer._bpe`. It converts and releases the GIL, nothing else.
 
-use std::ffi::CString;
 use std::path::PathBuf;
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyValueError};
@@ -231,17 +230,6 @@ impl Encoder {
         Ok((ids, PyByteArray::new(py, &offsets)))
     }
 
-    /// The text of ids; `errors` says what becomes of bytes that are not UTF-8, as in `bytes.decode`.
-    fn decode<'py>(&self, ids: &Bound<'py, PyAny>, errors: &str) -> PyResult<Bound<'py, PyAny>> {
-        let bytes = self.inner.decode(&ids_of(ids)?)?;
-        Self::text(ids.py(), &bytes, errors)
-    }
-
-    /// The text of ids given as the bytes of a little-endian uint32 array.
-    fn decode_array<'py>(&self, py: Python<'py>, ids: &[u8], errors: &str) -> PyResult<Bound<'py, PyAny>> {
-        Self::text(py, &self.array_bytes(py, ids)?, errors)
-    }
-
     /// The bytes of ids.
     fn decode_bytes<'py>(&self, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         Ok(PyBytes::new(ids.py(), &self.inner.decode(&ids_of(ids)?)?))
@@ -270,17 +258,6 @@ impl Encoder {
         let words = ids.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
         let words: Vec<u32> = words.collect();
         Ok(py.detach(|| self.inner.decode(&words))?)
-    }
-
-    fn text<'py>(py: Python<'py>, bytes: &[u8], errors: &str) -> PyResult<Bound<'py, PyAny>> {
-        let errors = CString::new(errors)?;
-        // SAFETY: the pointer and the length are those of a slice, the error handler ends with a zero byte, and the
-        // call returns a new reference or null with an exception set. Python checks the bytes by itself, so going
-        // through a `str` would check them twice.
-        unsafe {
-            let text = ffi::PyUnicode_DecodeUTF8(bytes.as_ptr().cast(), bytes.len() as isize, errors.as_ptr());
-            Bound::from_owned_ptr_or_err(py, text)
-        }
     }
 }
 

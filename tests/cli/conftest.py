@@ -1,35 +1,19 @@
 """Runs `nutshell tokenizer ...` in an empty folder, beside a run with a small tokenizer."""
 
-import io
-import sys
 from pathlib import Path
 
 import pytest
 
-from nutshell.cli import main as cli
 from nutshell.tokenizer import Tokenizer
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs a command in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
+def command(run_command, tmp_path, monkeypatch):
+    """command("encode", "run", "text", stdin=...) runs a verb of `nutshell tokenizer`."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no-cache"))
     for name in ("NUTSHELL_RANKS", "NO_COLOR", "TERM"):
         monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str, stdin: bytes | None = None) -> tuple[int, str, str]:
-        if stdin is not None:
-            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        try:
-            cli.main(["tokenizer", *arguments])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return lambda *arguments, stdin=None: run_command(["tokenizer", *arguments], stdin)
 
 
 @pytest.fixture

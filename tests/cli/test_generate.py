@@ -1,14 +1,11 @@
 """`nutshell generate`: where the text comes from, what comes out, what is refused."""
 
-import io
 import json
-import sys
 
 import pytest
 import torch
 
 from nutshell import checkpoint
-from nutshell.cli import main as cli
 from nutshell.infer.engine import Engine
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
@@ -25,14 +22,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def generate(folder, capsys, monkeypatch):
+def generate(folder, run_command):
     def run(*arguments, stdin=None):
-        if stdin is not None:
-            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as end:
-            cli.main(["generate", str(folder), *map(str, arguments), "--device", "cpu", "--max-tokens", "6"])
-        captured = capsys.readouterr()
-        return end.value.code, captured.out, captured.err
+        return run_command(["generate", str(folder), *map(str, arguments), "--device", "cpu", "--max-tokens", "6"], stdin)
 
     return run
 
@@ -58,7 +50,7 @@ def test_samples_differ_and_a_seed_repeats_them(generate):
     ("arguments", "message"),
     [
         (["-p", "a", "-"], "the text is given twice"),
-        (["-"], "standard input is not UTF-8 at byte 1"),
+        (["-"], "standard input is not UTF-8 text (byte 1 is 0xff)"),
         (["--file", "missing.txt"], "missing.txt"),
         (["-p", "a", "--samples", 0], "--samples is 0; accepted: 1 or more."),
         (["-p", "a", "--top-p", 0], "top_p is 0.0"),

@@ -6,8 +6,6 @@ import tempfile
 import pytest
 from small_models import save_folder
 
-from nutshell.cli import main as cli
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 MODULES = tempfile.TemporaryDirectory()  # where transformers copies the code of a folder; it reads this when it is imported
 os.environ["HF_MODULES_CACHE"] = MODULES.name
@@ -25,19 +23,9 @@ def speed(tmp_path_factory):
 
 
 @pytest.fixture
-def command(capsys):
+def command(run_command):
     """Runs `nutshell ...`: (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        try:
-            cli.main(list(map(str, arguments)))
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return lambda *arguments: run_command(list(map(str, arguments)))
 
 
 @pytest.fixture

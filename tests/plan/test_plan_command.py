@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from nutshell.cli import main as cli
 from nutshell.config import from_dict
 from nutshell.plan.estimate import learning_rates
 from nutshell.plan.law import load_law
@@ -18,21 +17,10 @@ from nutshell.train.optim import group_parameters
 
 
 @pytest.fixture
-def plan(tmp_path, monkeypatch, capsys):
+def plan(run_command, monkeypatch):
     """Runs `nutshell plan` in an empty folder: (exit code, output, errors)."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANK", raising=False)
-
-    def run(line: str) -> tuple[int, str, str]:
-        try:
-            cli.main(["plan", *line.split()])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err.replace(f"{tmp_path}/", "")
-
-    return run
+    return lambda line: run_command(f"plan {line}")
 
 
 def test_everything_is_told_and_saved(plan):

@@ -46,7 +46,7 @@ def error_of(response, status):
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "python", "text": "1"}]}]},
-            "messages[0]",
+            "messages[0].content",
             "belong to messages of the assistant",
         ),
         ({"messages": [{"role": "user", "content": ""}]}, "messages", "empty"),

@@ -1,9 +1,12 @@
-"""Flags of the small verbs; those that train take the fields of a recipe (recipe.py)."""
+"""Flags of the small verbs, and the texts they name. Verbs that train take the fields of a recipe (recipe.py)."""
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -22,3 +25,27 @@ def parse_arguments(verb: str, arguments: list[str], description: str | None, **
             settings["help"] += f" (default: {' '.join(default) if isinstance(default, list) else default})"
         parser.add_argument(*flags, **settings)
     return parser.parse_intermixed_args(arguments)
+
+
+def read_text(file: str) -> str:
+    """The text of a file, or of standard input for -, to the byte: no line end is translated."""
+    if file == "-":
+        return utf8(sys.stdin.buffer.read(), "standard input")
+    return utf8(existing(file).read_bytes(), file)
+
+
+def existing(file: str) -> Path:
+    path = Path(file)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give a file")
+    return path
+
+
+def utf8(content: bytes, what: str, *, final: bool = True) -> str:
+    """Text of bytes; without `final` a character that is cut at the end is left out."""
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(content, final)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} is not UTF-8 text (byte {error.start} is 0x{content[error.start]:02x}); convert it") from None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
-from nutshell.cli.model import DEVICE, MODEL, _arguments, open_model
+from nutshell.cli.arguments import parse_arguments, read_text
+from nutshell.cli.model import DEVICE, MODEL, open_model
 
 
 def generate(arguments: list[str]) -> Any:
     """Continue a text, as a base model does: no chat, no tools."""
     takes_value = [False, *(a in ("-p", "--prompt", "--file") for a in arguments)]
     arguments = ["--file=-" if a == "-" and not takes_value[i] else a for i, a in enumerate(arguments)]
-    options = _arguments(
+    options = parse_arguments(
         "generate", arguments, generate.__doc__, _model=MODEL,
         prompt={"short": ["-p"], "default": None, "help": "the text; without any the model begins a document"},
         file={"default": None, "help": "a UTF-8 file that holds the text; - (or just -) is standard input"},
@@ -28,7 +27,7 @@ def generate(arguments: list[str]) -> Any:
         raise ValueError("the text is given twice. Accepted: one of -p TEXT, --file FILE and - (standard input).")
     if options.samples < 1:
         raise ValueError(f"--samples is {options.samples}; accepted: 1 or more.")
-    text = options.prompt or "" if options.file is None else _read(options.file)
+    text = options.prompt or "" if options.file is None else read_text(options.file).removeprefix("\ufeff")
     from nutshell.infer.engine import Engine
     from nutshell.infer.sampling import Sampling
 
@@ -38,12 +37,3 @@ def generate(arguments: list[str]) -> Any:
     replies = Engine(model, tok).sample([prompt], options.samples, Sampling(**settings), tools=False)[0]
     print(f"\n{'-' * 16}\n".join(text + reply.text for reply in replies))
     return {"prompt": text, "completions": [{"text": r.text, "tokens": len(r.ids), "finish": r.finish} for r in replies]}
-
-
-def _read(file: str) -> str:
-    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        what = "standard input" if file == "-" else file
-        raise ValueError(f"{what} is not UTF-8 at byte {error.start}. Accepted: UTF-8 text.") from None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nutshell.cli.model import _arguments
+from nutshell.cli.arguments import parse_arguments
 
 
 def export(arguments: list[str]) -> Any:
     """Write a model for other programs: transformers, llama.cpp, Ollama."""
-    options = _arguments(
+    options = parse_arguments(
         "export", arguments, export.__doc__,
         _format={"choices": ["hf", "gguf"], "help": "hf: a folder for transformers; gguf: a file for llama.cpp and Ollama"},
         _model={"help": "run folder or model folder"},
@@ -30,7 +30,7 @@ def export(arguments: list[str]) -> Any:
 
 def import_(arguments: list[str]) -> Any:
     """Make a model folder of another program's: transformers (GPT-2, Qwen3), nanochat."""
-    options = _arguments(
+    options = parse_arguments(
         "import", arguments, import_.__doc__,
         _format={
             "choices": ["hf", "nanochat"],

@@ -17,7 +17,7 @@ from nutshell.cli import generate, interop, model, tokenizer, train
 BAD_INPUT = (ValueError, MemoryError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CLOSED_PIPE = 128 + 13
-"""What a shell says of a command that SIGPIPE ended."""
+"""The exit code that a shell reports for a command ended by SIGPIPE."""
 
 
 VERBS: dict[str, Callable[[list[str]], Any]] = {
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     # times the run (docs/experiments.md). OpenMP reads this when torch is imported, so it stands before every import of ours.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a letter that the locale lacks is written as \u5929, and ends nothing
+        if hasattr(stream, "reconfigure"):  # a letter that the locale lacks is written as \u5929 instead of raising
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         with contextlib.suppress(OSError, ValueError):
             if not closed:
                 print(f"nutshell: error: standard output: {error}", file=sys.stderr)
-            for stream in (sys.stdout, sys.stderr)[: 1 + closed]:  # what is left in their buffers goes nowhere
+            for stream in (sys.stdout, sys.stderr)[: 1 + closed]:  # what is left in their buffers is discarded
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         code = CLOSED_PIPE if closed else 1
     sys.exit(code)
@@ -125,7 +125,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def exit_code(error: Exception) -> int | None:
-    """The exit code of an error that is told in one line; None for a mistake in the code, which keeps its traceback.
+    """The exit code of an error that is reported in one line; None for a bug, which keeps its traceback.
 
     One line is for what our own checks raise, and for what the system says of a file. A ValueError out of torch or pyarrow, or of
     a slip of ours, is of the same type but no fault of the user.

@@ -54,7 +54,7 @@ def report(arguments: list[str]) -> Any:
 
 
 def open_model(folder: str, device: str) -> tuple[Any, Any]:
-    """A frozen model in the dtype this machine is quick in, and its tokenizer."""
+    """A frozen model in the dtype that is fast on this machine, and its tokenizer."""
     from nutshell.checkpoint import load
     from nutshell.runtime import start_runtime
 
@@ -99,7 +99,7 @@ def serve(arguments: list[str]) -> Any:
         from nutshell.infer.engine import Engine  # imports torch, which takes seconds: the page is there meanwhile
 
         engine = Engine(*open_model(options.model, options.device))
-        engine.allocate()  # what does not fit is said now, not to the first who asks
+        engine.allocate()  # too little memory is an error now, not at the first question
         return engine
 
     run_server(

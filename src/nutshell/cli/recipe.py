@@ -1,7 +1,8 @@
-"""What the verbs that train share: the recipe of [RECIPE] and flags, and the runtime."""
+"""What the verbs that train share: the recipe from [RECIPE] and flags, and the runtime."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -30,7 +31,7 @@ def read_recipe(verb: str, arguments: list[str], description: str | None) -> Rec
     if arguments and not arguments[0].startswith("-"):
         given, arguments = arguments[0], arguments[1:]
         default = load_toml(Recipe, os.path.expanduser(given), tidy=with_new_names)
-    out = os.path.expanduser(_value(arguments, "--out") or default.out)
+    out = os.path.expanduser(_before_parsing(verb, arguments, "--out")[0].out or default.out)
     plan = load_plan(Path(out))
     if plan and not given:
         default = replace(plan.recipe, out=out)
@@ -45,16 +46,15 @@ def read_recipe(verb: str, arguments: list[str], description: str | None) -> Rec
     return recipe
 
 
-def _value(arguments: list[str], flag: str) -> str:
-    """The last value that a flag is given, before the flags are parsed."""
-    found = ""
-    for argument, after in zip(arguments, [*arguments[1:], ""], strict=False):
-        found = after if argument == flag else argument.removeprefix(f"{flag}=") if argument.startswith(f"{flag}=") else found
-    return found
+def _before_parsing(verb: str, arguments: list[str], flag: str, **settings: Any) -> tuple[argparse.Namespace, list[str]]:
+    """One flag, read before all others, and the arguments without it."""
+    parser = argparse.ArgumentParser(f"nutshell {verb}", add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, **settings)
+    return parser.parse_known_args(arguments)
 
 
 def with_whole_paths(recipe: Study) -> Study:
-    """~ is the home folder, in a recipe and in --flag=~/x too; sources become absolute, so that a run goes on from anywhere.
+    """Expand ~ in a recipe and in --flag=~/x; make sources absolute, so that a run can be resumed from any folder.
 
     ValueError where the run's folder has a name that is not UTF-8: the formats of weights and shards take no other.
     """
@@ -95,7 +95,7 @@ def with_shape_of(recipe: Recipe, model: str) -> Recipe:
 
 
 def read_study(cls: type[Study], verb: str, arguments: list[str], description: str | None) -> Study:
-    """[RECIPE] and flags of a verb that makes many runs. Its folder is never the recipe's own, which is that of one run."""
+    """[RECIPE] and flags of a verb that makes many runs. Its folder is never that of the recipe, which is a single run's."""
     from nutshell.config import load_toml, parse
     from nutshell.plan.recipe import flags_with_new_names, with_new_names
 
@@ -104,22 +104,14 @@ def read_study(cls: type[Study], verb: str, arguments: list[str], description: s
         default = load_toml(cls, os.path.expanduser(arguments[0]), tidy=with_new_names)
         default = replace(default, out=cls.out if default.out == cls.out else f"{default.out.rstrip('/')}-{verb}")
         arguments = arguments[1:]
-    vary, rest, taking = [], [], False
-    for argument in arguments:  # --vary a --vary b is --vary a b
-        if argument == "--vary":
-            taking = True
-        elif argument.startswith("--vary=") or (taking and not argument.startswith("--")):
-            vary.append(argument.removeprefix("--vary="))
-        else:
-            taking = False
-            rest.append(argument)
-    arguments = [*rest, "--vary", *vary] if vary else rest
+    given, arguments = _before_parsing(verb, arguments, "--vary", nargs="+", action="extend")  # --vary a --vary b is --vary a b
+    arguments += ["--vary", *given.vary] if given.vary else []
     return with_whole_paths(parse(cls, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default))
 
 
 @contextlib.contextmanager
 def open_runtime(recipe: Recipe, *, ranks: bool = True) -> Iterator[Runtime]:
-    """The runtime of a training, with the dtype that its run has on such a device; ranks that end well leave together."""
+    """The runtime of a training run, with the dtype that its plan has for this device. Ranks that succeed leave together."""
     from nutshell.model.probe import choose_attention
     from nutshell.plan.hardware import peak_flops
     from nutshell.plan.record import standing_plan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nutshell.cli.arguments import parse_arguments
+from nutshell.cli.arguments import existing, parse_arguments, read_text, utf8
 from nutshell.files import COMPRESSED, kind_of
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from nutshell.tokenizer import Tokenizer
 
 HEAD_BYTES = 4_000_000
-"""What is measured of a long text: enough for three digits."""
+"""How much of a long text is measured: enough for three digits."""
 FOLDER = {"metavar": "FOLDER", "help": "run folder, tokenizer folder, tokenizer.json, or a .tiktoken rank file"}
 PATTERN = {
     "metavar": "P",
@@ -125,7 +124,7 @@ def _names_a_recipe(arguments: list[str]) -> bool:
 
 
 def _check(options: argparse.Namespace) -> Found:
-    """The files to train on. Whatever can be refused is refused here, before the training begins."""
+    """The files to train on. Bad input is refused here, before the training begins."""
     from nutshell.data.text import TEXT_KINDS, find_text
 
     if not options.files:
@@ -227,31 +226,10 @@ def _ids(text: str) -> list[int]:
 
 
 def _read(given: str | None, file: str | None, name: str) -> str:
-    """The text given as an argument, or that of a file or of standard input, to the byte: no line end is translated."""
+    """The text given as an argument, or that of a file or of standard input."""
     if (given is None) == (file is None):
         raise ValueError(f"give one of: {name} as an argument, - for standard input, or --file PATH")
-    if given is not None and given != "-":
-        return given
-    if file is None or file == "-":
-        return _utf8(sys.stdin.buffer.read(), "standard input")
-    return _utf8(_existing(file).read_bytes(), file)
-
-
-def _existing(file: str) -> Path:
-    path = Path(file)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give a file")
-    return path
-
-
-def _utf8(content: bytes, what: str, *, final: bool = True) -> str:
-    """Text of bytes; without `final` a character that is cut at the end is left out."""
-    try:
-        return codecs.getincrementaldecoder("utf-8")().decode(content, final)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{what} is not UTF-8 text (byte {error.start} is 0x{content[error.start]:02x}); convert it") from None
+    return read_text(file or "-") if given in (None, "-") else given
 
 
 def _plural(count: int, noun: str) -> str:
@@ -363,9 +341,9 @@ def documents(file: str) -> Iterator[str]:
 
         yield from _head(read_documents(path))
         return
-    with _existing(file).open("rb") as content:
+    with existing(file).open("rb") as content:
         head = content.read(HEAD_BYTES)
-        yield _utf8(head, file, final=not content.read(1))
+        yield utf8(head, file, final=not content.read(1))
 
 
 def _head(documents: Iterable[str]) -> Iterator[str]:

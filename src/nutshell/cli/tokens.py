@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Backgrounds that stay readable in light and dark terminals, with black text; neighbours always differ.
 _COLOURS = (159, 223, 157, 218, 189)
-_SPECIAL = "\x1b[1;97;48;5;60m"  # white on slate: none of the text's own
+_SPECIAL = "\x1b[1;97;48;5;60m"  # white on slate, which ordinary tokens never have
 _DIM, _GREEN, _RED, _END = "\x1b[2m", "\x1b[32m", "\x1b[31m", "\x1b[0m"
 SEPARATOR = "│"
 """Stands between tokens where there are no colours. Not "|", which code and special tokens hold."""
@@ -30,7 +30,7 @@ def show(tok: Tokenizer, ids: Sequence[int], *, colour: bool = True) -> str:
     for index, id in enumerate(ids):
         if not colour and parts and not parts[-1].endswith("\n"):
             parts.append(SEPARATOR)
-        # Colours end at each line's end, else terminals paint the rest of the line.
+        # Colours end with each line, else terminals paint the rest of it.
         start, end = _colours(tok, index, id, colour)
         lines = spell(tok, id).split("\n")
         parts.append(f"{start}⏎{end}\n".join(f"{start}{line}{end}" if line else "" for line in lines))
@@ -82,7 +82,7 @@ def _hex(character: str) -> str:
 
 
 def _colours(tok: Tokenizer, index: int, id: int, colour: bool) -> tuple[str, str]:
-    """What begins and ends the background of the token at `index`."""
+    """The codes that begin and end the background of the token at `index`."""
     if not colour:
         return "", ""
     return (f"\x1b[30;48;5;{_COLOURS[index % len(_COLOURS)]}m" if tok.token_bytes(id) else _SPECIAL), _END

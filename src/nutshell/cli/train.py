@@ -69,7 +69,7 @@ def data(arguments: list[str]) -> Any:
         folder = prepare_data(recipe, start_runtime(device=recipe.device))
     shards = open_shards(folder)
     documents = (text for block in range(shards.blocks("train")) for text in shards.read("train", block))
-    # A part of one, and nothing in it that a terminal would obey.
+    # The beginning of one, with control characters spelled out.
     sample = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in next(documents, "")[:300])
     blocks = f"{shards.blocks('train')} training blocks, {shards.blocks('val')} validation blocks"
     print(f"{folder}: {blocks}. A document begins:\n\n{sample}")

@@ -17,15 +17,15 @@ from nutshell.model.flash import KERNELS as FLASH_KERNELS
 from nutshell.model.flash import Documents, document_offsets, flash_attention
 from nutshell.model.kv_cache import Slots
 
-QUERY_BLOCK = 256  # queries scored at once: the scores of a block stay in a CPU's cache
+QUERY_BLOCK = 256  # queries scored at once: the scores of one block stay in a CPU's cache
 
 Mask = Any
-"""What one row's tokens may see, in the form that a kernel wants: made once per batch and window by `make_mask`."""
+"""Which keys each query may see, in the form that a kernel takes. Made by `make_mask`, once per batch and window."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionContext:
-    """What all attention layers of one forward pass share: positions, and what each token may see."""
+    """What all attention layers share in one forward pass: positions, and which keys each token may see."""
 
     cos: Tensor
     """(T, 1, D), or (B, T, 1, D) where each row is at a position of its own."""
@@ -97,7 +97,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
 
 def _flex(name: str) -> Any:
-    """A function of FlexAttention: compiled by itself in eager mode, where the plain one would write all T x T scores."""
+    """A function of FlexAttention. In eager mode it is compiled, because uncompiled it would write all T x T scores."""
     from torch.nn.attention import flex_attention
 
     return getattr(flex_attention, name) if torch.compiler.is_compiling() else _compiled_flex(name)
@@ -111,10 +111,10 @@ def _compiled_flex(name: str) -> Any:
 
 
 def _blocked_attention(q: Tensor, k: Tensor, v: Tensor, pieces: list) -> Tensor:
-    """Plain products of blocks: on CPU bf16 runs at full rate, in torch's fused kernel at a third (docs/experiments.md)."""
+    """Matrix products of blocks. On CPU they run bf16 at full rate, torch's fused kernel at a third (docs/experiments.md)."""
     block = pieces[0][1]
     q = (q * q.size(-1) ** -0.5).contiguous()
-    # Split and joined again: the gradient of a slice would be a tensor of zeros as large as the whole, one for each block.
+    # Split and concatenated, not sliced: the gradient of each slice would be a whole tensor, mostly zeros.
     q_blocks, k_blocks, v_blocks = (x.split(block, dim=2) for x in (q, k, v))
     outputs = []
     for i, (_, _, first, bias) in enumerate(pieces):

@@ -1,4 +1,4 @@
-"""From a shape to its model, and to `config.json` and back."""
+"""A model from its shape, and the shape to `config.json` and back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QWEN3_FIXED = {
     "use_sliding_window": False,
     "rope_scaling": None,
 }
-"""The one value that `portable` has for other settings of Qwen3's."""
+"""Other settings of Qwen3 and the one value that `portable` supports."""
 
 
 def build_model(config: ModelConfig, *, initialize: bool = True) -> Decoder:
@@ -55,7 +55,7 @@ def config_to_json(config: ModelConfig, eos_id: int | None) -> dict[str, Any]:
 
 
 def config_from_json(values: dict[str, Any]) -> ModelConfig:
-    """The shape that a `config.json` says. ValueError or TypeError for one that is of no model of ours."""
+    """The shape in a `config.json`. ValueError or TypeError where it is none of our models."""
     if values.get("model_type") != "qwen3":
         return ModelConfig(**values)
     rope = dict(values.get("rope_parameters") or {})  # where transformers 5 keeps the base

@@ -14,7 +14,7 @@ SPEED_ONLY = ("short_window", "smear", "backout", "value_embeddings", "residual_
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a model, of either architecture; saved as `config.json`."""
+    """The shape of a model of any architecture; saved as `config.json`."""
 
     vocab_size: int
     """Tokens in the vocabulary, special tokens included."""
@@ -41,7 +41,7 @@ class ModelConfig:
     mlp_width: int = 0
     """Hidden channels of the MLP of portable and gpt2; speed's are always 4 times the width, and this is 0."""
     tied: bool = False
-    """The head is the embedding: as one likes in portable, always in gpt2, never in speed."""
+    """The head is the embedding: optional in portable, always in gpt2, never in speed."""
     architecture: str = "speed"
     """`speed` (model/gpt.py), `portable` (model/qwen3.py) or `gpt2` (model/gpt2.py)."""
     smear: bool = True

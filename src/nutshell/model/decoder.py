@@ -20,7 +20,7 @@ Model = TypeVar("Model", bound="Decoder")
 
 
 class WithoutWeights(TorchFunctionMode):
-    """In this context a model is built with its parameters on the meta device and nothing is drawn into them.
+    """In this context a model is built with its parameters on the meta device, and no initial weights are drawn.
 
     Not `torch.device("meta")`: a draw, a linspace or a negation there imports torch's compiler, half of the time that loading
     took.
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def for_inference(self: Model) -> Model:
-        """A frozen model whose matrices are stored in the compute dtype, so that decoding casts nothing.
+        """A frozen model whose matrices are stored in the compute dtype, so that decoding need not cast them.
 
         Tensors that are in that dtype already are shared with this model, not copied: do not train it meanwhile.
         """

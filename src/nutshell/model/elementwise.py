@@ -1,4 +1,4 @@
-"""Elementwise pieces with hand-written gradients, so that training keeps fewer intermediates.
+"""Elementwise functions with hand-written gradients, so that training keeps fewer intermediates.
 
 `rms_norm` is the plain formula when it is compiled or runs on an accelerator (the compiler fuses it there). Eagerly on CPU
 autograd would write every intermediate to memory; the gradient by hand keeps one. Measured gains are in docs/experiments.md.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 KERNELS = ("flash3", "varlen")
-"""FlashAttention-3 (Hopper, the package `flash_attn_interface`), and `torch.nn.attention.varlen`, which torch brings along."""
+"""FlashAttention-3 (Hopper, the package `flash_attn_interface`), and `torch.nn.attention.varlen`, which comes with torch."""
 
 
 class Documents(NamedTuple):
@@ -41,7 +41,7 @@ def document_offsets(documents: Tensor) -> Tensor:
 
 
 def flash_arguments(q: Tensor, k: Tensor, v: Tensor, mask: Documents) -> tuple[tuple, dict[str, Any]]:
-    """What FlashAttention-3 is called with. A window of W tokens, itself included, has W - 1 to the left and 0 to the right."""
+    """Arguments for FlashAttention-3. A window of W tokens, the query included, reaches W - 1 to the left and 0 to the right."""
     left = -1 if mask.window >= mask.longest else mask.window - 1
     sizes = {"max_seqlen_q": mask.longest, "max_seqlen_k": mask.longest}
     flat = tuple(x.flatten(0, 1) for x in (q, k, v))  # (N, heads, D)

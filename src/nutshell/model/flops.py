@@ -1,4 +1,4 @@
-"""Parameters by group and floating-point operations per token, counted with the real windows."""
+"""Parameters by group, and floating-point operations per token with the real windows."""
 
 from __future__ import annotations
 

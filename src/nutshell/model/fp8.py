@@ -15,26 +15,26 @@ from torch import Tensor, nn
 
 TOGETHER = (("q", "k", "v"),)
 """Linears of one module that read the same input."""
-SMALLEST = 1e-30  # largest magnitude of a tensor below which it counts as zero: keeps scales finite
+SMALLEST = 1e-30  # a tensor of smaller magnitude counts as zero, so that scales stay finite
 MULTIPLE = 16  # sizes that torch._scaled_mm takes
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x in fp8, and the fp32 number that each value has to be multiplied with: not finite together where x is not."""
+    """x in fp8, and the fp32 scale to multiply each value with. Where x is not finite, neither is their product."""
     end, x = torch.finfo(dtype).max, x.contiguous()
     largest = x.abs().amax().float().clamp(min=SMALLEST)
     return (x.float() * (end / largest)).clamp(-end, end).to(dtype), largest / end
 
 
-def product(a: Tensor, b: Tensor, a_unit: Tensor, b_unit: Tensor, dtype: torch.dtype, *, fast: bool = False) -> Tensor:
-    """a (M, K), laid out by rows, times b (K, L), laid out by columns. `fast`: fewer bits in the sums, enough to go forward."""
+def matmul(a: Tensor, b: Tensor, a_unit: Tensor, b_unit: Tensor, dtype: torch.dtype, *, fast: bool = False) -> Tensor:
+    """a (M, K), laid out by rows, times b (K, L), laid out by columns. `fast`: sums in fewer bits, enough forward."""
     if a.device.type == "cuda":
         return torch._scaled_mm(a, b, scale_a=a_unit, scale_b=b_unit, out_dtype=dtype, use_fast_accum=fast)
     return ((a.float() @ b.float()) * (a_unit * b_unit)).to(dtype)
 
 
-def columns(x: Tensor) -> Tensor:
-    """The same matrix, laid out column after column."""
+def column_major(x: Tensor) -> Tensor:
+    """The same matrix, laid out column by column."""
     return x.t().contiguous().t()
 
 
@@ -46,19 +46,19 @@ class _Fp8Linear(torch.autograd.Function):
         quantised, unit = quantise(x, torch.float8_e4m3fn)
         ctx.save_for_backward(quantised, unit, by_columns, weight_unit)
         ctx.rows = [weight.size(0) for weight in weights]
-        return product(quantised, by_rows.t(), unit, weight_unit, x.dtype, fast=True)
+        return matmul(quantised, by_rows.t(), unit, weight_unit, x.dtype, fast=True)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, x_unit, by_columns, weight_unit = ctx.saved_tensors
         g, g_unit = quantise(grad, torch.float8_e5m2)
-        grad_x = product(g, by_columns, g_unit, weight_unit, grad.dtype)  # (N, O) (O, C)
-        grad_weight = product(g.t().contiguous(), columns(x), g_unit, x_unit, torch.float32)  # (O, N) (N, C)
+        grad_x = matmul(g, by_columns, g_unit, weight_unit, grad.dtype)  # (N, O) (O, C)
+        grad_weight = matmul(g.t().contiguous(), column_major(x), g_unit, x_unit, torch.float32)  # (O, N) (N, C)
         return grad_x, None, None, None, *grad_weight.split(ctx.rows)
 
 
 class Fp8Weight:
-    """Weights of linears that read the same input, quantised side by side by `quantise`, which a step begins with."""
+    """Weights of linears that read the same input, quantised as one matrix at the beginning of each step."""
 
     def __init__(self, weights: list[nn.Parameter]) -> None:
         self.weights = weights
@@ -67,7 +67,7 @@ class Fp8Weight:
     @torch.no_grad()
     def quantise(self) -> None:
         self.by_rows, self.unit = quantise(torch.cat(list(self.weights)), torch.float8_e4m3fn)
-        self.by_columns = columns(self.by_rows)
+        self.by_columns = column_major(self.by_rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., O). ValueError where the number of tokens does not fit the kernel."""
@@ -81,7 +81,7 @@ class Fp8Weight:
 
 
 def use_fp8(model: nn.Module, on: bool) -> None:
-    """Give the linears of the blocks (or take from them) fp8 weights in `fp8`; a group's first member holds those of all.
+    """Set or remove the fp8 weights (`fp8`) of the blocks' linears; the first of a group holds those of the whole group.
 
     The head and linears of odd sizes (gates) stay as they are: few FLOPs, or a loss that would feel it.
     """
@@ -98,7 +98,7 @@ def use_fp8(model: nn.Module, on: bool) -> None:
 
 
 def quantise_weights(model: nn.Module) -> None:
-    """Quantise all fp8 weights from the weights as they now are; called once a step, after the optimizer."""
+    """Quantise all fp8 weights anew; called once per step, after the optimizer."""
     for module in model.modules():
         if isinstance(weight := getattr(module, "fp8", None), Fp8Weight):
             weight.quantise()

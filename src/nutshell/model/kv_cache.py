@@ -1,4 +1,4 @@
-"""Keys and values of the tokens each row has seen, so that decoding costs one token at a time."""
+"""Keys and values of the tokens that each row has seen, so that a decoding step computes only the new token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class KVCache:
 
     def __init__(self, config, rows: int, capacity: int | None = None, device="cpu", dtype=torch.float32) -> None:
         self.capacity = min(capacity or config.context, config.context)
-        # One position more than the capacity: padding that would run over the end is written there and never read.
+        # One position more than the capacity: padding beyond the end is written there and never read.
         shape = (config.depth, rows, config.kv_heads, self.capacity + 1, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
@@ -29,7 +29,7 @@ class KVCache:
         return self.keys.size(1)
 
     def reset(self, row: int) -> None:
-        """Forget a row; its memory is written over by the next tokens."""
+        """Empty a row; the next tokens overwrite its memory."""
         self.lengths[row] = 0
         self.previous[row] = -1
 
@@ -42,7 +42,7 @@ class KVCache:
         self.previous[targets] = int(self.previous[source])
 
     def slots(self, rows: Tensor, tokens: int) -> Slots:
-        """Where the next `tokens` tokens of the rows (B,) go, worked out once for all layers."""
+        """Where the next `tokens` tokens of the rows (B,) go, computed once for all layers."""
         start = self.lengths[rows]
         positions = (start.unsqueeze(1) + torch.arange(tokens, device=start.device)).clamp_(max=self.capacity)  # (B, T)
         longest = min(int(start.max()) + tokens, self.capacity + 1)
@@ -73,14 +73,14 @@ class Slots:
 
         The lengths stay as they are until `advance`: every layer writes at the same place.
         """
-        every = torch.arange(keys.size(0), device=keys.device).unsqueeze(1)
+        batch = torch.arange(keys.size(0), device=keys.device).unsqueeze(1)
         results = []
         for store, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
             if isinstance(self.rows, slice):
-                mine = store[self.rows]
-                mine.transpose(1, 2)[every, self.positions] = new
+                filled = store[self.rows]
+                filled.transpose(1, 2)[batch, self.positions] = new
             else:
                 store.transpose(1, 2)[self.rows.unsqueeze(1), self.positions] = new
-                mine = store[self.rows]
-            results.append(mine[:, :, : self.longest])
+                filled = store[self.rows]
+            results.append(filled[:, :, : self.longest])
         return results[0], results[1]

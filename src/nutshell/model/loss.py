@@ -1,4 +1,4 @@
-"""Cross-entropy over logits, softly capped or not, in chunks: the full logits never exist, in fp32 not even those of a chunk.
+"""Cross-entropy over logits, softly capped or not, in chunks: the full logits never exist, and in fp32 not even a chunk of them.
 
 The gradient of a chunk replaces its logits while they are still in the cache, so the backward pass only scales it.
 """
@@ -44,7 +44,7 @@ class _CrossEntropy(torch.autograd.Function):
         head = weight.to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         w = (targets >= 0).float()
-        count = w.sum().clamp(min=1)  # divided by at the end: in fp16 small weights would lose their gradients
+        count = w.sum().clamp(min=1)  # the divisor comes last: in fp16 small weights would lose their gradients
         if weights is not None:
             w *= weights
         if hidden.dtype == torch.float16:  # a head gradient is a sum over a chunk, and fp16 ends at 65504
@@ -75,7 +75,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _loss_and_grad_in_place(logits: Tensor, index: Tensor, w: Tensor, softcap: float, needs_grad: bool) -> Tensor:
-    """`loss_and_grad` with few passes over memory and little of it: the gradient is written over the logits."""
+    """`loss_and_grad` with few passes over little memory: the gradient overwrites the logits."""
     if not softcap:
         z = logits.float()
         total = z.logsumexp(dim=1, keepdim=True)

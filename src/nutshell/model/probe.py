@@ -1,4 +1,4 @@
-"""Which attention kernel this machine runs, found out by running it: that a kernel imports proves nothing (nanochat 820)."""
+"""Finds an attention kernel that works here by running it: an import proves nothing (karpathy/nanochat issue 820)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ All of them skip what lies outside the window."""
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """The first kernel that runs here, and one line that says why. Elsewhere than on CUDA: plain products, nothing is tried."""
+    """The first kernel that works here, and one line that says why. Off CUDA it is plain products, and nothing is tried."""
     if device.type != "cuda":
         return "blocked", "plain products in blocks"
     return first_that_runs(PREFERENCE, device, dtype)
@@ -42,7 +42,7 @@ def first_that_runs(
 
 def launch(kernel: str, device: torch.device, dtype: torch.dtype, compiled: bool) -> None:
     """Forward and backward of two documents under a window, compared with plain products. RuntimeError where they differ."""
-    # On CPU: the generator's numbers are then the same everywhere.
+    # Drawn on CPU, so that the numbers are the same everywhere.
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 256, heads, 128, generator=generator).to(device, dtype) for heads in (4, 2, 2))
     documents = torch.zeros(2, 256, dtype=torch.long, device=device)
@@ -56,5 +56,5 @@ def launch(kernel: str, device: torch.device, dtype: torch.dtype, compiled: bool
         results.append([y.detach(), *(x.grad for x in leaves)])
     for expected, found in zip(*results, strict=True):
         error = float((found.float() - expected.float()).norm() / expected.float().norm())
-        if not error < 0.05:  # rounding to bf16 alone makes up to 0.8%
+        if not error < 0.05:  # rounding to bf16 alone causes up to 0.8%
             raise RuntimeError(f"its results differ from those of plain products by {error:.1%}")

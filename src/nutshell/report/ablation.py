@@ -10,7 +10,7 @@ from nutshell.report.page import markdown_table
 
 
 def summarise(cells: dict[str, dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
-    """One row a variant from {variant: {seed: result}}: means over its seeds, and its paired difference to the baseline.
+    """One row for each variant of {variant: {seed: result}}: means over its seeds, and its paired difference to the baseline.
 
     Each seed's bpb is compared with the baseline's of the same seed, so what a seed does to both cancels out. The standard error
     is that of the mean of these differences.

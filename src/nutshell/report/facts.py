@@ -1,4 +1,4 @@
-"""Turns plan.json and metrics.jsonl of a run into report.json, report.md and plots: of an unfinished run, what is there."""
+"""Turns plan.json and metrics.jsonl of a run, finished or not, into report.json, report.md and plots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nutshell.report.page import ordered, write_page
 from nutshell.report.plots import draw_all, smoothed
 
 COUNTED = re.compile(r"(damaged|cropped|left_out|dropped|truncated)_")
-"""Counts of what of the data was not learned, by the name they are logged under; they grow from step to step."""
+"""Names of the counts of data that was not learned from; they grow from step to step."""
 
 
 def build_report(
@@ -93,7 +93,7 @@ def metric_table(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def gather_environment() -> dict[str, Any]:
-    """Versions and hardware of this machine; what cannot be found out is None."""
+    """Versions and hardware of this machine; None for what is not known."""
     import torch
 
     memory = None
@@ -138,7 +138,7 @@ def _verdict(name: str, value: float | None, target: float) -> dict[str, Any]:
 
 def _training(records: list[dict[str, Any]]) -> dict[str, Any]:
     def median(field: str) -> float | None:
-        # The first steps pay for warming up.
+        # The first steps are slower: they warm up.
         values = [record[field] for record in records[min(3, len(records) - 1) :] if record.get(field) is not None]
         return statistics.median(values) if values else None
 

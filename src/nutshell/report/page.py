@@ -83,7 +83,7 @@ def _metrics(report: dict[str, Any], table: dict[str, Any]) -> str:
 
 
 def _verdicts(report: dict[str, Any]) -> str:
-    """Targets met or missed, and by how much, in the last two stages that had any."""
+    """Targets met or missed, and by how much, for the last two stages that had any."""
     lines = []
     for stage in ordered(report["targets"])[-2:]:
         for name, verdict in report["targets"][stage].items():
@@ -137,7 +137,7 @@ def _model(plan: dict[str, Any]) -> str:
 
 
 def _samples(lines: list[dict[str, Any]]) -> str:
-    """The newest samples of each stage, of different tasks by turns, fenced so that no text of the model is markup."""
+    """The newest samples of each stage, the tasks in turn, fenced so that no text of the model becomes markup."""
     newest = {line["stage"]: line["samples"] for line in lines if line.get("samples")}
     texts = []
     for stage in ordered(newest):

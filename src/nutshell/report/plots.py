@@ -1,4 +1,4 @@
-"""The plots of the report, drawn without a display: one PNG each, skipped where a run has no such numbers."""
+"""The plots of the report, one PNG each, drawn without a display; a plot without numbers is left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Record = dict[str, Any]
 Steps = dict[str, list[Record]]
 """The step records of each stage."""
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart too.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 COLOURS = dict(zip(("pretrain", "midtrain", "sft", "rl"), PALETTE, strict=False))
 GREY = "#8A8A8A"
@@ -76,7 +76,7 @@ def figure(columns: int = 1, rows: int = 1, height: float = 3.0) -> tuple[Any, l
 
 
 def _curve(panel: Any, x: Sequence[float], y: Sequence[float | None], stage: str, smooth: bool = True) -> None:
-    """The values of a stage faint and their moving average strong; as they are where they are few or not to be smoothed."""
+    """The values of a stage faint and their moving average strong; only the values where they are few or not to be smoothed."""
     stride = max(1, -(-len(x) // _POINTS))
 
     def line(values: Sequence[float | None], **style: Any) -> None:  # None becomes a gap

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from nutshell.tokenizer.chat import tidy_messages
 
@@ -20,25 +20,18 @@ TOOL_PARTS = ("python", "python_output")
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Part(BaseModel):
-    type: Literal["text", "python", "python_output"]
-    text: str
-
-
 class Message(BaseModel):
     """One message; `content` is text, or text parts (and, of an assistant, the tool parts of an earlier answer)."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] = ""
+    content: Any = ""
 
-    @field_validator("content", mode="before")
+    @field_validator("content")
     @classmethod
-    def _readable_content(cls, content: Any) -> Any:
-        """Turn what we cannot read into one clear message instead of one error for each type of the union."""
-        if content is None:  # of a message that was a tool call
-            return ""
-        if isinstance(content, str):
-            return content
+    def _checked_content(cls, content: Any, info: ValidationInfo) -> Any:
+        """Checked by hand, because pydantic reports one error for each type of a union."""
+        if content is None or isinstance(content, str):
+            return content or ""  # None: of a message that was a tool call
         if not isinstance(content, list):
             raise ValueError(f"content must be a string or a list of parts, not {type(content).__name__}")
         if len(content) > MAX_PARTS:
@@ -49,16 +42,9 @@ class Message(BaseModel):
                 raise ValueError(f"content part {str(kind)[:40]!r} is not supported: this model reads text only")
             if not isinstance(part.get("text"), str):
                 raise ValueError(f"a content part of type {kind!r} needs a string in 'text'")
-        return content
-
-    @model_validator(mode="after")
-    def _tools_are_the_assistants(self) -> "Message":
-        if self.role != "assistant" and any(part.type in TOOL_PARTS for part in self.parts()):
-            raise ValueError(f"tool parts belong to messages of the assistant, not of the {self.role}")
-        return self
-
-    def parts(self) -> list[Part]:
-        return [Part(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+            if kind != "text" and info.data.get("role", "assistant") != "assistant":
+                raise ValueError(f"tool parts belong to messages of the assistant, not of the {info.data['role']}")
+        return [{"type": part["type"], "text": part["text"]} for part in content]
 
 
 class StreamOptions(BaseModel):
@@ -120,12 +106,12 @@ class ChatRequest(BaseModel):
         return self
 
     def wanted_tokens(self) -> int | None:
-        """None, as 0 and less (which some clients send), means: as long as the context allows."""
+        """Most tokens of the answer. None: as many as the context allows, as for 0 and less, which some clients send."""
         wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         return wanted if wanted and wanted > 0 else None
 
     def conversation(self) -> list[dict[str, Any]]:
-        return tidy_messages([{"role": m.role, "content": [part.model_dump() for part in m.parts()]} for m in self.messages])
+        return tidy_messages([message.model_dump() for message in self.messages])
 
 
 class APIError(Exception):

@@ -39,7 +39,7 @@ MEDIA_TYPES = {
 }
 RETRY_SECONDS = 1
 MAX_OBJECTS = 4096
-"""Objects and lists of a request's JSON, counted before it is unpacked."""
+"""Most objects and lists in a request's JSON, counted before it is parsed."""
 
 
 class Service:
@@ -197,7 +197,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 
 async def _read(service: Service, raw: bytes) -> tuple[ChatRequest, list[dict[str, Any]]]:
-    """The request and its tidied conversation. One body at a time is unpacked, in a thread: it grows twentyfold in memory."""
+    """The request and its tidied conversation. Bodies are parsed one at a time, in a thread: they grow twentyfold in memory."""
 
     def unpack() -> tuple[ChatRequest, list[dict[str, Any]]]:
         if raw.count(b"{") + raw.count(b"[") > MAX_OBJECTS:  # in texts too: count again without them
@@ -262,7 +262,7 @@ async def _fit(service: Service, messages: list[dict[str, Any]], max_tokens: int
 
 
 def _sampling(body: ChatRequest, max_tokens: int, index: int) -> "Sampling":
-    """OpenAI's defaults. With a seed, choice 0 is what `n: 1` gives and the others take the seeds after it."""
+    """With OpenAI's defaults. With a seed, choice 0 is what `n: 1` would give, and choice i has the seed plus i."""
     from nutshell.infer.sampling import Sampling  # imports torch, which the page need not wait for
 
     top_p = 1.0 if body.top_p is None else body.top_p

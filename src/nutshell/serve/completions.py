@@ -12,7 +12,7 @@ from nutshell.serve.parts import PART_TYPES, Parts, add_delta, text_of
 from nutshell.serve.worker import Deltas, RequestHandle
 
 PING_SECONDS = 15.0
-"""A stream that waits this long for its first or next token sends a comment, so that proxies keep it open."""
+"""A stream that has had no token for this long sends a comment, so that proxies keep it open."""
 
 
 class Choice:
@@ -25,7 +25,7 @@ class Choice:
         self.finish: str | None = None
 
     def add(self, delta: Any, tok: Any, want_logprobs: bool) -> list[dict[str, Any]]:
-        """Take what came; returns its entries for `logprobs.content` (none for what the user does not read)."""
+        """Add a delta; returns its entries for `logprobs.content` (none for text that the user does not read)."""
         add_delta(self.parts, delta)
         self.tokens += delta.token_id >= 0  # -1 is text that was held back, or the end of a cancelled answer
         if delta.finish is not None:
@@ -70,7 +70,7 @@ class Completion:
         self._loop.call_soon_threadsafe(self._queue.put_nowait, deltas)
 
     async def deltas(self) -> AsyncIterator[Deltas]:
-        """What arrived since the last time, until every choice is finished. Raises what the engine raised."""
+        """The deltas that arrived since the last time, until every choice is finished. Raises what the engine raised."""
         unfinished = len(self.choices)
         while unfinished:
             arrived = [await self._queue.get()]
@@ -157,7 +157,7 @@ def sse(data: Any) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """Sends `events` as they come. A client that leaves ends the stream; `close` runs whatever happens."""
+    """Sends `events` as they come. The stream ends when the client leaves; `close` always runs."""
 
     media_type = "text/event-stream"
 

@@ -1,7 +1,6 @@
-"""The outermost ASGI layer: request ids, the API key, size and time limits, security headers, and the last 500."""
+"""The outermost ASGI layer: request ids, the API key, limits of size and time, security headers, a 500 for what nobody caught."""
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -47,11 +46,11 @@ def is_loopback(host: str) -> bool:
 
 
 class ClientGoneError(Exception):
-    """The client left, or takes its answer too slowly; nobody is there to be told."""
+    """The client left, or stopped reading its answer: there is nobody left to tell."""
 
 
 class Guard:
-    """Wraps the app. `open_paths` need no key; `allowed_hosts` (None: any) are the Host names that are answered.
+    """Wraps the app. `open_paths` need no key; `allowed_hosts` are the values of Host that are accepted (None: any).
 
     Checking Host keeps another web site from reaching a server on localhost by pointing its own name at 127.0.0.1.
     """
@@ -118,8 +117,7 @@ class Guard:
         finally:
             seconds, path = time.monotonic() - began, scope["path"].encode("unicode_escape").decode()[:100]
             log.info("%s %s %s %s %.3f s", request_id, scope["method"], path, status or "gone", seconds)
-            with contextlib.suppress(Exception):
-                self.observe(scope["path"], status, time.monotonic() - began)
+            self.observe(scope["path"], status, seconds)
 
     def _check_host(self, scope: Scope) -> None:
         if self.allowed_hosts is None:
@@ -173,7 +171,7 @@ class Guard:
             if not event.get("more_body", False):
                 break
         if scope["method"] == "POST" and b"json" not in _header(scope, b"content-type").lower():
-            # Browsers send other types to foreign sites without asking; this one they ask for first, and get no leave.
+            # Browsers send other types to foreign sites without asking; for JSON they ask first, and are refused.
             raise APIError(400, "send the header 'Content-Type: application/json'", code="wrong_content_type")
         return b"".join(chunks)
 
@@ -183,7 +181,7 @@ def _header(scope: Scope, name: bytes) -> bytes:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body read before, then waits for the client to leave as the real one does."""
+    """A `receive` that first returns the body that was read, and then what the real one does: the client's leaving."""
     given = False
 
     async def replay() -> Event:

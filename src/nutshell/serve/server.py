@@ -1,4 +1,4 @@
-"""`serve`: listen, load a model in the background, and end in good order."""
+"""`serve`: listen, load a model in the background, and shut down gracefully."""
 
 import asyncio
 import errno
@@ -20,15 +20,15 @@ from nutshell.serve.guard import is_loopback
 log = logging.getLogger("uvicorn.error")
 
 HEADER_SECONDS = 15.0
-"""Deadline for a request's headers, from their first byte on; for the first request from when the connection opened."""
+"""Deadline for a request's headers: from their first byte, or for the first request from when the connection opened."""
 KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep a connection for their next request, so that none is closed under one."""
+"""Longer than clients keep an idle connection, so that the server never closes one that a client is about to use."""
 MOST_CONNECTIONS = 256
-"""When there are more, one that waits for its next request goes; where none does, the new one."""
+"""Beyond this an idle connection is closed to make room; where none is idle, the new one is refused."""
 
 
 class HeaderDeadline(H11Protocol):
-    """HTTP/1.1 that closes a connection whose headers, of the first request or a later one, do not arrive whole in time."""
+    """HTTP/1.1 that closes a connection when the headers of a request, the first or a later one, do not arrive in time."""
 
     deadline: asyncio.TimerHandle | None = None
 
@@ -164,7 +164,7 @@ def serve(
     log.info("Listening on %s; the model loads", address)
     try:
         server.run(sockets=listeners)
-    except KeyboardInterrupt:  # raised again by uvicorn after it has shut down in good order
+    except KeyboardInterrupt:  # raised again by uvicorn after it has shut down gracefully
         pass
     finally:
         for listener in listeners:
@@ -182,7 +182,7 @@ def _open_engine(folder: str | Path) -> Any:
 
 
 def _checked_key(key: str | None) -> str | None:
-    """The key without blanks around it. ValueError for one that no client can send in a header."""
+    """The key without surrounding blanks. ValueError for one that cannot be sent in a header."""
     if key is None:
         return None
     key = key.strip()

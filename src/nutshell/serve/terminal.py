@@ -101,12 +101,15 @@ def chat(
     while (line := _read(stdin, interactive, screen)) is not None:
         if not line.strip():
             continue
-        if interactive and line.startswith("/") and line.split()[0] in COMMANDS:
-            if not _command(talk, line, screen):
+        try:
+            if not (interactive and line.startswith("/") and line.split()[0] in COMMANDS):
+                _answer(talk, line, screen)
+            elif not _command(talk, line, screen):
                 break
-            continue
-        with _problems_shown(screen, interactive):
-            _answer(talk, line, screen)
+        except ValueError as error:  # at a keyboard a message that is refused is no end
+            if not interactive:
+                raise
+            screen.note(f"\n{error}")
 
 
 def _read(stdin: TextIO, interactive: bool, screen: Screen) -> str | None:
@@ -166,22 +169,10 @@ def _command(talk: Conversation, line: str, screen: Screen) -> bool:
             return True
         question = talk.messages[questions[-1]]["content"]
         del talk.messages[questions[-1] :]
-        with _problems_shown(screen, True):
-            _answer(talk, question, screen)
+        _answer(talk, question, screen)
     elif command == "/help":
         screen.note(HELP)
     return True
-
-
-@contextlib.contextmanager
-def _problems_shown(screen: Screen, shown: bool) -> Iterator[None]:
-    """In a conversation a refused message is no end; without a person at the keyboard it is an error."""
-    try:
-        yield
-    except ValueError as error:
-        if not shown:
-            raise
-        screen.note(f"\n{error}")
 
 
 def _answer(talk: Conversation, question: str, screen: Screen) -> None:

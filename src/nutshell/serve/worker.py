@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("nutshell.serve")
 
 FAILURES_IN_A_ROW = 3
-"""So many, with no finished answer between them, and the server says that it is broken, until an answer is finished."""
+"""After this many failures without a finished answer between them /health reports a failure, until an answer is finished."""
 
 Deltas = list[tuple[int, Any]]
 """(choice index, delta) pairs of one step that belong to one request."""
@@ -50,7 +50,7 @@ class RequestHandle:
 
 
 class Worker:
-    """Steps `engine` on its own thread; at most `engine.max_rows + max_queue` answers are accepted at a time."""
+    """Steps `engine` on its own thread and accepts at most `engine.max_rows + max_queue` answers at a time."""
 
     def __init__(self, engine: Any, max_queue: int = 64):
         self.engine = engine
@@ -73,7 +73,7 @@ class Worker:
         return self.failures >= FAILURES_IN_A_ROW
 
     def reserve(self, slots: int) -> RequestHandle | None:
-        """Take `slots` at once, or None when they are not free."""
+        """Take `slots` at once; None when fewer are free."""
         with self._lock:
             if self._stopping or self.in_flight + slots > self.capacity:
                 return None

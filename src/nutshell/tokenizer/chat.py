@@ -135,7 +135,7 @@ def _parse_message(message: Any, index: int) -> tuple[str, Any]:
     if isinstance(content, (list, tuple)):
         types = PART_TYPES if role == "assistant" else ("text",)
         parts = [_parse_part(part, f"message {index}, part {number}", types) for number, part in enumerate(content)]
-        # Text next to text is one text: the layout leaves no mark between them, so neither may the ids.
+        # Adjacent texts are joined: the layout has no mark between them, so the ids must not have one either.
         joined: list[dict[str, str]] = []
         for part in parts:
             if joined and part["type"] == "text" == joined[-1]["type"]:
@@ -158,8 +158,8 @@ def _parse_part(part: Any, where: str, types: tuple[str, ...]) -> dict[str, str]
 
 
 def split_turns(messages: list[dict[str, Any]], tok: Encodes, max_tokens: int) -> list[list[dict[str, Any]]]:
-    """A checked conversation as parts that fit `max_tokens` rendered, cut before messages of the user, so that a long one
-    loses no answer. Each part begins with the system message. A single turn that is longer stays whole."""
+    """A checked conversation in parts of at most `max_tokens` when rendered, cut before user messages, so that a long one
+    loses no answer. Each part begins with the system message. A single turn that is too long stays whole."""
     if len(render(messages, tok)[0]) <= max_tokens:
         return [messages]
     system, rest = (messages[:1], messages[1:]) if messages[0]["role"] == "system" else ([], messages)

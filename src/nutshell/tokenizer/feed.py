@@ -1,4 +1,4 @@
-"""Texts on their way into the counter that training starts with: checked one by one, files without a `str` for each text."""
+"""Feeds texts and files to the counter that training starts with. Files are counted without making a `str` of each text."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from nutshell.tokenizer._bpe import Counter
 
 BATCH_CHARACTERS = 1 << 24
-"""Text held at a time, so that memory does not grow with the source."""
+"""Text held at once, so that memory does not grow with the source."""
 
 
 def check_text(text: object, what: str = "the text") -> str:
-    """`text` if it can be encoded, else a ValueError that says why not and where."""
+    """Return `text`; ValueError where it cannot be encoded, with the reason and the place."""
     if not isinstance(text, str):
         raise ValueError(f"{what} is {text!r:.80} ({type(text).__name__}); it must be a str")
     try:
@@ -36,7 +36,7 @@ def feed(
     source: Iterable[str | os.PathLike[str]] | os.PathLike[str],
     progress: Callable[[str, int], object] | None = None,
 ) -> None:
-    """Count the pieces of every text and file of `source`; `progress` hears of bytes."""
+    """Count the pieces of every text and file of `source`. `progress("read", bytes)` is called on the way."""
     from nutshell.data.text import text_blocks
 
     if isinstance(source, str):
@@ -74,7 +74,7 @@ def feed(
             try:
                 counter.add_file(item, progress and (lambda read, base=base: progress("read", base + read)))
             except ValueError:
-                for _ in text_blocks(item):  # where bytes are not UTF-8 the reader says how to mend that
+                for _ in text_blocks(item):  # where bytes are not UTF-8 the reader says how to convert them
                     pass
                 raise
             done += item.stat().st_size
@@ -82,7 +82,7 @@ def feed(
 
 
 def _texts_and_files(source: Iterable[str | os.PathLike[str]]) -> Iterator[str | Path]:
-    """Texts, and the paths of files that the counter takes by itself: Parquet and plain UTF-8 text."""
+    """Texts, and the paths of files that the counter reads itself: Parquet and plain UTF-8 text."""
     from nutshell.data.text import find_text, read_file
 
     for item in source:
@@ -99,14 +99,14 @@ def _texts_and_files(source: Iterable[str | os.PathLike[str]]) -> Iterator[str |
 
 
 def _is_plain(file: Path) -> bool:
-    """Whether the file begins as UTF-8 text without a mark. What does not is left to the reader, which says what is wrong."""
+    """Whether the file begins as UTF-8 text without a byte order mark. Other files go to the reader, which says what is wrong."""
     with file.open("rb") as content:
         head = content.read(1 << 16)
     return b"\0" not in head and not head.startswith(b"\xef\xbb\xbf")
 
 
 def _count_parquet(counter: Counter, path: Path) -> Iterator[int]:
-    """Count a Parquet file from Arrow's buffers, reading ahead meanwhile. Yields the bytes counted each time."""
+    """Count a Parquet file from Arrow's buffers while the next ones are read. Yields the bytes counted each time."""
     from nutshell.data.text import text_columns
     from nutshell.files import shown
 

@@ -30,8 +30,8 @@ def dump(
     *,
     ignore_merges: bool = False,
     nfc: bool = False,
-) -> bytes:
-    """Content of `tokenizer.json`, the same bytes for the same tokenizer.
+) -> str:
+    """Content of `tokenizer.json`, the same for the same tokenizer.
 
     `tokens` are the bytes by id, empty where an id stands for no text; `merges` come by rank. Merges that make the same
     token may share a rank in a rank file, but not here. Their order changes no id: of all pairs that could make a
@@ -70,7 +70,7 @@ def dump(
             "merges": [f"{names[left]} {names[right]}" for left, right in merges],
         },
     }
-    return (json.dumps(content, ensure_ascii=False, indent=0) + "\n").encode()
+    return json.dumps(content, ensure_ascii=False, indent=0) + "\n"
 
 
 def _portable(pattern: str) -> str:
@@ -99,7 +99,7 @@ def _added(name: str) -> dict[str, Any]:
     return {"content": name, **flags}
 
 
-def dump_config(special_tokens: Mapping[str, int]) -> bytes:
+def dump_config(special_tokens: Mapping[str, int]) -> str:
     """Content of `tokenizer_config.json`. A reply ends with `<|assistant_end|>`, so that is the end-of-sequence token;
     tokenizers without it have GPT-2's `<|endoftext|>`, or none. The chat template needs all tokens that it spells."""
     spelled = re.findall(r"<\|\w+\|>", CHAT_TEMPLATE)
@@ -116,4 +116,4 @@ def dump_config(special_tokens: Mapping[str, int]) -> bytes:
         "model_max_length": 1_000_000_000,
         **({"chat_template": CHAT_TEMPLATE} if all(name in special_tokens for name in spelled) else {}),
     }
-    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"

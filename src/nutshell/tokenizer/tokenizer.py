@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nutshell.files import write_text
 from nutshell.tokenizer import huggingface
 from nutshell.tokenizer.feed import check_text, feed
 
@@ -35,7 +36,7 @@ SPECIAL_TOKENS = (
     "<|output_start|>",
     "<|output_end|>",
 )
-"""Ids at the end of the vocabulary, in this order. Text that spells one never becomes one."""
+"""Their ids are the last of the vocabulary, in this order. Text that spells one is encoded as plain text."""
 
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 TOKENIZER_FILE = "tokenizer.json"
@@ -90,12 +91,10 @@ class Tokenizer:
         Raises ValueError for a vocabulary below 265, a pattern that doesn't compile, text with lone surrogates, an
         unreadable file or no text at all.
         """
-        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
-            raise ValueError(f"vocab_size is {vocab_size!r}; it must be a whole number of at least {SMALLEST_VOCABULARY}")
-        if vocab_size < SMALLEST_VOCABULARY:
+        if not isinstance(vocab_size, int) or vocab_size < SMALLEST_VOCABULARY:
             raise ValueError(
-                f"vocab_size is {vocab_size}, but 256 bytes and {len(SPECIAL_TOKENS)} special tokens take "
-                f"{SMALLEST_VOCABULARY}; give at least that, for example 4096"
+                f"vocab_size is {vocab_size!r}, but 256 bytes and {len(SPECIAL_TOKENS)} special tokens take "
+                f"{SMALLEST_VOCABULARY}; give a whole number of at least that, for example 4096"
             )
         counter = _bpe.Counter(pattern, threads)
         feed(counter, texts_or_paths, progress)
@@ -108,7 +107,7 @@ class Tokenizer:
         return f"Tokenizer(vocab_size={self.vocab_size}, pattern={self.pattern!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer._parse, (self._json, "a copy of a tokenizer")
+        return Tokenizer._parse, (self._json.encode(), "a copy of a tokenizer")
 
     @property
     def pattern(self) -> str:
@@ -133,18 +132,14 @@ class Tokenizer:
         [104, 105, 256]
         """
         if special:
-            return self._encode_with(text, special)
+            known = {name: self.special_id(name) for name in special}
+            parts = re.split("(" + "|".join(map(re.escape, known)) + ")", text)
+            return [id for part in parts for id in ([known[part]] if part in known else self.encode(part))]
         try:
             return self._core.encode(unicodedata.normalize("NFC", text) if self._core.nfc else text)
-        except (UnicodeEncodeError, TypeError) as error:
-            raise _bad_text(text, error) from None
-
-    def _encode_with(self, text: str, special: Collection[str]) -> list[int]:
-        known = {name: self.special_id(name) for name in special}
-        ids: list[int] = []
-        for part in re.split("(" + "|".join(map(re.escape, known)) + ")", text):
-            ids.extend([known[part]] if part in known else self.encode(part))
-        return ids
+        except (UnicodeEncodeError, TypeError):
+            check_text(text)
+            raise
 
     def encode_batch(self, texts: Sequence[str], *, threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Ids of many texts in one flat uint32 array, and N + 1 int64 offsets: those of text i are
@@ -169,12 +164,7 @@ class Tokenizer:
             names = {id: name.encode() for name, id in self.special_tokens.items()}
             parts = [names.get(int(id)) or self.decode_bytes([int(id)]) for id in ids]
             return b"".join(parts).decode("utf-8", errors)
-        try:
-            if isinstance(ids, np.ndarray):
-                return self._core.decode_array(_words(ids), errors)
-            return self._core.decode(ids if isinstance(ids, (list, tuple)) else list(ids), errors)
-        except (OverflowError, TypeError) as error:
-            raise self._bad_ids(ids, error) from None
+        return self.decode_bytes(ids).decode("utf-8", errors)
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """Bytes of ids; special tokens give none."""
@@ -183,11 +173,8 @@ class Tokenizer:
                 return self._core.decode_bytes_array(_words(ids))
             return self._core.decode_bytes(ids if isinstance(ids, (list, tuple)) else list(ids))
         except (OverflowError, TypeError) as error:
-            raise self._bad_ids(ids, error) from None
-
-    def _bad_ids(self, ids: Sequence[int] | np.ndarray, error: Exception) -> Exception:
-        wrong = next((id for id in ids if not _is_id(id)), ids)
-        return ValueError(f"{wrong!r} is not a token id; accepted are 0 to {self.vocab_size - 1} ({error})")
+            wrong = next((id for id in ids if not isinstance(id, (int, np.integer)) or not 0 <= id < 1 << 32), ids)
+            raise ValueError(f"{wrong!r} is not a token id; accepted are 0 to {self.vocab_size - 1} ({error})") from None
 
     @cached_property
     def _tokens(self) -> list[bytes]:
@@ -204,7 +191,7 @@ class Tokenizer:
         return np.fromiter(map(len, self._tokens), dtype=np.int64, count=self.vocab_size)
 
     def stream(self) -> StreamDecoder:
-        """A decoder for ids that come one at a time."""
+        """A decoder for ids that arrive one at a time."""
         return StreamDecoder(self)
 
     def split(self, text: str) -> list[str]:
@@ -212,7 +199,7 @@ class Tokenizer:
         return self._core.split(check_text(text))
 
     @cached_property
-    def _json(self) -> bytes:
+    def _json(self) -> str:
         core = self._core
         parts = (self._tokens, core.merges, core.pattern, self.special_tokens)
         return huggingface.dump(*parts, ignore_merges=core.whole_first, nfc=core.nfc)
@@ -220,21 +207,15 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the file `tokenizer.json` that `save` writes; equal tokenizers have equal fingerprints."""
-        return hashlib.sha256(self._json).hexdigest()
+        return hashlib.sha256(self._json.encode()).hexdigest()
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template) into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = huggingface.dump_config(self.special_tokens)
-        # tokenizer.json comes last and synced: where it is, the folder is whole.
-        for name, content in ((CONFIG_FILE, config), (TOKENIZER_FILE, self._json)):
-            partial = folder / f"{name}.partial"
-            with open(partial, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(folder / name)
+        # tokenizer.json comes last: where it is, the folder is whole.
+        write_text(folder / CONFIG_FILE, huggingface.dump_config(self.special_tokens))
+        write_text(folder / TOKENIZER_FILE, self._json)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], pattern: str | None = None) -> Tokenizer:
@@ -259,14 +240,14 @@ class Tokenizer:
     def with_special_tokens(self, names: Collection[str] = SPECIAL_TOKENS) -> Tokenizer:
         """This tokenizer with special tokens added at the end; those that it has keep their ids, and so does all text.
 
-        A tokenizer of others so becomes one that nutshell's models can be trained with.
+        This makes a tokenizer from elsewhere usable for training nutshell's models.
         """
         return self._of(self._core.with_special([names] if isinstance(names, str) else list(names)))
 
 
 class StreamDecoder:
-    """Turns ids into text as they come. A character whose bytes are not all there yet is held back, so that the pieces
-    together are what `Tokenizer.decode` gives for all ids at once."""
+    """Turns ids into text as they arrive. An incomplete character is held back, so that the texts together are what
+    `Tokenizer.decode` gives for all ids at once."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -277,18 +258,10 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.token_bytes(id))
 
     def flush(self) -> str:
-        """What was held back, as U+FFFD; the decoder is then as new."""
+        """What was held back, as U+FFFD. Resets the decoder."""
         text = self._decoder.decode(b"", True)
         self._decoder.reset()
         return text
-
-
-def _bad_text(text: object, error: Exception) -> Exception:
-    try:
-        check_text(text)
-    except ValueError as clear:
-        return clear
-    return error
 
 
 def _words(ids: np.ndarray) -> bytes:
@@ -296,7 +269,3 @@ def _words(ids: np.ndarray) -> bytes:
     if not np.issubdtype(ids.dtype, np.integer) or (ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < 1 << 32):
         raise TypeError(f"expected integers of 32 bits without sign, got {ids.dtype}")
     return ids.astype("<u4", copy=False).tobytes()
-
-
-def _is_id(id: object) -> bool:
-    return isinstance(id, (int, np.integer)) and 0 <= int(id) < 1 << 32
