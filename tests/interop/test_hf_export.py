@@ -35,7 +35,7 @@ def exported(request, transformers, tmp_path):
     classes, remote = (transformers.AutoModelForCausalLM, transformers.AutoTokenizer), {"trust_remote_code": True}
     peer, facts = classes[0].from_pretrained(out, output_loading_info=True, **remote)
     assert not any(facts.values()), facts
-    return *nutshell.load(folder), peer.eval(), classes[1].from_pretrained(out)
+    return *nutshell.load(folder), peer.eval(), classes[1].from_pretrained(out, **remote)
 
 
 def test_transformers_says_the_same(exported):

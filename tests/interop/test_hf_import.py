@@ -87,6 +87,19 @@ def test_the_tokens_of_chats_are_added_behind_the_others(gpt2, tmp_path):
     assert torch.allclose(logits[..., size:], theirs[..., -1:], atol=1e-4)
 
 
+def test_old_files_of_gpt2_hold_masks_and_the_head_again(gpt2, refused, tmp_path):
+    folder, peer = gpt2
+    old = {name.removeprefix("transformer."): value.clone() for name, value in peer.state_dict().items()}
+    old |= {"h.0.attn.bias": torch.ones(1, 1, 128, 128), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    save_file(old, folder / "model.safetensors")
+    model = import_hf(folder, tmp_path / "model")
+    assert torch.equal(model.blocks[1].attention.v.bias, peer.transformer.h[1].attn.c_attn.bias[96:])
+    save_file({**old, "lm_head.weight": old["wte.weight"] + 1}, folder / "model.safetensors")
+    refused(tmp_path, "has a head of its own", "import", "hf", folder, "--out", tmp_path / "out")
+    save_file({**old, "h.9.extra": torch.ones(1)}, folder / "model.safetensors")
+    refused(tmp_path, "has the tensor h.9.extra", "import", "hf", folder, "--out", tmp_path / "out")
+
+
 def test_gpt2_goes_back_as_it_came(gpt2, transformers, tmp_path):
     folder, peer = gpt2
     import_hf(folder, tmp_path / "model")

@@ -126,7 +126,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 def save(
     out: Path, config: ModelConfig, weights: dict[str, Tensor], tok: Tokenizer, *, source: str, chat: bool = False
 ) -> Decoder:
-    """Write the model folder `out` from tensors of our names.
+    """Write the model folder `out` from tensors of our names, which are taken out of `weights`.
 
     Tokens that the weights have beyond the tokenizer's are padding and left out. ValueError names a tensor that is missing, has
     no place, or is of another shape or dtype. With `chat` the tokens of our chats come behind the others; they begin as copies
@@ -141,11 +141,15 @@ def save(
     tok = tok.with_special_tokens() if chat else tok
     config = replace(config, vocab_size=tok.vocab_size, bos_id=tok.bos_id)
     model = build_model(config, initialize=False)
+    if config.tied and (head := weights.pop("lm_head.weight", None)) is not None:
+        embedding = "embedding.weight" if config.architecture == "gpt2" else "model.embed_tokens.weight"
+        if embedding in weights and not torch.equal(head, weights[embedding]):
+            raise ValueError(f"{source} has a head of its own, though its configuration says it is the embedding.")
     fitting = {}
     for name, expected in model.state_dict().items():
         if name not in weights:
             raise ValueError(f"{source} has no tensor for {name}, which its configuration asks for.")
-        tensor, rows = weights[name], name.startswith(BY_TOKEN)
+        tensor, rows = weights.pop(name), name.startswith(BY_TOKEN)
         shape = (padded, *expected.shape[1:]) if rows else tuple(expected.shape)
         if tuple(tensor.shape) != shape or tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(
@@ -155,13 +159,8 @@ def save(
         if rows:
             tensor = torch.cat([tensor[:known], tensor[begin].expand(tok.vocab_size - known, -1)])
         fitting[name] = tensor.float().contiguous()
-    places = {*fitting, "model.rotary_emb.inv_freq", *(("lm_head.weight",) if config.tied else ())}
-    if extra := sorted(set(weights) - places):
-        raise ValueError(f"{source} has the tensor {extra[0]}, for which nutshell's {config.architecture} has no place.")
-    if config.tied and "lm_head.weight" in weights:
-        embedding = "embedding.weight" if config.architecture == "gpt2" else "model.embed_tokens.weight"
-        if not torch.equal(weights["lm_head.weight"], weights[embedding]):
-            raise ValueError(f"{source} has a head of its own, though its config.json says it is the embedding.")
+    if weights:
+        raise ValueError(f"{source} has the tensor {min(weights)}, for which nutshell's {config.architecture} has no place.")
     model.load_state_dict(fitting, assign=True)
     save_model_folder(out, model, tok, meta={"imported": source})
     return model.eval()
