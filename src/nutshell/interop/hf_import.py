@@ -25,6 +25,14 @@ from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
 MODEL_TYPES = ("gpt2", "qwen3", "nutshell")
+FOREIGN = {
+    "llama": "it has no norms on queries and keys, which portable has",
+    "mistral": "it has no norms on queries and keys, which portable has",
+    "qwen2": "it has biases and no norms on queries and keys",
+    "gpt_neo": "its attention is not scaled by the width of a head",
+    "gpt_neox": "it rotates a part of each head, and attention stands beside the MLP",
+}
+"""What portable and gpt2 lack of other well-known architectures, or have beside them."""
 BY_TOKEN = ("embedding.weight", "model.embed_tokens.weight", "lm_head.weight", "value_embeddings")
 """Beginnings of the names of tensors that have a row for each token."""
 
@@ -38,10 +46,9 @@ def import_hf(folder: Path, out: Path, *, chat: bool = False) -> Decoder:
     refuse_existing(out)
     values = read_json(folder / "config.json")
     if values.get("model_type") not in MODEL_TYPES:
-        raise ValueError(
-            f"{folder}/config.json has model_type {values.get('model_type')!r}. Accepted: {', '.join(MODEL_TYPES)}: "
-            "other architectures have parts that nutshell's models lack."
-        )
+        kind = values.get("model_type")
+        why = FOREIGN.get(str(kind), "nutshell has no such model")
+        raise ValueError(f"{folder}/config.json has model_type {kind!r}: {why}. Accepted: {', '.join(MODEL_TYPES)}.")
     tok = read_tokenizer(folder)
     try:
         config = _config(values, tok)
