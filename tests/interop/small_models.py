@@ -30,7 +30,8 @@ def save_folder(folder, *, pattern="qwen2", **changes):
     tok = Tokenizer.train(TEXTS, vocab_size=320, pattern=pattern)
     shape = {"depth": 2, "width": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "context": 256}
     portable = {"architecture": "portable", "mlp_width": 96, "window_pattern": "L"}
-    more = {} if changes.get("architecture") == "speed" else portable
+    gpt2 = {**portable, "kv_heads": 4, "tied": True}
+    more = {"speed": {}, "portable": portable, "gpt2": gpt2}[changes.get("architecture", "portable")]
     config = ModelConfig(**{**shape, **more, "vocab_size": tok.vocab_size, "bos_id": tok.bos_id, **changes})
     torch.manual_seed(0)
     return checkpoint.save_model_folder(folder, noisy(build_model(config)), tok)

@@ -16,6 +16,7 @@ from small_models import CHATS, greedy, save_folder
 import nutshell
 from nutshell.interop.gguf import TEMPLATE, export_gguf
 from nutshell.interop.quantize import q4_0, q8_0
+from nutshell.model.kv_cache import KVCache
 from nutshell.tokenizer.chat import render_prompt
 
 blocks = st.lists(st.floats(-100, 100, width=32).map(lambda x: x if abs(x) > 1e-30 else 0.0), min_size=32, max_size=32)
@@ -77,13 +78,15 @@ def test_the_gguf_package_reads_all_of_it(tmp_path, kind, error, changes):
 
 
 @pytest.mark.parametrize("kind", ["f32", "q8_0", "q4_0"])
-def test_llama_cpp_answers_the_same(portable, tmp_path, kind):
+@pytest.mark.parametrize("changes", [{}, {"architecture": "gpt2", "pattern": "gpt2"}], ids=["portable", "gpt2"])
+def test_llama_cpp_answers_the_same(tmp_path, changes, kind):
     """Same ids of text, same logits as far as the type goes, and for f32 the same greedy text, with its own chat template."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    file = export_gguf(portable, tmp_path / "out", kind)
+    folder = save_folder(tmp_path / "model", **changes)
+    file = export_gguf(folder, tmp_path / "out", kind)
     exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # its cache is fp16 otherwise
     peer = llama_cpp.Llama(str(file), n_ctx=256, logits_all=True, n_threads=1, verbose=False, **exact)
-    model, tok = nutshell.load(portable)
+    model, tok = nutshell.load(folder)
     text = "What is 12 + 345? It's naïve, 日本語\n\n  so   \n x"
     ids = peer.tokenize(text.encode(), add_bos=True)
     assert ids == [tok.bos_id, *tok.encode(text)]
@@ -91,13 +94,22 @@ def test_llama_cpp_answers_the_same(portable, tmp_path, kind):
     with torch.no_grad():
         ours = model(torch.tensor([ids]))[0]
     error = (torch.tensor(np.array(peer.scores[: len(ids)])) - ours).abs().max() / ours.std()
-    assert error < {"f32": 1e-3, "q8_0": 0.2, "q4_0": 3}[kind]
+    gelu = 4e-3 if changes else 0  # ggml looks it up in a table of fp16
+    assert error < {"f32": 1e-4, "q8_0": 0.2, "q4_0": 3}[kind] + gelu
     if kind == "f32":
         form = llama_cpp.llama_chat_format.Jinja2ChatFormatter(peer.metadata["tokenizer.chat_template"], "", "<|bos|>")
         for chat in CHATS:
             prompt = peer.tokenize(form(messages=chat).prompt.encode(), add_bos=False, special=True)
             assert prompt == render_prompt(chat, tok)
-            assert list(islice(peer.generate(prompt, temp=0, repeat_penalty=1), 24)) == greedy(model, prompt, 24)
+            reply = list(islice(peer.generate(prompt, temp=0, repeat_penalty=1), 24))
+            assert reply == greedy(model, prompt, 24) or (gelu and nearly_greedy(model, prompt, reply, 3 * gelu))
+
+
+def nearly_greedy(model, prompt, reply, tie):
+    """Whether each token of a reply is the most likely one, or within `tie` logits of it."""
+    cache, rows = KVCache(model.config, 1), torch.tensor([0])
+    logits = model.decode(torch.tensor([prompt + reply]), cache, rows)[0, len(prompt) - 1 : -1]
+    return (logits.max(1).values - logits.gather(1, torch.tensor(reply).unsqueeze(1)).squeeze(1)).max() < tie
 
 
 @pytest.mark.slow

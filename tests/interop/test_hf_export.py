@@ -1,6 +1,8 @@
 """Folders for transformers: opened there they give the same logits, the same greedy text and the same prompt of a chat."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -35,7 +37,7 @@ def exported(request, transformers, tmp_path):
     classes, remote = (transformers.AutoModelForCausalLM, transformers.AutoTokenizer), {"trust_remote_code": True}
     peer, facts = classes[0].from_pretrained(out, output_loading_info=True, **remote)
     assert not any(facts.values()), facts
-    return *nutshell.load(folder), peer.eval(), classes[1].from_pretrained(out)
+    return *nutshell.load(folder), peer.eval(), classes[1].from_pretrained(out, **remote)
 
 
 def test_transformers_says_the_same(exported):
@@ -114,3 +116,16 @@ def test_the_command_exports_and_refuses(command, refused, portable, tmp_path):
     assert checkpoint.config_from_json(json.loads((tmp_path / "out" / "config.json").read_text())).architecture == "portable"
     refused(tmp_path, "Accepted: a folder that does not exist yet", "export", "hf", portable, tmp_path / "out")
     refused(tmp_path, "does not exist", "export", "hf", tmp_path / "missing", tmp_path / "other")
+
+
+@pytest.mark.parametrize("export", ["hf", "gguf"])
+def test_a_disk_that_is_full_leaves_nothing(portable, tmp_path, export):
+    """A limit on the size of files stands for it."""
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
+    code += "; from nutshell.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "export", export, str(portable), str(tmp_path / "out"), "--type", "f32"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1
+    assert f"cannot write {tmp_path / 'out'}: " in run.stderr
+    assert "Traceback" not in run.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ TEXT = "What is 12 + 345? It's naïve, 日本語\n\n  so   \n x"
 
 @pytest.fixture(scope="module")
 def transformers():
-    return pytest.importorskip("transformers", minversion="4.51", reason="transformers is not installed")
+    return pytest.importorskip("transformers", minversion="4.56", reason="transformers is not installed")
 
 
 def gpt2_words(folder, *, old_files=False):
@@ -85,6 +85,25 @@ def test_the_tokens_of_chats_are_added_behind_the_others(gpt2, tmp_path):
         logits = ours(torch.tensor([[tok.bos_id, *ids]]))
     assert (logits[..., :size] - theirs).abs().max() < 1e-4
     assert torch.allclose(logits[..., size:], theirs[..., -1:], atol=1e-4)
+
+
+def test_old_files_of_gpt2_hold_masks_and_the_head_again(gpt2, refused, tmp_path):
+    folder, peer = gpt2
+    old = {name.removeprefix("transformer."): value.clone() for name, value in peer.state_dict().items()}
+    old |= {"h.0.attn.bias": torch.ones(1, 1, 128, 128), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    save_file(old, folder / "model.safetensors")
+    model = import_hf(folder, tmp_path / "model")
+    assert torch.equal(model.blocks[1].attention.v.bias, peer.transformer.h[1].attn.c_attn.bias[96:])
+    save_file({**old, "lm_head.weight": old["wte.weight"] + 1}, folder / "model.safetensors")
+    refused(tmp_path, "has a head of its own", "import", "hf", folder, "--out", tmp_path / "out")
+    save_file({**old, "h.9.extra": torch.ones(1)}, folder / "model.safetensors")
+    refused(tmp_path, "has the tensor h.9.extra", "import", "hf", folder, "--out", tmp_path / "out")
+
+
+def test_training_needs_the_tokens_of_chats(gpt2, refused, tmp_path):
+    import_hf(gpt2[0], tmp_path / "model")
+    begin = ("sft", "--init-from", tmp_path / "model", "--out", tmp_path / "run")
+    refused(tmp_path, "has no token <|bos|>, which training needs. Import it again with --chat.", *begin)
 
 
 def test_gpt2_goes_back_as_it_came(gpt2, transformers, tmp_path):
@@ -169,7 +188,11 @@ NORM = "model__layers__1__self_attn__q_norm__weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": {"model_type": "llama"}}, "has model_type 'llama'. Accepted: gpt2, qwen3, nutshell"),
+        ({"config": {"model_type": "llama"}}, "has model_type 'llama': it has no norms on queries and keys"),
+        (
+            {"config": {"model_type": "mamba"}},
+            "has model_type 'mamba': nutshell has no such model. Accepted: gpt2, qwen3, nutshell",
+        ),
         ({"config": {"attention_bias": True}}, "attention_bias is True; accepted: False"),
         ({"config": {"num_hidden_layers": 3}}, "has no tensor for model.layers.2.input_layernorm.weight"),
         ({"config": {"vocab_size": 300}}, "tokens, its weights are for 300"),

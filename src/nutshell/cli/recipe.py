@@ -78,6 +78,7 @@ def with_shape_of(recipe: Recipe, model: str) -> Recipe:
     from nutshell.checkpoint import find
     from nutshell.model.build import config_from_json
     from nutshell.plan.recipe import Recipe
+    from nutshell.tokenizer import SPECIAL_TOKENS, Tokenizer
 
     folder = find(model)
     config = config_from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -89,6 +90,8 @@ def with_shape_of(recipe: Recipe, model: str) -> Recipe:
             raise ValueError(
                 f"--init-from {model} has {name} = {value!r}, the recipe asks for {getattr(recipe, name)!r}. Leave that out."
             )
+    if missing := [name for name in SPECIAL_TOKENS if name not in Tokenizer.load(folder).special_tokens]:
+        raise ValueError(f"--init-from {model} has no token {missing[0]}, which training needs. Import it again with --chat.")
     if recipe.tokenizer and recipe.tokenizer != str(folder):
         raise ValueError(f"--init-from {model} brings its tokenizer along. Leave --tokenizer out.")
     return replace(recipe, **shape, params="", vocab_size=0, tokenizer=str(folder.absolute()))

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from nutshell.checkpoint import load_model
 from nutshell.interop.output import new_folder
 from nutshell.interop.quantize import BLOCK, q4_0, q8_0
 from nutshell.model.config import ModelConfig
 from nutshell.model.elementwise import RMS_EPS
+from nutshell.model.gpt2 import GPT2, LAYER_NORM_EPS
 from nutshell.tokenizer import Tokenizer
 
 ALIGNMENT = 32
@@ -35,9 +38,10 @@ ENCODERS: dict[int, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
 TYPES = {"f32": (F32, F32, 0), "f16": (F16, F16, 1), "q8_0": (Q8_0, Q8_0, 7), "q4_0": (Q4_0, Q8_0, 2)}
 """Type of the matrices, type of embedding and head, and the number `general.file_type` of both. Vectors are always f32."""
 CONTROL, NORMAL, UNUSED = 3, 1, 5  # kinds of tokens
-QWEN3_TENSORS = {
-    r"model\.embed_tokens": "token_embd",
-    r"model\.norm": "output_norm",
+TENSORS = {
+    r"model\.embed_tokens|embedding": "token_embd",
+    r"positions": "position_embd",
+    r"model\.norm|final_norm": "output_norm",
     r"lm_head": "output",
     r"model\.layers\.(\d+)\.input_layernorm": r"blk.\1.attn_norm",
     r"model\.layers\.(\d+)\.post_attention_layernorm": r"blk.\1.ffn_norm",
@@ -45,8 +49,14 @@ QWEN3_TENSORS = {
     r"model\.layers\.(\d+)\.self_attn\.([qkv])_proj": r"blk.\1.attn_\2",
     r"model\.layers\.(\d+)\.self_attn\.([qk]_norm)": r"blk.\1.attn_\2",
     r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj": r"blk.\1.ffn_\2",
+    r"blocks\.(\d+)\.attention_norm": r"blk.\1.attn_norm",
+    r"blocks\.(\d+)\.mlp_norm": r"blk.\1.ffn_norm",
+    r"blocks\.(\d+)\.attention\.qkv": r"blk.\1.attn_qkv",
+    r"blocks\.(\d+)\.attention\.out": r"blk.\1.attn_output",
+    r"blocks\.(\d+)\.mlp\.(up|down)": r"blk.\1.ffn_\2",
 }
-"""Our names (and transformers') to ggml's; `.weight` stands behind both."""
+"""Our names to ggml's, of portable and gpt2; `.weight` or `.bias` stands behind both."""
+ENDS = ("model.embed_tokens", "lm_head", "embedding")
 TEMPLATE = """\
 {{- $system := .System }}
 {{- range .Messages }}
@@ -68,13 +78,14 @@ def export_gguf(model: Path, out: Path, kind: str) -> Path:
         raise ValueError(f"--type is {kind!r}. Accepted: {', '.join(TYPES)}.")
     decoder, tok, _ = load_model(model)
     config = decoder.config
-    if config.architecture != "portable":
+    if config.architecture == "speed":
         raise ValueError(
-            f"{model} is of the architecture {config.architecture}, which readers of GGUF do not know. Accepted: portable. "
+            f"{model} is of the architecture speed, which readers of GGUF do not know. Accepted: portable, gpt2. "
             "Train with --architecture portable, or use `nutshell export hf`."
         )
     metadata = {**_shape(config, kind, model.resolve().name), **_tokenizer(tok, model)}
-    tensors = [(ggml_name(name), _type_of(name, tuple(w.shape), kind), w.numpy()) for name, w in decoder.state_dict().items()]
+    weights = with_joined_attention(decoder) if isinstance(decoder, GPT2) else decoder.state_dict()
+    tensors = [(ggml_name(name), _type_of(name, tuple(w.shape), kind), w.numpy()) for name, w in weights.items()]
     with new_folder(out) as folder:
         with open(folder / f"model-{kind}.gguf", "wb") as file:
             write_gguf(file, metadata, tensors)
@@ -82,36 +93,48 @@ def export_gguf(model: Path, out: Path, kind: str) -> Path:
     return out / f"model-{kind}.gguf"
 
 
+def with_joined_attention(model: GPT2) -> dict[str, Tensor]:
+    """A GPT-2's tensors with queries, keys and values in one, as ggml has them."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not re.search(r"\.attention\.[qkv]\.", name)}
+    for layer, block in enumerate(model.blocks):
+        linears = (block.attention.q, block.attention.k, block.attention.v)
+        tensors[f"blocks.{layer}.attention.qkv.weight"] = torch.cat([linear.weight.detach() for linear in linears])
+        tensors[f"blocks.{layer}.attention.qkv.bias"] = torch.cat([linear.bias.detach() for linear in linears])
+    return tensors
+
+
 def ggml_name(name: str) -> str:
     """ggml's name of a tensor."""
     module, kind = name.rsplit(".", 1)
-    pattern = next(pattern for pattern in QWEN3_TENSORS if re.fullmatch(pattern, module))
-    return f"{re.sub(pattern, QWEN3_TENSORS[pattern], module)}.{kind}"
+    pattern = next(pattern for pattern in TENSORS if re.fullmatch(pattern, module))
+    return f"{re.sub(pattern, TENSORS[pattern], module)}.{kind}"
 
 
 def _type_of(name: str, shape: tuple[int, ...], kind: str) -> int:
     matrices, ends, _ = TYPES[kind]
-    if len(shape) == 1:
+    if len(shape) == 1 or name.startswith("positions"):
         return F32
-    wanted = ends if name.startswith(("model.embed_tokens", "lm_head")) else matrices
+    wanted = ends if name.startswith(ENDS) else matrices
     return F16 if wanted in (Q4_0, Q8_0) and shape[-1] % BLOCK else wanted  # a row must be whole blocks
 
 
 def _shape(config: ModelConfig, kind: str, name: str) -> dict[str, Any]:
-    shape = {
+    shape: dict[str, Any] = {
         "context_length": config.context,
         "embedding_length": config.width,
         "block_count": config.depth,
         "feed_forward_length": config.mlp_width,
         "attention.head_count": config.heads,
         "attention.head_count_kv": config.kv_heads,
-        "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim,
-        "attention.layer_norm_rms_epsilon": RMS_EPS,
-        "rope.freq_base": float(config.rotary_base),
     }
-    general = {"architecture": "qwen3", "name": name, "file_type": TYPES[kind][2], "quantization_version": 2}
-    return {**{f"general.{key}": v for key, v in general.items()}, **{f"qwen3.{key}": v for key, v in shape.items()}}
+    if config.architecture == "gpt2":
+        theirs, shape = "gpt2", {**shape, "attention.layer_norm_epsilon": LAYER_NORM_EPS}
+    else:
+        heads = {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
+        more = {"attention.layer_norm_rms_epsilon": RMS_EPS, "rope.freq_base": float(config.rotary_base)}
+        theirs, shape = "qwen3", {**shape, **heads, **more}
+    general = {"architecture": theirs, "name": name, "file_type": TYPES[kind][2], "quantization_version": 2}
+    return {**{f"general.{key}": v for key, v in general.items()}, **{f"{theirs}.{key}": v for key, v in shape.items()}}
 
 
 def _tokenizer(tok: Tokenizer, folder: Path) -> dict[str, Any]:

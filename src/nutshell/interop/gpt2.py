@@ -59,17 +59,19 @@ def config_to_gpt2(config: ModelConfig) -> dict[str, Any]:
 
 
 def weights_from_gpt2(theirs: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """Our tensors of theirs. KeyError names one that is missing."""
+    """Our tensors of theirs; what is none of GPT-2's keeps its name, and the causal masks of old files are left out. KeyError
+    names a tensor that is missing."""
     theirs = {name.removeprefix("transformer."): tensor for name, tensor in theirs.items()}
-    ours = {new: theirs[old] for old, new in ENDS.items()}
+    theirs = {name: tensor for name, tensor in theirs.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+    ours = {new: theirs.pop(old) for old, new in ENDS.items()}
     for layer in range(depth):
         here, there = f"blocks.{layer}.", f"h.{layer}."
         for kind in ("weight", "bias"):
             for old, new in BLOCK.items():
-                ours[f"{here}{new}.{kind}"] = _turn(theirs[f"{there}{old}.{kind}"])
-            parts = _turn(theirs[f"{there}attn.c_attn.{kind}"]).chunk(3)
+                ours[f"{here}{new}.{kind}"] = _turn(theirs.pop(f"{there}{old}.{kind}"))
+            parts = _turn(theirs.pop(f"{there}attn.c_attn.{kind}")).chunk(3)
             ours |= {f"{here}attention.{name}.{kind}": part for name, part in zip("qkv", parts, strict=True)}
-    return ours
+    return {**ours, **theirs}
 
 
 def weights_to_gpt2(ours: dict[str, Tensor], depth: int) -> dict[str, Tensor]:

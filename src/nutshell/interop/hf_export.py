@@ -73,7 +73,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # or where this folder lies
-model, tokenizer = AutoModelForCausalLM.from_pretrained(folder{code}), AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder{code})
+tokenizer = AutoTokenizer.from_pretrained(folder{code})
 """
     if "<|assistant_end|>" in tok.special_tokens:
         use += """\

@@ -25,6 +25,14 @@ from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
 MODEL_TYPES = ("gpt2", "qwen3", "nutshell")
+FOREIGN = {
+    "llama": "it has no norms on queries and keys, which portable has",
+    "mistral": "it has no norms on queries and keys, which portable has",
+    "qwen2": "it has biases and no norms on queries and keys",
+    "gpt_neo": "its attention is not scaled by the width of a head",
+    "gpt_neox": "it rotates a part of each head, and attention stands beside the MLP",
+}
+"""What portable and gpt2 lack of other well-known architectures, or have beside them."""
 BY_TOKEN = ("embedding.weight", "model.embed_tokens.weight", "lm_head.weight", "value_embeddings")
 """Beginnings of the names of tensors that have a row for each token."""
 
@@ -38,10 +46,9 @@ def import_hf(folder: Path, out: Path, *, chat: bool = False) -> Decoder:
     refuse_existing(out)
     values = read_json(folder / "config.json")
     if values.get("model_type") not in MODEL_TYPES:
-        raise ValueError(
-            f"{folder}/config.json has model_type {values.get('model_type')!r}. Accepted: {', '.join(MODEL_TYPES)}: "
-            "other architectures have parts that nutshell's models lack."
-        )
+        kind = values.get("model_type")
+        why = FOREIGN.get(str(kind), "nutshell has no such model")
+        raise ValueError(f"{folder}/config.json has model_type {kind!r}: {why}. Accepted: {', '.join(MODEL_TYPES)}.")
     tok = read_tokenizer(folder)
     try:
         config = _config(values, tok)
@@ -126,7 +133,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 def save(
     out: Path, config: ModelConfig, weights: dict[str, Tensor], tok: Tokenizer, *, source: str, chat: bool = False
 ) -> Decoder:
-    """Write the model folder `out` from tensors of our names.
+    """Write the model folder `out` from tensors of our names, which are taken out of `weights`.
 
     Tokens that the weights have beyond the tokenizer's are padding and left out. ValueError names a tensor that is missing, has
     no place, or is of another shape or dtype. With `chat` the tokens of our chats come behind the others; they begin as copies
@@ -141,11 +148,15 @@ def save(
     tok = tok.with_special_tokens() if chat else tok
     config = replace(config, vocab_size=tok.vocab_size, bos_id=tok.bos_id)
     model = build_model(config, initialize=False)
+    if config.tied and (head := weights.pop("lm_head.weight", None)) is not None:
+        embedding = "embedding.weight" if config.architecture == "gpt2" else "model.embed_tokens.weight"
+        if embedding in weights and not torch.equal(head, weights[embedding]):
+            raise ValueError(f"{source} has a head of its own, though its configuration says it is the embedding.")
     fitting = {}
     for name, expected in model.state_dict().items():
         if name not in weights:
             raise ValueError(f"{source} has no tensor for {name}, which its configuration asks for.")
-        tensor, rows = weights[name], name.startswith(BY_TOKEN)
+        tensor, rows = weights.pop(name), name.startswith(BY_TOKEN)
         shape = (padded, *expected.shape[1:]) if rows else tuple(expected.shape)
         if tuple(tensor.shape) != shape or tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(
@@ -155,13 +166,8 @@ def save(
         if rows:
             tensor = torch.cat([tensor[:known], tensor[begin].expand(tok.vocab_size - known, -1)])
         fitting[name] = tensor.float().contiguous()
-    places = {*fitting, "model.rotary_emb.inv_freq", *(("lm_head.weight",) if config.tied else ())}
-    if extra := sorted(set(weights) - places):
-        raise ValueError(f"{source} has the tensor {extra[0]}, for which nutshell's {config.architecture} has no place.")
-    if config.tied and "lm_head.weight" in weights:
-        embedding = "embedding.weight" if config.architecture == "gpt2" else "model.embed_tokens.weight"
-        if not torch.equal(weights["lm_head.weight"], weights[embedding]):
-            raise ValueError(f"{source} has a head of its own, though its config.json says it is the embedding.")
+    if weights:
+        raise ValueError(f"{source} has the tensor {min(weights)}, for which nutshell's {config.architecture} has no place.")
     model.load_state_dict(fitting, assign=True)
     save_model_folder(out, model, tok, meta={"imported": source})
     return model.eval()

@@ -188,7 +188,7 @@ class NutshellForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss, logits, past_key_values)  # the third is called `cache` in newer versions
 
 
 def rotary(positions: Tensor, config: NutshellConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

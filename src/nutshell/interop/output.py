@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from nutshell.files import fsync
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Gives an empty temporary folder to write into, which gets the name `path` at the end. After an error nothing is left.
 
-    FileExistsError where `path` exists: an export never writes over anything.
+    FileExistsError where `path` exists: an export never writes over anything. OSError names `path` where the disk is full.
     """
     if path.exists():
         raise FileExistsError(f"{path} exists. Accepted: a folder that does not exist yet. Choose another, or delete it first.")
@@ -29,5 +34,9 @@ def new_folder(path: Path) -> Iterator[Path]:
             fsync(file)
         os.rename(temporary, path)
         fsync(path.parent)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        raise OSError(f"cannot write {path}: {error}. Nothing was left behind. Make room on the disk.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
