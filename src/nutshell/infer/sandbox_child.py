@@ -5,6 +5,7 @@ by name), uid, ready (the descriptor to report on), and, where this process make
 filter. Every import costs milliseconds of each run, so ctypes is loaded only where it is needed.
 """
 
+import _thread
 import builtins
 import os
 import resource
@@ -154,6 +155,7 @@ def main(job):
     builtins.exit = builtins.quit = sys.exit  # as `site` would have it
     sys.excepthook = report
     sys.argv = [path]
+    _thread.stack_size(1 << 20)  # 8 MB each would be most of the memory
     sys.modules["__main__"] = module = type(sys)("__main__")
     module.__file__ = path
     exec(compile(job["program"], path, "exec"), module.__dict__)
