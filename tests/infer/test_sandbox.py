@@ -132,7 +132,7 @@ ATTACKS = {
     "x32 calls": system_call(0x40000000 + 41, 2, 1, 0),
     "lock memory": system_call(151, 3),
     # what was inherited
-    "environment": "import os\nif os.environ.keys() - {'HOME', 'PWD', 'LC_CTYPE', 'LD_LIBRARY_PATH'}: print('ESCAPED', os.environ)",
+    "environment": "import os\nif os.environ.keys() - {'HOME', 'PWD', 'LC_CTYPE', 'LD_LIBRARY_PATH'}: print('ESCAPED')",
     "descriptors": "import os\nfor n in range(3, 4096):\n try: os.fstat(n); print('ESCAPED', n)\n except OSError: pass",
     "stdin can be written": "import os; os.write(0, b'x'); print('ESCAPED')",
     "stdin can be mapped and written": "import mmap; mmap.mmap(0, 4)[0] = 1; print('ESCAPED')",
@@ -140,7 +140,7 @@ ATTACKS = {
     "the job and its secrets": "import sys; print([n for n in sys._getframe(1).f_locals if n == 'token'] and 'ESCAPED')",
     # resources
     "open files": "files = [open('/dev/null') for _ in range(200)]; print('ESCAPED')",
-    "threads": "import threading, time\nfor _ in range(200): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
+    "threads": "import threading as t, time\nfor _ in range(200): t.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
     "print('ESCAPED')",
     "disk fill": "for n in range(DISK // 2**20 + 2): open(f'{n}', 'wb').write(b'x' * 2**20)\nprint('ESCAPED')",
     "one big file": "f = open('x', 'wb')\nfor _ in range(DISK // 2**20 + 2): f.write(b'x' * 2**20)\nprint('ESCAPED')",
@@ -190,15 +190,15 @@ def test_stops(sandbox, outside, name):
         assert result.exit_code == 0 or name == "stop the parent", result
     else:
         assert result.status in ("error", "killed", "memory"), result
-        assert "SyntaxError" not in result.stderr and "NameError" not in result.stderr, result
+        assert not any(mistake in result.stderr for mistake in ("SyntaxError", "NameError")), result
 
 
 @pytest.mark.parametrize(
-    "code, status",
+    ("code", "status"),
     [
         ("while True: pass", "timeout"),
         ("import time; time.sleep(60)", "timeout"),
-        ("import signal, time\nfor n in range(1, 65):\n try: signal.signal(n, signal.SIG_IGN)\n except (OSError, ValueError): pass\n"
+        ("import signal, time\nfor n in range(1, 65):\n try: signal.signal(n, 1)\n except (OSError, ValueError): pass\n"
          "time.sleep(60)", "timeout"),
         ("import os, time; os.close(1); os.close(2); time.sleep(60)", "timeout"),
         ("x = 10 ** 10 ** 8", "timeout"),
@@ -215,24 +215,29 @@ def test_stops(sandbox, outside, name):
 def test_ends_in_time(sandbox, code, status):
     start = time.monotonic()
     result = sandbox.run_python(code, timeout=0.3, output_limit=10_000)
-    assert result.status == status and time.monotonic() - start < 3
-    assert len(result.stdout) <= 10_000 and len(result.stderr) <= 10_000
+    assert result.status == status
+    assert time.monotonic() - start < 3
+    assert len(result.stdout) <= 10_000
+    assert len(result.stderr) <= 10_000
 
 
 @pytest.mark.parametrize(
-    "code, stdout",
+    ("code", "stdout"),
     [
         ("print(input()[::-1], input())", "olleh Grüße\n"),
         ("import sys; print(len(sys.stdin.read()))", "12\n"),
         ("print('Grüße, 世界 🥜')", "Grüße, 世界 🥜\n"),
-        ("import tempfile\nwith tempfile.NamedTemporaryFile('w+') as f: f.write('x' * 10**6); f.seek(0); print(len(f.read()))", "1000000\n"),
-        ("import os, shutil; os.makedirs('a/b'); open('a/b/c', 'w').write('1'); shutil.copytree('a', 'd'); print(open('d/b/c').read())", "1\n"),
+        ("import tempfile\nwith tempfile.TemporaryFile('w+') as f: print(f.write('x' * 10**6), f.seek(0), len(f.read()))",
+         "1000000 0 1000000\n"),
+        ("import os, shutil; os.makedirs('a/b'); open('a/b/c', 'w').write('1'); shutil.copytree('a', 'd')\nprint(os.listdir('d/b'))",
+         "['c']\n"),
         ("import threading as t; r = []; w = [t.Thread(target=r.append, args=(n,)) for n in range(8)]\n"
          "[x.start() for x in w]; [x.join() for x in w]; print(sorted(r))", "[0, 1, 2, 3, 4, 5, 6, 7]\n"),
         ("from concurrent.futures import ThreadPoolExecutor as P\nprint(list(P(4).map(abs, [-1, 2])))", "[1, 2]\n"),
         ("import asyncio\nasync def f(): await asyncio.sleep(0.01); return 5\nprint(asyncio.run(f()))", "5\n"),
-        ("import array, bisect, collections, csv, datetime, decimal, fractions, functools, hashlib, heapq, itertools, json, math, "
-         "operator, queue, random, re, sqlite3, statistics, string, textwrap, typing, unittest, uuid, zlib; print(hashlib.md5(b'').hexdigest()[:4])",
+        ("import array, bisect, collections, csv, datetime, decimal, fractions, functools, hashlib, heapq, itertools, json, math\n"
+         "import operator, queue, random, re, sqlite3, statistics, string, textwrap, typing, unittest, uuid, zlib\n"
+         "print(hashlib.md5(b'').hexdigest()[:4])",
          "d41d\n"),
         ("import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))) is A, __name__)", "True __main__\n"),
         ("import dataclasses as d\n@d.dataclass\nclass A:\n  x: 'int' = 3\nprint(A())", "A(x=3)\n"),
@@ -249,16 +254,20 @@ def test_correct_programs_work(sandbox, code, stdout):
     assert (result.stdout, result.stderr, result.status, result.exit_code) == (stdout, "", "ok", 0)
 
 
-@pytest.mark.parametrize("code, exit_code", [("raise SystemExit(7)", 7), ("exit(3)", 3), ("import os; os._exit(9)", 9), ("quit()", 0)])
+@pytest.mark.parametrize(
+    ("code", "exit_code"), [("raise SystemExit(7)", 7), ("exit(3)", 3), ("import os; os._exit(9)", 9), ("quit()", 0)]
+)
 def test_exit_codes(sandbox, code, exit_code):
     result = sandbox.run_python(code)
-    assert result.exit_code == exit_code and result.status == ("error" if exit_code else "ok")
+    assert result.exit_code == exit_code
+    assert result.status == ("error" if exit_code else "ok")
 
 
 def test_a_traceback_shows_the_program_alone(sandbox):
     result = sandbox.run_python("def f(x):\n    return 1 / x\n\nf(0)")
     lines = result.stderr.splitlines()
-    assert lines[0] == "Traceback (most recent call last):" and lines[-1] == "ZeroDivisionError: division by zero"
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "ZeroDivisionError: division by zero"
     assert [line for line in lines if "File" in line] == [
         '  File "/tmp/program.py", line 4, in <module>',
         '  File "/tmp/program.py", line 2, in f',
@@ -281,7 +290,7 @@ def test_nothing_is_left_behind(sandbox, tmp_path, monkeypatch):
         assert (os.listdir("/proc/self/fd"), threading.active_count(), len(children())) == before
         assert os.listdir(tmp_path) == []
     alive = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    assert "marshal.load(open(int(sys.argv[1])" not in alive
+    assert "marshal.load(open(" not in alive
 
 
 def test_runs_do_not_see_each_other(sandbox):
@@ -299,7 +308,7 @@ def test_runs_do_not_see_each_other(sandbox):
     for thread in threads:
         thread.join()
     for n, result in results:
-        assert result.stdout == f"{[str(n), 'program.py']}\n" and result.status == "ok", result
+        assert (result.stdout, result.status) == (f"{[str(n), 'program.py']}\n", "ok"), result
 
 
 def test_a_broken_sandbox_is_an_error_and_no_result(sandbox, monkeypatch):
@@ -310,7 +319,8 @@ def test_a_broken_sandbox_is_an_error_and_no_result(sandbox, monkeypatch):
 
 def test_what_is_printed_cannot_pass_for_a_broken_sandbox(sandbox):
     result = sandbox.run_python("import sys; print('bwrap: no', file=sys.stderr); sys.exit(1)")
-    assert result.status == "error" and result.exit_code == 1
+    assert result.status == "error"
+    assert result.exit_code == 1
 
 
 def test_levels_by_name(monkeypatch):

@@ -47,7 +47,7 @@ START_SECONDS = 20.0  # to set up, on a busy machine; the program's own time sta
 USERS = range(61184, 65520)  # systemd's range for users that exist only while a service runs
 PYTHON = "/python/bin/python3"
 CHILD = Path(__file__).with_name("sandbox_child.py")
-START = "import marshal, sys; code, job = marshal.load(open(int(sys.argv[1]), 'rb')); exec(code, {'job': job})"
+START = "import marshal; code, job = marshal.load(open({}, 'rb')); names = {{}}; exec(code, names); names['main'](job)"
 ENVIRONMENT = {"HOME": "/tmp", "LD_LIBRARY_PATH": "/python/lib"}
 
 
@@ -92,8 +92,8 @@ class Sandbox:
         tried = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         raise SandboxError(
             f"no sandbox for code that a model writes ({tried}). Install bubblewrap (Debian, Ubuntu: apt-get install bubblewrap; "
-            "Fedora: dnf install bubblewrap). Ubuntu 23.10 and later also need user namespaces allowed for it (sysctl -w "
-            "kernel.apparmor_restrict_unprivileged_userns=0), a container needs --security-opt seccomp=unconfined or --privileged. "
+            "Fedora: dnf install bubblewrap). Ubuntu 23.10 and later also need user namespaces allowed (sysctl -w "
+            "kernel.apparmor_restrict_unprivileged_userns=0), a container --security-opt seccomp=unconfined or --privileged. "
             f"Weaker levels, only by name: {', '.join(WEAKER)}."
         )
 
@@ -143,7 +143,15 @@ class Sandbox:
             try:
                 given = stack.enter_context(_sealed(marshal.dumps((_child(), job))))
                 filter_file = stack.enter_context(_sealed(seccomp_filter())) if self.level == "bubblewrap" else None
-                python = [PYTHON if filter_file is not None else _executable(), "-I", "-S", "-X", "utf8", "-c", START, str(given)]
+                python = [
+                    PYTHON if filter_file is not None else _executable(),
+                    "-I",
+                    "-S",
+                    "-X",
+                    "utf8",
+                    "-c",
+                    START.format(given),
+                ]
                 command = [*(_bubblewrap(filter_file) if filter_file is not None else []), *python]
                 process = stack.enter_context(
                     subprocess.Popen(
@@ -166,7 +174,8 @@ class Sandbox:
 
 def _watch(process: subprocess.Popen[bytes], ready: int, timeout: float, output_limit: int, level: str) -> Result:
     """Read what the program writes until it ends, or end it."""
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout
+    assert process.stderr
     written = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
     started: float | None = None
     deadline = time.monotonic() + START_SECONDS

@@ -1,8 +1,8 @@
 """What runs inside the sandbox, before the program: give up rights, set limits, say that it is ready, run the program.
 
-`sandbox.py` hands this file, compiled, and the job to a bare `python -I -S`. The job: level, folder, program, limits (of `resource`,
-by name), uid, ready (the descriptor to report on), and, where this process makes its own walls, what to mount and the seccomp
-filter. Every import costs milliseconds of each run, so ctypes is loaded only where it is needed.
+`sandbox.py` hands this file, compiled, and a job to a bare `python -I -S`, which calls `main(job)`. The job: level, folder,
+program, limits (of `resource`, by name), uid, ready (the descriptor to report on), and, where this process makes its own walls,
+what to mount and the seccomp filter. Every import costs milliseconds of each run, so ctypes is loaded only where it is needed.
 """
 
 import _thread
@@ -10,6 +10,7 @@ import builtins
 import os
 import resource
 import sys
+from sys import argv
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 1, 2, 4, 32, 4096, 16384, 1 << 18, 2
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER = 0x20000, 0x4000000, 0x8000000, 0x10000000
@@ -152,9 +153,9 @@ def prepare(job):
 
 def main(job):
     path = prepare(job)
-    builtins.exit = builtins.quit = sys.exit  # as `site` would have it
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as `site` would have it
     sys.excepthook = report
-    sys.argv = [path]
+    argv[:] = [path]
     _thread.stack_size(1 << 20)  # 8 MB each would be most of the memory
     sys.modules["__main__"] = module = type(sys)("__main__")
     module.__file__ = path
@@ -162,10 +163,7 @@ def main(job):
 
 
 def report(kind, error, trace):
-    """Print an uncaught exception without the three frames that lie above the program."""
-    for _ in range(3):
+    """Print an uncaught exception without the two frames that lie above the program."""
+    for _ in range(2):
         trace = trace and trace.tb_next
     sys.__excepthook__(kind, error.with_traceback(trace), trace)
-
-
-main(job)  # noqa: F821, given by who executes this

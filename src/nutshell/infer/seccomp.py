@@ -1,7 +1,7 @@
 """The system calls that model-written Python may make, as a seccomp filter: everything that is not listed is refused.
 
-`seccomp_filter()` is a classic BPF program (Linux `Documentation/userspace-api/seccomp_filter.rst`), ready for `bwrap --seccomp FD`
-or `prctl(PR_SET_SECCOMP)`. A list of what is allowed also stops what nobody thought of, and system calls that Linux gains later.
+`seccomp_filter()` is a classic BPF program (Linux `Documentation/userspace-api/seccomp_filter.rst`) for `bwrap --seccomp FD` or
+`prctl(PR_SET_SECCOMP)`. A list of what is allowed also stops what nobody thought of, and system calls that Linux gains later.
 A refused call fails with EPERM, so the program sees `PermissionError` and may go on.
 
 No process can be made (a thread can), no socket but a connected pair, no memory that the limit of the address space misses
@@ -26,8 +26,9 @@ ALLOWED = {
     "rename": (82, -1), "renameat": (264, 38), "renameat2": (316, 276), "link": (86, -1), "linkat": (265, 37),
     "symlink": (88, -1), "symlinkat": (266, 36), "truncate": (76, 45), "ftruncate": (77, 46), "fsync": (74, 82),
     "fdatasync": (75, 83), "utimensat": (280, 88), "chmod": (90, -1), "fchmod": (91, 52), "fchmodat": (268, 53),
-    "umask": (95, 166), "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10), "listxattr": (194, 11),
-    "llistxattr": (195, 12), "flistxattr": (196, 13), "flock": (73, 32), "dup": (32, 23), "dup2": (33, -1), "dup3": (292, 24), "pipe": (22, -1),
+    "umask": (95, 166), "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10),
+    "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13), "flock": (73, 32), "dup": (32, 23),
+    "dup2": (33, -1), "dup3": (292, 24), "pipe": (22, -1),
     "pipe2": (293, 59), "sendfile": (40, 71), "copy_file_range": (326, 285), "fadvise64": (221, 223),
     # waiting, and what an asyncio event loop needs
     "poll": (7, -1), "ppoll": (271, 73), "select": (23, -1), "pselect6": (270, 72), "epoll_create1": (291, 20),
@@ -67,7 +68,7 @@ ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 
 
 def seccomp_filter(signals: bool = True, machine: str = "") -> bytes:
-    """The filter as `struct sock_filter[]`; without `signals` the program can send none, for levels where it sees other processes.
+    """The filter as `struct sock_filter[]`; without `signals` the program can send none: for levels without pid namespace.
 
     ValueError on a processor whose system calls have no numbers here.
     """
