@@ -229,14 +229,15 @@ def test_ends_in_time(sandbox, code, status):
         ("print('Grüße, 世界 🥜')", "Grüße, 世界 🥜\n"),
         ("import tempfile\nwith tempfile.TemporaryFile('w+') as f: print(f.write('x' * 10**6), f.seek(0), len(f.read()))",
          "1000000 0 1000000\n"),
-        ("import os, shutil; os.makedirs('a/b'); open('a/b/c', 'w').write('1'); shutil.copytree('a', 'd')\nprint(os.listdir('d/b'))",
+        ("import os, shutil; os.makedirs('a/b'); open('a/b/c', 'w').write('1'); shutil.copytree('a', 'd')\n"
+         "print(os.listdir('d/b'))",
          "['c']\n"),
         ("import threading as t; r = []; w = [t.Thread(target=r.append, args=(n,)) for n in range(8)]\n"
          "[x.start() for x in w]; [x.join() for x in w]; print(sorted(r))", "[0, 1, 2, 3, 4, 5, 6, 7]\n"),
         ("from concurrent.futures import ThreadPoolExecutor as P\nprint(list(P(4).map(abs, [-1, 2])))", "[1, 2]\n"),
         ("import asyncio\nasync def f(): await asyncio.sleep(0.01); return 5\nprint(asyncio.run(f()))", "5\n"),
-        ("import array, bisect, collections, csv, datetime, decimal, fractions, functools, hashlib, heapq, itertools, json, math\n"
-         "import operator, queue, random, re, sqlite3, statistics, string, textwrap, typing, unittest, uuid, zlib\n"
+        ("import array, bisect, collections, csv, datetime, decimal, fractions, functools, hashlib, heapq, itertools, json\n"
+         "import math, operator, queue, random, re, sqlite3, statistics, string, textwrap, typing, unittest, uuid, zlib\n"
          "print(hashlib.md5(b'').hexdigest()[:4])",
          "d41d\n"),
         ("import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))) is A, __name__)", "True __main__\n"),

@@ -22,6 +22,7 @@ import random
 import selectors
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -104,10 +105,12 @@ class Sandbox:
         timeout: float = 5.0,
         memory: int = MEMORY,
         output_limit: int = OUTPUT,
+        channel: socket.socket | None = None,
     ) -> Result:
         """Run a program for at most `timeout` seconds with `memory` bytes of address space.
 
         `output_limit` bounds the bytes of stdout and of stderr; a program that writes more is ended.
+        `channel` is a socket that the program gets, under the same number, and that is closed here.
         """
         if not (timeout > 0 and memory > 0 and output_limit > 0):
             raise ValueError(f"timeout {timeout}, memory {memory}, output_limit {output_limit}. Accepted: above 0.")
@@ -124,6 +127,7 @@ class Sandbox:
         uid = random.SystemRandom().choice(USERS) if os.geteuid() == 0 else 0  # counted and signalled apart from other runs
         own_filter = seccomp_filter(signals=self.level == "namespaces") if self.level in ("namespaces", "landlock") else b""
         with contextlib.ExitStack() as stack:
+            shared = [stack.enter_context(channel).fileno()] if channel else []
             folder = "/tmp" if self.level == "bubblewrap" else stack.enter_context(_folder(uid))
             ready, ready_in_child = os.pipe()
             stack.callback(os.close, ready)
@@ -161,7 +165,7 @@ class Sandbox:
                         stderr=subprocess.PIPE,
                         env={**ENVIRONMENT, "HOME": folder},
                         cwd="/",
-                        pass_fds=[number for number in (given, ready_in_child, filter_file) if number is not None],
+                        pass_fds=[number for number in (given, ready_in_child, filter_file, *shared) if number is not None],
                         start_new_session=True,
                     )
                 )
@@ -169,6 +173,8 @@ class Sandbox:
                 raise SandboxError(f"the sandbox did not start ({self.level}): {error}") from error
             finally:
                 os.close(ready_in_child)
+                if channel:
+                    channel.close()
             return _watch(process, ready, timeout, output_limit, self.level)
 
 
