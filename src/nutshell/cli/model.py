@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from nutshell.cli.arguments import parse_arguments as _arguments
 
 DEVICE = {"default": "auto", "help": "auto, cpu, cuda or mps"}
+TOOLS = {
+    "tools": {"default": "calculator", "choices": ["calculator", "python", "none"],
+              "help": "what runs the text between the model's tool tokens; python runs programs in a sandbox"},
+    "unsafe_sandbox": {"default": None, "choices": ["landlock", "limits"],
+                       "help": "a weaker sandbox where no full one works (docs/sandbox.md)"},
+}  # fmt: skip
 MODEL = {"nargs": "?", "type": os.path.expanduser, "default": "runs/demo", "help": "run folder or model folder"}
 
 
@@ -63,6 +70,16 @@ def open_model(folder: str, device: str) -> tuple[Any, Any]:
     return model.set_precision(runtime.dtype).for_inference(), tok
 
 
+def _open_tool(options: Any) -> Any:
+    """The tool of `chat` and `serve`; the sandbox's level is said, as it decides what a program of the model's can do."""
+    from nutshell.infer.tools import PythonTool, open_tool
+
+    tool = open_tool(options.tools, options.unsafe_sandbox or "auto")
+    if isinstance(tool, PythonTool):
+        print(f"Tool: Python in a sandbox ({tool.sandbox.level})", file=sys.stderr)
+    return tool
+
+
 def chat(arguments: list[str]) -> Any:
     """Talk to a model in the terminal."""
     options = _arguments(
@@ -71,14 +88,17 @@ def chat(arguments: list[str]) -> Any:
         temperature={"type": float, "default": 0.4, "help": "0 always takes the most likely token"},
         top_k={"type": int, "default": 50, "help": "draw among this many tokens; 0 is off"},
         max_tokens={"type": int, "default": 256, "help": "longest answer"},
-        system={"default": None, "help": "system prompt"},
+        system={"default": None, "help": "system prompt"}, **TOOLS,
     )  # fmt: skip
     from nutshell.infer.engine import Engine
     from nutshell.serve import terminal
 
+    tool = _open_tool(options)
     model, tok = open_model(options.model, options.device)
+    engine = Engine(model, tok, max_rows=1)
+    engine.tool = tool
     terminal.chat(
-        Engine(model, tok, max_rows=1), prompt=options.prompt, temperature=options.temperature, top_k=options.top_k,
+        engine, prompt=options.prompt, temperature=options.temperature, top_k=options.top_k,
         max_tokens=options.max_tokens, system=options.system,
     )  # fmt: skip
 
@@ -92,14 +112,18 @@ def serve(arguments: list[str]) -> Any:
         api_key={"default": None, "help": "key that clients must send; NUTSHELL_API_KEY does not show in ps"},
         allow_host={"action": "append", "default": [], "metavar": "NAME", "help": "answer to this host name too"},
         cors_origin={"action": "append", "default": [], "metavar": "ORIGIN", "help": "let pages of this site use the API"},
+        **TOOLS,
     )  # fmt: skip
     from nutshell.serve.server import serve as run_server
+
+    tool = _open_tool(options)
 
     def open_engine() -> Any:
         from nutshell.infer.engine import Engine  # imports torch, which takes seconds: the page is there meanwhile
 
         engine = Engine(*open_model(options.model, options.device))
-        engine.allocate()  # too little memory is an error now, not at the first question
+        engine.tool = tool
+        engine.allocate()  # what does not fit is said now, not to the first who asks
         return engine
 
     run_server(

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from nutshell.infer.calculator import calculate
 from nutshell.infer.conversation import fit_conversation
 from nutshell.infer.request import Completion, Piece, Request, Vocabulary
 from nutshell.infer.sampling import Sampling
 from nutshell.infer.scheduler import Prefix, Scheduler
+from nutshell.infer.tools import Tool
 
 
 class Engine:
@@ -40,6 +42,8 @@ class Engine:
         self.model, self.tok, self.max_rows = model, tok, max_rows
         self.context = context or model.config.context
         """Longest prompt and reply together, in tokens."""
+        self.tool: Tool | None = calculate
+        """What runs what the model writes between its tool tokens. Set it before the first request."""
         self._vocabulary = Vocabulary.of(tok)
         self._scheduler: Scheduler | None = None  # made by the first step: it allocates the cache
         self._numbers = itertools.count()
@@ -93,7 +97,10 @@ class Engine:
             wrong = next(token for token in ids if not 0 <= token < self.tok.vocab_size)
             raise ValueError(f"the prompt has the token {wrong}; accepted: 0 to {self.tok.vocab_size - 1}.")
         limit = min(limit, sampling.max_tokens)
-        return Request(self._vocabulary, ids, sampling, limit, number=next(self._numbers), **options)
+        options["tools"] = options.get("tools", True) and self.tool is not None
+        return Request(
+            self._vocabulary, ids, sampling, limit, number=next(self._numbers), tool=self.tool or calculate, **options
+        )  # fmt: skip
 
     def _enqueue(self, requests: list[tuple[Request, Prefix | None]]) -> None:
         with self._lock:
@@ -184,7 +191,7 @@ class Engine:
                     piece = inbox.popleft()
                     finished = piece.finish is not None
                     yield piece
-            if not finished:
+            if request.error or not finished:
                 raise RuntimeError(f"a step of the engine failed while this reply was made ({request.error}).") from request.error
         finally:
             self._withdraw([request])

@@ -7,11 +7,13 @@ hands it each token it sampled; `accept` answers with the pieces a reader sees.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nutshell.infer.calculator import calculate
 from nutshell.infer.sampling import Sampling
+from nutshell.infer.tools import Tool
 
 Finish = Literal["stop", "length", "cancelled"]
 Kind = Literal["text", "tool", "output"]
@@ -27,7 +29,7 @@ class Piece:
     text: str = ""
     """Complete characters that became readable with this token; never a special token's name."""
     kind: Kind = "text"
-    """`tool` is an expression that the model wrote for the calculator, `output` the result that was forced in."""
+    """`tool` is what the model wrote for its tool, `output` the result that was forced in."""
     logprob: float | None = None
     top: Sequence[tuple[int, float]] = ()
     finish: Finish | None = None
@@ -78,6 +80,7 @@ class Request:
     number: int = 0
     """Place in the order of arrival."""
     tools: bool = True
+    tool: Tool = calculate
     streaming: bool = True
     """Whether pieces are wanted; without them text is only decoded once, at the end."""
     stream: tuple[int, ...] = ()
@@ -96,6 +99,7 @@ class Request:
         self.row = -1
         self.cancelled = False
         self.error: BaseException | None = None  # of the step that failed while this reply was made
+        self.answer: Future[str] | None = None  # of a slow tool; until it is done the row waits with nothing pending
         self._inside_call = False
         self._expression: list[int] = []
         self._spoken: list[int] = []
@@ -129,10 +133,7 @@ class Request:
             tail = self._show("", last=True) if self._decoder else ""
         else:
             self._spoken.append(token_id)
-        if self.finish is None and len(self.ids) + len(forced) >= self.limit:
-            self.finish = "length"
-            if len(self.ids) + len(forced) > self.limit:  # half a result would be a wrong one
-                forced = []
+        forced = self._within_limit(forced)
         pieces = [Piece(self, -1, tail)] if tail else []
         if self._decoder:
             pieces.append(Piece(self, token_id, self._read(token_id, kind), kind, logprob, top))
@@ -144,6 +145,30 @@ class Request:
                 pieces[-1].finish = self.finish
         return pieces if self.streaming else []
 
+    def resume(self) -> list[Piece]:
+        """Go on where a slow tool has answered meanwhile."""
+        if self.answer is None or not self.answer.done():
+            return []
+        answer, self.answer = self.answer, None
+        if (error := answer.exception()) is not None:  # the tool itself is broken: this reply ends, others go on
+            self.error = error
+            return self.cancel()
+        self.pending = [self.vocabulary.python_end]
+        pieces = self._force(self._within_limit(self._output(answer.result())))
+        if self.finish:
+            self.pending = []
+            pieces.append(Piece(self, -1, finish=self.finish))
+        return pieces if self.streaming else []
+
+    def _within_limit(self, forced: list[int]) -> list[int]:
+        """Ends the reply where `forced` fills it; what does not fit is left out whole: half a result would be a wrong one."""
+        if self.finish is None and len(self.ids) + len(forced) >= self.limit:
+            self.finish = "length"
+        return forced if len(self.ids) + len(forced) <= self.limit else []
+
+    def _output(self, result: str) -> list[int]:
+        return [self.vocabulary.output_start, *self.vocabulary.tok.encode(result), self.vocabulary.output_end]
+
     def _inside(self, token_id: int) -> list[int]:
         """A token of the expression; what must be forced behind it: the result, once the expression is complete."""
         words = self.vocabulary
@@ -153,16 +178,18 @@ class Request:
             self._expression.append(token_id)
         else:
             self._inside_call = False
-            result = calculate(words.tok.decode(self._expression))
-            if result is not None:
-                return [words.output_start, *words.tok.encode(result), words.output_end]
+            result = self.tool(words.tok.decode(self._expression))
+            if isinstance(result, Future):
+                self.answer, self.pending = result, []
+            elif result is not None:
+                return self._output(result)
         return []
 
     def _force(self, tokens: list[int]) -> list[Piece]:
         self.ids += tokens
         self.mask += [0] * len(tokens)
         self.pending += tokens
-        if self._decoder is None:
+        if self._decoder is None or not tokens:
             return []
         pieces = [Piece(self, token, self._decoder.push(token), "output") for token in tokens]
         pieces[-1].text += self._decoder.flush()

@@ -9,6 +9,7 @@ Legend: B rows in a call, T tokens per row in it, V vocabulary.
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from nutshell.model.kv_cache import KVCache
 
 PREFILL_TOKENS = 1024  # a step's share of prompts: bounds its memory (T * V logits) and how long live rows wait
 MOST_PREFIX_ROWS = 8
+TOOL_WAIT_SECONDS = 0.02  # at a time, so that new requests and cancelled ones are seen
 
 Ready = list[tuple[list[Request], Tensor]]
 """Requests with the logits (B, V) of their next token."""
@@ -79,14 +81,23 @@ class Scheduler:
 
     def step(self) -> list[Piece]:
         """Admit, feed a share of the prompts, decode one token for every other row, sample, take out what ended."""
+        pieces = self.hear_tools()
         ready: Ready = []
         self.feed_prefixes()
         self.admit(ready)
         self.prefill(ready)
         self.decode(ready)
-        pieces: list[Piece] = []
         for requests, logits in ready:
             self.choose(requests, logits, pieces)
+        self.take_out_finished()
+        return pieces
+
+    def hear_tools(self) -> list[Piece]:
+        """Let rows go on whose slow tool has answered; wait a moment where every row waits for one."""
+        answers = [request.answer for request in self.live if request.answer is not None]
+        if answers and len(answers) == len(self.live) and (not self.queue or len(self.live) == self.max_rows):
+            wait(answers, TOOL_WAIT_SECONDS, FIRST_COMPLETED)
+        pieces = [piece for request in self.live if answers for piece in request.resume()]
         self.take_out_finished()
         return pieces
 

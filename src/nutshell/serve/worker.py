@@ -158,7 +158,10 @@ class Worker:
                 del self._owners[delta.request]
                 self.failures = 0  # not after each step: answers that always break at their second token are failures too
         for handle, batch in batches.items():
-            self._send(handle, batch)
+            broken = next((delta.request.error for _, delta in batch if delta.request.error), None)  # its tool did not work
+            if broken:
+                self.end(handle)
+            self._send(handle, broken or batch)
 
     def _give_up(self, error: Exception) -> None:
         for handle in {owner for owner, _ in self._owners.values()}:
