@@ -10,7 +10,7 @@ from nutshell.eval.score import score, tree
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 
-SHAPE = dict(vocab_size=40, depth=4, width=32, heads=4, kv_heads=2, head_dim=8, context=48, bos_id=39)
+SHAPE = {"vocab_size": 40, "depth": 4, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "context": 48, "bos_id": 39}
 SHAPES = {
     "speed with windows": ModelConfig(**SHAPE, window_pattern="SL"),
     "portable": ModelConfig(**SHAPE, window_pattern="L", architecture="portable", mlp_width=64, **dict.fromkeys(
@@ -95,9 +95,7 @@ def test_what_is_shared_is_read_once():
     """A preamble of 30 tokens, 5 questions of 10, 4 choices each of one token, then of three."""
 
     def read(choices):
-        pairs = [
-            ([39, *range(29)] + [question] * 10, choice) for question in range(5) for choice in choices
-        ]
+        pairs = [([39, *range(29)] + [question] * 10, choice) for question in range(5) for choice in choices]
         rows = sorted([([*prefix, *rest], len(prefix), n) for n, (prefix, rest) in enumerate(pairs)])
         count, nodes = 0, tree(rows, 0)
         while nodes:

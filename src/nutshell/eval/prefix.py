@@ -107,8 +107,7 @@ def visible(own: Prefix, positions: Tensor, documents: Tensor, window: int) -> T
     softmax is empty."""
     query = own.positions.unsqueeze(2)  # (rows, T, 1)
     distance = query - positions.unsqueeze(1)
-    seen = (distance >= 0) & (distance < window) & (own.documents.unsqueeze(2) == documents.unsqueeze(1))
-    return seen
+    return (distance >= 0) & (distance < window) & (own.documents.unsqueeze(2) == documents.unsqueeze(1))
 
 
 def read(model: Decoder, ids: Tensor, counts: Tensor, before: Prefix | None, *, keep: bool) -> tuple[Tensor, Prefix]:
