@@ -85,6 +85,14 @@ class Runtime:
         dist.all_reduce(tensor)
         return float(tensor.item()) / self.world_size
 
+    def gather(self, value: object) -> list:
+        """What every rank gives, on every rank, in their order."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all ranks."""
         if self.world_size > 1:

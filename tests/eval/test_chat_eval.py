@@ -1,38 +1,25 @@
 """Tasks scored on a tiny random model, against one forward pass per option."""
 
-from dataclasses import dataclass
-from typing import Any
+import itertools
 
 import pytest
 import torch
 
-from nutshell.eval import chat
-from nutshell.eval.chat import choose, evaluate, wilson_interval
+from nutshell.eval.chat import choose, evaluate, graded, pass_at_k, wilson_interval
 from nutshell.infer.engine import Engine
+from nutshell.tasks import Item, Task
 from nutshell.tokenizer.chat import render, render_prompt
-
-
-@dataclass(frozen=True, kw_only=True)
-class StandIn:  # what a task and an item look like to the evaluation
-    messages: Any = ()
-    answer: str = ""
-    options: tuple = ()
-    name: str = "stand-in"
-    kind: str = ""
-    items: Any = ()
-    baseline: float = 0.25
-    grade: Any = None
-
 
 OPTIONS = ("red", "blue", "a very long answer", "yellow")
 
 
 def make_items(count):
     return [
-        StandIn(
+        Item(
             messages=[{"role": "user", "content": f"What colour is the cat? {'x' * (7 * n % 24)} {n}"}],
             answer=OPTIONS[n % 4],
             options=OPTIONS[: 2 + n % 3] if n % 4 < 2 else OPTIONS,
+            index=n,
         )
         for n in range(count)
     ]
@@ -51,23 +38,24 @@ def one_by_one(model, tok, item):
     return scores
 
 
-@pytest.mark.parametrize("tokens", [1, 150, 4096])
-def test_the_likeliest_option_is_chosen(model, tok, monkeypatch, tokens):
-    monkeypatch.setattr(chat, "TOKENS_PER_BATCH", tokens)
+def test_the_likeliest_option_is_chosen(model, tok):
     items, seen = make_items(12), []
-    best = choose(items, model, tok, lambda done, total: seen.append((done, total)))
-    for item, index in zip(items, best, strict=True):
+    records, notes = choose(Task(items=items), model, tok, None, lambda done, total: seen.append((done, total)))
+    for item, record in zip(items, records, strict=True):
         scores = one_by_one(model, tok, item)
-        assert scores[index] == pytest.approx(max(scores), abs=1e-5)
-    assert len(set(best)) > 1
+        assert record.scores == pytest.approx(scores, abs=1e-5)
+        assert scores[record.picked] == pytest.approx(max(scores), abs=1e-5)
+        assert record.right == (item.options[record.picked] == item.answer)
+    assert len({record.picked for record in records}) > 1
+    assert [record.index for record in records] == list(range(12))
     assert seen[-1] == (12, 12)
+    assert not notes
 
 
 def test_choice_accuracy_and_examples(model, tok):
-    items = make_items(20)
-    task = StandIn(kind="choice", items=items)
+    task = Task(items=make_items(20), baseline=0.25)
     result = evaluate(task, model, tok)
-    right = [item.options[i] == item.answer for item, i in zip(items, choose(items, model, tok), strict=True)]
+    right = [record.right for record in result["records"]]
     assert result["accuracy"] == sum(right) / 20
     assert result["baseline"] == 0.25
     assert result["count"] == 20
@@ -80,41 +68,79 @@ def test_choice_accuracy_and_examples(model, tok):
     assert 1 <= len(result["examples"]) <= 6
 
 
+def test_examples_that_do_not_fit_are_left_out_and_counted(model, tok):
+    (item,) = make_items(1)
+    turns = [*item.messages, {"role": "assistant", "content": "red"}]
+    behind = Item(messages=[*turns * 5, *item.messages], answer="red", options=item.options)
+    result = evaluate(Task(items=[behind, item]), model, tok)
+    assert result["notes"] == ["1 of 2 items lost their oldest examples: more than the context of 64 tokens"]
+
+
 def test_an_item_longer_than_the_context_is_scored_by_its_end(model, tok):
-    question = "start " + "z" * 300 + " end"
-    item = StandIn(messages=[{"role": "user", "content": question}], answer="red", options=("red", "blue"))
-    ids, _ = render([*item.messages, {"role": "assistant", "content": "red"}], tok)
+    question = [{"role": "user", "content": "start " + "z" * 300 + " end"}]
+    ids, _ = render([*question, {"role": "assistant", "content": "red"}], tok)
     assert len(ids) > model.config.context
-    assert choose([item], model, tok)[0] in (0, 1)
-    endless = StandIn(messages=item.messages, answer="red", options=("red", "w" * 500))
-    assert choose([endless], model, tok)[0] in (0, 1)
+    items = [Item(messages=question, answer="red", options=("red", other)) for other in ("blue", "w" * 500)]
+    result = evaluate(Task(items=items), model, tok)
+    assert [record.picked in (0, 1) for record in result["records"]] == [True, True]
+    assert result["notes"] == ["2 of 2 items lost the beginning of the question: more than the context of 64 tokens"]
+
+
+def written(item):
+    return Item(messages=item.messages, index=item.index)
 
 
 def test_generated_replies_are_greedy_and_graded(model, tok):
-    items = make_items(7)
+    items = [written(item) for item in make_items(7)]
     engine = Engine(model, tok, max_rows=3)
     expected = ["".join(p.text for p in engine.chat(item.messages, temperature=0, max_tokens=9)) for item in items]
     graded, seen = [], []
 
     def grade(item, reply):
         graded.append(reply)
-        return item is items[2]
+        return 0.5 * (item is items[1]) + (item is items[2])
 
-    task = StandIn(kind="generate", items=items, grade=grade)
+    task = Task(items=items, grade=grade)
     for chosen in (None, engine):
         graded.clear()
         result = evaluate(task, model, tok, engine=chosen, max_tokens=9, progress=lambda *counts: seen.append(counts))
         assert graded == expected
-        assert result["accuracy"] == 1 / 7
+        assert result["accuracy"] == 1.5 / 7
+        assert [record.picked for record in result["records"]] == [[text] for text in expected]
         assert seen[-1] == (7, 7)
         assert sum(example["right"] for example in result["examples"]) == 1
 
 
-def test_bad_tasks_are_named(model, tok):
+def test_several_samples_give_pass_at_k(model, tok):
+    items = [written(item) for item in make_items(3)]
+    task = Task(items=items, grade=lambda item, reply: float(len(reply) % 2 and item is not items[0]))
+    result = evaluate(task, model, tok, max_tokens=6, samples=5, temperature=1.0)
+    rights = [sum(len(reply) % 2 for reply in record.picked) * (n > 0) for n, record in enumerate(result["records"])]
+    assert result["accuracy"] == pytest.approx(sum(rights) / 15)
+    assert list(result["pass_at_k"]) == ["1", "2", "4", "5"]
+    assert result["pass_at_k"]["1"] == pytest.approx(result["accuracy"])
+    assert result["pass_at_k"]["5"] == sum(right > 0 for right in rights) / 3
+    assert any(len(set(record.picked)) > 1 for record in result["records"])
+
+
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one():
+    for right in range(5):
+        for k in range(1, 5):
+            draws = list(itertools.combinations([True] * right + [False] * (4 - right), k))
+            assert pass_at_k(4, right, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+
+
+def test_a_grader_that_fails_is_named_with_its_item():
+    item = Item(messages=[], index=3)
+    graders = {"raised ZeroDivisionError on item 3": lambda *_: 1 / 0, "gave nan": lambda *_: float("nan")}
+    for message, grade in graders.items():
+        with pytest.raises(ValueError, match=f"the grader of mine {message}"):
+            graded(Task(name="mine", items=[item], grade=grade), item, "x")
+
+
+def test_a_task_without_items_is_named(model, tok):
     with pytest.raises(ValueError, match="stand-in has no items"):
-        evaluate(StandIn(kind="choice"), model, tok)
-    with pytest.raises(ValueError, match="kind 'essay'; accepted: 'choice' or 'generate'"):
-        evaluate(StandIn(kind="essay", items=make_items(1)), model, tok)
+        evaluate(Task(name="stand-in", items=[]), model, tok)
 
 
 def test_wilson_interval():

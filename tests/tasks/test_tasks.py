@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nutshell.tasks import TASK_NAMES, Item, load_task
-from nutshell.tasks.primer import GRADERS, grade_letters, grade_sums, rl_items
+from nutshell.tasks import GROUPS, TASK_NAMES, Item, load_task, task_names
+from nutshell.tasks.primer import GRADERS, grade_letters, grade_spelling, grade_sums, rl_items
 from nutshell.tasks.task import last_number, subsample
+from nutshell.tokenizer.chat import parse_messages
 
 DATA = Path(os.environ.get("NUTSHELL_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 
@@ -23,7 +24,7 @@ def write(path, *rows):
     return path
 
 
-@pytest.mark.parametrize("name", ["primer-facts", "primer-sums", "primer-letters", "primer-vowels"])
+@pytest.mark.parametrize("name", ["primer-facts", "primer-sums", "primer-letters", "primer-vowels", "spelling"])
 def test_primer_tasks_load_without_files(name):
     task = load_task(name, limit=50)
     assert task.name == name
@@ -69,7 +70,7 @@ def test_primer_graders_accept_the_primers_own_replies():
     ],
 )
 def test_sums_are_graded_by_the_last_number(text, right):
-    assert grade_sums(item("531"), text) is right
+    assert grade_sums(item("531"), text) == right
 
 
 def test_sums_may_be_negative():
@@ -91,7 +92,7 @@ def test_sums_may_be_negative():
     ],
 )
 def test_letters_are_graded_by_the_stated_count(text, right):
-    assert grade_letters(item("3"), text) is right
+    assert grade_letters(item("3"), text) == right
 
 
 def test_rl_items_come_with_graders():
@@ -111,45 +112,74 @@ def test_last_number(text, number):
     assert last_number(text) == number
 
 
+@pytest.mark.parametrize(("text", "right"), [
+    ("I spell tiger: t i g e r.", 1), ("t-i-g-e-r", 1), ("T, I, G, E, R", 1), ("t i g r e", 0), ("tiger", 0),
+])  # fmt: skip
+def test_spelling_is_graded_by_the_letters(text, right):
+    assert grade_spelling(item("tiger"), text) == right
+
+
+def test_names_are_split_and_grouped():
+    assert task_names(["arc,gsm8k", "spelling", "gsm8k"]) == ["arc-easy", "arc-challenge", "gsm8k", "spelling"]
+    assert {name for group in GROUPS.values() for name in group} <= set(TASK_NAMES)
+
+
 def test_unknown_names_and_bad_limits_are_refused():
-    with pytest.raises(ValueError, match=r"unknown task 'arc'; known tasks: primer-facts, .*custom"):
+    with pytest.raises(ValueError, match=r"unknown task 'gsmk8'\. Did you mean gsm8k\? Accepted: primer-facts, .*jsonl file"):
+        task_names(["arc,gsmk8"])
+    with pytest.raises(ValueError, match="arc is a name for several tasks; give arc-easy, arc-challenge"):
         load_task("arc")
-    with pytest.raises(ValueError, match="limit must be 1 or more"):
+    with pytest.raises(ValueError, match="limit is 0; accepted: 1 or more"):
         load_task("primer-facts", limit=0)
-    with pytest.raises(ValueError, match="examples must be 0 or more, got -1"):
-        load_task("primer-facts", examples=-1)
+    with pytest.raises(ValueError, match="shots is -1; accepted: 0 or more"):
+        load_task("primer-facts", shots=-1)
 
 
-@pytest.mark.parametrize("name", ["arc-easy", "arc-challenge", "gsm8k", "custom"])
-def test_missing_folders_are_named(name, tmp_path):
-    with pytest.raises(ValueError, match="give data_folder"):
+@pytest.mark.parametrize("name", ["arc-easy", "arc-challenge", "mmlu", "gsm8k", "core"])
+def test_missing_folders_are_named_with_what_to_get(name, tmp_path):
+    with pytest.raises(ValueError, match="give --data FOLDER"):
         load_task(name)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_task(name, data_folder=tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="this task needs JSONL rows"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist; .*(the data set is|archive is)"):
         load_task(name, data_folder=tmp_path)
 
 
 ARC_ROW = {"id": "1", "question": "Which is hot?", "choices": {"text": ["ice", "fire"], "label": ["1", "2"]}, "answerKey": "2"}
 
 
-def test_arc_shows_lettered_options_and_accepts_the_letter(tmp_path):
+def test_arc_shows_lettered_choices_and_takes_the_letter(tmp_path):
     write(tmp_path / "arc" / "ARC-Easy-test.jsonl", ARC_ROW)
     task = load_task("arc-easy", data_folder=tmp_path)
     (each,) = task.items
-    assert each.messages == [{"role": "user", "content": "Which is hot?\nA) ice\nB) fire\nReply with the letter only."}]
-    assert (each.options, each.answer, task.baseline) == (("A", "B"), "B", 0.5)
-    assert task.grade(each, "B")
-    assert task.grade(each, "B) fire")
-    assert not task.grade(each, "A")
-    assert not task.grade(each, "Because")
+    text = "Multiple Choice question: Which is hot?\n- ice=1\n- fire=2\n\nRespond only with the letter of the correct answer."
+    assert each.messages == [{"role": "user", "content": text}]
+    assert (each.options, each.answer, task.baseline) == (("1", "2"), "2", 0.5)
+    assert each.conversation[-1] == {"role": "assistant", "content": "2"}
+    assert [task.grade(each, reply) for reply in ("2", "2) fire", "1", "Because")] == [1, 1, 0, 0]
 
 
 def test_arc_examples_come_from_train_and_are_clamped(tmp_path):
     write(tmp_path / "arc" / "ARC-Easy-test.jsonl", ARC_ROW)
     write(tmp_path / "arc" / "ARC-Easy-train.jsonl", *[ARC_ROW] * 3)
-    (each,) = load_task("arc-easy", data_folder=tmp_path, examples=99).items
-    assert [message["role"] for message in each.messages] == ["user", "assistant"] * 3 + ["user"]
+    task = load_task("arc-easy", data_folder=tmp_path, shots=99)
+    assert [message["role"] for message in task.items[0].messages] == ["user", "assistant"] * 3 + ["user"]
+    assert task.notes == ("3 examples instead of 99: the train split has no more",)
+
+
+def test_mmlu_examples_are_those_of_the_subject(tmp_path):
+    rows = [{"question": f"{s}{n}", "subject": s, "choices": [*"wxyz"], "answer": n % 4} for s in "ab" for n in range(6)]
+    write(tmp_path / "mmlu" / "dev.jsonl", *rows)
+    write(tmp_path / "mmlu" / "test.jsonl", rows[7], rows[0])
+    task = load_task("mmlu", data_folder=tmp_path, shots=5)
+    for each, subject in zip(task.items, "ba", strict=True):
+        questions = [message["content"].split("\n")[0] for message in each.messages[:-1:2]]
+        assert questions == [f"Multiple Choice question: {subject}{n}" for n in range(5)]
+        assert [message["content"] for message in each.messages[1::2]] == [*"ABCDA"]
+    assert (task.items[0].answer, task.baseline, task.notes) == ("B", 0.25, ())
+    write(tmp_path / "mmlu" / "test.jsonl", {**rows[0], "answer": 4})
+    with pytest.raises(ValueError, match=r"test\.jsonl, line 1: accepted: JSON lines with question"):
+        load_task("mmlu", data_folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -162,33 +192,34 @@ def test_arc_examples_come_from_train_and_are_clamped(tmp_path):
 )
 def test_malformed_arc_rows_are_located(row, tmp_path):
     write(tmp_path / "arc" / "ARC-Easy-test.jsonl", ARC_ROW, row)
-    with pytest.raises(ValueError, match=r"ARC-Easy-test\.jsonl, line 2: expected JSONL rows"):
+    with pytest.raises(ValueError, match=r"ARC-Easy-test\.jsonl, line 2: accepted: JSON lines"):
         load_task("arc-easy", data_folder=tmp_path)
 
 
-def test_gsm8k_grades_the_marked_or_the_last_number(tmp_path):
+def test_gsm8k_teaches_the_calculator_and_grades_the_marked_or_the_last_number(tmp_path):
     row = {"question": "How much is 600 twice?", "answer": "600*2 = <<600*2=1200>>1200.\n#### 1,200"}
     write(tmp_path / "gsm8k" / "test.jsonl", row)
     write(tmp_path / "gsm8k" / "train.jsonl", *[row] * 20)
-    task = load_task("gsm8k", data_folder=tmp_path, examples=50)
+    task = load_task("gsm8k", data_folder=tmp_path, shots=8)
     (each,) = task.items
     assert each.answer == "1200"
-    assert len(each.messages) == 17  # 8 examples at most, and the question
-    assert "<<" not in each.messages[1]["content"]
-    assert task.grade(each, "It is 1,200.")
-    assert task.grade(each, "... 7\n#### 1200")
-    assert task.grade(each, "#### 1200.00 dollars")
-    assert not task.grade(each, "1200\n#### 600")
-    assert not task.grade(each, "")
+    assert len(each.messages) == 17
+    assert each.conversation[-1]["content"] == [
+        {"type": "text", "text": "600*2 = "}, {"type": "python", "text": "600*2"}, {"type": "python_output", "text": "1200"},
+        {"type": "text", "text": "1200.\n#### 1,200"},
+    ]  # fmt: skip
+    assert parse_messages(each.conversation)
+    replies = ("It is 1,200.", "... 7\n#### 1200", "#### 1200.00 dollars", "1200\n#### 600", "")
+    assert [task.grade(each, reply) for reply in replies] == [1, 1, 1, 0, 0]
 
 
 def test_malformed_gsm8k_rows_are_located(tmp_path):
     write(tmp_path / "gsm8k" / "test.jsonl", {"question": "?", "answer": "no mark"})
-    with pytest.raises(ValueError, match=r"test\.jsonl, line 1: expected .*####"):
+    with pytest.raises(ValueError, match=r"test\.jsonl, line 1: accepted: .*####"):
         load_task("gsm8k", data_folder=tmp_path)
 
 
-def test_custom_rows_in_all_forms(tmp_path):
+def test_own_rows_in_all_forms(tmp_path):
     asked = [{"role": "user", "content": "Capital of Italy?"}]
     path = write(
         tmp_path / "mine.jsonl",
@@ -197,27 +228,31 @@ def test_custom_rows_in_all_forms(tmp_path):
         {"messages": asked, "answer": "Rome"},
         {"messages": [*asked, {"role": "assistant", "content": "Rome."}]},
         {"question": "Two and two?", "answer": 4},
+        {"question": "A big cat?", "answer": ["tiger", "lion"]},
+        {"question": "A year of the last century?", "regex": r"\b19\d\d\b"},
     )
-    task = load_task("custom", data_folder=path)
-    assert (task.kind, [each.answer for each in task.items]) == ("generate", ["Paris", "Rome", "Rome.", "4"])
+    task = load_task(str(path))
+    assert (task.kind, [each.answer for each in task.items]) == ("generate", ["Paris", "Rome", "Rome.", "4", "tiger", ""])
     assert task.grade(task.items[0], " paris. ")
     assert task.grade(task.items[3], "2 + 2 = 4.")
     assert not task.grade(task.items[3], "5")
     assert not task.grade(task.items[0], "London")
+    assert [task.grade(task.items[4], reply) for reply in ("Lion.", "tiger", "cat")] == [1, 1, 0]
+    assert [task.grade(task.items[5], reply) for reply in ("In 1984.", "In 2001.", "")] == [1, 0, 0]
 
 
 @pytest.mark.parametrize("answer", ["Paris", "B", 1])
-def test_custom_choices_take_text_letter_or_index(answer, tmp_path):
-    write(tmp_path / "custom.jsonl", {"question": "Capital of France?", "options": ["Rome", "Paris"], "answer": answer})
-    task = load_task("custom", data_folder=tmp_path)
+def test_own_choices_take_text_letter_or_index(answer, tmp_path):
+    path = write(tmp_path / "custom.jsonl", {"question": "Capital of France?", "choices": ["Rome", "Paris"], "answer": answer})
+    task = load_task("custom", data_folder=path)
     assert (task.kind, task.items[0].answer, task.items[0].options) == ("choice", "B", ("A", "B"))
     assert task.grade(task.items[0], "B")
 
 
-def test_custom_conversations_score_their_options_as_replies(tmp_path):
+def test_own_conversations_score_their_options_as_replies(tmp_path):
     row = {"messages": [{"role": "user", "content": "Hi"}], "options": ["Hello!", "Go away."], "answer": "Hello!"}
     path = write(tmp_path / "a.jsonl", row)
-    task = load_task("custom", data_folder=path)
+    task = load_task(str(path))
     assert task.items[0].options == ("Hello!", "Go away.")
     assert task.grade(task.items[0], "Hello!")
     assert not task.grade(task.items[0], "Go away.")
@@ -227,32 +262,73 @@ def test_custom_conversations_score_their_options_as_replies(tmp_path):
     ("row", "message"),
     [
         ("{broken", r"line 2: not JSON"),
-        ("[1]", r"line 2: a JSON object is needed, got list"),
-        ({"prompt": "?", "answer": "x"}, r"line 2: expected .* got the columns prompt, answer"),
-        ({"question": "?"}, r"line 2: answer must be a text or a whole number, got None"),
-        ({"question": "?", "answer": "x", "options": ["x"]}, r"line 2: options must be a list of 2 to 10 texts"),
-        ({"question": "?", "answer": "x", "options": ["y", "y"]}, r"line 2: options must differ"),
-        ({"question": "?", "answer": "x", "options": ["y", "z"]}, r"line 2: answer must be one of the options"),
-        ({"question": "?", "answer": "y", "options": ["y", "z"]}, r"line 2: either every row has options or none has"),
+        ("[1]", r"line 2: a list; accepted"),
+        ({"prompt": "?", "answer": "x"}, r"line 2: has prompt, answer; accepted"),
+        ({"question": "?"}, r"line 2: answer is None; accepted"),
+        ({"question": "?", "answer": "x", "options": ["x"]}, r"line 2: choices are .*; accepted: a list of 2 to 10 texts"),
+        ({"question": "?", "answer": "x", "options": ["y", "y"]}, r"line 2: choices are .*; they must differ"),
+        ({"question": "?", "answer": "x", "options": ["y", "z"]}, r"line 2: answer is .*; accepted: one of the choices"),
+        ({"question": "?", "answer": "y", "options": ["y", "z"]}, r"line 2: either every row has choices or none has"),
+        ({"question": "?", "regex": "("}, r"line 2: regex is '\('; accepted: a regular expression"),
         ({"messages": []}, r"line 2: messages must be a list"),
         ({"messages": [{"role": "bot", "content": "x"}]}, r"line 2: messages must be a list"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, r"line 2: the conversation must have a user's message"),
-        ({"messages": [{"role": "user", "content": "x"}]}, r"line 2: answer must be a text"),
+        ({"messages": [{"role": "user", "content": "x"}]}, r"line 2: answer is None; accepted"),
     ],
 )
 def test_malformed_custom_rows_are_located(row, message, tmp_path):
     path = write(tmp_path / "mine.jsonl", {"question": "?", "answer": "x"}, row)
     with pytest.raises(ValueError, match=r"mine\.jsonl, " + message):
-        load_task("custom", data_folder=path)
+        load_task(str(path))
 
 
 def test_empty_and_binary_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is empty"):
-        load_task("custom", data_folder=write(tmp_path / "empty.jsonl", ""))
+        load_task(str(write(tmp_path / "empty.jsonl", "")))
     binary = tmp_path / "binary.jsonl"
     binary.write_bytes(b"\xff\xfe\x00\x01\n")
     with pytest.raises(ValueError, match="not UTF-8"):
-        load_task("custom", data_folder=binary)
+        load_task(str(binary))
+
+
+TASK_FILE = """
+from nutshell.tasks import Item, Task
+
+def task():
+    items = [Item(messages=[{"role": "user", "content": f"{n} + 1?"}], answer=str(n + 1)) for n in range(5)]
+    return Task(items=items, grade=lambda item, reply: 0.5 * (item.answer in reply), baseline=0.1)
+
+def rows():
+    return [{"question": "1 + 1?", "choices": ["1", "2"], "answer": "2"}]
+
+def broken():
+    return 1 / 0
+
+nothing = 3
+def empty(): return []
+"""
+
+
+def test_a_task_may_be_a_function_in_a_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(TASK_FILE)
+    task = load_task(f"{path}:task", limit=2)
+    assert (task.name, len(task.items), task.baseline, task.kind) == (f"{path}:task", 2, 0.1, "generate")
+    assert task.grade(task.items[0], f"it is {task.items[0].answer}") == 0.5
+    assert load_task(f"{path}:rows").kind == "choice"
+    for name, message in (
+        ("broken", "raised ZeroDivisionError in line 12: division by zero"), ("tusk", "no function 'tusk'. Did you mean task?"),
+        ("nothing", "no function 'nothing'"), ("empty", r"returned \[\]; accepted: a Task, or a list of rows with question"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            load_task(f"{path}:{name}")
+    with pytest.raises(FileNotFoundError, match=r"other\.py does not exist"):
+        load_task(f"{tmp_path}/other.py:task")
+    with pytest.raises(ValueError, match=r"mine\.py names no function. Give .*mine\.py:task"):
+        load_task(str(path))
+    path.write_text("import nowhere_to_be_found")
+    with pytest.raises(ValueError, match="raised ModuleNotFoundError in line 1"):
+        load_task(f"{path}:task")
 
 
 def test_subsample_keeps_order():
@@ -261,14 +337,9 @@ def test_subsample_keeps_order():
 
 
 @pytest.mark.skipif(not (DATA / "eval" / "arc").is_dir(), reason="no benchmark data beside the repository (NUTSHELL_DATA)")
-@pytest.mark.parametrize(("name", "count"), [("arc-easy", 2376), ("arc-challenge", 1172), ("gsm8k", 1319)])
+@pytest.mark.parametrize(("name", "count"), [("arc-easy", 2376), ("arc-challenge", 1172), ("gsm8k", 1319), ("mmlu", 14042)])
 def test_real_benchmarks_load(name, count):
     task = load_task(name, data_folder=DATA / "eval")
     assert len(task.items) == count
-    assert len(load_task(name, data_folder=DATA / "eval", limit=7, examples=3).items) == 7
+    assert len(load_task(name, data_folder=DATA / "eval", limit=7, shots=3).items) == 7
     assert name == "gsm8k" or 0.24 < task.baseline < 0.26
-
-
-def test_task_names_are_the_documented_ones():
-    primer = ("primer-facts", "primer-sums", "primer-letters", "primer-vowels")
-    assert (*primer, "arc-easy", "arc-challenge", "gsm8k", "custom") == TASK_NAMES

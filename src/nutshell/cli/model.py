@@ -23,28 +23,23 @@ def evaluate(arguments: list[str]) -> Any:
     """Score a model on tasks."""
     options = _arguments(
         "eval", arguments, evaluate.__doc__, _model=MODEL, device=dict(DEVICE),
-        tasks={"nargs": "+", "default": ["primer-facts", "primer-sums", "primer-letters"], "metavar": "TASK",
-               "help": "primer-facts, primer-sums, primer-letters, arc-easy, arc-challenge, gsm8k, custom"},
+        dtype={"default": "auto", "help": "auto (float32 on CPU, so that scores are the same on every machine), bfloat16, ..."},
+        tasks={"nargs": "+", "default": ["primer"], "metavar": "TASK",
+               "help": "names or groups, a function in a file as my_task.py:task, a .jsonl file; docs/evaluation.md lists them"},
         limit={"type": int, "default": 200, "help": "items of each task; 0 takes all"},
-        data={"type": os.path.expanduser, "default": "",
-              "help": "folder with arc/ and gsm8k/ for those tasks; a .jsonl file for custom"},
+        data={"type": os.path.expanduser, "default": None, "help": "folder with core/, arc/, mmlu/, gsm8k/, as the tasks need"},
+        shots={"type": int, "default": 0, "help": "solved examples before each question of arc, mmlu and gsm8k"},
+        samples={"type": int, "default": 1, "help": "replies to each item that is answered in writing, for pass@k"},
+        temperature={"type": float, "default": None, "help": "of these replies; 0 with one sample, else 0.8"},
+        max_tokens={"type": int, "default": 0, "help": "longest reply; 0 leaves it to the task"},
         seed={"type": int, "default": 42, "help": "which items a limit takes"},
+        out={"type": os.path.expanduser, "default": None, "metavar": "FOLDER",
+             "help": "write items.jsonl and results.json there"},
+        report={"type": os.path.expanduser, "default": None, "metavar": "FILE", "help": "write the results as Markdown"},
     )  # fmt: skip
-    if options.limit < 0:
-        raise ValueError(f"--limit is {options.limit}; accepted: 0 (all items) or more.")
-    from nutshell.eval import chat as scoring
-    from nutshell.tasks import load_task
+    from nutshell.cli.evaluation import run
 
-    tasks = [
-        load_task(n, limit=options.limit or None, seed=options.seed, data_folder=options.data or None) for n in options.tasks
-    ]
-    model, tok = open_model(options.model, options.device)
-    results = {}
-    for task in tasks:
-        result = scoring.evaluate(task, model, tok)
-        results[task.name] = {k: v for k, v in result.items() if k != "examples"}
-        print(f"{task.name:16} {result['accuracy']:7.1%}   random {task.baseline:6.1%}   {result['count']} items")
-    return results
+    return run(options, given_model=options.model != MODEL["default"])
 
 
 def report(arguments: list[str]) -> Any:

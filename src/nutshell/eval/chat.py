@@ -1,25 +1,21 @@
-"""Accuracy of a chat model on a task: multiple choice by log-probability, or free replies that the task grades."""
+"""Accuracy of a chat model on a task: multiple choice by log-probability, or written replies that the task grades."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from nutshell.infer.conversation import fit_conversation
+from nutshell.eval.records import Record, prompt_hash
+from nutshell.eval.score import Progress, score
+from nutshell.infer.conversation import FittedConversation, fit_conversation
 from nutshell.infer.engine import Engine
 from nutshell.infer.sampling import Sampling
 
 if TYPE_CHECKING:
     from nutshell.tasks import Item, Task
 
-Progress = Callable[[int, int], None]
-
-TOKENS_PER_BATCH = 4096
 ROWS = 64
+ITEMS_AT_ONCE = 1024
 EXAMPLES_OF_EACH = 3
 
 
@@ -29,40 +25,58 @@ def evaluate(
     tok: Any,
     *,
     engine: Engine | None = None,
+    runtime: Any = None,
     progress: Progress | None = None,
-    max_tokens: int = 128,
+    max_tokens: int = 0,
+    samples: int = 1,
+    temperature: float = 0.0,
 ) -> dict[str, Any]:
     """Accuracy on all items of a task, with its uncertainty and a few examples.
 
-    Returns accuracy, baseline (random guessing), count, standard_error (binomial), interval (Wilson, 95%) and examples:
-    up to three wrong and three right ones as {question, reply, answer, right}. `progress(done, total)` counts items.
+    Returns accuracy, baseline (random guessing), count, standard_error, interval (95%), examples, notes, records and, with
+    several samples, pass_at_k. Examples are up to three wrong and three right ones as {question, reply, answer, right}.
+    `progress(done, total)` counts items. All ranks of `runtime` take part.
 
     A choice item is right where its answer is the option with the highest mean log-probability per token as the
     assistant's reply. The end of the reply is left out of the mean: a base model has never seen it, and would otherwise
-    be compared by how little it dislikes that token. A generated reply is greedy and has at most `max_tokens` tokens.
+    be compared by how little it dislikes that token. A written reply has at most `max_tokens` tokens (0: as the task says) and
+    is the likeliest one at a temperature of 0; accuracy is the mean grade, pass_at_k how often one of k samples is right.
     """
     if not task.items:
         raise ValueError(f"the task {task.name} has no items; accepted: at least one.")
     if task.kind == "choice":
-        replies = [item.options[best] for item, best in zip(task.items, choose(task.items, model, tok, progress), strict=True)]
-        right = [reply == item.answer for item, reply in zip(task.items, replies, strict=True)]
-    elif task.kind == "generate":
-        replies = answer(task.items, model, tok, engine, progress, max_tokens)
-        right = [bool(task.grade(item, reply)) for item, reply in zip(task.items, replies, strict=True)]
+        records, notes = choose(task, model, tok, runtime, progress)
     else:
-        raise ValueError(f"the task {task.name} is of kind {task.kind!r}; accepted: 'choice' or 'generate'.")
-    count, accuracy = len(right), sum(right) / len(right)
-    return {
+        room = max_tokens or task.max_tokens
+        records, notes = write(task, model, tok, engine, runtime, progress, room, samples, temperature)
+    grades = [float(record.right) for record in records]
+    count, accuracy = len(grades), sum(grades) / len(grades)
+    variance = sum((grade - accuracy) ** 2 for grade in grades) / count
+    binary = all(grade in (0.0, 1.0) for grade in grades)
+    half = 1.96 * math.sqrt(variance / count)
+    result = {
         "accuracy": accuracy,
         "baseline": task.baseline,
         "count": count,
-        "standard_error": math.sqrt(accuracy * (1 - accuracy) / count),
-        "interval": wilson_interval(sum(right), count),
-        "examples": _examples(task.items, replies, right),
+        "standard_error": math.sqrt(variance / count),
+        "interval": wilson_interval(sum(grades), count) if binary else (accuracy - half, accuracy + half),
+        "examples": _examples(task.items, records),
+        "notes": [*task.notes, *notes],
+        "records": records,
     }
+    if samples > 1 and task.kind == "generate":
+        rights = [sum(grade >= 1 for grade in record.scores) for record in records]
+        ks = sorted({1 << power for power in range(samples.bit_length()) if 1 << power <= samples} | {samples})
+        result["pass_at_k"] = {str(k): sum(pass_at_k(samples, right, k) for right in rights) / count for k in ks}
+    return result
 
 
-def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Chance that at least one of k replies is right, without bias from `samples` of which `right` are (arXiv 2107.03374)."""
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def wilson_interval(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """Where the true rate lies with 95% confidence; sensible at 0% and 100% too (Wilson 1927)."""
     rate, spread = right / count, z * z / count
     middle = (rate + spread / 2) / (1 + spread)
@@ -70,69 +84,101 @@ def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, flo
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _examples(items: list[Item], replies: list[str], right: list[bool]) -> list[dict[str, Any]]:
+def _examples(items: list[Item], records: list[Record]) -> list[dict[str, Any]]:
     examples = []
     for wanted in (False, True):
-        places = [place for place, fine in enumerate(right) if fine is wanted][:EXAMPLES_OF_EACH]
-        for place in places:
-            question = str(items[place].messages[-1]["content"])
-            entry = {"question": question, "reply": replies[place], "answer": items[place].answer, "right": wanted}
-            examples.append(entry)
+        some = [pair for pair in zip(items, records, strict=True) if (pair[1].right >= 1) is wanted][:EXAMPLES_OF_EACH]
+        for item, record in some:
+            reply = item.options[record.picked] if item.options else record.picked[0]
+            question = str(item.messages[-1]["content"])
+            examples.append({"question": question, "reply": reply, "answer": item.answer, "right": wanted})
     return examples
 
 
-def answer(
-    items: list[Item], model: Any, tok: Any, engine: Engine | None, progress: Progress | None, max_tokens: int
-) -> list[str]:
-    """Greedy replies, with the calculator."""
+def choose(
+    task: Task, model: Any, tok: Any, runtime: Any = None, progress: Progress | None = None
+) -> tuple[list[Record], list[str]]:
+    """Each item with its likeliest option, and what the reader should know."""
+    records: list[Record] = []
+    prompts = []
+    for start in range(0, len(task.items), ITEMS_AT_ONCE):
+        some = task.items[start : start + ITEMS_AT_ONCE]
+        options = [[tok.encode(option) for option in item.options] for item in some]
+        fitted = [fit(item, tok, model.config.context, max(map(len, own))) for item, own in zip(some, options, strict=True)]
+        flat = [(prompt.ids, option) for prompt, own in zip(fitted, options, strict=True) for option in own]
+
+        def note(scored: int, total: int, before: int = start, count: int = len(some)) -> None:
+            if progress:
+                progress(before + scored * count // total, len(task.items))
+
+        scores = iter(score(model, flat, runtime=runtime, progress=note))
+        for item in some:
+            means = [next(scores).mean for _ in item.options]
+            picked = max(range(len(means)), key=means.__getitem__)
+            right = item.options[picked] == item.answer
+            records.append(Record(task.name, item.index, prompt_hash(item.messages), means, picked, right))
+        prompts += fitted
+    return records, lost(prompts, model.config.context)
+
+
+def write(
+    task: Task, model: Any, tok: Any, engine: Engine | None, runtime: Any, progress: Progress | None, max_tokens: int,
+    samples: int, temperature: float,
+) -> tuple[list[Record], list[str]]:  # fmt: skip
+    """Each item with the replies written to it and their grades; replies may call the calculator."""
+    if engine is None and not hasattr(model, "for_inference"):
+        raise ValueError(f"{task.name} needs replies, which only models of nutshell write; other models answer multiple choice.")
+    rank, world = (runtime.rank, runtime.world_size) if runtime is not None else (0, 1)
     context = engine.context if engine else model.config.context
-    prompts = [fit_conversation(item.messages, tok, context, max_tokens).ids for item in items]
-    if engine is None:
-        context = min(context, max(map(len, prompts)) + max_tokens)
-        engine = Engine(model, tok, max_rows=min(ROWS, len(items)), context=context)
-    sampling = Sampling(temperature=0, max_tokens=max_tokens)
-    return [replies[0].text for replies in engine.sample(prompts, 1, sampling, progress=progress)]
+    items = task.items[rank::world]
+    prompts = [fit(item, tok, context, max_tokens) for item in items]
+    if engine is None and items:
+        context = min(context, max(len(prompt.ids) for prompt in prompts) + max_tokens)
+        engine = Engine(model, tok, max_rows=min(ROWS, len(items) * samples), context=context)
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens, seed=0 if temperature else None)
 
-
-@torch.inference_mode()
-def choose(items: list[Item], model: Any, tok: Any, progress: Progress | None = None) -> list[int]:
-    """Index of the likeliest option of each item."""
-    device = next(model.parameters()).device
-    scores: list[list[float]] = [[0.0] * len(item.options) for item in items]
-    rows = []  # (ids, first scored position, item, option)
-    longest = model.config.context + 1  # the last token is only a target
-    for place, item in enumerate(items):
-        options = [tok.encode(option) for option in item.options]
-        prompt = fit_conversation(item.messages, tok, model.config.context, max(map(len, options))).ids
-        for number, option in enumerate(options):
-            ids = [*prompt, *option][-longest:]
-            rows.append((ids, max(1, len(ids) - len(option)), place, number))
-    rows.sort(key=lambda row: len(row[0]))
-    done = 0
-    for batch in _batches(rows):
-        width = len(batch[-1][0]) - 1
-        inputs = torch.tensor([row[0][:-1] + [0] * (width + 1 - len(row[0])) for row in batch], device=device)
-        hidden = model.hidden_states(inputs, model.rows_context(inputs))  # (B, T, C)
-        places = [(b, t - 1) for b, (tokens, first, _, _) in enumerate(batch) for t in range(first, len(tokens))]
-        index = torch.tensor(places, device=device)
-        targets = torch.tensor([token for tokens, first, _, _ in batch for token in tokens[first:]], device=device)
-        logits: Tensor = model.head(hidden[index[:, 0], index[:, 1]])  # (N, V): only where an option is scored
-        chosen = logits.log_softmax(dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)
-        means = torch.zeros(len(batch), dtype=chosen.dtype, device=device).index_add_(0, index[:, 0], chosen)
-        for (tokens, first, place, number), total in zip(batch, means.tolist(), strict=True):
-            scores[place][number] = total / (len(tokens) - first)
-        done += len(batch)
+    def note(done: int, total: int) -> None:
         if progress:
-            progress(done * len(items) // len(rows), len(items))
-    return [max(range(len(of_item)), key=of_item.__getitem__) for of_item in scores]
+            progress(done // samples * world, len(task.items))
+
+    replies = engine.sample([prompt.ids for prompt in prompts], samples, sampling, progress=note) if engine and items else []
+    records = []
+    for item, answers in zip(items, replies, strict=True):
+        texts = [answer.text for answer in answers]
+        grades = [graded(task, item, text) for text in texts]
+        right = sum(grades) / len(grades)
+        records.append(Record(task.name, item.index, prompt_hash(item.messages), grades, texts, right))
+    notes = lost(prompts, context)
+    if world > 1:
+        shares = runtime.gather((records, notes))
+        records = [shares[n % world][0][n // world] for n in range(len(task.items))]
+        notes = [note for _, theirs in shares for note in theirs]
+    return records, notes
 
 
-def _batches(rows: list[tuple[list[int], int, int, int]]) -> Iterator[list[tuple[list[int], int, int, int]]]:
-    """Neighbours of the sorted rows, TOKENS_PER_BATCH of them with padding."""
-    batch: list[tuple[list[int], int, int, int]] = []
-    for row in rows:
-        if batch and (len(batch) + 1) * len(row[0]) > TOKENS_PER_BATCH:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
+def graded(task: Task, item: Item, text: str) -> float:
+    """The task's grade of a reply. ValueError where its grader fails or gives no number."""
+    try:
+        value = float(task.grade(item, text))
+    except Exception as error:
+        raise ValueError(f"the grader of {task.name} raised {type(error).__name__} on item {item.index}: {error}") from error
+    if not math.isfinite(value):
+        raise ValueError(f"the grader of {task.name} gave {value} for item {item.index}; accepted: a number from 0 to 1.")
+    return value
+
+
+def fit(item: Item, tok: Any, context: int, room: int) -> FittedConversation:
+    """The prompt of an item, such that `room` tokens of a reply fit."""
+    if hasattr(tok, "chat_prompt"):  # another model's tokenizer (huggingface.py)
+        ids = tok.chat_prompt(item.messages)
+        return FittedConversation(ids[-max(1, context - room) :], 0, len(ids) > context - room)
+    return fit_conversation(item.messages, tok, context, room)
+
+
+def lost(prompts: list[FittedConversation], context: int) -> list[str]:
+    """What did not fit, in a sentence each."""
+    dropped = sum(prompt.dropped > 0 for prompt in prompts)
+    cut = sum(prompt.truncated for prompt in prompts)
+    reason = f"of {len(prompts)} items {{}}: more than the context of {context} tokens"
+    texts = [(dropped, "lost their oldest examples"), (cut, "lost the beginning of the question")]
+    return [f"{count} {reason.format(what)}" for count, what in texts if count]

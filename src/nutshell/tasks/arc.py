@@ -1,54 +1,55 @@
 """ARC, the AI2 reasoning challenge: multiple-choice science questions for schools (Clark et al. 2018, arXiv 1803.05457)."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 from nutshell.tasks.task import (
-    OPTION_LETTERS,
     Item,
-    Message,
     Task,
+    after_examples,
     chosen_letter,
+    enough,
     guessing,
+    lettered_item,
     needed_folder,
     read_rows,
     subsample,
-    with_lettered_options,
 )
 
 SUBSETS = {"arc-easy": "ARC-Easy", "arc-challenge": "ARC-Challenge"}
-NEEDS = "JSONL rows with question, choices (text, label) and answerKey"
-MOST_EXAMPLES = 10
+NEEDS = (
+    "JSON lines with question, choices (text, label) and answerKey; the data set is allenai/ai2_arc on huggingface.co, "
+    "one file a split as ARC-Easy-test.jsonl"
+)
 
 
-def load(name: str, limit: int | None, seed: int, data_folder: str | Path | None, examples: int = 0) -> Task:
-    """The test split of ARC-Easy or ARC-Challenge from DATA_FOLDER/arc/; `examples` solved ones of train come first."""
+def load(name: str, limit: int | None, seed: int, data_folder: str | Path | None, shots: int, split: str) -> Task:
+    """A split of ARC-Easy or ARC-Challenge from DATA_FOLDER/arc/; `shots` solved questions of train come first."""
     subset = SUBSETS[name]
-    folder = needed_folder(name, data_folder, f"arc/{subset}-test.jsonl") / "arc"
-    shots: list[Message] = []
-    for item in subsample(_read(folder / f"{subset}-train.jsonl"), examples, seed) if examples > 0 else []:
-        shots += [*item.messages, {"role": "assistant", "content": item.answer}]
-    shots = shots[: 2 * MOST_EXAMPLES]
-    items = [
-        Item(messages=shots + item.messages, answer=item.answer, options=item.options)
-        for item in subsample(_read(folder / f"{subset}-test.jsonl"), limit, seed)
-    ]
-    return Task(name=name, kind="choice", items=items, baseline=guessing(items), grade=chosen_letter)
+    folder = needed_folder(name, data_folder, f"arc/{subset}-{split}.jsonl") / "arc"
+    items = subsample(_read(folder / f"{subset}-{split}.jsonl"), limit, seed)
+    baseline = guessing(items)
+    notes: tuple[str, ...] = ()
+    if shots:
+        train = _read(folder / f"{subset}-train.jsonl")
+        examples, notes = enough(subsample(train, shots, seed), shots, "the train split")
+        items = after_examples(items, examples)
+    return Task(name=name, items=items, baseline=baseline, grade=chosen_letter, notes=notes)
 
 
 def _read(path: Path) -> list[Item]:
-    return [_item(path, number, row) for number, row in read_rows(path, NEEDS)]
+    return [_item(place, row, index) for index, (place, row) in enumerate(read_rows(path, NEEDS))]
 
 
-def _item(path: Path, number: int, row: dict[str, Any]) -> Item:
+def _item(place: str, row: dict[str, Any], index: int) -> Item:
     try:
         question, key = row["question"], str(row["answerKey"])
         texts, labels = row["choices"]["text"], [str(label) for label in row["choices"]["label"]]
-        correct = labels.index(key)
+        right = labels.index(key)
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}, line {number}: expected {NEEDS}, with answerKey among the labels") from None
-    if not isinstance(question, str) or len(texts) != len(labels) or not 2 <= len(texts) <= len(OPTION_LETTERS):
-        raise ValueError(f"{path}, line {number}: expected {NEEDS}, with 2 to {len(OPTION_LETTERS)} choices")
-    content = with_lettered_options(question, texts)
-    options = tuple(OPTION_LETTERS[: len(texts)])
-    return Item(messages=[{"role": "user", "content": content}], answer=options[correct], options=options)
+        raise ValueError(f"{place}: accepted: {NEEDS}, with answerKey among the labels.") from None
+    if not isinstance(question, str) or len(texts) != len(labels) or len(texts) < 2:
+        raise ValueError(f"{place}: accepted: {NEEDS}, with 2 choices or more.")
+    return lettered_item(question, texts, right, labels, index)

@@ -1,42 +1,69 @@
 """GSM8K: word problems of primary school (Cobbe et al. 2021, arXiv 2110.14168)."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 from typing import Any
 
-from nutshell.tasks.task import Item, Message, Task, last_number, needed_folder, plain_number, read_rows, subsample
+from nutshell.tasks.task import (
+    Item,
+    Task,
+    after_examples,
+    enough,
+    last_number,
+    needed_folder,
+    plain_number,
+    read_rows,
+    subsample,
+)
 
-NEEDS = "JSONL rows with question and answer, the answer ending in #### and the result"
-MOST_EXAMPLES = 8
+NEEDS = (
+    "JSON lines with question and answer, the answer ending in #### and the result; the data set is openai/gsm8k on "
+    "huggingface.co, one file a split as test.jsonl"
+)
+MAX_TOKENS = 512
 _FINAL = re.compile(r"####\s*(-?[\d,]*\.?\d+)")
-_CALCULATION = re.compile(r"<<[^>]*>>")
+_CALCULATION = re.compile(r"<<([^<>]*)>>")
 
 
-def load(name: str, limit: int | None, seed: int, data_folder: str | Path | None, examples: int = 0) -> Task:
-    """The test split from DATA_FOLDER/gsm8k/; `examples` (at most 8) solved problems of train come first."""
-    folder = needed_folder(name, data_folder, "gsm8k/test.jsonl") / "gsm8k"
-    shots: list[Message] = []
-    if examples > 0:
-        for number, row in subsample(read_rows(folder / "train.jsonl", NEEDS), min(examples, MOST_EXAMPLES), seed):
-            question, solution, _ = _parts(folder / "train.jsonl", number, row)
-            shots += [{"role": "user", "content": question}, {"role": "assistant", "content": solution}]
-    items = []
-    for number, row in subsample(read_rows(folder / "test.jsonl", NEEDS), limit, seed):
-        question, _, result = _parts(folder / "test.jsonl", number, row)
-        items.append(Item(messages=[*shots, {"role": "user", "content": question}], answer=result))
-    return Task(name=name, kind="generate", items=items, baseline=0.0, grade=grade)
+def load(limit: int | None, seed: int, data_folder: str | Path | None, shots: int, split: str) -> Task:
+    """A split of DATA_FOLDER/gsm8k/; `shots` solved problems of train come first, with their calls of the calculator."""
+    folder = needed_folder("gsm8k", data_folder, f"gsm8k/{split}.jsonl") / "gsm8k"
+    items = subsample(_read(folder / f"{split}.jsonl"), limit, seed)
+    notes: tuple[str, ...] = ()
+    if shots:
+        examples, notes = enough(subsample(_read(folder / "train.jsonl"), shots, seed), shots, "the train split")
+        items = after_examples(items, examples)
+    return Task(name="gsm8k", items=items, grade=grade, max_tokens=MAX_TOKENS, notes=notes)
 
 
-def _parts(path: Path, number: int, row: dict[str, Any]) -> tuple[str, str, str]:
-    """Question, solution without the calculator marks, result."""
+def _read(path: Path) -> list[Item]:
+    return [_item(place, row, index) for index, (place, row) in enumerate(read_rows(path, NEEDS))]
+
+
+def _item(place: str, row: dict[str, Any], index: int) -> Item:
     question, answer = row.get("question"), row.get("answer")
     final = _FINAL.search(answer) if isinstance(answer, str) else None
     if not isinstance(question, str) or not isinstance(answer, str) or final is None:
-        raise ValueError(f"{path}, line {number}: expected {NEEDS}")
-    return question, _CALCULATION.sub("", answer), plain_number(final.group(1))
+        raise ValueError(f"{place}: accepted: {NEEDS}.")
+    asked = [{"role": "user", "content": question}]
+    return Item(messages=asked, answer=plain_number(final.group(1)), solution=with_calculator(answer), index=index)
 
 
-def grade(item: Item, text: str) -> bool:
-    """The number after the last ####, or the last number of a reply without ####, is the result."""
-    marked = _FINAL.findall(text)
-    return (plain_number(marked[-1]) if marked else last_number(text)) == item.answer
+def with_calculator(answer: str) -> list[dict[str, str]]:
+    """The parts of a solution: each mark <<48/2=24>> is a call of the calculator and what it gave."""
+    parts: list[dict[str, str]] = []
+    for number, text in enumerate(_CALCULATION.split(answer)):
+        if number % 2:
+            expression, _, result = text.rpartition("=")
+            parts += [{"type": "python", "text": expression or result}, {"type": "python_output", "text": result}]
+        elif text:
+            parts.append({"type": "text", "text": text})
+    return parts
+
+
+def grade(item: Item, text: str) -> float:
+    """The number after the first ####, or the last number of a reply without ####, is the result."""
+    marked = _FINAL.search(text)
+    return float((plain_number(marked.group(1)) if marked else last_number(text)) == item.answer)

@@ -1,18 +1,21 @@
-"""What a task is: items with one right answer, and a function that judges a reply."""
+"""What a task is: items with a right answer, and a function that grades a reply."""
 
-import json
-import random
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+
+from nutshell.files import json_rows
 
 Message = dict[str, Any]
 T = TypeVar("T")
 
-OPTION_LETTERS = "ABCDEFGHIJ"
-LETTER_REQUEST = "Reply with the letter only."
+LETTERS = "ABCDEFGHIJ"
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -22,38 +25,56 @@ class Item:
 
     messages: list[Message]
     """The conversation; the last message is the user's."""
-    answer: str
+    answer: str = ""
     """The right reply or final number; with options, one of them."""
     options: tuple[str, ...] = ()
     """Multiple choice: the replies to choose from. Empty where the model writes freely."""
+    solution: Any = None
+    """What an assistant that knows says, as text or parts (tokenizer/chat.py); None where that is the answer itself."""
+    index: int = 0
+    """Its place in its file, from 0."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What a grader needs besides."""
+
+    @property
+    def conversation(self) -> list[Message]:
+        """The item with its solution, to learn from."""
+        return [*self.messages, {"role": "assistant", "content": self.answer if self.solution is None else self.solution}]
+
+
+def same_text(item: Item, text: str) -> float:
+    """The reply is the answer, apart from surrounding space."""
+    return float(text.strip() == item.answer.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """Items of one kind with their grader.
 
-    "choice" items are scored by the log-probability of each option as the assistant's reply, "generate" items by what
-    the model writes.
+    Items with options are scored by the log-probability of each as the assistant's reply, others by what the model writes.
     """
 
-    name: str
-    kind: Literal["choice", "generate"]
     items: list[Item]
-    baseline: float
+    grade: Callable[[Item, str], float] = same_text
+    """How right a written reply is, 0 to 1."""
+    name: str = "task"
+    baseline: float = 0.0
     """Accuracy of random guessing, 0 to 1."""
-    grade: Callable[[Item, str], bool]
-    """True if the text, an option or a written reply, is right for the item."""
+    max_tokens: int = 128
+    """Of a written reply."""
+    notes: tuple[str, ...] = ()
+    """What the reader of a result should know."""
+
+    @property
+    def kind(self) -> str:
+        """Either `choice` or `generate`."""
+        return "choice" if self.items and self.items[0].options else "generate"
 
 
-def same_text(item: Item, text: str) -> bool:
-    """The reply is the answer, apart from surrounding space."""
-    return text.strip() == item.answer.strip()
-
-
-def chosen_letter(item: Item, text: str) -> bool:
+def chosen_letter(item: Item, text: str) -> float:
     """The reply begins with the right letter, as in "B", "B)" or "B) Paris"."""
-    match = re.match(r"\s*\(?([A-Z])(?![A-Za-z])", text)
-    return match is not None and match.group(1) == item.answer
+    match = re.match(r"\s*\(?([A-Z0-9])(?![A-Za-z0-9])", text)
+    return float(match is not None and match.group(1) == item.answer)
 
 
 def last_number(text: str) -> str | None:
@@ -71,10 +92,22 @@ def plain_number(text: str) -> str:
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
-def with_lettered_options(question: str, options: Sequence[str]) -> str:
-    """The question, one option a line with its letter, and the request to reply with the letter."""
-    listed = "\n".join(f"{OPTION_LETTERS[index]}) {option}" for index, option in enumerate(options))
-    return f"{question}\n{listed}\n{LETTER_REQUEST}"
+def lettered_item(question: str, choices: Sequence[str], right: int, letters: Sequence[str] = LETTERS, index: int = 0) -> Item:
+    """A question that is answered by a letter.
+
+    The layout is nanochat's (tasks/common.py): small models bind a letter better when it follows its choice, and without a
+    space before it, as in the reply, it is the same token.
+    """
+    listed = "".join(f"- {choice}={letter}\n" for letter, choice in zip(letters, choices, strict=False))
+    text = f"Multiple Choice question: {question}\n{listed}\nRespond only with the letter of the correct answer."
+    options = tuple(letters[: len(choices)])
+    return Item(messages=[{"role": "user", "content": text}], answer=options[right], options=options, index=index)
+
+
+def after_examples(items: list[Item], examples: list[Item]) -> list[Item]:
+    """The items, each behind the solved examples, which are earlier turns of its conversation."""
+    turns = [message for example in examples for message in example.conversation]
+    return [replace(item, messages=[*turns, *item.messages]) for item in items]
 
 
 def guessing(items: Iterable[Item]) -> float:
@@ -86,51 +119,39 @@ def guessing(items: Iterable[Item]) -> float:
 def subsample(values: Sequence[T], limit: int | None, seed: int) -> list[T]:
     """`limit` of the values in their order, the same ones for the same seed; all of them if there are no more.
 
-    Raises ValueError if limit is below 1.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be 1 or more (or left out for all items), got {limit}")
+    They are the first of numpy's permutation by that seed; seed 42 takes the items that nanochat's chat evaluation takes."""
     if limit is None or limit >= len(values):
         return list(values)
-    chosen = random.Random(f"subsample {seed}").sample(range(len(values)), limit)
-    return [values[index] for index in sorted(chosen)]
+    return [values[index] for index in sorted(np.random.default_rng(seed).permutation(len(values))[:limit])]
 
 
-def read_rows(path: Path, needs: str) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSONL file without its empty lines; `needs` says what the file must hold.
+def read_rows(path: Path, needs: str) -> list[tuple[str, dict[str, Any]]]:
+    """(place for messages, object) of a file of JSON lines; `needs` says what the file must hold and where it is from.
 
     Raises FileNotFoundError if there is no such file, ValueError for a line that is no JSON object and for no lines.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: this task needs {needs}")
-    rows = []
-    with path.open(encoding="utf-8-sig", errors="strict") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    rows.append((number, _object(path, number, line)))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error}); it must be {needs}") from None
+        raise FileNotFoundError(f"{path} does not exist; it should hold {needs}.")
+    rows = list(json_rows(path))
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{place}: a {type(row).__name__}; accepted: {needs}.")
     if not rows:
-        raise ValueError(f"{path} is empty: it must be {needs}")
+        raise ValueError(f"{path} is empty; accepted: {needs}.")
     return rows
-
-
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}, line {number}: a JSON object is needed, got {type(value).__name__}")
-    return value
 
 
 def needed_folder(name: str, data_folder: str | Path | None, layout: str) -> Path:
     """The data folder of a task that reads files. ValueError if none was given, FileNotFoundError if it is missing."""
     if data_folder is None:
-        raise ValueError(f"task {name} reads local files: give data_folder, a folder with {layout}")
+        raise ValueError(f"{name} reads files: give --data FOLDER (in a recipe, eval_data), a folder with {layout}.")
     folder = Path(data_folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: task {name} needs a folder with {layout}")
+        raise FileNotFoundError(f"{folder} is no folder; {name} reads a folder with {layout}.")
     return folder
+
+
+def enough(examples: Sequence[T], wanted: int, source: str) -> tuple[list[T], tuple[str, ...]]:
+    """The first `wanted` examples, and a note where there are fewer."""
+    few = len(examples) < wanted
+    return list(examples[:wanted]), (f"{len(examples)} examples instead of {wanted}: {source} has no more",) * few

@@ -1,0 +1,110 @@
+"""What `nutshell eval` does: its checks before anything is computed, its table, its files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nutshell.tasks import load_task, task_names
+
+
+def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
+    """Score the model that the options name; the results by task, without their items."""
+    words = [word for word in options.tasks if not Path(word).is_dir()]
+    models = [word for word in options.tasks if Path(word).is_dir()] + [options.model] * given_model
+    if len(models) > 1:
+        raise ValueError(f"two models are named, {models[0]} and {models[1]}; accepted: one a command.")
+    for flag, least in (("limit", 0), ("shots", 0), ("samples", 1), ("max_tokens", 0)):
+        if getattr(options, flag) < least:
+            raise ValueError(f"--{flag.replace('_', '-')} is {getattr(options, flag)}; accepted: {least} or more.")
+    temperature = options.temperature if options.temperature is not None else 0.8 * (options.samples > 1)
+    if temperature < 0 or (temperature == 0 and options.samples > 1):
+        raise ValueError(f"--temperature is {temperature}; accepted: 0 or more; above 0 for several samples, or they are equal.")
+    tasks = [
+        load_task(name, limit=options.limit or None, seed=options.seed, data_folder=options.data, shots=options.shots)
+        for name in task_names(words or ["primer"])
+    ]
+    out, report_file = (Path(path) if path else None for path in (options.out, options.report))
+    for path, parent in ((out, out), (report_file, report_file and report_file.parent)):
+        if path is not None and parent is not None and parent.exists() and not parent.is_dir():
+            raise ValueError(f"{path} can't be written: {parent} is a file. Give a folder.")
+    folder = models[0] if models else options.model
+    runtime, model, tok = open_any(folder, options.device, options.dtype)
+
+    from nutshell.eval.run import evaluate_tasks, report
+    from nutshell.files import write_json, write_text
+    from nutshell.runtime import leave_ranks
+
+    if out is not None and runtime.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+    with progress_bars(quiet=not runtime.is_main) as progress:
+        results = evaluate_tasks(
+            tasks, model, tok, runtime=runtime, out=out, progress=progress, show=show if runtime.is_main else None,
+            samples=options.samples, temperature=temperature, max_tokens=options.max_tokens,
+        )  # fmt: skip
+    settings = {
+        "limit": options.limit or "none", "shots": options.shots, "samples": options.samples, "temperature": temperature,
+        "dtype": runtime.dtype_name, "seed": options.seed,
+    }  # fmt: skip
+    short = {name: {k: v for k, v in result.items() if k not in ("examples", "records")} for name, result in results.items()}
+    if out is not None and runtime.is_main:
+        write_json(out / "results.json", {"model": str(folder), "settings": settings, "results": short})
+    if report_file is not None and runtime.is_main:
+        report_file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(report_file, report(str(folder), results, settings))
+    leave_ranks(runtime)
+    return short
+
+
+def open_any(folder: str, device: str, dtype: str) -> tuple[Any, Any, Any]:
+    """Runtime, frozen model and tokenizer of a run, a model folder, or a folder of transformers."""
+    import torch
+
+    from nutshell.checkpoint import load
+    from nutshell.eval.huggingface import is_foreign, load_foreign
+    from nutshell.runtime import start_runtime
+
+    if dtype == "auto" and (device == "cpu" or (device == "auto" and not torch.cuda.is_available())):
+        dtype = "float32"
+    runtime = start_runtime(device=device, dtype=dtype)
+    if is_foreign(Path(folder)):
+        return runtime, *load_foreign(Path(folder), runtime.device, runtime.dtype)
+    model, tok = load(folder, runtime.device)
+    return runtime, model.set_precision(runtime.dtype).for_inference(), tok
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    """One task in a line, CORE's parts below."""
+    low, high = result["interval"]
+    chance = f"guessing {result['baseline']:6.1%}   " if name not in ("core", "chatcore") else " " * 18
+    print(f"{name:16} {result['accuracy']:8.2%}   ({low:.1%} to {high:.1%})   {chance}{result['count']} items")
+    for k, value in result.get("pass_at_k", {}).items():
+        print(f"  pass@{k:<10} {value:8.2%}")
+    for label, part in result.get("tasks", {}).items():
+        print(f"  {label:34} {part['accuracy']:8.2%}   centred {part['centered']:8.4f}   {part['count']} items")
+    for note in result["notes"]:
+        print(f"  note: {note}")
+
+
+@contextmanager
+def progress_bars(*, quiet: bool) -> Iterator[Callable[[str], Callable[[int, int], None]] | None]:
+    """A function that begins a task's bar: it gives one that is told (done, total). Bars vanish, and go to stderr."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def begin(name: str) -> Callable[[int, int], None]:
+            for old in bars.task_ids:
+                bars.remove_task(old)
+            bar = bars.add_task(name, total=None)
+            return lambda done, total: bars.update(bar, completed=done, total=total)
+
+        yield begin

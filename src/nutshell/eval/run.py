@@ -1,0 +1,102 @@
+"""Several tasks on one model: their results, the metrics made of them, and the files that are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from nutshell.eval.chat import evaluate
+from nutshell.eval.core import evaluate_core
+from nutshell.eval.records import Record
+from nutshell.eval.score import Progress
+from nutshell.files import write_text
+from nutshell.tasks import Core, Task
+
+CHATCORE = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval")
+"""The tasks of ChatCORE (nanochat's chat_eval.py): the mean of (accuracy - chance) / (1 - chance) over all five."""
+
+
+def evaluate_task(
+    task: Task | Core, model: Any, tok: Any, *, runtime: Any = None, progress: Progress | None = None, **options: Any
+) -> dict[str, Any]:
+    """The result of one task; `options` are those of `evaluate` for chat tasks."""
+    if isinstance(task, Core):
+        return evaluate_core(task, model, tok, runtime=runtime, progress=progress)
+    return evaluate(task, model, tok, runtime=runtime, progress=progress, **options)
+
+
+def evaluate_tasks(
+    tasks: Iterable[Task | Core],
+    model: Any,
+    tok: Any,
+    *,
+    runtime: Any = None,
+    out: Path | None = None,
+    show: Callable[[str, dict[str, Any]], None] | None = None,
+    progress: Callable[[str], Progress] | None = None,
+    **options: Any,
+) -> dict[str, dict[str, Any]]:
+    """{name: result} of all tasks, and `chatcore` where all of its tasks are there.
+
+    `out`/items.jsonl gets one line an item after each task. `show(name, result)` is called as each is done.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    records: list[Record] = []
+    for task in tasks:
+        note = progress(task.name) if progress else None
+        result = evaluate_task(task, model, tok, runtime=runtime, progress=note, **options)
+        records += result["records"]
+        if out is not None and (runtime is None or runtime.is_main):
+            write_text(out / "items.jsonl", "".join(record.line() + "\n" for record in records))
+        results[task.name] = result
+        if show:
+            show(task.name, result)
+    if all(name in results for name in CHATCORE):
+        results["chatcore"] = chatcore(results)
+        if show:
+            show("chatcore", results["chatcore"])
+    return results
+
+
+def chatcore(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Mean of the centred accuracies; nanochat takes a quarter as chance in multiple choice."""
+    total, variance = 0.0, 0.0
+    for name in CHATCORE:
+        chance = 0.0 if name in ("gsm8k", "humaneval") else 0.25
+        total += (results[name]["accuracy"] - chance) / (1 - chance)
+        variance += (results[name]["standard_error"] / (1 - chance)) ** 2
+    value, error = total / len(CHATCORE), variance**0.5 / len(CHATCORE)
+    return {
+        "accuracy": value, "baseline": 0.0, "count": sum(results[name]["count"] for name in CHATCORE), "standard_error": error,
+        "interval": (value - 1.96 * error, value + 1.96 * error), "examples": [], "notes": [], "records": [],
+    }  # fmt: skip
+
+
+def report(model: str, results: dict[str, dict[str, Any]], settings: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [f"# Evaluation of {model}", "", ", ".join(f"{key} {value}" for key, value in settings.items()), ""]
+    lines += ["| task | accuracy | 95% interval | guessing | items |", "|---|---|---|---|---|"]
+    for name, result in results.items():
+        low, high = result["interval"]
+        row = f"| {name} | {result['accuracy']:.4f} | {low:.4f} to {high:.4f} | {result['baseline']:.4f} | {result['count']} |"
+        lines.append(row)
+    for name, result in results.items():
+        if "pass_at_k" in result:
+            chances = ", ".join(f"pass@{k} {value:.4f}" for k, value in result["pass_at_k"].items())
+            lines += ["", f"{name}: {chances}"]
+        lines += [line for note in result["notes"] for line in ("", f"{name}: {note}.")]
+    if "core" in results:
+        lines += ["", "## CORE", "", "| task | accuracy | centred | items |", "|---|---|---|---|"]
+        of_core = results["core"]["tasks"].items()
+        lines += [f"| {k} | {v['accuracy']:.4f} | {v['centered']:.4f} | {v['count']} |" for k, v in of_core]
+    examples = [(name, example) for name, result in results.items() for example in result["examples"]]
+    if examples:
+        lines += ["", "## Examples"]
+    for name, example in examples:
+        verdict = "right" if example["right"] else f"wrong, the answer is {example['answer']}"
+        text = f"{example['question']}\n\n> {example['reply']}"
+        fence = "`" * (1 + max([3, *map(len, re.findall("`+", text))]))  # longer than any in the text
+        lines += ["", f"{name}, {verdict}:", "", f"{fence}text", text, fence]
+    return "\n".join(lines) + "\n"
