@@ -29,11 +29,12 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType
 from typing import Literal
 
+from nutshell.infer.cgroup import memory_group, ran_out
 from nutshell.infer.seccomp import seccomp_filter
 
 Status = Literal["ok", "error", "timeout", "memory", "output", "killed"]
@@ -43,7 +44,9 @@ WEAKER = ("landlock", "limits")
 MEMORY = 256 << 20  # bytes of address space; the one process is all there is
 DISK = 32 << 20  # bytes in /tmp, and of one file
 OUTPUT = 64 << 10  # bytes of stdout, and of stderr
+KERNEL = 64 << 20  # bytes that the kernel may hold for a program beside its memory and files, where a control group counts them
 FILES, THREADS = 64, 32
+DAY = 86400.0
 START_SECONDS = 20.0  # to set up, on a busy machine; the program's own time starts after it
 USERS = range(61184, 65520)  # systemd's range for users that exist only while a service runs
 PYTHON = "/python/bin/python3"
@@ -112,8 +115,8 @@ class Sandbox:
         `output_limit` bounds the bytes of stdout and of stderr; a program that writes more is ended.
         `channel` is a socket that the program gets, under the same number, and that is closed here.
         """
-        if not (timeout > 0 and memory > 0 and output_limit > 0):
-            raise ValueError(f"timeout {timeout}, memory {memory}, output_limit {output_limit}. Accepted: above 0.")
+        if not (0 < timeout <= DAY and 0 < memory < 1 << 62 and output_limit > 0):
+            raise ValueError(f"timeout {timeout}, memory {memory}, output_limit {output_limit}. Accepted: above 0, up to a day.")
         limits = {
             "RLIMIT_CPU": math.ceil(timeout) + 1,
             "RLIMIT_AS": memory,
@@ -157,6 +160,10 @@ class Sandbox:
                     START.format(given),
                 ]
                 command = [*(_bubblewrap(filter_file) if filter_file is not None else []), *python]
+                group = stack.enter_context(memory_group(memory + DISK + KERNEL)) if self.level in LEVELS else None
+                if group is not None:  # the shell enters before anything is started that could stay outside
+                    enter = 'echo $$ > "$0" && exec "$@"'
+                    command = ["/bin/sh", "-c", enter, str(group / "cgroup.procs"), *command]
                 process = stack.enter_context(
                     subprocess.Popen(
                         command,
@@ -175,7 +182,10 @@ class Sandbox:
                 os.close(ready_in_child)
                 if channel:
                     channel.close()
-            return _watch(process, ready, timeout, output_limit, self.level)
+            result = _watch(process, ready, timeout, output_limit, self.level + ("+cgroup" if group else ""))
+            if group is not None and result.status == "killed" and ran_out(group):
+                return replace(result, status="memory")
+            return result
 
 
 def _watch(process: subprocess.Popen[bytes], ready: int, timeout: float, output_limit: int, level: str) -> Result:

@@ -128,7 +128,7 @@ def filter_calls(program):
 
 
 def prepare(job):
-    """Everything before the program; returns its code."""
+    """Everything before the program."""
     level = job["level"]
     if level == "namespaces":
         enter_namespaces(job)
@@ -141,18 +141,18 @@ def prepare(job):
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(getattr(resource, name), (value, value))
     os.chdir(job["folder"])
-    path = os.path.join(job["folder"], "program.py")
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(job["program"])
     if job["filter"]:
         filter_calls(job["filter"])
     os.write(job["ready"], b"1")
     os.close(job["ready"])
-    return path
 
 
 def main(job):
-    path = prepare(job)
+    """Run the program as `__main__`; what fails from here on is its own fault."""
+    prepare(job)
+    path = os.path.join(job["folder"], "program.py")
+    with open(path, "w", encoding="utf-8", errors="replace") as file:  # for tracebacks and `inspect`
+        file.write(job["program"])
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as `site` would have it
     sys.excepthook = report
     argv[:] = [path]
