@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nutshell.eval.bpb import bits_per_byte
+from nutshell.eval.bpb import bits_per_byte, packed_rows
 
 
 def naive(model, batches, lengths):
@@ -35,6 +35,16 @@ def make_batches(tok, count=3):
 def test_equals_the_naive_computation(model, tok):
     batches, lengths = make_batches(tok), tok.token_byte_lengths()
     assert bits_per_byte(model, batches, lengths) == pytest.approx(naive(model, batches, lengths), rel=1e-5)
+
+
+def test_packed_documents_score_as_each_alone(model, tok):
+    documents = ["the cat is blue? naïve 日本", "dog", "what colour is the cat? " * 3, "green yellow"]
+    alone = [torch.tensor([[tok.bos_id, *tok.encode(text)]]) for text in documents]
+    assert all(row.size(1) <= 64 for row in alone)
+    expected = naive(model, [(row[:, :-1], row[:, 1:]) for row in alone], tok.token_byte_lengths())
+    batches = list(packed_rows(documents, tok, 64, rows=1))
+    assert sum(int((targets >= 0).sum()) for _, targets in batches) >= sum(row.size(1) - 1 for row in alone)
+    assert bits_per_byte(model, batches, tok.token_byte_lengths()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_counts_bytes_of_raw_tokens(model, tok):

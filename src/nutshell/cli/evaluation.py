@@ -25,7 +25,7 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
         raise ValueError(f"--temperature is {temperature}; accepted: 0 or more; above 0 for several samples, or they are equal.")
     tasks = [
         load_task(name, limit=options.limit or None, seed=options.seed, data_folder=options.data, shots=options.shots)
-        for name in task_names(words or ["primer"])
+        for name in task_names(words or ([] if options.text else ["primer"]))
     ]
     out, report_file = (Path(path) if path else None for path in (options.out, options.report))
     for path, parent in ((out, out), (report_file, report_file and report_file.parent)):
@@ -50,6 +50,13 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
         "dtype": runtime.dtype_name, "seed": options.seed,
     }  # fmt: skip
     short = {name: {k: v for k, v in result.items() if k not in ("examples", "records")} for name, result in results.items()}
+    if options.text:
+        from nutshell.data.text import read_documents
+        from nutshell.eval.bpb import bits_per_byte, packed_rows
+
+        batches = packed_rows(read_documents(options.text), tok, model.config.context)
+        short["text"] = {"bpb": bits_per_byte(model, batches, tok.token_byte_lengths())}
+        print(f"{'text':16} {short['text']['bpb']:8.4f}  bits per byte")
     if out is not None and runtime.is_main:
         write_json(out / "results.json", {"model": str(folder), "settings": settings, "results": short})
     if report_file is not None and runtime.is_main:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ def export(arguments: list[str]) -> Any:
     options = parse_arguments(
         "export", arguments, export.__doc__,
         _format={"choices": ["hf", "gguf"], "help": "hf: a folder for transformers; gguf: a file for llama.cpp and Ollama"},
-        _model={"help": "run folder or model folder"},
-        _out={"help": "folder to make"},
+        _model={"type": os.path.expanduser, "help": "run folder or model folder"},
+        _out={"type": os.path.expanduser, "help": "folder to make"},
         type={"default": "q8_0", "help": "weights of gguf: f32, f16, q8_0 or q4_0"},
     )  # fmt: skip
     from nutshell.checkpoint import find
@@ -36,8 +37,8 @@ def import_(arguments: list[str]) -> Any:
             "choices": ["hf", "nanochat"],
             "help": "hf: a folder of transformers, of GPT-2, Qwen3 or exported by nutshell; nanochat: one of its checkpoints",
         },
-        _folder={"help": "folder to read"},
-        out={"required": True, "help": "model folder to make"},
+        _folder={"type": os.path.expanduser, "help": "folder to read"},
+        out={"required": True, "type": os.path.expanduser, "help": "model folder to make"},
         chat={"action": "store_true", "help": "hf: add the special tokens of chats, for `nutshell sft --init-from`"},
     )  # fmt: skip
     from nutshell.interop.hf_import import import_hf

@@ -24,7 +24,9 @@ def evaluate(arguments: list[str]) -> Any:
     options = _arguments(
         "eval", arguments, evaluate.__doc__, _model=MODEL, device=dict(DEVICE),
         dtype={"default": "auto", "help": "auto (float32 on CPU, so that scores are the same on every machine), bfloat16, ..."},
-        tasks={"nargs": "+", "default": ["primer"], "metavar": "TASK",
+        text={"nargs": "+", "type": os.path.expanduser, "default": [], "metavar": "PATH",
+              "help": "score files and folders of text in bits per byte; alone, no task is scored"},
+        tasks={"nargs": "+", "default": [], "metavar": "TASK",
                "help": "names or groups, a function in a file as my_task.py:task, a .jsonl file; docs/evaluation.md lists them"},
         limit={"type": int, "default": 200, "help": "items of each task; 0 takes all"},
         data={"type": os.path.expanduser, "default": None, "help": "folder with core/, arc/, mmlu/, gsm8k/, as the tasks need"},

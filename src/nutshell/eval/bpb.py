@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from nutshell.data.packing import pack
+
+
+def packed_rows(documents: Iterable[str], tok: Any, context: int, *, rows: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (ids, targets) of up to `rows` rows of `context` tokens, packed as in pretraining. Targets are -1 in padding.
+    All ids are held in memory."""
+    encoded = ((np.array([tok.bos_id, *tok.encode(text)], np.uint32), None) for text in documents)
+    packed = pack(encoded, context + 1, bos_id=tok.bos_id, flush=True)
+    ids, targets = torch.from_numpy(packed.ids.astype(np.int64)), torch.from_numpy(packed.ids[:, 1:].astype(np.int64))
+    if packed.mask is not None:
+        targets.masked_fill_(~torch.from_numpy(packed.mask[:, 1:]), -1)
+    for first in range(0, len(ids), rows):
+        yield ids[first : first + rows, :-1], targets[first : first + rows]
 
 
 @torch.no_grad()  # not inference_mode: FSDP2 keeps what it gathers, and a later training step could not use inference tensors
