@@ -31,6 +31,7 @@ def evaluate(
     engine: Engine | None = None,
     progress: Progress | None = None,
     max_tokens: int = 128,
+    compute: str = "auto",
 ) -> dict[str, Any]:
     """Accuracy on all items of a task, with its uncertainty and a few examples.
 
@@ -39,7 +40,8 @@ def evaluate(
 
     A choice item is right where its answer is the option with the highest mean log-probability per token as the
     assistant's reply. The end of the reply is left out of the mean: a base model has never seen it, and would otherwise
-    be compared by how little it dislikes that token. A generated reply is greedy and has at most `max_tokens` tokens.
+    be compared by how little it dislikes that token. A generated reply is greedy and has at most `max_tokens` tokens; `compute`
+    is one of the engine's `ENGINES`.
     """
     if not task.items:
         raise ValueError(f"the task {task.name} has no items; accepted: at least one.")
@@ -47,7 +49,7 @@ def evaluate(
         replies = [item.options[best] for item, best in zip(task.items, choose(task.items, model, tok, progress), strict=True)]
         right = [reply == item.answer for item, reply in zip(task.items, replies, strict=True)]
     elif task.kind == "generate":
-        replies = answer(task.items, model, tok, engine, progress, max_tokens)
+        replies = answer(task.items, model, tok, engine, progress, max_tokens, compute)
         right = [bool(task.grade(item, reply)) for item, reply in zip(task.items, replies, strict=True)]
     else:
         raise ValueError(f"the task {task.name} is of kind {task.kind!r}; accepted: 'choice' or 'generate'.")
@@ -82,14 +84,20 @@ def _examples(items: list[Item], replies: list[str], right: list[bool]) -> list[
 
 
 def answer(
-    items: list[Item], model: Any, tok: Any, engine: Engine | None, progress: Progress | None, max_tokens: int
+    items: list[Item],
+    model: Any,
+    tok: Any,
+    engine: Engine | None,
+    progress: Progress | None,
+    max_tokens: int,
+    compute: str = "auto",
 ) -> list[str]:
     """Greedy replies, with the calculator."""
     context = engine.context if engine else model.config.context
     prompts = [fit_conversation(item.messages, tok, context, max_tokens).ids for item in items]
     if engine is None:
         context = min(context, max(map(len, prompts)) + max_tokens)
-        engine = Engine(model, tok, max_rows=min(ROWS, len(items)), context=context)
+        engine = Engine(model, tok, max_rows=min(ROWS, len(items)), context=context, engine=compute)
     sampling = Sampling(temperature=0, max_tokens=max_tokens)
     return [replies[0].text for replies in engine.sample(prompts, 1, sampling, progress=progress)]
 

@@ -95,7 +95,7 @@ class Request:
         self.pending = list(self.prompt)
         self.row = -1
         self.cancelled = False
-        self.error: BaseException | None = None  # of the step that failed while this reply was made
+        self.error: BaseException | None = None  # that ended it
         self._inside_call = False
         self._expression: list[int] = []
         self._spoken: list[int] = []
@@ -108,8 +108,9 @@ class Request:
         text = "".join(self._text) if self._decoder else self.vocabulary.tok.decode(self._spoken)
         return Completion(self.ids, self.mask, text, self.finish or "cancelled")
 
-    def cancel(self) -> list[Piece]:
-        self.finish, self.pending = "cancelled", []
+    def cancel(self, error: BaseException | None = None) -> list[Piece]:
+        """End it before its time, because nobody wants it any more or for an error."""
+        self.finish, self.pending, self.error = "cancelled", [], error
         return [Piece(self, -1, finish="cancelled")]
 
     def accept(self, token_id: int, logprob: float | None = None, top: Sequence[tuple[int, float]] = ()) -> list[Piece]:

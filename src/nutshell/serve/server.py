@@ -107,6 +107,7 @@ def serve(
     *,
     name: str | None = None,
     device: str = "cpu",
+    engine: str = "auto",
     open_model: Callable[[Any, str], tuple[Any, Any]] | None = None,
     api_key: str | None = None,
     max_rows: int = 16,
@@ -146,9 +147,10 @@ def serve(
             opened, tok = model
         else:
             return model, model.tok
-        engine = Engine(opened, tok, max_rows=max_rows)
-        engine.allocate()  # what does not fit is said now, not to the first who asks
-        return engine, tok
+        opened_engine = Engine(opened, tok, max_rows=max_rows, engine=engine)
+        opened_engine.allocate()  # what does not fit is said now, not to the first who asks
+        log.info("Replies: %s", opened_engine.computes)
+        return opened_engine, tok
 
     async def load_in_background(service: Service) -> None:
         async def run() -> None:

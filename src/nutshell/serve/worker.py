@@ -169,6 +169,11 @@ class Worker:
             if owner is None:  # cancelled since
                 continue
             _, ticket, index = owner
+            if isinstance(piece.request.error, Exception):  # its own: the model's output was no number
+                self._answer_failed(piece.request.error)
+                self.end(ticket)
+                self._send(ticket, piece.request.error)
+                continue
             batches.setdefault(ticket, []).append((index, piece))
             if piece.finish is not None:
                 del self._owners[id(piece.request)]
