@@ -22,16 +22,16 @@ fn attend<E: Element, const FMA: bool>(
     let (query_chunks, query_rest) = query.as_chunks::<16>();
     for (score, key) in scores.iter_mut().zip(keys.chunks_exact(width)) {
         let (key_chunks, key_rest) = key.as_chunks::<16>();
-        let mut lanes = [0f32; 16];
+        let (mut lanes, mut rest) = ([0f32; 16], 0f32);
         for (q, k) in query_chunks.iter().zip(key_chunks) {
             for i in 0..16 {
                 lanes[i] = multiply_add::<FMA>(q[i], k[i].float(), lanes[i]);
             }
         }
-        for (i, (q, k)) in query_rest.iter().zip(key_rest).enumerate() {
-            lanes[i] = multiply_add::<FMA>(*q, k.float(), lanes[i]);
+        for (q, k) in query_rest.iter().zip(key_rest) {
+            rest = multiply_add::<FMA>(*q, k.float(), rest);
         }
-        *score = total(lanes) * scale;
+        *score = (total(lanes) + rest) * scale;
     }
     let mut most = [f32::NEG_INFINITY; 16];
     let (chunks, rest) = scores.as_chunks::<16>();

@@ -33,8 +33,10 @@ fn tile<D: Dot, const CHAINS: usize, const TOKENS: usize>(
     write: &mut dyn FnMut(usize, &[f32; PANEL]),
 ) {
     let groups = lines.as_chunks::<STRIDE>().0;
-    let words: [&[[u32; STRIDE]]; TOKENS] =
-        std::array::from_fn(|token| &input.words[(first + token) * input.groups..][..groups.len()]);
+    let mut words: [&[[u32; STRIDE]]; TOKENS] = [&[]; TOKENS];
+    for (token, words) in words.iter_mut().enumerate() {
+        *words = &input.words[(first + token) * groups.len()..][..groups.len()];
+    }
     let mut sums = [[D::zero(); TOKENS]; CHAINS];
     for (group, lines) in groups.iter().enumerate() {
         for (step, line) in lines.iter().enumerate() {

@@ -1,5 +1,7 @@
 //! Small functions of numbers and rows.
 
+use super::dot::Level;
+
 /// The next multiple of `step`.
 pub fn round_up(count: usize, step: usize) -> usize {
     count.div_ceil(step) * step
@@ -51,28 +53,86 @@ pub fn tanh(x: f32) -> f32 {
 #[inline(always)]
 pub fn sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     let (chunks, rest) = row.as_chunks::<16>();
-    let mut lanes = [0f32; 16];
+    let (mut lanes, mut last) = ([0f32; 16], 0f32);
     for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane += term(x);
+        for i in 0..16 {
+            lanes[i] += term(chunk[i]);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane += term(x);
+    for &x in rest {
+        last += term(x);
     }
-    total(lanes)
+    total(lanes) + last
 }
 
-/// Sum of 16 numbers in a tree.
+/// Sum of 16 numbers in a tree. (Functions of the standard library that take closures are not inlined into code of more
+/// instructions: where it matters there are plain loops.)
 #[inline(always)]
-pub fn total(lanes: [f32; 16]) -> f32 {
-    let eight: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
-    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
-    (four[0] + four[2]) + (four[1] + four[3])
+pub fn total(mut lanes: [f32; 16]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    lanes[0]
 }
 
 /// What a row is multiplied by to have a root mean square of 1 (arXiv 1910.07467; eps 1e-6).
 #[inline(always)]
 pub fn inverse_rms(row: &[f32]) -> f32 {
     1.0 / (sum(row, |x| x * x) / row.len() as f32 + 1e-6).sqrt()
+}
+
+/// The largest absolute value of a row; NaN where one is NaN or infinite.
+pub fn largest(row: &[f32]) -> f32 {
+    // Without the sign, bits are in the order of the numbers, and NaN is above infinity.
+    let most = row.iter().fold(0, |most, x| (x.to_bits() & 0x7FFF_FFFF).max(most));
+    if most < f32::INFINITY.to_bits() {
+        f32::from_bits(most)
+    } else {
+        f32::NAN
+    }
+}
+
+/// The whole number next to x in two's complement, for |x| < 2^22.
+#[inline(always)]
+pub fn rounded(x: f32) -> u32 {
+    (x + 12_582_912.0).to_bits() // 1.5 * 2^23: numbers of this size have no fraction
+}
+
+/// Caps logits smoothly to +-cap.
+pub type Softcap = unsafe fn(&mut [f32], f32);
+
+#[inline(always)]
+fn softcap(logits: &mut [f32], cap: f32) {
+    for x in logits {
+        *x = cap * tanh(*x / cap);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn softcap_avx512(logits: &mut [f32], cap: f32) {
+    softcap(logits, cap);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn softcap_avx2(logits: &mut [f32], cap: f32) {
+    softcap(logits, cap);
+}
+
+/// The fastest way that this processor has, not above `level`.
+pub fn softcap_kernel(level: Level) -> Softcap {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if level >= Level::Avx512 && is_x86_feature_detected!("avx512f") {
+            return softcap_avx512;
+        }
+        if level >= Level::Avx2 && is_x86_feature_detected!("avx2") {
+            return softcap_avx2;
+        }
+    }
+    let _ = level;
+    softcap
 }

@@ -1,6 +1,6 @@
 //! Weights and activations as 32-bit words: one fp32, two bf16 or four int8 numbers that a product takes at once.
 
-use super::math::{bf16, round_up};
+use super::math::{bf16, largest, round_up, rounded};
 
 /// Outputs of a panel: what one 512-bit register holds.
 pub const PANEL: usize = 16;
@@ -98,23 +98,25 @@ fn encode(kind: Kind, numbers: &[f32], words: &mut [u32]) -> f32 {
             1.0
         }
         Kind::Bf16 => {
-            for (word, pair) in words.iter_mut().zip(numbers.chunks(2)) {
-                let high = pair.get(1).map_or(0, |&number| u32::from(bf16(number)));
-                *word = u32::from(bf16(pair[0])) | high << 16;
+            let (pairs, rest) = numbers.as_chunks::<2>();
+            for (word, pair) in words.iter_mut().zip(pairs) {
+                *word = u32::from(bf16(pair[0])) | u32::from(bf16(pair[1])) << 16;
+            }
+            if let [last] = rest {
+                words[pairs.len()] = u32::from(bf16(*last));
             }
             1.0
         }
         Kind::Int8 => {
-            let largest = numbers.iter().fold(0f32, |most, number| most.max(number.abs()));
-            // NaN and infinity must not turn into numbers: they come out through the scale.
-            let scale = if numbers.iter().all(|number| number.is_finite()) { largest / 127.0 } else { f32::NAN };
+            let scale = largest(numbers) / 127.0; // NaN and infinity become no numbers: they come out through the scale
             let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            for (word, four) in words.iter_mut().zip(numbers.chunks(4)) {
-                let mut bytes = [0u8; 4];
-                for (byte, number) in bytes.iter_mut().zip(four) {
-                    *byte = (number * inverse).round_ties_even() as i8 as u8;
-                }
-                *word = u32::from_le_bytes(bytes);
+            let byte = |number: f32| rounded(number * inverse) & 0xFF;
+            let (fours, rest) = numbers.as_chunks::<4>();
+            for (word, four) in words.iter_mut().zip(fours) {
+                *word = byte(four[0]) | byte(four[1]) << 8 | byte(four[2]) << 16 | byte(four[3]) << 24;
+            }
+            for (place, &number) in rest.iter().enumerate() {
+                words[fours.len()] |= byte(number) << (8 * place);
             }
             scale
         }
@@ -144,8 +146,8 @@ impl Input {
             self.words.resize(start + self.groups, [0; STRIDE]);
             let words = self.words[start..].as_flattened_mut();
             self.scales.push(encode(kind, row, words));
-            let bytes = words.iter().flat_map(|word| word.to_le_bytes());
-            self.sums.push(if kind == Kind::Int8 { bytes.map(|byte| i32::from(byte as i8)).sum() } else { 0 });
+            let of_word = |word: &u32| word.to_le_bytes().map(|byte| i32::from(byte as i8)).iter().sum::<i32>();
+            self.sums.push(if kind == Kind::Int8 { words.iter().map(of_word).sum() } else { 0 });
         }
     }
 

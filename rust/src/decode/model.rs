@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::attention;
 use super::dot::{self, Level, Product};
-use super::math::{bf16, inverse_rms, sigmoid, tanh};
+use super::math::{self, bf16, inverse_rms, sigmoid};
 use super::matrix::{Input, Kind, Matrix, PANEL};
 use super::team::{share, Barrier, Shared, Team};
 
@@ -480,17 +480,21 @@ impl Decoder {
         input.encode(self.kind, width, normed.chunks_exact(width).take(chunk.wanted.len()));
         let (cap, stride) = (self.shape.softcap, self.logits_stride());
         self.each_panel(&self.head, input, thread, &mut |index, panel, outputs| {
-            let mut outputs = *outputs;
-            if cap > 0.0 {
-                for output in &mut outputs {
-                    *output = cap * tanh(*output / cap);
-                }
-            }
             let start = chunk.wanted[index].1 * stride + panel * PANEL;
             assert!(start + PANEL <= logits.1);
             // SAFETY: within the slice that was lent, and this thread's columns.
-            unsafe { std::slice::from_raw_parts_mut(logits.0.add(start), PANEL) }.copy_from_slice(&outputs);
+            unsafe { std::slice::from_raw_parts_mut(logits.0.add(start), PANEL) }.copy_from_slice(outputs);
         });
+        if cap > 0.0 {
+            let own = share(self.head.panels(), threads, thread);
+            for (_, row) in &chunk.wanted {
+                // SAFETY: as above, and `softcap_kernel` has found the kernel's instructions on this processor.
+                unsafe {
+                    let start = logits.0.add(row * stride + own.start * PANEL);
+                    math::softcap_kernel(self.level)(std::slice::from_raw_parts_mut(start, own.len() * PANEL), cap);
+                }
+            }
+        }
     }
 
     /// A token's embedding, mixed with the one before it.
@@ -713,5 +717,5 @@ fn likeliest(logits: &[f32]) -> i64 {
 
 fn sum_is_finite(logits: &[f32]) -> bool {
     // x * 0 is NaN where x is NaN or infinite, else 0.
-    super::math::sum(logits, |x| x * 0.0) == 0.0
+    math::sum(logits, |x| x * 0.0) == 0.0
 }
