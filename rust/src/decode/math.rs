@@ -68,13 +68,15 @@ pub fn sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 /// Sum of 16 numbers in a tree. (Functions of the standard library that take closures are not inlined into code of more
 /// instructions: where it matters there are plain loops.)
 #[inline(always)]
-pub fn total(mut lanes: [f32; 16]) -> f32 {
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
+pub fn total(lanes: [f32; 16]) -> f32 {
+    let (mut eight, mut four) = ([0f32; 8], [0f32; 4]);
+    for i in 0..8 {
+        eight[i] = lanes[i] + lanes[i + 8];
     }
-    lanes[0]
+    for i in 0..4 {
+        four[i] = eight[i] + eight[i + 4];
+    }
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 /// What a row is multiplied by to have a root mean square of 1 (arXiv 1910.07467; eps 1e-6).

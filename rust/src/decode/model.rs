@@ -16,14 +16,21 @@ const SMEAR_CHANNELS: usize = 24;
 const VALUE_GATE_CHANNELS: usize = 12;
 
 /// A number of the KV cache.
-pub trait Element: Copy + Send + Sync {
+///
+/// # Safety
+/// The type is `u16` where `BF16`, else `f32`: kernels load it by that.
+pub unsafe trait Element: Copy + Send + Sync {
+    /// Whether it is bf16 as its bits, else fp32.
+    const BF16: bool;
     /// Widened.
     fn float(self) -> f32;
     /// Rounded.
     fn of(x: f32) -> Self;
 }
 
-impl Element for f32 {
+// SAFETY: it is f32.
+unsafe impl Element for f32 {
+    const BF16: bool = false;
     #[inline(always)]
     fn float(self) -> f32 {
         self
@@ -34,8 +41,9 @@ impl Element for f32 {
     }
 }
 
-/// bf16 as its bits.
-impl Element for u16 {
+// SAFETY: bf16 as its bits.
+unsafe impl Element for u16 {
+    const BF16: bool = true;
     #[inline(always)]
     fn float(self) -> f32 {
         f32::from_bits(u32::from(self) << 16)

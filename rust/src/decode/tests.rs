@@ -1,5 +1,6 @@
 //! The step against a plain loop in f64 is in Python's tests, which have the model in torch; here are the parts.
 
+use super::attention;
 use super::dot::{kernel, Level};
 use super::math::{exp, tanh};
 use super::matrix::{Input, Kind, Matrix, PANEL};
@@ -180,4 +181,27 @@ fn what_has_no_room_is_refused() {
     assert!(refused(&[sequence(0, 0, &[1]), sequence(1, 0, &[1]), sequence(2, 0, &[1])], 2).contains("3 sequences"));
     let wrong = Decoder::new(shape(), Kind::F32, Level::Plain, 1, |_| Ok(vec![0.0]));
     assert!(wrong.err().is_some_and(|message| message.contains("has 1 numbers")));
+}
+
+#[test]
+fn attention_is_that_of_f64_in_every_instruction_set() {
+    for width in [2, 16, 24, 64, 144] {
+        for tokens in [1, 5, 16, 33] {
+            let (query, keys, values) = (noise(width, 1), noise(tokens * width, 2), noise(tokens * width, 3));
+            let dot = |key: &[f32]| -> f64 { key.iter().zip(&query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum() };
+            let weights: Vec<f64> =
+                keys.chunks_exact(width).map(|key| (dot(key) / (width as f64).sqrt()).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for level in LEVELS {
+                let (mut scores, mut output) = (vec![0.0; tokens], vec![0.0; width]);
+                // SAFETY: `kernel` has found the instructions.
+                unsafe { attention::kernel::<f32>(level)(&query, &keys, &values, &mut scores, &mut output) };
+                for (column, &found) in output.iter().enumerate() {
+                    let exact: f64 =
+                        (0..tokens).map(|t| weights[t] / total * f64::from(values[t * width + column])).sum();
+                    assert!((f64::from(found) - exact).abs() < 2e-6, "{level:?} {width} {tokens} {column}");
+                }
+            }
+        }
+    }
 }
