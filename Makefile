@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # As one word of the shell, whatever is in it: RUN="runs/my run", RUN="it's".
 quoted  = '$(subst ','\'',$(1))'
-RUST   := $(wildcard rust/src/*.rs) rust/Cargo.toml
+RUST   := $(wildcard rust/src/*.rs rust/src/*/*.rs) rust/Cargo.toml
 PYTEST  = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help setup demo chat serve test test-all lint format bench fuzz wheel clean
@@ -29,7 +29,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .venv-uv/bin/uv)
 	.venv-uv/bin/pip install -q uv
 
 $(BIN)/python: | $(filter .venv-uv/%,$(UV))
-	@command -v cargo >/dev/null || { echo "cargo is missing: the tokenizer is Rust (1.85 or newer). Install it with rustup."; exit 2; }
+	@command -v cargo >/dev/null || { echo "cargo is missing: tokenizer and decoder are Rust (1.89 or newer). Install it with rustup."; exit 2; }
 	$(UV) venv -q --python $(PYTHON) $(VENV)
 
 $(VENV)/.installed: pyproject.toml $(RUST) | $(BIN)/python

@@ -1,9 +1,10 @@
 #![doc = include_str!("../README.md")]
-#![cfg_attr(not(feature = "python"), forbid(unsafe_code))]
+#![cfg_attr(not(feature = "python"), deny(unsafe_code))]
 #![warn(missing_docs)]
 
 mod characters;
 mod count;
+pub mod decode;
 mod definition;
 mod encode;
 mod error;

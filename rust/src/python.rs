@@ -272,5 +272,7 @@ fn write(place: &mut [u8], ids: &[u32]) {
 fn _bpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("PATTERN_NAMES", crate::split::NAMES.to_vec())?;
     module.add_class::<Counter>()?;
-    module.add_class::<Encoder>()
+    module.add_class::<Encoder>()?;
+    module.add_class::<crate::decode::python::Decoder>()?;
+    module.add_function(wrap_pyfunction!(crate::decode::python::instructions, module)?)
 }

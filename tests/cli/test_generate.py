@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nutshell import checkpoint
+from nutshell.cli.main import main
 from nutshell.infer.engine import Engine
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
@@ -49,7 +50,7 @@ def test_samples_differ_and_a_seed_repeats_them(generate):
 def test_a_base_model_is_scored_on_texts(folder, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("once upon a time there was a café\n\n" * 20, encoding="utf-8")
     with pytest.raises(SystemExit) as end:
-        cli.main(["eval", str(folder), "--text", str(tmp_path / "a.txt"), "--device", "cpu", "--json"])
+        main(["eval", str(folder), "--text", str(tmp_path / "a.txt"), "--device", "cpu", "--json"])
     out = json.loads(capsys.readouterr().out)
     tok = Tokenizer.load(folder)
     tokens = len(tok.encode("once upon a time there was a café\n\n" * 20))

@@ -1,5 +1,6 @@
 """The engine against plain forward passes: scheduling must never change what is generated."""
 
+import copy
 import threading
 
 import pytest
@@ -10,6 +11,14 @@ from nutshell.infer.engine import Engine
 from nutshell.infer.sampling import Sampling
 
 GREEDY = Sampling(temperature=0, max_tokens=40)
+
+
+@pytest.fixture(autouse=True, params=["native", "torch"])
+def computes(request, monkeypatch):
+    """Every test here is of both ways to compute."""
+    if request.param == "torch":
+        monkeypatch.setattr("nutshell.infer.engine.why_not", lambda model: "this test is of torch")
+    return request.param
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
@@ -191,7 +200,7 @@ def test_a_step_that_fails_leaves_a_working_engine(model, tok, monkeypatch):
     requests = [engine.submit(prompt_of(5, seed), GREEDY) for seed in range(3)]
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(model, "decode", lambda *args, **options: 1 / 0)
+        patch.setattr(engine.allocate().runner, "forward", lambda rows, tokens: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step()
     assert [request.finish for request in requests] == ["cancelled"] * 3
@@ -247,26 +256,36 @@ def test_f27_a_reply_that_is_closed_early_leaves_nothing_behind(model, tok):
 def test_f27_a_failed_step_is_everybodys_error(model, tok, monkeypatch):
     """F27: another thread's `sample` returned cut replies without a word."""
     engine = Engine(model, tok, max_rows=2)
-    monkeypatch.setattr(engine.allocate(), "decode", lambda ready: (_ for _ in ()).throw(RuntimeError("a broken step")))
+    monkeypatch.setattr(
+        engine.allocate().runner, "forward", lambda rows, tokens: (_ for _ in ()).throw(RuntimeError("a broken step"))
+    )
     waiting = engine.submit([1, 2, 3])
     with pytest.raises(RuntimeError, match="a broken step"):
         engine.sample([[1, 2, 3]], 1)
     assert isinstance(waiting.error, RuntimeError)
 
 
-def test_f27_logits_that_are_not_numbers_are_an_error(model, tok, monkeypatch):
-    engine = Engine(model, tok, max_rows=1)
-    forward = engine.allocate().forward
-    monkeypatch.setattr(engine.allocate(), "forward", lambda *args: forward(*args) * float("nan"))
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_f27_logits_that_are_not_numbers_end_their_request_alone(model, tok, bad):
+    """A token whose embedding is damaged; the request beside it does not see that token."""
+    damaged = copy.deepcopy(model)
+    damaged.embedding.weight[7, 3] = bad
+    engine = Engine(damaged, tok, max_rows=2)
+    fine, broken = engine.submit([5, 6], GREEDY, tools=False), engine.submit([5, 7], GREEDY, tools=False)
+    pieces = run(engine)
+    assert ids_of(pieces[fine]) == greedy_by_full_forward(damaged, tok, [5, 6], 40)
+    assert [(piece.token_id, piece.finish) for piece in pieces[broken]] == [(-1, "cancelled")]
+    assert "NaN or infinite" in str(broken.error)
     with pytest.raises(RuntimeError, match="NaN or infinite"):
-        engine.generate(["Hi"], max_tokens=2)
+        engine.sample([[5, 7]])
 
 
 def test_f27_choices_share_one_prefill(model, tok, monkeypatch):
     engine = Engine(model, tok, max_rows=4)
     fed = []
-    forward = engine.allocate().forward
-    monkeypatch.setattr(engine.allocate(), "forward", lambda tokens, rows: fed.extend(map(len, tokens)) or forward(tokens, rows))
+    runner = engine.allocate().runner
+    forward = runner.forward
+    monkeypatch.setattr(runner, "forward", lambda rows, tokens: fed.extend(map(len, tokens)) or forward(rows, tokens))
     requests = engine.submit_choices([5] * 20, [Sampling(max_tokens=1, seed=n) for n in range(4)])
     while engine.busy:
         engine.step()

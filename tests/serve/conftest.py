@@ -61,7 +61,7 @@ class ScriptedScheduler(Scheduler):
     delay_seconds = 0.0
     fail = None
 
-    def choose(self, requests, logits, pieces):
+    def choose(self, requests, logits, best, pieces):
         if self.fail is not None:
             raise self.fail
         time.sleep(self.delay_seconds)
@@ -87,7 +87,7 @@ def scripted(make_model, tok):
 
     def make(reply, delay_seconds=0.0, context=512, max_rows=4):
         engine = Engine(make_model(context), tok, max_rows=max_rows)
-        scheduler = ScriptedScheduler(engine.model, tok.vocab_size, max_rows, context)
+        scheduler = ScriptedScheduler(engine.allocate().runner, max_rows)
         scheduler.tok, scheduler.delay_seconds = tok, delay_seconds
         scheduler.reply = reply if callable(reply) else lambda question: reply
         engine._scheduler = scheduler

@@ -5,8 +5,10 @@ import contextlib
 
 import httpx
 import pytest
+import torch
 
-from nutshell.infer.scheduler import Scheduler
+from nutshell.infer.engine import Engine
+from nutshell.infer.native import NativeRunner
 
 
 def test_whole_answer_has_openai_shape(serving, engine, ask):
@@ -263,17 +265,17 @@ def test_f21_health_tells_of_failures_in_a_row_and_of_recovery(serving, engine, 
     client = serving(engine)
 
     def broken(*args, **kwargs):
-        if place != "second token" or len(args[1][0]) == 1:
+        if place != "second token" or len(args[2][0]) == 1:
             raise MemoryError("it broke")
         return forward(*args, **kwargs)
 
-    forward = Scheduler.forward
+    forward = NativeRunner.forward
     with monkeypatch.context() as patch:
         target = {
             "cache": ("nutshell.infer.engine.Scheduler",),
             "queue": (engine, "submit_choices"),
             "inbox": (client.service.worker, "begin"),
-        }.get(place, (Scheduler, "forward"))
+        }.get(place, (NativeRunner, "forward"))
         patch.setattr(*target, broken)
         if place == "inbox":  # nobody is told whose answer it was: the clients leave
             client.timeout = 0.2
@@ -304,3 +306,11 @@ def test_f22_braces_in_a_text_are_no_objects(serving, engine, ask):
 def test_f30_head_is_answered_like_get(serving, engine):
     client = serving(engine)
     assert [client.head(path).status_code for path in ("/", "/health", "/v1/models", "/metrics")] == [200] * 4
+
+
+def test_a_model_whose_output_is_no_number_is_an_error_of_its_answers(serving, make_model, tok, ask):
+    model = make_model()
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    answer = ask(serving(Engine(model, tok, max_rows=2)), max_tokens=3)
+    assert answer.status_code == 500

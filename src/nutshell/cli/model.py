@@ -16,6 +16,11 @@ TOOLS = {
     "unsafe_sandbox": {"default": None, "choices": ["landlock", "limits"],
                        "help": "a weaker sandbox where no full one works (docs/sandbox.md)"},
 }  # fmt: skip
+ENGINE = {
+    "default": "auto",
+    "choices": ["auto", "native", "native-int8", "torch"],
+    "help": "what computes replies: native code on CPU (in the model's dtype, or weights in int8) or torch",
+}
 MODEL = {"nargs": "?", "type": os.path.expanduser, "default": "runs/demo", "help": "run folder or model folder"}
 
 
@@ -80,7 +85,7 @@ def _open_tool(options: Any) -> Any:
 def chat(arguments: list[str]) -> Any:
     """Talk to a model in the terminal."""
     options = _arguments(
-        "chat", arguments, chat.__doc__, _model=MODEL, device=dict(DEVICE),
+        "chat", arguments, chat.__doc__, _model=MODEL, device=dict(DEVICE), engine=dict(ENGINE),
         prompt={"short": ["-p"], "default": None, "help": "answer this and leave"},
         temperature={"type": float, "default": 0.4, "help": "0 always takes the most likely token"},
         top_k={"type": int, "default": 50, "help": "draw among this many tokens; 0 is off"},
@@ -92,8 +97,9 @@ def chat(arguments: list[str]) -> Any:
 
     tool = _open_tool(options)
     model, tok = open_model(options.model, options.device)
-    engine = Engine(model, tok, max_rows=1)
+    engine = Engine(model, tok, max_rows=1, engine=options.engine)
     engine.tool = tool
+    print(f"Replies: {engine.computes}", file=sys.stderr)
     terminal.chat(
         engine, prompt=options.prompt, temperature=options.temperature, top_k=options.top_k,
         max_tokens=options.max_tokens, system=options.system,
@@ -103,7 +109,7 @@ def chat(arguments: list[str]) -> Any:
 def serve(arguments: list[str]) -> Any:
     """Talk to a model in the browser; an OpenAI-compatible API."""
     options = _arguments(
-        "serve", arguments, serve.__doc__, _model=MODEL, device=dict(DEVICE),
+        "serve", arguments, serve.__doc__, _model=MODEL, device=dict(DEVICE), engine=dict(ENGINE),
         host={"default": "127.0.0.1", "help": "address to listen on; any other than loopback needs --api-key"},
         port={"type": int, "default": 8000, "help": "port to listen on"},
         api_key={"default": None, "help": "key that clients must send; NUTSHELL_API_KEY does not show in ps"},
@@ -118,7 +124,7 @@ def serve(arguments: list[str]) -> Any:
     def open_engine() -> Any:
         from nutshell.infer.engine import Engine  # imports torch, which takes seconds: the page is there meanwhile
 
-        engine = Engine(*open_model(options.model, options.device))
+        engine = Engine(*open_model(options.model, options.device), engine=options.engine)
         engine.tool = tool
         engine.allocate()  # what does not fit is said now, not to the first who asks
         return engine

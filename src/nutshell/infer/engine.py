@@ -12,10 +12,15 @@ import torch
 
 from nutshell.infer.calculator import calculate
 from nutshell.infer.conversation import fit_conversation
+from nutshell.infer.native import NativeRunner, describe, why_not
 from nutshell.infer.request import Completion, Piece, Request, Vocabulary
+from nutshell.infer.runner import Runner, TorchRunner
 from nutshell.infer.sampling import Sampling
-from nutshell.infer.scheduler import Prefix, Scheduler
+from nutshell.infer.scheduler import Prefix, Scheduler, prefix_rows
 from nutshell.infer.tools import Tool
+
+ENGINES = ("auto", "native", "native-int8", "torch")
+"""What computes: native code on CPU, with weights in the model's dtype or in int8, or torch. auto: native where it can."""
 
 
 class Engine:
@@ -29,7 +34,7 @@ class Engine:
     ...     print(piece.text, end="")
     """
 
-    def __init__(self, model: Any, tok: Any, max_rows: int = 16, *, context: int | None = None) -> None:
+    def __init__(self, model: Any, tok: Any, max_rows: int = 16, *, context: int | None = None, engine: str = "auto") -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows is {max_rows}; accepted: 1 or more rows that are decoded together.")
         if context is not None and not 2 <= context <= model.config.context:
@@ -39,7 +44,17 @@ class Engine:
                 f"the tokenizer has {tok.vocab_size} tokens and the model {model.config.vocab_size}; accepted: a "
                 "tokenizer that fits the model's weights. Load both from the same folder."
             )
+        if engine not in ENGINES:
+            raise ValueError(f"engine is {engine!r}; accepted: {', '.join(ENGINES)}.")
+        reason = why_not(model)
+        if engine.startswith("native") and reason:
+            raise ValueError(f"engine is {engine!r}, but native decoding does not work here: {reason}. Accepted: auto, torch.")
         self.model, self.tok, self.max_rows = model, tok, max_rows
+        self._native, self._int8 = engine != "torch" and reason is None, engine == "native-int8"
+        self.computes = (
+            describe(model, self._int8) if self._native else f"torch ({str(model.compute_dtype).removeprefix('torch.')})"
+        )
+        """What computes, for people."""
         self.context = context or model.config.context
         """Longest prompt and reply together, in tokens."""
         self.tool: Tool | None = calculate
@@ -118,16 +133,20 @@ class Engine:
         """The scheduler with its cache, made now where no step has made it yet. MemoryError says how much was asked for."""
         if self._scheduler is None:
             config, bytes_each = self.model.config, torch.empty((), dtype=self.model.compute_dtype).element_size()
-            tokens = (self.max_rows + self.max_rows // 4) * self.context
-            size = 2 * config.depth * config.kv_heads * config.head_dim * tokens * bytes_each
+            rows = self.max_rows + prefix_rows(self.max_rows)
+            size = 2 * config.depth * config.kv_heads * config.head_dim * rows * self.context * bytes_each
             try:
-                self._scheduler = Scheduler(self.model, self.tok.vocab_size, self.max_rows, self.context)
+                self._scheduler = Scheduler(self._runner(rows), self.max_rows)
             except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError on CPU, OutOfMemoryError on CUDA
                 raise MemoryError(
                     f"no memory for the KV cache: about {size / 2**30:.1f} GB for {self.max_rows} replies of {self.context} "
                     f"tokens ({error})."
                 ) from error
         return self._scheduler
+
+    def _runner(self, rows: int) -> Runner:
+        shape = (self.model, self.tok.vocab_size, rows, self.context)
+        return NativeRunner(*shape, int8=self._int8) if self._native else TorchRunner(*shape)
 
     def _take_in(self) -> list[Piece]:
         """Hand what was submitted and cancelled meanwhile to the scheduler."""
@@ -149,8 +168,7 @@ class Engine:
                 with self._lock:
                     lost, self._submitted, self._cancelled = self._submitted, [], []
                 for request, _ in lost:  # where there was no memory for the cache
-                    request.cancel()
-                    request.error = error
+                    request.cancel(error)
                 if self._scheduler is not None:
                     self._scheduler.abandon(error)
                 raise

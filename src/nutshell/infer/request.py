@@ -98,7 +98,7 @@ class Request:
         self.pending = list(self.prompt)
         self.row = -1
         self.cancelled = False
-        self.error: BaseException | None = None  # of the step that failed while this reply was made
+        self.error: BaseException | None = None  # that ended it
         self.answer: Future[str] | None = None  # of a slow tool; until it is done the row waits with nothing pending
         self._inside_call = False
         self._expression: list[int] = []
@@ -112,8 +112,9 @@ class Request:
         text = "".join(self._text) if self._decoder else self.vocabulary.tok.decode(self._spoken)
         return Completion(self.ids, self.mask, text, self.finish or "cancelled")
 
-    def cancel(self) -> list[Piece]:
-        self.finish, self.pending = "cancelled", []
+    def cancel(self, error: BaseException | None = None) -> list[Piece]:
+        """End it before its time, because nobody wants it any more or for an error."""
+        self.finish, self.pending, self.error = "cancelled", [], error
         return [Piece(self, -1, finish="cancelled")]
 
     def accept(self, token_id: int, logprob: float | None = None, top: Sequence[tuple[int, float]] = ()) -> list[Piece]:
@@ -151,8 +152,7 @@ class Request:
             return []
         answer, self.answer = self.answer, None
         if (error := answer.exception()) is not None:  # the tool itself is broken: this reply ends, others go on
-            self.error = error
-            return self.cancel()
+            return self.cancel(error)
         self.pending = [self.vocabulary.python_end]
         pieces = self._force(self._within_limit(self._output(answer.result())))
         if self.finish:

@@ -1,30 +1,33 @@
 """Continuous batching: many replies grow together, one token each a step.
 
-Live requests occupy the cache rows 0..n-1 without holes, so that the model reads the cache in place: a row that ends
-leaves at once, and the last row moves into its hole. Everything here belongs to the one thread that steps.
+Every live request holds a row of the cache until it ends; `runner.py` computes. Everything here belongs to the one thread that
+steps.
 
-Legend: B rows in a call, T tokens per row in it, V vocabulary.
+Legend: B rows in a call, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from typing import Any
+from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
 
 from nutshell.infer.request import Piece, Request
+from nutshell.infer.runner import Runner
 from nutshell.infer.sampling import log_probabilities, sample
-from nutshell.model.kv_cache import KVCache
 
-PREFILL_TOKENS = 1024  # a step's share of prompts: bounds its memory (T * V logits) and how long live rows wait
+PREFILL_TOKENS = 1024  # a step's share of prompts: bounds its memory and how long live rows wait
 MOST_PREFIX_ROWS = 8
 TOOL_WAIT_SECONDS = 0.02  # at a time, so that new requests and cancelled ones are seen
 
-Ready = list[tuple[list[Request], Tensor]]
-"""Requests with the logits (B, V) of their next token."""
+
+def prefix_rows(max_rows: int) -> int:
+    """Rows beside those of the replies, for prompts that several share."""
+    return 0 if max_rows == 1 else max(1, min(MOST_PREFIX_ROWS, max_rows // 4))
 
 
 class Prefix:
@@ -35,22 +38,20 @@ class Prefix:
         self.waiting = requests
         self.row = -1
         self.logits: Tensor | None = None  # (1, V) after the prompt
+        self.best = -1  # the likeliest token after it
 
 
 class Scheduler:
     """Decides which tokens of which request the model sees next."""
 
-    def __init__(self, model: Any, vocab_size: int, max_rows: int, context: int) -> None:
-        self.model, self.vocab_size, self.max_rows = model, vocab_size, max_rows
-        spare = 0 if max_rows == 1 else max(1, min(MOST_PREFIX_ROWS, max_rows // 4))
-        self.device = next(model.parameters()).device
-        self.cache = KVCache(model.config, max_rows + spare, context, self.device, model.compute_dtype)
-        self.rows = torch.arange(max_rows + spare, device=self.device)
-        self.live: list[Request] = []  # index = cache row
+    def __init__(self, runner: Runner, max_rows: int) -> None:
+        self.runner, self.max_rows = runner, max_rows
+        self.live: list[Request] = []
         self.queue: deque[Request] = deque()
+        self.free_rows = list(range(max_rows))  # a heap: low rows first, so that the rows in use are neighbours
         self.prefixes: deque[Prefix] = deque()  # not fed yet
         self.prefix_of: dict[Request, Prefix] = {}
-        self.prefix_rows = list(range(max_rows, max_rows + spare))
+        self.prefix_rows = list(range(max_rows, max_rows + prefix_rows(max_rows)))
 
     def add(self, request: Request, prefix: Prefix | None) -> None:
         self.queue.append(request)
@@ -73,22 +74,17 @@ class Scheduler:
         """After a failed step nobody knows what the cache holds, so every request ends with its error."""
         for request in [*self.live, *self.queue]:
             if request.finish is None:
-                request.cancel()
-                request.error = error
+                request.cancel(error)
             self.leave_prefix(request)
-        self.live.clear()
         self.queue.clear()
+        self.take_out_finished()
 
     def step(self) -> list[Piece]:
-        """Admit, feed a share of the prompts, decode one token for every other row, sample, take out what ended."""
+        """Admit, feed a share of the prompts and one token of every other row, sample, take out what ended."""
         pieces = self.hear_tools()
-        ready: Ready = []
         self.feed_prefixes()
-        self.admit(ready)
-        self.prefill(ready)
-        self.decode(ready)
-        for requests, logits in ready:
-            self.choose(requests, logits, pieces)
+        self.admit(pieces)
+        self.advance(pieces)
         self.take_out_finished()
         return pieces
 
@@ -103,24 +99,24 @@ class Scheduler:
 
     # ---- rows
 
-    def admit(self, ready: Ready) -> None:
+    def admit(self, pieces: list[Piece]) -> None:
         """Give free rows to the queue, in order; a request whose shared prompt is not fed yet holds up the rest."""
         copies: dict[Prefix, list[Request]] = {}
-        while self.queue and len(self.live) < self.max_rows:
+        while self.queue and self.free_rows:
             prefix = self.prefix_of.get(self.queue[0])
             if prefix is not None and prefix.logits is None:
                 break
             request = self.queue.popleft()
-            request.row = len(self.live)
+            request.row = heappop(self.free_rows)
             self.live.append(request)
-            self.cache.reset(request.row)
+            self.runner.reset(request.row)
             if prefix is not None:
                 request.pending = []
                 copies.setdefault(prefix, []).append(request)
         for prefix, requests in copies.items():
-            self.cache.copy(prefix.row, self.rows[requests[0].row : requests[-1].row + 1])
+            self.runner.copy(prefix.row, [request.row for request in requests])
             assert prefix.logits is not None
-            ready.append((requests, prefix.logits.expand(len(requests), -1)))
+            self.choose(requests, prefix.logits.expand(len(requests), -1), [prefix.best] * len(requests), pieces)
             for request in requests:
                 self.leave_prefix(request)
 
@@ -137,93 +133,77 @@ class Scheduler:
             self.prefixes.remove(prefix)
 
     def take_out_finished(self) -> None:
-        live = self.live
-        for row in range(len(live) - 1, -1, -1):
-            if live[row].finish is None:
-                continue
-            last = live.pop()
-            if row < len(live):
-                self.cache.copy(last.row, self.rows[row : row + 1])
-                live[row], last.row = last, row
+        for request in self.live:
+            if request.finish is not None:
+                heappush(self.free_rows, request.row)
+        self.live = [request for request in self.live if request.finish is None]
 
     # ---- the model
-
-    def forward(self, tokens: list[list[int]], rows: Tensor) -> Tensor:
-        """Append tokens (B lists, some perhaps empty) to cache rows (B,); logits (B, V) after the last of each."""
-        counts = [len(row) for row in tokens]
-        T = max(counts)
-        ids = torch.tensor([row + [0] * (T - len(row)) for row in tokens], device=self.device)
-        count = torch.tensor(counts, device=self.device)
-        logits = self.model.decode(ids, self.cache, rows, count if min(counts) < T else None, last_only=True)  # (B, 1, V)
-        return logits[:, 0, : self.vocab_size]
 
     def feed_prefixes(self) -> None:
         while self.prefixes and self.prefix_rows:
             prefix = self.prefixes.popleft()
             prefix.row = self.prefix_rows.pop()
-            self.cache.reset(prefix.row)
-            row = self.rows[prefix.row : prefix.row + 1]
+            self.runner.reset(prefix.row)
             for start in range(0, len(prefix.prompt), PREFILL_TOKENS):
-                prefix.logits = self.forward([prefix.prompt[start : start + PREFILL_TOKENS]], row).clone()
+                logits, (prefix.best,) = self.runner.forward([prefix.row], [prefix.prompt[start : start + PREFILL_TOKENS]])
+            prefix.logits = logits.clone()
 
-    def prefill(self, ready: Ready) -> None:
-        """Feed prompts and tool results, oldest request first, up to PREFILL_TOKENS; similar lengths share a call."""
+    def advance(self, pieces: list[Piece]) -> None:
+        """One call for all rows: the token that a row sampled last, or a part of a prompt or of a tool's result, oldest request
+        first, of at most PREFILL_TOKENS in all."""
         budget = PREFILL_TOKENS
-        chosen: list[tuple[int, Request]] = []
-        for request in sorted((r for r in self.live if len(r.pending) > 1), key=lambda r: r.number):
-            take = min(len(request.pending), budget)
-            if take:
-                chosen.append((take, request))
-            budget -= take
-        for group in group_by_length(chosen):
-            rows = self.rows[[request.row for _, request in group]]
-            logits = self.forward([request.pending[:take] for take, request in group], rows)
-            for take, request in group:
-                request.pending = request.pending[take:]
-            done = [index for index, (_, request) in enumerate(group) if not request.pending]
-            if done:
-                ready.append(([group[index][1] for index in done], logits[done]))
-
-    def decode(self, ready: Ready) -> None:
-        """One token for each row that has exactly one pending; the others ride along with none, to keep rows 0..n-1."""
-        decoding = [request for request in self.live if len(request.pending) == 1]
-        if not decoding:
+        requests: list[Request] = []
+        tokens: list[list[int]] = []
+        for request in self.live:  # in order of arrival
+            pending = request.pending
+            if len(pending) > 1:
+                pending = pending[:budget]
+                budget -= len(pending)
+            if pending:
+                requests.append(request)
+                tokens.append(pending)
+        if not requests:
             return
-        tokens = [request.pending if len(request.pending) == 1 else [] for request in self.live]
-        logits = self.forward(tokens, self.rows[: len(tokens)])
-        if len(decoding) < len(tokens):
-            logits = logits[[request.row for request in decoding]]
-        for request in decoding:
-            request.pending = []
-        ready.append((decoding, logits))
+        logits, best = self.runner.forward([request.row for request in requests], tokens)
+        for request, fed in zip(requests, tokens, strict=True):
+            request.pending = request.pending[len(fed) :]
+        ready = [index for index, request in enumerate(requests) if not request.pending]
+        if len(ready) < len(requests):
+            requests, logits, best = [requests[i] for i in ready], logits[ready], [best[i] for i in ready]
+        self.choose(requests, logits, best, pieces)
 
-    def choose(self, requests: list[Request], logits: Tensor, pieces: list[Piece]) -> None:
-        """Sample the next token of each request from logits (B, V) and hand it over."""
-        if not bool(torch.isfinite(logits).all()):
-            raise RuntimeError("the model's output is NaN or infinite: its weights are damaged, or its training diverged.")
-        settings = [request.sampling for request in requests]
-        chosen = sample(logits, settings, [request.random for request in requests])
-        wanted = [row for row, setting in enumerate(settings) if setting.top_logprobs is not None]
-        report: dict[int, tuple[float, list[tuple[int, float]]]] = {}
-        if wanted:
-            counts = [settings[row].top_logprobs or 0 for row in wanted]
-            own, tops = log_probabilities(logits[wanted], chosen[wanted], max(counts))
-            for row, logprob, top, count in zip(wanted, own, tops, counts, strict=True):
-                report[row] = (logprob, top[:count])
-        for row, (request, token_id) in enumerate(zip(requests, chosen.tolist(), strict=True)):
-            logprob_and_top = report.get(row, (None, ()))
-            pieces += request.accept(token_id, *logprob_and_top)
+    def choose(self, requests: Sequence[Request], logits: Tensor, best: Sequence[int], pieces: list[Piece]) -> None:
+        """Hand each request its next token: of logits (B, V), whose likeliest are `best`, -1 where they are not numbers."""
+        chosen = list(best)
+        drawn = [row for row, request in enumerate(requests) if request.sampling.temperature > 0 and best[row] >= 0]
+        if drawn:
+            some = logits if len(drawn) == len(chosen) else logits[drawn]
+            settings, randoms = [requests[row].sampling for row in drawn], [requests[row].random for row in drawn]
+            for row, token_id in zip(drawn, sample(some, settings, randoms).tolist(), strict=True):
+                chosen[row] = token_id
+        report = self.report(requests, logits, chosen)
+        for row, (request, token_id) in enumerate(zip(requests, chosen, strict=True)):
+            if token_id < 0:
+                pieces += request.cancel(
+                    RuntimeError("the model's output is NaN or infinite: its weights are damaged, or its training diverged.")
+                )
+            else:
+                pieces += request.accept(token_id, *report.get(row, (None, ())))
 
-
-def group_by_length(chosen: list[tuple[int, Request]]) -> list[list[tuple[int, Request]]]:
-    """Split into calls in which at least half of the right-padded area is real tokens."""
-    groups: list[list[tuple[int, Request]]] = []
-    real = 0
-    for take, request in sorted(chosen, key=lambda pair: -pair[0]):
-        if groups and 2 * (real + take) >= groups[-1][0][0] * (len(groups[-1]) + 1):
-            groups[-1].append((take, request))
-            real += take
-        else:
-            groups.append([(take, request)])
-            real = take
-    return groups
+    def report(
+        self, requests: Sequence[Request], logits: Tensor, chosen: Sequence[int]
+    ) -> dict[int, tuple[float, list[tuple[int, float]]]]:
+        """Log-probabilities of the chosen and the likeliest tokens, for the rows that want them."""
+        counts = {
+            row: request.sampling.top_logprobs
+            for row, request in enumerate(requests)
+            if request.sampling.top_logprobs is not None and chosen[row] >= 0
+        }
+        if not counts:
+            return {}
+        rows = list(counts)
+        own, tops = log_probabilities(
+            logits[rows], torch.tensor([chosen[row] for row in rows], device=logits.device), max(counts.values())
+        )
+        return {row: (logprob, top[: counts[row]]) for row, logprob, top in zip(rows, own, tops, strict=True)}

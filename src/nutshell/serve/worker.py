@@ -156,10 +156,14 @@ class Worker:
             batches.setdefault(handle, []).append((index, delta))
             if delta.finish is not None:
                 del self._owners[delta.request]
-                self.failures = 0  # not after each step: answers that always break at their second token are failures too
+                self.failures = (
+                    self.failures if delta.request.error else 0
+                )  # not after each step: answers that always break at their second token are failures too
         for handle, batch in batches.items():
-            broken = next((delta.request.error for _, delta in batch if delta.request.error), None)  # its tool did not work
+            # Its own failure: its tool did not work, or the model's output was no number.
+            broken = next((delta.request.error for _, delta in batch if delta.request.error), None)
             if broken:
+                self.failures, self.last_error = self.failures + 1, broken
                 self.end(handle)
             self._send(handle, broken or batch)
 

@@ -1,6 +1,6 @@
 """The Rust core (see rust/src/python.rs)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 
 PATTERN_NAMES: list[str]
@@ -35,3 +35,24 @@ class Encoder:
     def decode_bytes_array(self, ids: bytes) -> bytes: ...
     def tokens(self) -> list[bytes]: ...
     def split(self, text: str) -> list[str]: ...
+
+class Decoder:
+    def __new__(
+        cls,
+        shape: Mapping[str, object],
+        weight: Callable[[str], bytes],
+        *,
+        kind: str,
+        threads: int,
+        keys: tuple[int, int],
+        values: tuple[int, int],
+        rows: int,
+        positions: int,
+        bf16: bool,
+        logits: tuple[int, int],
+    ) -> Decoder: ...
+    def step(self, sequences: Sequence[tuple[int, int, int, Sequence[int]]]) -> list[int]: ...
+    @property
+    def bytes(self) -> int: ...
+
+def instructions(kind: str) -> str: ...

@@ -1,0 +1,113 @@
+//! The binding: `nutshell.tokenizer._bpe.Decoder`. It converts and releases the GIL, nothing else.
+
+use std::sync::{Mutex, PoisonError};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+
+use super::{Cache, Element, Kind, Level, Sequence, Shape};
+
+fn refused(message: String) -> PyErr {
+    PyValueError::new_err(message)
+}
+
+/// A tensor of the caller's: where its first number is, and how many there are.
+type Lent = (usize, usize);
+
+/// A model that decodes into a KV cache of the caller's.
+#[pyclass(frozen)]
+pub struct Decoder {
+    inner: Mutex<super::Decoder>,
+    keys: Lent,
+    values: Lent,
+    logits: Lent,
+    rows: usize,
+    positions: usize,
+    bf16: bool,
+}
+
+#[pymethods]
+impl Decoder {
+    /// `shape` is a dictionary of `Shape`'s fields; `weight(name)` gives a weight as the bytes of an fp32 array.
+    ///
+    /// `keys`, `values` (layers, rows, kv_heads, positions, head_dim), of bf16 or fp32, and `logits` (sequences, stride), fp32,
+    /// are (address, numbers) of contiguous tensors. The caller keeps them alive and in place as long as the decoder, and
+    /// touches none of them during a step.
+    #[new]
+    #[pyo3(signature = (shape, weight, *, kind, threads, keys, values, rows, positions, bf16, logits))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        shape: Shape,
+        weight: &Bound<'_, PyAny>,
+        kind: &str,
+        threads: usize,
+        keys: Lent,
+        values: Lent,
+        rows: usize,
+        positions: usize,
+        bf16: bool,
+        logits: Lent,
+    ) -> PyResult<Decoder> {
+        let mut raised = None;
+        let take = |name: &str| {
+            let bytes = weight.call1((name,)).and_then(|found| Ok(found.extract::<PyBackedBytes>()?));
+            let bytes = bytes.map_err(|error| {
+                raised = Some(error);
+                name.to_owned()
+            })?;
+            Ok(bytes.as_chunks::<4>().0.iter().map(|number| f32::from_le_bytes(*number)).collect())
+        };
+        let built = super::Decoder::new(shape, kind_of(kind)?, Level::Avx512, threads, take);
+        let inner = Mutex::new(built.map_err(|message| raised.unwrap_or_else(|| refused(message)))?);
+        Ok(Decoder { inner, keys, values, logits, rows, positions, bf16 })
+    }
+
+    /// Runs tokens of rows, each (row, position of the first, token before it or -1, token ids): the logits after the last
+    /// token of each go into the rows of `logits`. Returns the likeliest token of each, -1 where a logit is NaN or infinite.
+    fn step(&self, py: Python<'_>, sequences: Vec<(usize, usize, i64, Vec<u32>)>) -> PyResult<Vec<i64>> {
+        let sequence =
+            |(row, start, previous, ids)| Sequence { row, start, previous: u32::try_from(previous).ok(), ids };
+        let sequences: Vec<Sequence> = sequences.into_iter().map(sequence).collect();
+        py.detach(|| if self.bf16 { self.run::<u16>(&sequences) } else { self.run::<f32>(&sequences) }).map_err(refused)
+    }
+
+    /// Bytes of weights that every step reads.
+    #[getter]
+    fn bytes(&self) -> usize {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).bytes()
+    }
+}
+
+impl Decoder {
+    fn run<E: Element>(&self, sequences: &[Sequence]) -> Result<Vec<i64>, String> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: `new` asks its caller for tensors that outlive this and that nobody touches during a step; the lock keeps a
+        // second step out.
+        let (keys, values, logits) =
+            unsafe { (slice::<E>(self.keys), slice::<E>(self.values), slice::<f32>(self.logits)) };
+        inner.step(sequences, &mut Cache::new(keys, values, self.rows, self.positions), logits)
+    }
+}
+
+/// # Safety
+/// A tensor of that many T begins at the address, and nothing else refers to it while the slice is alive.
+unsafe fn slice<'a, T>((address, numbers): Lent) -> &'a mut [T] {
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts_mut(address as *mut T, numbers) }
+}
+
+fn kind_of(name: &str) -> PyResult<Kind> {
+    match name {
+        "float32" => Ok(Kind::F32),
+        "bfloat16" => Ok(Kind::Bf16),
+        "int8" => Ok(Kind::Int8),
+        _ => Err(refused(format!("kind is {name:?}; accepted: float32, bfloat16, int8."))),
+    }
+}
+
+/// Name of the instructions that weights of this kind are multiplied with on this processor.
+#[pyfunction]
+pub fn instructions(kind: &str) -> PyResult<&'static str> {
+    Ok(super::instructions(kind_of(kind)?))
+}

@@ -1,0 +1,207 @@
+//! The step against a plain loop in f64 is in Python's tests, which have the model in torch; here are the parts.
+
+use super::attention;
+use super::dot::{kernel, Level};
+use super::math::{exp, tanh};
+use super::matrix::{Input, Kind, Matrix, PANEL};
+use super::{Cache, Decoder, Sequence, Shape};
+
+const LEVELS: [Level; 3] = [Level::Plain, Level::Avx2, Level::Avx512];
+const KINDS: [Kind; 3] = [Kind::F32, Kind::Bf16, Kind::Int8];
+
+/// Numbers between -1 and 1 that follow from a seed.
+fn noise(count: usize, mut seed: u64) -> Vec<f32> {
+    let mut next = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn product(kind: Kind, level: Level, outputs: usize, inputs: usize, tokens: usize) -> Vec<Vec<f32>> {
+    let matrix = Matrix::pack(kind, outputs, inputs, &noise(outputs * inputs, 1));
+    let rows = noise(tokens * inputs, 2);
+    let mut input = Input::default();
+    input.encode(kind, inputs, rows.chunks_exact(inputs));
+    let mut found = vec![vec![f32::NAN; matrix.panels() * PANEL]; tokens];
+    let write = &mut |token: usize, panel: usize, outputs: &[f32; PANEL]| {
+        found[token][panel * PANEL..][..PANEL].copy_from_slice(outputs);
+    };
+    // SAFETY: `kernel` has found the instructions.
+    unsafe { kernel(kind, level).0(&matrix, 0..matrix.panels(), &input, write) };
+    found
+}
+
+#[test]
+fn products_are_those_of_f64_in_every_instruction_set_and_shape() {
+    for (outputs, inputs) in [(16, 16), (1, 1), (40, 37), (17, 64), (33, 130)] {
+        let (weights, rows) = (noise(outputs * inputs, 1), noise(14 * inputs, 2));
+        for (kind, tolerance) in [(Kind::F32, 1e-6), (Kind::Bf16, 4e-3), (Kind::Int8, 8e-3)] {
+            for level in LEVELS {
+                for tokens in [1, 2, 3, 5, 6, 7, 14] {
+                    let found = product(kind, level, outputs, inputs, tokens);
+                    for (token, row) in rows.chunks_exact(inputs).take(tokens).enumerate() {
+                        for (output, weight) in weights.chunks_exact(inputs).enumerate() {
+                            let exact: f64 = row.iter().zip(weight).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                            let error = (f64::from(found[token][output]) - exact).abs();
+                            assert!(
+                                error < tolerance * (inputs as f64).sqrt().max(4.0),
+                                "{kind:?} {level:?} {outputs}x{inputs} {tokens}: {error}"
+                            );
+                        }
+                        assert!(found[token][outputs..].iter().all(|&padding| padding == 0.0));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_token_gets_the_same_bits_alone_and_among_others() {
+    for kind in KINDS {
+        for level in LEVELS {
+            let together = product(kind, level, 48, 75, 14);
+            for tokens in 1..14 {
+                assert_eq!(product(kind, level, 48, 75, tokens), together[..tokens], "{kind:?} {level:?} {tokens}");
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_sums_are_exact_in_every_instruction_set() {
+    assert_eq!(product(Kind::Int8, Level::Avx512, 48, 300, 7), product(Kind::Int8, Level::Plain, 48, 300, 7));
+    assert_eq!(product(Kind::Int8, Level::Avx2, 48, 300, 7), product(Kind::Int8, Level::Plain, 48, 300, 7));
+}
+
+#[test]
+fn exp_and_tanh_are_those_of_the_standard_library() {
+    for step in -8600..8800 {
+        let x = step as f32 / 100.0;
+        let exact = f64::from(x).exp();
+        assert!((f64::from(exp(x)) / exact - 1.0).abs() < 3e-7, "exp({x})");
+        assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() < 5e-7, "tanh({x})");
+    }
+    assert!(exp(f32::NAN).is_nan() && tanh(f32::NAN).is_nan());
+    assert_eq!((exp(f32::NEG_INFINITY) < 1e-37, tanh(1e9), tanh(-1e9)), (true, 1.0, -1.0));
+}
+
+fn shape() -> Shape {
+    Shape {
+        vocab_size: 50,
+        width: 40,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 10,
+        mlp_width: 70,
+        context: 200,
+        windows: vec![20, 200, 200],
+        bos_id: 3,
+        softcap: 15.0,
+        normed_embedding: true,
+        gated_mlp: false,
+        smear: true,
+        backout: true,
+        value_embeddings: vec![true, false, true],
+    }
+}
+
+fn decoder(kind: Kind, level: Level, threads: usize) -> Decoder {
+    let sizes = |name: &str| match name.rsplit('.').next().expect("a name") {
+        "qkv" => 80 * 40,
+        "out" => 40 * 40,
+        "up" | "down" => 70 * 40,
+        "value_embedding" => 50 * 20,
+        "value_gate" => 24,
+        "scales" => 2,
+        "query_norm" | "key_norm" => 10,
+        "embedding" | "head" => 50 * 40,
+        "smear_gate" => 24,
+        "smear_lambda" | "backout" => 1,
+        "cos" | "sin" => 200 * 10,
+        _ => 40,
+    };
+    Decoder::new(shape(), kind, level, threads, |name| Ok(noise(sizes(name), name.len() as u64))).expect("a decoder")
+}
+
+/// Logits of sequences in a cache of six rows, after what `before` fed.
+fn run(decoder: &mut Decoder, steps: &[Vec<Sequence>]) -> Vec<Vec<f32>> {
+    let numbers = 3 * 6 * 2 * 200 * 10;
+    let (mut keys, mut values) = (vec![0f32; numbers], vec![0f32; numbers]);
+    let mut logits = vec![0f32; 6 * decoder.logits_stride()];
+    for step in steps {
+        let mut cache = Cache::new(&mut keys, &mut values, 6, 200);
+        decoder.step(step, &mut cache, &mut logits).expect("a step");
+    }
+    let count = steps.last().map_or(0, Vec::len);
+    logits.chunks_exact(decoder.logits_stride()).take(count).map(|row| row[..50].to_vec()).collect()
+}
+
+fn sequence(row: usize, start: usize, ids: &[u32]) -> Sequence {
+    let previous = if start > 0 { Some(start as u32 * 7 % 50) } else { None };
+    Sequence { row, start, previous, ids: ids.to_vec() }
+}
+
+#[test]
+fn rows_threads_and_chunks_do_not_change_a_bit() {
+    let ids: Vec<u32> = (0..150).map(|at| at * 7 % 50).collect();
+    for kind in KINDS {
+        let alone = run(&mut decoder(kind, Level::Avx512, 1), &[vec![sequence(0, 0, &ids)]]);
+        let crowd = vec![sequence(5, 0, &ids[..40]), sequence(2, 0, &ids), sequence(1, 0, &ids[..1])];
+        assert_eq!(run(&mut decoder(kind, Level::Avx512, 1), &[crowd.clone()])[1], alone[0], "{kind:?}");
+        for threads in [2, 3] {
+            assert_eq!(run(&mut decoder(kind, Level::Avx512, threads), &[crowd.clone()])[1], alone[0], "{kind:?}");
+        }
+        // The previous token of a later part is what `sequence` says, because the ids are multiples of 7.
+        let parts = [
+            vec![sequence(4, 0, &ids[..33])],
+            vec![Sequence { previous: Some(ids[32]), ..sequence(4, 33, &ids[33..]) }],
+        ];
+        assert_eq!(run(&mut decoder(kind, Level::Avx512, 1), &parts), alone, "{kind:?}");
+    }
+}
+
+#[test]
+fn what_has_no_room_is_refused() {
+    let mut decoder = decoder(Kind::F32, Level::Plain, 1);
+    let numbers = 3 * 2 * 2 * 30 * 10;
+    let (mut keys, mut values) = (vec![0f32; numbers], vec![0f32; numbers]);
+    let mut logits = vec![0f32; 2 * decoder.logits_stride()];
+    let mut refused = |sequences: &[Sequence], rows: usize| {
+        let mut cache = Cache::new(&mut keys, &mut values, rows, 30);
+        decoder.step(sequences, &mut cache, &mut logits).expect_err("refused")
+    };
+    assert!(refused(&[sequence(0, 29, &[1, 2])], 2).contains("tokens 29..31"));
+    assert!(refused(&[sequence(2, 0, &[1])], 2).contains("row 2"));
+    assert!(refused(&[sequence(0, 0, &[50])], 2).contains("token 50"));
+    assert!(refused(&[sequence(0, 0, &[])], 2).contains("at least one"));
+    assert!(refused(&[sequence(0, 0, &[1]), sequence(0, 0, &[1])], 2).contains("twice"));
+    assert!(refused(&[sequence(0, 0, &[1])], 3).contains("the cache has"));
+    assert!(refused(&[sequence(0, 0, &[1]), sequence(1, 0, &[1]), sequence(2, 0, &[1])], 2).contains("3 sequences"));
+    let wrong = Decoder::new(shape(), Kind::F32, Level::Plain, 1, |_| Ok(vec![0.0]));
+    assert!(wrong.err().is_some_and(|message| message.contains("has 1 numbers")));
+}
+
+#[test]
+fn attention_is_that_of_f64_in_every_instruction_set() {
+    for width in [2, 16, 24, 64, 144] {
+        for tokens in [1, 5, 16, 33] {
+            let (query, keys, values) = (noise(width, 1), noise(tokens * width, 2), noise(tokens * width, 3));
+            let dot = |key: &[f32]| -> f64 { key.iter().zip(&query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum() };
+            let weights: Vec<f64> =
+                keys.chunks_exact(width).map(|key| (dot(key) / (width as f64).sqrt()).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for level in LEVELS {
+                let (mut scores, mut output) = (vec![0.0; tokens], vec![0.0; width]);
+                // SAFETY: `kernel` has found the instructions.
+                unsafe { attention::kernel::<f32>(level)(&query, &keys, &values, &mut scores, &mut output) };
+                for (column, &found) in output.iter().enumerate() {
+                    let exact: f64 =
+                        (0..tokens).map(|t| weights[t] / total * f64::from(values[t * width + column])).sum();
+                    assert!((f64::from(found) - exact).abs() < 2e-6, "{level:?} {width} {tokens} {column}");
+                }
+            }
+        }
+    }
+}

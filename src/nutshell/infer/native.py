@@ -1,0 +1,180 @@
+"""Decoding on CPU in one native call per step for all rows and layers (`rust/src/decode`): weights and cache for it.
+
+Every row's logits are the same bits alone and in a full batch, in every dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from nutshell.model.gpt import GPT
+from nutshell.model.qwen3 import Qwen3
+
+try:
+    from nutshell.tokenizer._bpe import Decoder, instructions
+except ImportError:  # an extension that was built before it had a decoder
+    Decoder = None  # type: ignore[assignment, misc]
+
+KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+Weights = dict[str, Sequence[Tensor]]
+"""Tensors by the names of `rust/src/decode/model.rs`; several are one below the other."""
+
+
+def why_not(model: Any) -> str | None:
+    """Why this model cannot be decoded natively; None where it can."""
+    if Decoder is None:
+        return "the extension was built without it: run `make setup` again"
+    if type(model) not in (GPT, Qwen3):
+        return f"it knows GPT and Qwen3, and this is a {type(model).__name__}"
+    if next(model.parameters()).device.type != "cpu":
+        return "the model is not on the CPU"
+    if model.compute_dtype not in KINDS:
+        return f"it computes in float32 and bfloat16, not in {str(model.compute_dtype).removeprefix('torch.')}"
+    return None
+
+
+def kind_of(model: Any, int8: bool) -> str:
+    """How weights are stored."""
+    return "int8" if int8 else KINDS[model.compute_dtype]
+
+
+def describe(model: Any, int8: bool) -> str:
+    """What a `NativeRunner` computes with, for people."""
+    kind, threads = kind_of(model, int8), torch.get_num_threads()
+    return f"native ({kind}, {instructions(kind)}, {threads} thread{'s' * (threads > 1)})"
+
+
+class NativeRunner:
+    """The `Runner` of models on CPU. Weights are copied in the kind they are multiplied in: changing the model afterwards
+    changes nothing here."""
+
+    def __init__(self, model: Any, vocab_size: int, rows: int, context: int, *, int8: bool = False) -> None:
+        config = model.config
+        self.vocab_size = vocab_size
+        self.lengths, self.previous = [0] * rows, [-1] * rows
+        shape = (config.depth, rows, config.kv_heads, context, config.head_dim)
+        self.keys, self.values = (torch.zeros(shape, dtype=model.compute_dtype) for _ in range(2))
+        self.logits = torch.zeros(rows, -(-vocab_size // 16) * 16)
+        weights = named_weights(model, vocab_size)
+        self.decoder = Decoder(
+            native_shape(model, vocab_size),
+            lambda name: torch.cat([part.detach().float().flatten() for part in weights[name]]).numpy().tobytes(),
+            kind=kind_of(model, int8), threads=torch.get_num_threads(), rows=rows, positions=context,
+            bf16=model.compute_dtype == torch.bfloat16,
+            keys=lent(self.keys), values=lent(self.values), logits=lent(self.logits),
+        )  # fmt: skip
+
+    def reset(self, row: int) -> None:
+        self.lengths[row], self.previous[row] = 0, -1
+
+    def copy(self, source: int, targets: Sequence[int]) -> None:
+        length = self.lengths[source]
+        for row in targets:
+            for cache in (self.keys, self.values):
+                cache[:, row, :, :length] = cache[:, source, :, :length]
+            self.lengths[row], self.previous[row] = length, self.previous[source]
+
+    def forward(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
+        lengths, previous = self.lengths, self.previous
+        best = self.decoder.step([(row, lengths[row], previous[row], ids) for row, ids in zip(rows, tokens, strict=True)])
+        for row, ids in zip(rows, tokens, strict=True):
+            lengths[row] += len(ids)
+            previous[row] = ids[-1]
+        return self.logits[: len(rows), : self.vocab_size], best
+
+
+def lent(tensor: Tensor) -> tuple[int, int]:
+    """Address and numbers of a tensor, for native code that reads and writes it in place."""
+    assert tensor.is_contiguous()
+    return tensor.data_ptr(), tensor.numel()
+
+
+def native_shape(model: Any, vocab_size: int) -> dict[str, Any]:
+    """The fields of `Shape` in `rust/src/decode/model.rs`."""
+    config, speed = model.config, isinstance(model, GPT)
+    return {
+        "vocab_size": vocab_size,
+        "width": config.width,
+        "heads": config.heads,
+        "kv_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "mlp_width": 4 * config.width if speed else config.mlp_width,
+        "context": config.context,
+        "windows": config.windows(),
+        "bos_id": config.bos_id,
+        "softcap": config.softcap if speed else 0.0,
+        "normed_embedding": speed,
+        "gated_mlp": not speed,
+        "smear": speed and config.smear,
+        "backout": speed and config.has_backout,
+        "value_embeddings": [speed and config.has_value_embedding(layer) for layer in range(config.depth)],
+    }
+
+
+def named_weights(model: Any, vocab_size: int) -> Weights:
+    """The weights of either architecture, under the names that the native side asks for."""
+    tables: Weights = {"cos": [model.cos], "sin": [model.sin]}
+    return tables | (_speed(model, vocab_size) if isinstance(model, GPT) else _portable(model, vocab_size))
+
+
+def _speed(model: GPT, vocab_size: int) -> Weights:
+    """`speed` has norms without weights; those of queries and keys are `qk_scale`."""
+    config = model.config
+    ones, qk_norm = torch.ones(config.width), torch.full((config.head_dim,), config.qk_scale)
+    weights: Weights = {
+        "embedding": [model.embedding.weight[:vocab_size]],
+        "head": [model.lm_head.weight[:vocab_size]],
+        "final_norm": [ones],
+    }
+    if config.smear:
+        weights |= {"smear_gate": [model.smear_gate.weight], "smear_lambda": [model.smear_lambda]}
+    if config.has_backout:
+        weights["backout"] = [model.backout]
+    for i, block in enumerate(model.blocks):
+        attention, mlp = block.attention, block.mlp
+        scales = [model.residual_scale[i : i + 1], model.embedding_scale[i : i + 1]] if config.residual_scales else None
+        layer: Weights = {
+            "scales": scales or [torch.tensor([1.0, 0.0])],
+            "attention_norm": [ones],
+            "qkv": [attention.q.weight, attention.k.weight, attention.v.weight],
+            "query_norm": [qk_norm],
+            "key_norm": [qk_norm],
+            "out": [attention.out.weight],
+            "mlp_norm": [ones],
+            "up": [mlp.up.weight],
+            "down": [mlp.down.weight],
+        }
+        if attention.value_gate is not None:
+            table = cast(nn.Embedding, model.value_embeddings[str(i)])
+            layer |= {"value_embedding": [table.weight[:vocab_size]], "value_gate": [attention.value_gate.weight]}
+        weights |= {f"{i}.{name}": tensors for name, tensors in layer.items()}
+    return weights
+
+
+def _portable(model: Qwen3, vocab_size: int) -> Weights:
+    weights: Weights = {
+        "embedding": [model.model.embed_tokens.weight[:vocab_size]],
+        "head": [model.head_weight[:vocab_size]],
+        "final_norm": [model.model.norm.weight],
+    }
+    for i, block in enumerate(model.model.layers):
+        attention, mlp = block.self_attn, block.mlp
+        layer: Weights = {
+            "scales": [torch.tensor([1.0, 0.0])],
+            "attention_norm": [block.input_layernorm.weight],
+            "qkv": [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight],
+            "query_norm": [attention.q_norm.weight],
+            "key_norm": [attention.k_norm.weight],
+            "out": [attention.o_proj.weight],
+            "mlp_norm": [block.post_attention_layernorm.weight],
+            "gate": [mlp.gate_proj.weight],
+            "up": [mlp.up_proj.weight],
+            "down": [mlp.down_proj.weight],
+        }
+        weights |= {f"{i}.{name}": tensors for name, tensors in layer.items()}
+    return weights
