@@ -24,12 +24,8 @@ ALLOWED = {
     "report": {"files", "metrics", "plan"},
     "tasks": {"data", "files", "tokenizer"},
     "infer": {"model", "tokenizer"},
-<<<<<<< HEAD
-    "eval": {"infer", "tasks", "data", "tokenizer", "model"},
-    "interop": {"checkpoint", "files", "model", "tokenizer"},
-=======
     "eval": {"infer", "tasks", "data", "files", "tokenizer", "model"},
->>>>>>> 2c6e816 (eval: one way to score, CORE with nanochat's answers, MMLU, spelling, own tasks, items.jsonl, report, models of transformers)
+    "interop": {"checkpoint", "files", "model", "tokenizer"},
     "serve": {"infer", "checkpoint", "tokenizer"},
     "train": {
         "checkpoint",

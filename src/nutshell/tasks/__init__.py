@@ -14,7 +14,8 @@ from nutshell.tasks.core import Core
 from nutshell.tasks.task import Item, Task
 
 TASK_NAMES = (
-    "primer-facts", "primer-sums", "primer-letters", "primer-vowels", "spelling", "arc-easy", "arc-challenge", "mmlu", "gsm8k", "core",
+    "primer-facts", "primer-sums", "primer-letters", "primer-vowels", "spelling", "arc-easy", "arc-challenge", "mmlu", "gsm8k",
+    "core",
 )  # fmt: skip
 GROUPS = {
     "primer": ("primer-facts", "primer-sums", "primer-letters", "primer-vowels"),
