@@ -293,7 +293,7 @@ def start_runtime(
     """Choose device, dtype and ranks.
 
     dtype "auto": what `auto_dtype` has for that type of device, else on GPUs bf16, fp16 on those before Ampere, on CPU bf16 where
-    the processor has it. With `ranks` it joins the process group that the environment asks for; training alone does, all else is
+    the processor has it. With `ranks` it joins the process group that the environment asks for; training and eval do, all else is
     one process whatever RANK and WORLD_SIZE say.
     `choose_attention` gives the kernel and a line that says why; without it attention is plain products.
     `gpu_peak_flops` gives the peak of the GPU of that name; without it MFU is not known there.

@@ -68,15 +68,11 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
 
 def open_any(folder: str, device: str, dtype: str) -> tuple[Any, Any, Any]:
     """Runtime, frozen model and tokenizer of a run, a model folder, or a folder of transformers."""
-    import torch
-
     from nutshell.checkpoint import load
     from nutshell.eval.huggingface import is_foreign, load_foreign
     from nutshell.runtime import start_runtime
 
-    if dtype == "auto" and (device == "cpu" or (device == "auto" and not torch.cuda.is_available())):
-        dtype = "float32"
-    runtime = start_runtime(device=device, dtype=dtype)
+    runtime = start_runtime(device=device, dtype=dtype, auto_dtype={"cpu": "float32"}, ranks=True)
     if is_foreign(Path(folder)):
         return runtime, *load_foreign(Path(folder), runtime.device, runtime.dtype)
     model, tok = load(folder, runtime.device)

@@ -59,7 +59,7 @@ def evaluate(
         "baseline": task.baseline,
         "count": count,
         "standard_error": math.sqrt(variance / count),
-        "interval": wilson_interval(sum(grades), count) if binary else (accuracy - half, accuracy + half),
+        "interval": wilson_interval(sum(grades), count) if binary else (max(0.0, accuracy - half), min(1.0, accuracy + half)),
         "examples": _examples(task.items, records),
         "notes": [*task.notes, *notes],
         "records": records,

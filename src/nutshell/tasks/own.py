@@ -70,7 +70,9 @@ def _called(path: Path, function: str, name: str) -> Task:
         found = getattr(module, function, None)
         made = found() if callable(found) else None
     except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        frames = [
+            frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path.resolve()
+        ]
         line = f" in line {frames[-1].lineno}" if frames else ""
         raise ValueError(f"the task {name} raised {type(error).__name__}{line}: {error}") from error
     if not callable(found):

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from nutshell.data.shards import open_shards
-from nutshell.eval.run import evaluate_task
+from nutshell.eval.run import evaluate_task as evaluate
 from nutshell.infer.engine import Engine
 from nutshell.infer.sampling import Sampling
 from nutshell.metrics import read_metrics
@@ -45,7 +45,7 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
         values, baselines, samples = dict(metrics), {}, []
         for name in recipe.tasks_after(stage.name):
             task = load_task(name, limit=recipe.eval_items, seed=recipe.seed, data_folder=recipe.eval_data or None)
-            result = evaluate_task(task, model, run.tok, progress=progress)
+            result = evaluate(task, model, run.tok, progress=progress)
             values[name], baselines[name] = result["accuracy"], task.baseline
             samples += [{"task": name, **example} for example in result["examples"]]
         for numbers in (values, baselines):
