@@ -159,12 +159,16 @@ ATTACKS = {
 ONLY_X86 = [name for name, code in ATTACKS.items() if code.startswith(CALL)]
 
 
+def open_or_skip(level):
+    problem = _probe(level)
+    if problem:
+        pytest.skip(f"the level {level} does not work here: {problem}")
+    return Sandbox.open(level)
+
+
 @pytest.fixture(scope="module", params=LEVELS)
 def sandbox(request):
-    problem = _probe(request.param)
-    if problem:
-        pytest.skip(f"the level {request.param} does not work here: {problem}")
-    return Sandbox.open(request.param)
+    return open_or_skip(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -179,11 +183,17 @@ def outside(tmp_path_factory):
         yield {**values, "SECRET": repr(str(secret)), "CWD": repr(os.getcwd())}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=X86) if name in ONLY_X86 else name for name in ATTACKS])
-def test_stops(sandbox, outside, name):
-    code = ATTACKS[name]
+def aimed(code: str, outside: dict[str, str]) -> str:
     for word, value in outside.items():
         code = code.replace(word, value)
+    return code
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=X86) if name in ONLY_X86 else name for name in ATTACKS])
+@pytest.mark.parametrize("level", [LEVELS[0], pytest.param(LEVELS[1], marks=pytest.mark.slow)])
+def test_stops(level, outside, name):
+    sandbox = open_or_skip(level)
+    code = aimed(ATTACKS[name], outside)
     result = sandbox.run_python(code, stdin="0123456789", timeout=10, memory=64 << 20)
     assert "ESCAPED" not in result.stdout, result
     assert result.level.startswith(sandbox.level)
@@ -192,6 +202,17 @@ def test_stops(sandbox, outside, name):
     else:
         assert result.status in ("error", "killed", "memory"), result
         assert not any(mistake in result.stderr for mistake in ("SyntaxError", "NameError")), result
+
+
+@X86
+def test_stops_many_in_one_program(sandbox, outside):
+    """All that is refused and not fatal, so that every level is tried quickly."""
+    names = list(ATTACKS)[: list(ATTACKS).index("read back what was printed")]
+    codes = [aimed(ATTACKS[name], outside) for name in names]
+    program = f"for code in {codes!r}:\n    try: exec(code, {{}})\n    except Exception: pass\nprint('the end')"
+    result = sandbox.run_python(program, stdin="0123456789", timeout=20)
+    assert result.stdout.splitlines()[-1] == "the end", result
+    assert "ESCAPED" not in result.stdout
 
 
 @pytest.mark.parametrize(

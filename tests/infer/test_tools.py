@@ -2,10 +2,12 @@
 
 import threading
 import time
+from argparse import Namespace
 from concurrent.futures import Future
 
 import pytest
 
+from nutshell.cli.model import _open_tool as open_tool_of
 from nutshell.infer.calculator import calculate
 from nutshell.infer.engine import Engine
 from nutshell.infer.request import Request, Vocabulary
@@ -57,6 +59,11 @@ def test_tools_by_name():
         open_tool("shell")
     with pytest.raises(ValueError, match="no sandbox level"):
         open_tool("python", level="jail")
+
+
+def test_a_weaker_sandbox_is_for_python():
+    with pytest.raises(ValueError, match="together with --tools python"):
+        open_tool_of(Namespace(tools="calculator", unsafe_sandbox="limits"))
 
 
 def request_of(tok, tool, limit=200, **options):

@@ -76,6 +76,8 @@ def _open_tool(options: Any) -> Any:
     """The tool of `chat` and `serve`; the sandbox's level is said, as it decides what a program of the model's can do."""
     from nutshell.infer.tools import PythonTool, open_tool
 
+    if options.unsafe_sandbox and options.tools != "python":
+        raise ValueError("--unsafe-sandbox says how Python runs. Accepted: together with --tools python.")
     tool = open_tool(options.tools, options.unsafe_sandbox or "auto")
     if isinstance(tool, PythonTool):
         print(f"Tool: Python in a sandbox ({tool.sandbox.level})", file=sys.stderr)

@@ -58,6 +58,8 @@ ENVIRONMENT = {"HOME": "/tmp", "LD_LIBRARY_PATH": "/python/lib"}
 class SandboxError(OSError):
     """The sandbox could not be set up or broke. It says nothing about the program."""
 
+    exit_code = 2  # on the command line: it can be put right by who reads the message
+
 
 @dataclass(frozen=True)
 class Result:
@@ -93,6 +95,8 @@ class Sandbox:
         for name, problem in problems.items():
             if not problem:
                 return cls(name)
+        if level in WEAKER:
+            raise SandboxError(f"the sandbox level {level} does not work: {problems[level]}.")
         tried = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         raise SandboxError(
             f"no sandbox for code that a model writes ({tried}). Install bubblewrap (Debian, Ubuntu: apt-get install bubblewrap; "
@@ -267,6 +271,8 @@ def _probe(level: str) -> str:
         return "bwrap is not installed"
     if level != "limits" and sys.platform != "linux":
         return "only Linux has it"
+    if level in WEAKER and os.geteuid() == 0 and not _everybody_reads(_executable()):
+        return f"programs run as nobody, who cannot read {_executable()}; use a Python outside of root's home, or another user"
     try:
         result = Sandbox(level).run_python("import ctypes, threading; print(6 * 7)", timeout=START_SECONDS)
     except (OSError, ValueError) as error:
@@ -311,6 +317,10 @@ def _links() -> list[tuple[str, str]]:
 def _executable() -> str:
     """The interpreter itself, where this one is the copy or link of a virtual environment."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def _everybody_reads(path: str) -> bool:
+    return all(os.stat(folder).st_mode & 0o001 for folder in (Path(path), *Path(path).parents))
 
 
 @functools.cache
