@@ -46,17 +46,16 @@ def test_samples_differ_and_a_seed_repeats_them(generate):
     assert generate("--samples", 2)[1].count("-" * 16) == 1, "without a text documents begin"
 
 
-def test_a_base_model_is_scored_on_texts(folder, tmp_path, capsys):
+def test_a_base_model_is_scored_on_texts(folder, tmp_path, run_command):
     (tmp_path / "a.txt").write_text("once upon a time there was a café\n\n" * 20, encoding="utf-8")
-    with pytest.raises(SystemExit) as end:
-        cli.main(["eval", str(folder), "--text", str(tmp_path / "a.txt"), "--device", "cpu", "--json"])
-    out = json.loads(capsys.readouterr().out)
+    code, out, _ = run_command(["eval", str(folder), "--text", "a.txt", "--device", "cpu", "--json"])
+    result = json.loads(out)
     tok = Tokenizer.load(folder)
     tokens = len(tok.encode("once upon a time there was a café\n\n" * 20))
-    assert end.value.code == 0
-    assert list(out) == ["text"]
+    assert code == 0
+    assert list(result) == ["text"]
     uniform = tokens * torch.tensor(float(tok.vocab_size)).log2() / (36 * 20)
-    assert out["text"]["bpb"] == pytest.approx(float(uniform), rel=0.1), "a new model finds every token about as likely"
+    assert result["text"]["bpb"] == pytest.approx(float(uniform), rel=0.1), "a new model finds every token about as likely"
 
 
 @pytest.mark.parametrize(
