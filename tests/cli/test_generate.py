@@ -48,7 +48,7 @@ def test_samples_differ_and_a_seed_repeats_them(generate):
 
 def test_a_base_model_is_scored_on_texts(folder, tmp_path, run_command):
     (tmp_path / "a.txt").write_text("once upon a time there was a café\n\n" * 20, encoding="utf-8")
-    code, out, _ = run_command(["eval", str(folder), "--text", str(tmp_path / "a.txt"), "--device", "cpu", "--json"])
+    code, out, _ = run_command(["eval", str(folder), "--text", "a.txt", "--device", "cpu", "--json"])
     result = json.loads(out)
     tok = Tokenizer.load(folder)
     tokens = len(tok.encode("once upon a time there was a café\n\n" * 20))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nutshell.cli.arguments import parse_arguments as _arguments
+from nutshell.cli.arguments import parse_arguments
 
 DEVICE = {"default": "auto", "help": "auto, cpu, cuda or mps"}
 TOOLS = {
@@ -26,7 +26,7 @@ MODEL = {"nargs": "?", "type": os.path.expanduser, "default": "runs/demo", "help
 
 def evaluate(arguments: list[str]) -> Any:
     """Score a model on tasks."""
-    options = _arguments(
+    options = parse_arguments(
         "eval", arguments, evaluate.__doc__, _model=MODEL, device=dict(DEVICE),
         dtype={"default": "auto", "help": "auto (float32 on CPU, so that scores are the same on every machine), bfloat16, ..."},
         text={"nargs": "+", "type": os.path.expanduser, "default": [], "metavar": "PATH",
@@ -51,7 +51,7 @@ def evaluate(arguments: list[str]) -> Any:
 
 def report(arguments: list[str]) -> Any:
     """Write the report of a run."""
-    options = _arguments(
+    options = parse_arguments(
         "report", arguments, report.__doc__, _run={"type": os.path.expanduser, "help": "run folder, finished or not"},
         usd_per_hour={"type": float, "default": 0.0, "help": "price of the machine, for the cost table"},
     )  # fmt: skip
@@ -86,7 +86,7 @@ def _open_tool(options: Any) -> Any:
 
 def chat(arguments: list[str]) -> Any:
     """Talk to a model in the terminal."""
-    options = _arguments(
+    options = parse_arguments(
         "chat", arguments, chat.__doc__, _model=MODEL, device=dict(DEVICE), engine=dict(ENGINE),
         prompt={"short": ["-p"], "default": None, "help": "answer this and leave"},
         temperature={"type": float, "default": 0.4, "help": "0 always takes the most likely token"},
@@ -110,7 +110,7 @@ def chat(arguments: list[str]) -> Any:
 
 def serve(arguments: list[str]) -> Any:
     """Talk to a model in the browser; an OpenAI-compatible API."""
-    options = _arguments(
+    options = parse_arguments(
         "serve", arguments, serve.__doc__, _model=MODEL, device=dict(DEVICE), engine=dict(ENGINE),
         host={"default": "127.0.0.1", "help": "address to listen on; any other than loopback needs --api-key"},
         port={"type": int, "default": 8000, "help": "port to listen on"},

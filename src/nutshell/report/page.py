@@ -75,11 +75,9 @@ def _metrics(report: dict[str, Any], table: dict[str, Any]) -> str:
     rows = []
     for name, values in table["metrics"].items():
         share = name in table["baselines"]
-        row = [name, _value(table["baselines"].get(name), share)] if table["baselines"] else [name]
-        row += [_value(values.get(stage), share) for stage in stages]
-        rows.append([*row, _value(table["targets"].get(name), share)] if table["targets"] else row)
-    head = ["metric"] + ["random"] * bool(table["baselines"]) + [COLUMN_NAMES.get(stage, stage) for stage in stages]
-    return markdown_table(head + ["target"] * bool(table["targets"]), rows)
+        numbers = [table["baselines"].get(name), *(values.get(stage) for stage in stages), table["targets"].get(name)]
+        rows.append([name, *(_value(number, share) for number in numbers)])
+    return markdown_table(["metric", "random", *(COLUMN_NAMES.get(stage, stage) for stage in stages), "target"], rows)
 
 
 def _verdicts(report: dict[str, Any]) -> str:
@@ -116,13 +114,11 @@ def _times(report: dict[str, Any]) -> str:
     for stage, seconds in report["seconds"].items():
         training = report["training"].get(stage, {})
         rate, mfu, peak = (training.get(field) for field in ("tokens_per_second", "mfu", "peak_memory_bytes"))
-        row = [stage, duration(seconds)] + [f"${usd.get(stage, 0):.2f}"] * bool(usd)
-        row += [f"{rate:,.0f}" if rate else "", f"{mfu:.1%}" if mfu else "n/a" if training else ""]
-        rows.append([*row, f"{peak / 2**30:.2f}" if peak else ""])
-    total = ["**all**", f"**{duration(sum(report['seconds'].values()))}**"]
-    total += [f"**${sum(usd.values()):.2f}**"] * bool(usd) + ["", "", ""]
-    head = ["stage", "time"] + ["cost"] * bool(usd) + ["tokens/s", "MFU", "peak memory [GiB]"]
-    return markdown_table(head, [*rows, total])
+        row = [stage, duration(seconds), f"${usd.get(stage, 0):.2f}" if usd else "", f"{rate:,.0f}" if rate else ""]
+        rows.append([*row, f"{mfu:.1%}" if mfu else "n/a" if training else "", f"{peak / 2**30:.2f}" if peak else ""])
+    cost = f"**${sum(usd.values()):.2f}**" if usd else ""
+    rows.append(["**all**", f"**{duration(sum(report['seconds'].values()))}**", cost, "", "", ""])
+    return markdown_table(["stage", "time", "cost", "tokens/s", "MFU", "peak memory [GiB]"], rows)
 
 
 def _model(plan: dict[str, Any]) -> str:
@@ -169,9 +165,12 @@ def _environment(environment: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows])
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first column on the left and the others on the right; columns without an entry are left out."""
+    shown = [column for column in range(len(head)) if any(row[column] for row in rows)]
+    lines = [[head[column] for column in shown], ["---" if column == 0 else "---:" for column in shown]]
+    lines += [[row[column].replace("|", "\\|") for column in shown] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _join(*parts: str) -> str:

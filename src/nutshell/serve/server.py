@@ -76,6 +76,7 @@ class Server(uvicorn.Server):
         app: FastAPI,
         *,
         open_engine: Callable[[], Any] | None = None,
+        address: str = "",
         drain_seconds: float = 20.0,
         log_level: str = "info",
     ):
@@ -91,7 +92,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.service: Service = app.state.service
-        self.open_engine = open_engine
+        self.open_engine, self.address = open_engine, address
         self.drain_seconds = drain_seconds
         self.loading: asyncio.Task[None] | None = None
         self.failure: BaseException | None = None
@@ -105,7 +106,7 @@ class Server(uvicorn.Server):
             return
         try:
             self.service.open(await asyncio.to_thread(self.open_engine))
-            log.info("%s is ready (Ctrl-C ends it)", self.service.model_name)
+            log.info("%s is ready: %s (Ctrl-C ends it)", self.service.model_name, self.address)
         except BaseException as error:
             self.failure = error
             self.should_exit = True
