@@ -185,7 +185,7 @@ def main() -> None:
         )
     except ImportError:
         print("transformers is not installed")
-    for kind, (dtype, name) in KINDS.items():
+    for dtype, name in KINDS.values():
         engine = Engine(portable.set_precision(dtype).for_inference(), tok, 1, engine=name)
         works[f"ours, {engine.computes}"] = lambda engine=engine: ours(engine, [prompt], greedy)
     measure("portable, one stream, greedy", works, options.rounds)
