@@ -274,5 +274,6 @@ fn _bpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Counter>()?;
     module.add_class::<Encoder>()?;
     module.add_class::<crate::decode::python::Decoder>()?;
+    module.add_function(wrap_pyfunction!(crate::decode::python::draw, module)?)?;
     module.add_function(wrap_pyfunction!(crate::decode::python::instructions, module)?)
 }

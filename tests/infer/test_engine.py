@@ -291,3 +291,22 @@ def test_f27_choices_share_one_prefill(model, tok, monkeypatch):
         engine.step()
     assert fed.count(20) == 1
     assert all(len(request.ids) == 1 for request in requests)
+
+
+def test_penalties_and_biases_reach_the_reply_of_their_request_alone(model, tok):
+    """Greedy replies: one is forbidden its own tokens, one is biased to a token, one is as ever."""
+    engine = Engine(model, tok, max_rows=3)
+    plain = engine.submit(prompt_of(5), GREEDY, tools=False)
+    fresh = engine.submit(
+        prompt_of(5), Sampling(temperature=0, max_tokens=12, logit_bias=dict.fromkeys(range(100), -100)), tools=False
+    )
+    biased = engine.submit(prompt_of(5), Sampling(temperature=0, max_tokens=12, logit_bias={77: 100}), tools=False)
+    run(engine)
+    assert plain.ids == greedy_by_full_forward(model, tok, prompt_of(5), 40)
+    assert min(fresh.ids) >= 100
+    assert biased.ids == [77] * 12
+    engine = Engine(model, tok)
+    varied = engine.submit(prompt_of(5), Sampling(temperature=0, max_tokens=12, frequency_penalty=2.0, presence_penalty=2.0,
+                                                  logit_bias={77: 10, 78: 10, 79: 10}), tools=False)  # fmt: skip
+    run(engine)
+    assert set(varied.ids[:3]) == {77, 78, 79}

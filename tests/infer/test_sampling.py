@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nutshell.infer.sampling import Sampling, log_probabilities, sample
+from nutshell.infer.sampling import Sampling, adjusted, draw, draw_in_torch, log_probabilities, sample
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,12 @@ from nutshell.infer.sampling import Sampling, log_probabilities, sample
         ("top_p", 0, "above 0"),
         ("top_p", 1.01, "above 0"),
         ("top_p", math.nan, "above 0"),
+        ("min_p", 1.5, r"0 \(off\) to 1"),
+        ("repetition_penalty", 0, "above 0"),
+        ("presence_penalty", 3, "-2 to 2"),
+        ("frequency_penalty", math.nan, "-2 to 2"),
+        ("logit_bias", {3: 101}, "numbers of -100 to 100 by token id"),
+        ("logit_bias", {"3": 1}, "numbers of -100 to 100 by token id"),
         ("seed", 1.5, "a whole number"),
         ("stop", ("",), "texts of at least one character"),
         ("stop", (3,), "texts of at least one character"),
@@ -136,3 +142,44 @@ def test_greedy_log_probability_is_exactly_the_top_one():
     own, tops = log_probabilities(logits, torch.full((8,), 20), 2)
     assert tops[3][0][0] == 20
     assert log_probabilities(logits, chosen, 0)[1] == [[]] * 8
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    vocabulary=st.integers(1, 200),
+    temperature=st.sampled_from([0.05, 0.7, 1.0, 3.0]),
+    top_k=st.integers(0, 60),
+    top_p=st.sampled_from([1.0, 0.9, 0.5, 1e-9]),
+    min_p=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+)
+def test_native_draws_are_those_of_torch(seed, vocabulary, temperature, top_k, top_p, min_p):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(4, vocabulary, generator=generator)
+    logits[1, torch.rand(vocabulary, generator=generator) < 0.3] = -math.inf
+    logits[1, 0] = 1.0
+    options = [Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)] * 4
+    uniforms = [0.0, 0.999, *torch.rand(2, generator=generator, dtype=torch.float64).tolist()]
+    rows = torch.zeros(4, vocabulary + 7)[:, :vocabulary].copy_(logits)  # as they lie in the engine's buffer
+    assert draw(rows, options, uniforms).tolist() == draw_in_torch(logits, options, uniforms).tolist()
+
+
+def test_min_p_leaves_out_what_is_unlikely_beside_the_likeliest():
+    logits = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04]).log()
+    assert set(draws(logits, min_p=0.15)) == {0, 1, 2}
+    assert set(draws(logits, min_p=1.0)) == {0}
+
+
+def test_penalties_and_biases_are_what_their_papers_say():
+    logits = torch.tensor([2.0, -2.0, 1.0, 0.5, 0.0])
+    prompt, reply = [0, 1], [1, 3, 3]
+
+    def after(**options):
+        return adjusted(logits, Sampling(**options), prompt, reply).tolist()
+
+    assert after(repetition_penalty=2.0) == [1.0, -4.0, 1.0, 0.25, 0.0]
+    assert after(presence_penalty=0.5) == [2.0, -2.5, 1.0, 0.0, 0.0]
+    assert after(frequency_penalty=0.5) == [2.0, -2.5, 1.0, -0.5, 0.0]
+    assert after(logit_bias={4: 3.0, 99: 1.0}) == [2.0, -2.0, 1.0, 0.5, 3.0]
+    assert logits.tolist() == [2.0, -2.0, 1.0, 0.5, 0.0]
+    assert not Sampling().adjusts

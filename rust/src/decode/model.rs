@@ -8,6 +8,7 @@ use super::attention;
 use super::dot::{self, Level, Product};
 use super::math::{self, bf16, inverse_rms, sigmoid};
 use super::matrix::{Input, Kind, Matrix, PANEL};
+use super::sampling::highest;
 use super::team::{share, Barrier, Shared, Team};
 
 /// Tokens that go through the layers together: bounds the buffers, and leaves the activations in the cache.
@@ -719,7 +720,7 @@ fn likeliest(logits: &[f32]) -> i64 {
     if !sum_is_finite(logits) {
         return -1;
     }
-    let most = logits.iter().fold(f32::NEG_INFINITY, |most, &x| if x > most { x } else { most });
+    let most = highest(logits);
     logits.iter().position(|&x| x == most).map_or(-1, |place| place as i64)
 }
 

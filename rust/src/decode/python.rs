@@ -111,3 +111,27 @@ fn kind_of(name: &str) -> PyResult<Kind> {
 pub fn instructions(kind: &str) -> PyResult<&'static str> {
     Ok(super::instructions(kind_of(kind)?))
 }
+
+/// Draws a token of each row of logits: `vocab_size` fp32 numbers each, `stride` apart (0: all draw from one), in a tensor given
+/// as (address, numbers). Each row comes with (temperature, top_k, top_p, min_p, uniform). The caller keeps the tensor alive and as it is.
+#[pyfunction]
+pub fn draw(
+    logits: Lent,
+    stride: usize,
+    vocab_size: usize,
+    rows: Vec<(f32, usize, f64, f64, f64)>,
+) -> PyResult<Vec<usize>> {
+    let needed = rows.len().saturating_sub(1) * stride + vocab_size;
+    if vocab_size == 0 || logits.1 < needed {
+        let (count, numbers) = (rows.len(), logits.1);
+        return Err(refused(format!(
+            "{count} rows of {vocab_size} logits, {stride} apart, in {numbers}; accepted: what fits."
+        )));
+    }
+    // SAFETY: the caller lends that many numbers for the call.
+    let logits: &[f32] = unsafe { slice(logits) };
+    let one = |(row, (temperature, top_k, top_p, min_p, uniform))| {
+        super::draw(&logits[row * stride..][..vocab_size], &super::Draw { temperature, top_k, top_p, min_p, uniform })
+    };
+    Ok(rows.into_iter().enumerate().map(one).collect())
+}

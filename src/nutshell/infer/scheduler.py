@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nutshell.infer.request import Piece, Request
 from nutshell.infer.runner import Runner
-from nutshell.infer.sampling import log_probabilities, sample
+from nutshell.infer.sampling import adjusted, log_probabilities, sample
 
 PREFILL_TOKENS = 1024  # a step's share of prompts: bounds its memory and how long live rows wait
 MOST_PREFIX_ROWS = 8
@@ -175,10 +175,16 @@ class Scheduler:
 
     def choose(self, requests: Sequence[Request], logits: Tensor, best: Sequence[int], pieces: list[Piece]) -> None:
         """Hand each request its next token: of logits (B, V), whose likeliest are `best`, -1 where they are not numbers."""
-        chosen = list(best)
-        drawn = [row for row, request in enumerate(requests) if request.sampling.temperature > 0 and best[row] >= 0]
+        chosen, choice = list(best), logits
+        changed = [row for row, request in enumerate(requests) if request.sampling.adjusts]
+        if changed:
+            choice = logits.clone()
+            for row in changed:
+                choice[row] = adjusted(logits[row], requests[row].sampling, requests[row].prompt, requests[row].ids)
+        fine = [row for row in range(len(chosen)) if best[row] >= 0]
+        drawn = [row for row in fine if requests[row].sampling.temperature > 0 or requests[row].sampling.adjusts]
         if drawn:
-            some = logits if len(drawn) == len(chosen) else logits[drawn]
+            some = choice if len(drawn) == len(chosen) else choice[drawn]
             settings, randoms = [requests[row].sampling for row in drawn], [requests[row].random for row in drawn]
             for row, token_id in zip(drawn, sample(some, settings, randoms).tolist(), strict=True):
                 chosen[row] = token_id
