@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from nutshell.eval.bpb import bits_per_byte
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.plan.recipe import OptimizerConfig
@@ -196,6 +197,9 @@ def check_divided_weights_in_bf16() -> None:
     """Blocks whose weights are gathered in bf16 compute and learn what they do where each rank holds them in fp32 and casts."""
     theirs, divided_state = make(sharded=True, dtype=torch.bfloat16)
     ours, divided_weights = make(sharded=True, weights=True, dtype=torch.bfloat16)
+    rows = torch.randint(1, VOCAB, (2, 17), generator=torch.Generator().manual_seed(9))
+    before = [bits_per_byte(model, [(rows[:, :-1], rows[:, 1:])], torch.ones(VOCAB)) for model in (ours, theirs)]
+    assert math.isclose(*before, rel_tol=1e-4), before  # F11: validating comes before the first training step
     expected = train(theirs, divided_state, RANK, WORLD, 2, 2)
     for a, b in zip(train(ours, divided_weights, RANK, WORLD, 2, 2), expected, strict=True):
         assert math.isclose(a.loss, b.loss, rel_tol=1e-5), (a, b)
