@@ -10,6 +10,7 @@ share of the card's dense bf16 peak, of fp8 steps too, and "n/a" where the peak 
 
 import argparse
 import gc
+import statistics
 import sys
 
 import torch
@@ -21,7 +22,7 @@ from nutshell.plan.plan import make_shape
 from nutshell.plan.recipe import Recipe
 from nutshell.report.facts import processor
 from nutshell.runtime import Runtime, refuse_fp8, start_runtime
-from nutshell.train.calibrate import time_training
+from nutshell.train.calibrate import WARMUP_STEPS, step_seconds
 
 TARGET = 0.65  # bf16 MFU at depth 12 on one H100 or H200
 MOST_ROWS = 128
@@ -47,7 +48,7 @@ def fitted(shape, runtime: Runtime, recipe: Recipe, rows: int) -> tuple[int, flo
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(runtime.device)
         try:
-            seconds = time_training(shape, rows, runtime, recipe)
+            seconds = statistics.median(step_seconds(shape, rows, runtime, recipe)[0][WARMUP_STEPS:])
             return rows, seconds, torch.cuda.max_memory_allocated(runtime.device)
         except RuntimeError as error:  # torch.OutOfMemoryError is one, and compiled code may wrap it
             if rows == 1 or "out of memory" not in str(error):

@@ -20,7 +20,7 @@ from nutshell.plan.plan import make_shape
 from nutshell.plan.recipe import Recipe
 from nutshell.report.facts import processor
 from nutshell.runtime import matmul_flops, peak_memory_bytes, start_runtime
-from nutshell.train.calibrate import time_training
+from nutshell.train.calibrate import WARMUP_STEPS, step_seconds
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     products, steps = [], []
     for _ in range(options.repeats):  # in turn, so that a noisy neighbour hits both
         products.append(matmul_flops(runtime.device, runtime.dtype, size, seconds=1.0))
-        steps.append(time_training(shape, options.rows, runtime, recipe))
+        steps.append(statistics.median(step_seconds(shape, options.rows, runtime, recipe)[0][WARMUP_STEPS:]))
     tokens = options.rows * shape.context
     per_token = flops_per_token(shape, shape.context)
     ratios = [tokens / s * per_token / p for s, p in zip(steps, products, strict=True)]

@@ -168,7 +168,7 @@ def test_only_stages_without_steps(tmp_path):
 def test_numbers_that_are_missing_leave_gaps(tmp_path):
     with MetricsLog(tmp_path, console=Console(file=io.StringIO())) as log:
         for step in range(1, 40):
-            log.step({"stage": "sft", "step": step, "loss": math.nan if step in (1, 20) else 2.0, "lr": {"matrix": 0.1}})
+            log.step({"stage": "sft", "step": step, "loss": math.nan if step in (1, 20) else 2.0, "lr": 0.1})
         log.step({"stage": "rl", "step": 1, "loss": math.nan, "reward": math.nan})
         log.evaluation("sft", 39, {"x": None}, targets={"x": 0.5})
     report = build_report(tmp_path, environment=ENVIRONMENT)

@@ -16,7 +16,7 @@ from nutshell.model.kv_cache import KVCache
 from nutshell.plan.hardware import peak_flops
 from nutshell.plan.recipe import OptimizerConfig
 from nutshell.plan.schedule import Schedule
-from nutshell.runtime import DTYPES, Runtime, cpu_dtype, refuse_fp8, start_runtime
+from nutshell.runtime import DTYPES, Runtime, cpu_dtype, gpu_readings, refuse_fp8, start_runtime
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.prefetch import MicroBatch
 from nutshell.train.step import LossScaler, train_step
@@ -142,6 +142,17 @@ def test_peak_memory_is_of_this_process_alone():
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert started_by(1000) < started_by(1) + (200 << 20)
+
+
+def test_a_gpu_reading_that_the_card_lacks_is_left_out(monkeypatch):
+    def unsupported(device):
+        raise RuntimeError("not supported")
+
+    assert gpu_readings(CPU) == {}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 97)
+    monkeypatch.setattr(torch.cuda, "power_draw", unsupported)
+    assert gpu_readings(torch.device("cuda:1")) == {"gpu_utilisation": 0.97, "gpu_memory_gib": 3.0}
 
 
 MEETING = """

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,10 +30,7 @@ from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
 STAGES = ("pretrain", "midtrain", "sft", "rl")
-
-
-LOAD_ATTEMPTS = 20
-"""So often a model of a run that trains meanwhile is looked for anew."""
+LOAD_ATTEMPTS = 20  # so often a model of a run that trains meanwhile is looked for anew
 
 
 class DamagedCheckpointError(ValueError):
@@ -46,10 +44,8 @@ class Snapshot:
     config: dict
     weights: dict[str, Tensor]
     tok: Tokenizer
-    meta: dict
-    """Of the run: stage, step, world size, hashes of data and config."""
-    training: dict | None
-    """What resuming needs, as JSON; None for a model alone."""
+    meta: dict  # of the run: stage, step, world size, hashes of data and config
+    training: dict | None  # what resuming needs, as JSON; None for a model alone
     tensors: dict[str, Tensor]
 
 
@@ -68,26 +64,24 @@ def _copies(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> 
     return copies
 
 
-def take_snapshot(model: Decoder, tok: Tokenizer, *, meta: dict | None = None, training: dict | None = None,
-                  tensors: Mapping[str, Tensor] | None = None, copied: bool = False) -> Snapshot:  # fmt: skip
+def take_snapshot(
+    model: Decoder, tok: Tokenizer, *, meta: dict | None = None, training: dict | None = None,
+    tensors: Mapping[str, Tensor] | None = None, copied: bool = False,
+) -> Snapshot:  # fmt: skip
     """Copy everything that a checkpoint holds; `tensors` that are `copied` already (gathered from ranks) are taken as they are.
 
     `meta` describes the run (stage, step, metrics). `training` (JSON) and `tensors` (by name) are what resuming needs.
     """
     return Snapshot(
         config=config_to_json(model.config, tok.special_tokens.get("<|assistant_end|>")),
-        weights=_copies(model.state_dict(), torch.float32),
-        tok=tok,
-        meta=meta or {},
-        training=training,
+        weights=_copies(model.state_dict(), torch.float32), tok=tok, meta=meta or {}, training=training,
         tensors=dict(tensors or {}) if copied else _copies(tensors or {}),
-    )
+    )  # fmt: skip
 
 
-def save_model_folder(folder: Path, model: Decoder, tok: Tokenizer, *, meta: dict | None = None, training: dict | None = None,
-                      tensors: Mapping[str, Tensor] | None = None) -> Path:  # fmt: skip
+def save_model_folder(folder: Path, model: Decoder, tok: Tokenizer, **more: Any) -> Path:
     """Write a model folder atomically and wait for it; see `take_snapshot` and `write_snapshot`."""
-    return write_snapshot(folder, take_snapshot(model, tok, meta=meta, training=training, tensors=tensors))
+    return write_snapshot(folder, take_snapshot(model, tok, **more))
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot) -> Path:
@@ -127,9 +121,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> Path:
         fsync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"cannot save {folder}: {error}. What was saved before is whole. Make room on the disk and run the command again."
-        ) from error
+        raise OSError(f"cannot save {folder}: {error}. What was saved before is whole. Make room on the disk.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -177,24 +169,17 @@ def verify(folder: Path, *, training: bool = True) -> dict:
 
 
 def checkpoints(stage_folder: Path) -> list[tuple[int, Path]]:
-    """Complete checkpoints of a stage, oldest first."""
-    found = []
-    for path in Path(stage_folder).glob("step-*"):
-        number = path.name.removeprefix("step-")
-        if number.isdigit() and read_manifest(path) is not None:
-            found.append((int(number), path))
-    return sorted(found)
+    """Complete checkpoints of a stage, oldest first: (step, folder)."""
+    named = ((path.name.removeprefix("step-"), path) for path in stage_folder.glob("step-*"))
+    return sorted((int(step), path) for step, path in named if step.isdigit() and read_manifest(path) is not None)
 
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint of a stage folder, or of the last stage of a run that has one."""
-    folder = Path(folder)
     if read_manifest(folder) is not None:
         return folder
-    if own := checkpoints(folder):
-        return own[-1][1]
-    for stage in reversed(STAGES):
-        if own := checkpoints(folder / stage):
+    for place in (folder, *(folder / stage for stage in reversed(STAGES))):
+        if own := checkpoints(place):
             return own[-1][1]
     return None
 
@@ -230,21 +215,14 @@ def load_model(folder: Path, device: str | torch.device = "cpu", *, training: bo
             "Use the tokenizer that the model was trained with."
         )
     model = build_model(config, initialize=False)
-    weights = load_file(folder / "model.safetensors")
-    expected = model.state_dict()
-    for name, tensor in expected.items():
-        found = tuple(weights[name].shape) if name in weights else "nothing"
-        if found != tuple(tensor.shape):
+    weights, expected = load_file(folder / "model.safetensors"), model.state_dict()
+    for name in {**expected, **weights}:
+        found, asked = (tuple(tensors[name].shape) if name in tensors else "nothing" for tensors in (weights, expected))
+        if found != asked and (name, asked) != ("backout", "nothing"):  # models of one or two layers had one that did nothing
             raise ValueError(
-                f"{folder}/model.safetensors has {found} for {name}, where its config.json asks for {tuple(tensor.shape)}: "
-                "these are the weights of another architecture. Give a folder saved by nutshell."
+                f"{folder}/model.safetensors has {found} for {name}, where its config.json asks for {asked}: these are the "
+                "weights of another architecture. Give a folder saved by nutshell."
             )
-    extra = set(weights) - set(expected) - {"backout"}  # models of one or two layers had one that did nothing
-    if extra:
-        raise ValueError(
-            f"{folder}/model.safetensors has {sorted(extra)[0]}, which its config.json does not ask for: these are the weights "
-            "of another architecture. Give a folder saved by nutshell."
-        )
     model.load_state_dict({name: weights[name].float() for name in expected}, assign=True)
     return model.to(device), tok, manifest
 
@@ -259,9 +237,7 @@ def find(folder_or_run: str | Path) -> Path:
     """The model folder that `load` opens; FileNotFoundError or ValueError says what is missing."""
     path = Path(folder_or_run)
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist. Give a run folder (runs/demo) or a model folder (runs/demo/sft/step-000100)."
-        )
+        raise FileNotFoundError(f"{path} does not exist. Give a run folder (runs/demo) or a model folder in it.")
     newest = latest(path)
     if newest is None:
         raise ValueError(f"{path} holds no complete checkpoint. Train one first: nutshell speedrun recipes/demo --out {path}")

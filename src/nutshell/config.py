@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+ABOVE_ZERO = 5e-324  # as the lowest of a range: any number above 0
 
 
 def _plain(hint: Any) -> Any:
@@ -71,6 +73,16 @@ def from_dict(cls: type[T], values: dict, where: str, prefix: str = "", base: T 
         raise ValueError(f"{where}: {f'[{prefix[:-1]}] ' if prefix else ''}{error}") from None
 
 
+def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]], *, or_zero: bool = False) -> None:
+    """ValueError for a setting outside its (lowest, highest); with `or_zero` 0 is accepted too, since the plan decides then."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not low <= value <= high and not (or_zero and value == 0):
+            least = "above 0" if low == ABOVE_ZERO else f"at least {low}"
+            accepted = least if math.isinf(high) else f"{'above 0' if low == ABOVE_ZERO else low} to {high}"
+            raise ValueError(f"{name} is {value}; accepted: {'0 (the plan decides), or ' * or_zero}{accepted}.")
+
+
 def differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(name, value, other value) of every setting that differs; stages.sft.steps is the name of a nested one."""
     for f in dataclasses.fields(one):
@@ -90,9 +102,7 @@ def load_toml(cls: type[T], path: str | Path, *, tidy: Callable[[dict], dict] = 
     path = Path(path)
     file = path / "config.toml" if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(
-            f"recipe {path} not found: expected a .toml file or a folder with config.toml, such as recipes/demo."
-        )
+        raise FileNotFoundError(f"recipe {path} not found: expected a .toml file or a folder with config.toml.")
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

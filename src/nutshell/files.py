@@ -36,14 +36,14 @@ def fsync(path: Path) -> None:
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
 
 
 _RUN_PARTS = {"data", "tokenizer", "pretrain", "midtrain", "sft", "rl", "report"}
 _RUN_PARTS |= {"plan.json", "sources.json", "conversations.jsonl", "metrics.jsonl", "report.json", "report.md"}
-EDGE_BYTES = 1 << 16
+EDGE_BYTES = 1 << 16  # read of a file's beginning and end
 
 
 def files_below(top: Path, left_out: Counter[str] | None = None) -> Iterator[Path]:
@@ -80,19 +80,15 @@ def files_below(top: Path, left_out: Counter[str] | None = None) -> Iterator[Pat
 
 def _is_run(folder: Path) -> bool:
     """Whether nutshell writes runs, shards or a sweep there."""
+    marks = (("data/manifest.json", b"nutshell-shards"), ("plan.json", b'"recipe"'), ("metrics.jsonl", b'"stage"'))
     metrics = folder / "metrics.jsonl"
-    return (
-        _holds(folder / "data" / "manifest.json", b"nutshell-shards")
-        or _holds(folder / "plan.json", b'"recipe"')
-        or _holds(metrics, b'"stage"')
-        or (metrics.is_file() and metrics.stat().st_size == 0)
-    )
+    return any(_holds(folder / name, mark) for name, mark in marks) or (metrics.is_file() and not metrics.stat().st_size)
 
 
 def _holds(file: Path, mark: bytes) -> bool:
     try:
         with file.open("rb") as content:
-            return mark in content.read(1 << 16)
+            return mark in content.read(EDGE_BYTES)
     except OSError:
         return False
 

@@ -12,11 +12,10 @@ import errno
 import importlib.util
 import json
 import math
-import mmap
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +31,7 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """Where records go besides the file. A plain function of a record is one too."""
+    """Where records go besides the file: one class each, named in `LOGGERS`."""
 
     def log(self, record: Record) -> None: ...
 
@@ -50,6 +49,7 @@ class ConsoleSink:
         self.task = TaskID(0)
 
     def begin(self, stage: str, total_steps: int | None, step: int) -> None:
+        """Start the view of a stage at `step`, above 0 after a resume."""
         self.close()
         self.stage, self.total_steps, self.first_step = stage, total_steps, step
         self.started, self.shown, self.loss = time.monotonic(), -math.inf, DebiasedMean()
@@ -64,7 +64,7 @@ class ConsoleSink:
         if record.get("eval"):
             values = (f"{name} {'n/a' if value is None else f'{value:.4g}'}" for name, value in record["eval"].items())
             self.print(f"{record['stage']} {record['step']}  eval  {'  '.join(values)}")
-        elif "loss" in record or "reward" in record:
+        elif "loss" in record:
             self.step(record)
 
     def step(self, record: Record) -> None:
@@ -149,86 +149,76 @@ def check_loggers(names: Sequence[str]) -> None:
     for name in names:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a folder of that name is no package
-            raise ValueError(
-                f"--loggers {name}: the package {name} is not installed. Run pip install {name}, or leave this logger out."
-            )
+            raise ValueError(f"--loggers {name}: the package {name} is not installed. Run pip install {name}, or leave it out.")
 
 
 class MetricsLog:
-    """Writes the metrics of one run and hands them to `sinks`. Ranks other than 0 may call everything; they write nothing.
+    """Writes the metrics of one run and hands them to its sinks. Ranks other than 0 may call everything; they write nothing.
 
     Readings of `gpu` are added to the steps, once a second at most. The console's view goes to standard error, so that standard
     output stays free for results. A sink that fails is left out from there on: training does not end because a logger does.
     """
 
     def __init__(
-        self, run_folder: Path | str, rank: int = 0, *, loggers: Sequence[str] = (), sinks: Sequence[Sink | Callable] = (),
-        gpu: GpuSampler | None = None, console: Console | None = None, interval_seconds: float = 10.0,
+        self, run_folder: Path | str, rank: int = 0, *, loggers: Sequence[str] = (),
+        gpu: Callable[[], Mapping[str, float]] | None = None, console: Console | None = None, interval_seconds: float = 10.0,
     ):  # fmt: skip
         self.path = Path(run_folder) / FILE_NAME
         self.active = rank == 0
         self.console = ConsoleSink(console or Console(stderr=True), interval_seconds)
-        self.sinks = [*sinks, *(LOGGERS[name](Path(run_folder)) for name in loggers if self.active)]
+        self.sinks = [LOGGERS[name](Path(run_folder)) for name in loggers if self.active]
         self.gpu, self._gpu_read = gpu, -math.inf
         self._file: Any = None
 
-    def begin(self, stage: str, total_steps: int | None = None, step: int = 0) -> None:
-        """Starts the console's view of a stage at `step` (above 0 after a resume) before its first record."""
-        if self.active:
-            self.console.begin(stage, total_steps, step)
-
     def step(self, record: Record) -> None:
-        """Logs one step. `record` must have `stage` and `step`, the number of steps done; `steps` is that of all steps."""
+        """Log one step. `record` must have `stage` and `step`, the number of steps done; `steps` is that of all steps."""
         if self.gpu is not None and self.active and time.monotonic() - self._gpu_read >= 1:
             self._gpu_read = time.monotonic()
-            record = {**record, **(self.gpu.sample() or {})}
-        self._log(record)
+            record = {**record, **self.gpu()}
+        self.log(record)
 
-    def evaluation(
-        self, stage: str, step: int, values: Mapping[str, float | None], *, baselines: Mapping[str, float] | None = None,
-        targets: Mapping[str, float] | None = None, **more: Any,
-    ) -> None:  # fmt: skip
-        """Logs an evaluation. `baselines` is what random guessing gives, `targets` what should be reached."""
-        goals = {name: given for name, given in (("baselines", baselines), ("targets", targets)) if given}
-        self._log({"stage": stage, "step": step, "eval": values, **more, **goals})
+    def evaluation(self, stage: str, step: int, values: Mapping[str, float | None], **more: Any) -> None:
+        """Log an evaluation and what else there is to say of it: `baselines` is what random guessing gives, `targets` what should
+        be reached. Empty ones are left out."""
+        self.log({"stage": stage, "step": step, "eval": values, **{name: value for name, value in more.items() if value != {}}})
 
     def stage_seconds(self, stage: str, seconds: float) -> None:
-        """Logs how long a stage without steps took, unless an earlier start of the run has already done so."""
-        if self.active and not any(line["stage"] == stage and "stage_seconds" in line for line in self._read()):
-            self._log({"stage": stage, "step": 0, "stage_seconds": round(seconds, 3)})
+        """Log how long a stage without steps took, unless an earlier start of the run has already done so."""
+        if self.active and not any(line["stage"] == stage and "stage_seconds" in line for line in read_metrics(self.path.parent)):
+            self.log({"stage": stage, "step": 0, "stage_seconds": round(seconds, 3)})
 
     def has_evaluation(self, stage: str, step: int) -> bool:
         """Whether an evaluation of this stage at this step is in the file (on any rank)."""
-        return any(line["stage"] == stage and line["step"] == step and "eval" in line for line in self._read())
+        lines = read_metrics(self.path.parent)
+        return any(line["stage"] == stage and line["step"] == step and "eval" in line for line in lines)
 
     def note(self, text: str) -> None:
-        """Shows one line without disturbing a progress bar."""
+        """Show one line without disturbing a progress bar."""
         if self.active:
             self.console.print(text)
 
     def sync(self) -> None:
-        """Makes sure that what was logged is on the disk: to be called when a checkpoint is saved, from any thread."""
+        """Wait until what was logged is on the disk: to be called when a checkpoint is saved, from any thread."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self.console.close()
-        for sink in self.sinks:
-            self._guarded(sink, getattr(sink, "close", lambda: None))
+        for sink in list(self.sinks):
+            self._guarded(sink, sink.close)
         if self._file is not None:
             self.sync()
             self._file.close()
             self._file = None
 
     def truncate_after(self, stage: str, step: int) -> None:
-        """Drops the lines of `stage` beyond `step`, so that a run that resumes there has no step twice; with -1 all of them."""
-        if not self.active or not self.path.exists():
-            return
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        kept = [line for line in _lines(self.path) if line["stage"] != stage or line["step"] <= step]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        """Drop the lines of `stage` beyond `step`, so that a run that resumes there has no step twice; with -1 all of them."""
+        if self.active and self.path.exists():
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            kept = [line for line in read_metrics(self.path.parent) if line["stage"] != stage or line["step"] <= step]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -236,17 +226,16 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self) -> list[dict[str, Any]]:
-        return read_metrics(self.path.parent)
-
-    def _log(self, record: Record) -> None:
+    def log(self, record: Record) -> None:
+        """Write a line, and hand it to the console and the sinks."""
         if not self.active:
             return
         record = _finite(record)
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                _cut_torn_line(self.path)
+                if self.path.is_file():  # a line that a killed process left half-written
+                    os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
                 self._file = self.path.open("ab", buffering=0)
             line = (json.dumps(record, allow_nan=False) + "\n").encode()
             if self._file.write(line) < len(line):
@@ -255,15 +244,14 @@ class MetricsLog:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
         self.console.log(record)
         for sink in list(self.sinks):
-            self._guarded(sink, getattr(sink, "log", sink), record)  # type: ignore[arg-type] # a function is its log
+            self._guarded(sink, sink.log, record)
 
-    def _guarded(self, sink: Any, call: Callable[..., None], *arguments: Any) -> None:
+    def _guarded(self, sink: Sink, call: Callable[..., None], *arguments: Any) -> None:
         try:
             call(*arguments)
         except Exception as error:
             self.sinks.remove(sink)
-            name = getattr(sink, "__name__", type(sink).__name__)
-            self.note(f"{name} failed and is left out from here on ({error}); {self.path} has everything")
+            self.note(f"{type(sink).__name__} failed and is left out from here on ({error}); {self.path} has everything")
 
 
 def read_metrics(run_folder: Path | str) -> list[dict[str, Any]]:
@@ -271,8 +259,17 @@ def read_metrics(run_folder: Path | str) -> list[dict[str, Any]]:
 
     A last line that a killed process left half-written is passed over. Raises ValueError for any other broken line.
     """
-    path = Path(run_folder) / FILE_NAME
-    return list(_lines(path)) if path.exists() else []
+    path, records = Path(run_folder) / FILE_NAME, []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), 1):
+        try:
+            record = json.loads(line)
+            if not (isinstance(record, dict) and "stage" in record and "step" in record):
+                raise ValueError("an object with 'stage' and 'step' is expected")
+            records.append(record)
+        except ValueError as error:
+            if line.endswith(b"\n"):
+                raise ValueError(f"{path}, line {number}: {error}; remove the line or start a fresh run") from None
+    return records
 
 
 def seconds_by_stage(lines: Sequence[Record]) -> dict[str, float]:
@@ -284,30 +281,6 @@ def seconds_by_stage(lines: Sequence[Record]) -> dict[str, float]:
         steps[stage] = max(steps.get(stage, 0.0), line.get("seconds") or 0.0)
         other[stage] = other.get(stage, 0.0) + (line.get("eval_seconds") or 0.0) + (line.get("stage_seconds") or 0.0)
     return {stage: round(steps[stage] + other[stage], 2) for stage in steps}
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-                if not (isinstance(record, dict) and "stage" in record and "step" in record):
-                    raise ValueError("an object with 'stage' and 'step' is expected")
-            except ValueError as error:
-                if not line.endswith(b"\n"):
-                    return
-                raise ValueError(f"{path}, line {number}: {error}; remove the line or start a fresh run") from None
-            yield record
-
-
-def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        if file.seek(0, os.SEEK_END):
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                end = view.rfind(b"\n") + 1
-            file.truncate(end)
 
 
 class DebiasedMean:
@@ -325,46 +298,6 @@ class DebiasedMean:
         return self.weighted / self.weight if self.weight else None
 
 
-class GpuSampler:
-    """Utilisation, memory and power of one NVIDIA GPU through NVML.
-
-    `uuid` (as `torch.cuda.get_device_properties(i).uuid` gives it) finds the right card where CUDA_VISIBLE_DEVICES
-    renumbers them; `index` counts all cards of the machine.
-    """
-
-    def __init__(self, index: int = 0, uuid: str | None = None):
-        self._nvml: Any = None
-        try:
-            import pynvml
-        except ImportError:
-            return
-        name = uuid if uuid is None or uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-        try:
-            pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(name) if name else pynvml.nvmlDeviceGetHandleByIndex(index)
-        except pynvml.NVMLError:  # no driver, or no such card
-            return
-        self._nvml = pynvml
-
-    def sample(self) -> dict[str, float] | None:
-        """`gpu_utilisation` (0 to 1), `gpu_memory_gib` and `gpu_power_watts` as far as known; None without a GPU."""
-        if self._nvml is None:
-            return None
-        nvml, handle = self._nvml, self._handle
-        readings = {
-            "gpu_utilisation": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
-            "gpu_memory_gib": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used / 2**30,
-            "gpu_power_watts": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        }
-        found = {}
-        for name, read in readings.items():
-            try:
-                found[name] = read()
-            except nvml.NVMLError:  # MIG slices and some cards lack a reading
-                continue
-        return found or None
-
-
 def duration(seconds: float) -> str:
     """`0:07`, `12:30` or `3:25:00`."""
     whole = max(0, round(seconds))
@@ -372,14 +305,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
-def _shown(name: str, value: Any) -> str:
-    if name == "tokens_per_second":
-        return f"{value:,.0f} tok/s"
-    if name == "mfu":
-        return f"mfu {value:.1%}"
-    if name == "lr" and isinstance(value, Mapping):
-        value = next(iter(value.values()))
-    return f"{name} {value:.3g}" if name == "lr" else f"{name} {value:.4f}"
+def _shown(name: str, value: float) -> str:
+    """A metric as the console shows it."""
+    forms = {"tokens_per_second": "{:,.0f} tok/s", "mfu": "mfu {:.1%}", "lr": "lr {:.3g}"}
+    return forms.get(name, name + " {:.4f}").format(value)
 
 
 def _numbers(record: Record) -> dict[str, float]:

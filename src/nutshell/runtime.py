@@ -25,27 +25,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """The decisions that all code reads and none repeats."""
+    """Device, dtype, kernels and ranks, chosen once at start."""
 
     device: torch.device
-    dtype: torch.dtype
-    """Matrix products and activations; master weights stay fp32."""
+    dtype: torch.dtype  # matrix products and activations; master weights stay fp32
     threads: int = 0
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
     peak_flops: float | None = None
     """Of one rank: from the table on a GPU, a measured matrix product on CPU, None where unknown."""
-    memory_bytes: int = 0
-    """Of this rank's GPU, or its part of the machine's memory; 0 where unknown."""
-    compiled: bool = False
-    """Training steps go through torch.compile."""
-    attention: str = "blocked"
-    """Kernel of whole rows, one of `model/probe.py`."""
-    fp8: bool = False
-    """Block matrices are multiplied in fp8 while training (`model/fp8.py`)."""
-    meeting: Meeting | None = None
-    """Where several ranks wait for each other; None on one."""
+    memory_bytes: int = 0  # of this rank's GPU, or its part of the machine's memory; 0 where unknown
+    compiled: bool = False  # training steps go through torch.compile
+    attention: str = "blocked"  # kernel of whole rows, one of `model/probe.py`
+    fp8: bool = False  # block matrices are multiplied in fp8 while training (`model/fp8.py`)
+    meeting: Meeting | None = None  # where several ranks wait for each other; None on one
 
     @property
     def is_main(self) -> bool:
@@ -77,14 +70,6 @@ class Runtime:
         ranks branch on goes through it."""
         return self.meeting.agree(value) if self.meeting else value
 
-    def mean(self, value: float) -> float:
-        """The mean of a number over all ranks."""
-        if self.world_size == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.float32, device=self.wire)
-        dist.all_reduce(tensor)
-        return float(tensor.item()) / self.world_size
-
     def gather(self, value: object) -> list:
         """What every rank gives, on every rank, in their order."""
         if self.world_size == 1:
@@ -107,15 +92,29 @@ def peak_memory_bytes(device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():  # Linux, where getrusage's figure is inherited from the process that started this one
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
-        if found:
-            return int(found[1]) * 1024
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0]) * 1024
     try:
         import resource
     except ImportError:  # Windows
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def gpu_readings(device: torch.device) -> dict[str, float]:
+    """`gpu_utilisation` (0 to 1), `gpu_memory_gib` and `gpu_power_watts` of a CUDA device, as far as its driver tells them."""
+    if device.type != "cuda":
+        return {}
+    readings: dict[str, Callable[[], float]] = {
+        "gpu_utilisation": lambda: torch.cuda.utilization(device) / 100,
+        "gpu_memory_gib": lambda: (total - free) / 2**30,
+        "gpu_power_watts": lambda: torch.cuda.power_draw(device) / 1000,
+    }
+    free, total = torch.cuda.mem_get_info(device)
+    found = {}
+    for name, read in readings.items():
+        with contextlib.suppress(Exception):  # no NVML; MIG slices and some cards lack a reading
+            found[name] = read()
+    return found
 
 
 def device_memory_bytes(device: torch.device, ranks: int) -> int:
@@ -132,7 +131,8 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 HEARTBEAT_SECONDS = 5.0
 SILENCE_SECONDS = 120.0
 """A rank that was not heard of for so long is given up. Long, since a heartbeat needs a moment of a busy interpreter."""
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+RANK_DEFAULTS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+RANK_VARIABLES = (*RANK_DEFAULTS, "MASTER_ADDR", "MASTER_PORT")
 
 
 class Meeting:
@@ -179,10 +179,8 @@ class Meeting:
                     looked = time.monotonic()
                     self._check_others(looked)
         except RuntimeError as error:  # of the store, which lives with the launcher or with rank 0
-            raise ConnectionError(
-                f"rank {self.rank} waits for the others, and the one that holds their store is gone. Start all ranks again; what "
-                "was saved is whole."
-            ) from error
+            lost = f"rank {self.rank} has lost the store that the ranks share. Start all again; what was saved is whole."
+            raise ConnectionError(lost) from error
 
     def _check_others(self, now: float) -> None:
         """ConnectionError where a rank has been silent for too long, by this rank's own clock."""
@@ -191,8 +189,8 @@ class Meeting:
             self._heard[rank] = (found, now) if found != beats else (beats, since)
             if now - self._heard[rank][1] > SILENCE_SECONDS:
                 raise ConnectionError(
-                    f"rank {rank} of {self.world_size} has not been heard of for {SILENCE_SECONDS:.0f} s, while rank {self.rank} "
-                    "waits for it: it has died, or its machine cannot be reached. Start all ranks again; what was saved is whole."
+                    f"rank {rank} of {self.world_size} has not been heard of for {SILENCE_SECONDS:.0f} s: it is dead or out of "
+                    "reach. Start all ranks again; what was saved is whole."
                 )
 
     def _beat(self) -> None:
@@ -210,10 +208,7 @@ def join_ranks(rank: int, world_size: int, backend: str) -> Meeting:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing or not 0 <= rank < world_size:
         problem = f"{', '.join(missing)} missing" if missing else f"RANK is {rank}; accepted: 0 to {world_size - 1}"
-        raise ValueError(
-            f"WORLD_SIZE={world_size} in the environment asks for training on several ranks, but {problem}. Start with torchrun. "
-            f"{way_out}"
-        )
+        raise ValueError(f"WORLD_SIZE={world_size} asks for several ranks, but {problem}. Start with torchrun. {way_out}")
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     text = f"rank {rank} waits for the other ranks of {world_size} at {where} (RANK and WORLD_SIZE are set). {way_out}"
     tell = threading.Timer(5.0, lambda: print(text, file=sys.stderr, flush=True))
@@ -243,16 +238,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.15) -> float:
     """FLOP/s of a square matrix product: the best of repeated runs within `seconds`."""
+    clock = Runtime(device=device, dtype=dtype)
     a, b = torch.randn(size, size, device=device).to(dtype), torch.randn(size, size, device=device).to(dtype)
     a @ b
     best, start = float("inf"), time.perf_counter()
     while time.perf_counter() - start < seconds:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        clock.synchronize()
         t = time.perf_counter()
         a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        clock.synchronize()
         best = min(best, time.perf_counter() - t)
     return 2 * size**3 / best
 
@@ -279,27 +273,28 @@ def cpu_dtype() -> str:
     return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
 
 
+def gpu_dtype(capability: tuple[int, int] | None) -> str:
+    """bfloat16 from Ampere on, float16 on Volta and Turing, else float32; float32 on MPS too (`capability` None)."""
+    if capability is None or capability < (7, 0):
+        return "float32"
+    return "bfloat16" if capability >= (8, 0) else "float16"
+
+
 def start_runtime(
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    auto_dtype: Mapping[str, str] | None = None,
-    threads: int = 0,
-    fp8: bool = False,
-    ranks: bool = False,
+    *, device: str = "auto", dtype: str = "auto", auto_dtype: Mapping[str, str] | None = None, threads: int = 0,
+    fp8: bool = False, ranks: bool = False,
     choose_attention: Callable[[torch.device, torch.dtype], tuple[str, str]] | None = None,
     gpu_peak_flops: Callable[[str], float | None] | None = None,
-) -> Runtime:
+) -> Runtime:  # fmt: skip
     """Choose device, dtype and ranks.
 
-    dtype "auto": what `auto_dtype` has for that type of device, else on GPUs bf16, fp16 on those before Ampere, on CPU bf16 where
-    the processor has it. With `ranks` it joins the process group that the environment asks for; training and eval do, all else is
-    one process whatever RANK and WORLD_SIZE say.
-    `choose_attention` gives the kernel and a line that says why; without it attention is plain products.
-    `gpu_peak_flops` gives the peak of the GPU of that name; without it MFU is not known there.
+    dtype "auto": what `auto_dtype` has for that type of device, else `cpu_dtype` or `gpu_dtype`. With `ranks` it joins the
+    process group that the environment asks for; training and eval do, all else is one process whatever RANK and WORLD_SIZE say.
+    `choose_attention` gives the kernel and a line that says why; without it attention is plain products. `gpu_peak_flops` gives
+    the peak of the GPU of that name; without it MFU is not known there.
     Raises ValueError for a device, dtype or fp8 that this machine does not have.
     """
-    rank, world, local = (_rank_variable(k, d) if ranks else d for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, world, local = (rank_variable(name, default) if ranks else default for name, default in RANK_DEFAULTS.items())
     if world <= 1:  # a RANK without others, as some schedulers set it
         rank, world, local = 0, 1, 0
     if ranks and dist.is_torchelastic_launched():
@@ -319,25 +314,20 @@ def start_runtime(
     capability = torch.cuda.get_device_capability(chosen) if chosen.type == "cuda" else None
     if fp8:
         refuse_fp8(chosen, capability, dtype)
+    if dtype == "auto":
+        dtype = cpu_dtype() if chosen.type == "cpu" else gpu_dtype(capability)
     if threads:
         torch.set_num_threads(threads)
-    if chosen.type == "cuda":
+    if capability:
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
     meeting = join_ranks(rank, world, "nccl" if chosen.type == "cuda" else "gloo") if world > 1 else None
     peak: float | None = None
     if chosen.type == "cpu":
         keep_freed_memory()
-        dtype = cpu_dtype() if dtype == "auto" else dtype
-        if choose_attention:  # MFU is of training
-            peak = matmul_flops(chosen, DTYPES[dtype])
-    elif capability:
-        if dtype == "auto":
-            dtype = "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
-        if gpu_peak_flops and dtype != "float32":
-            peak = gpu_peak_flops(torch.cuda.get_device_name(chosen))
-    elif dtype == "auto":
-        dtype = "float32"
+        peak = matmul_flops(chosen, DTYPES[dtype]) if choose_attention else None  # MFU is of training
+    elif capability and gpu_peak_flops and dtype != "float32":
+        peak = gpu_peak_flops(torch.cuda.get_device_name(chosen))
     attention, why = choose_attention(chosen, DTYPES[dtype]) if choose_attention else ("blocked", "plain products in blocks")
     memory = device_memory_bytes(chosen, int(os.environ.get("LOCAL_WORLD_SIZE", world)) if ranks else 1)
     if meeting:  # every rank computes alike, whatever it found itself
@@ -349,12 +339,12 @@ def start_runtime(
     if chosen.type == "cuda" and choose_attention and (rank == 0 or attention == "blocked"):
         print(f"{torch.cuda.get_device_name(chosen)}, {dtype}{', fp8' * fp8}. Attention: {why}.", file=sys.stderr)
     return Runtime(
-        device=chosen, dtype=DTYPES[dtype], threads=torch.get_num_threads(), rank=rank, world_size=world, local_rank=local,
+        device=chosen, dtype=DTYPES[dtype], threads=torch.get_num_threads(), rank=rank, world_size=world,
         peak_flops=peak, memory_bytes=memory, compiled=chosen.type == "cuda", attention=attention, fp8=fp8, meeting=meeting,
     )  # fmt: skip
 
 
-def _rank_variable(name: str, default: int) -> int:
+def rank_variable(name: str, default: int) -> int:
     value = os.environ.get(name, str(default))
     if not value.isdecimal():
         raise ValueError(f"{name} in the environment is {value!r}; accepted: a number. To train with one process: unset {name}")
@@ -374,9 +364,6 @@ def refuse_fp8(device: torch.device, capability: tuple[int, int] | None, dtype: 
     """ValueError where fp8 products do not run or do not fit the dtype that is asked for."""
     if capability is None or capability < (8, 9) or torch.version.hip:
         found = device.type if capability is None else f"a GPU of compute capability {capability[0]}.{capability[1]}"
-        raise ValueError(
-            "--fp8 needs an NVIDIA GPU of compute capability 8.9 or later (Ada, Hopper, Blackwell); "
-            f"this run would be on {found}. Leave --fp8 out."
-        )
+        raise ValueError(f"--fp8 needs an NVIDIA GPU of compute capability 8.9 or later; this run would be on {found}.")
     if dtype not in ("auto", "bfloat16"):
         raise ValueError(f"--fp8 computes beside bfloat16; --dtype is {dtype!r}. Leave one of the two out.")

@@ -50,7 +50,7 @@ def same(one, two):
 def _no_threads_left():
     yield
     gc.collect()
-    assert not [thread for thread in threading.enumerate() if thread.name == "nutshell-data"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("nutshell-data")]
 
 
 def test_batches(shards):

@@ -72,17 +72,18 @@ def test_weights_gradients_and_state_are_counted(more):
 )
 def test_the_rows_that_fit_are_the_most(depth, memory, gpu, dtype):
     shape = make_shape(Recipe(), depth, 32768)
-    rows = fitting_rows(shape, memory * GIB, dtype=dtype, gpu=gpu)
+    hardware = Hardware(device="cuda" if gpu else "cpu", dtype=dtype, memory_bytes=int(memory * GIB))
+    rows = fitting_rows(shape, hardware)
 
     def total(rows):
-        return sum(memory_by_part(shape, rows, dtype=dtype, gpu=gpu).values())
+        return sum(memory_by_part(shape, rows, hardware).values())
 
     assert rows == 0 or total(rows) <= memory * GIB
     assert rows == 4096 or total(rows + 1) > memory * GIB
 
 
 def test_larger_cards_take_more_rows():
-    cards = list(fitting_cards(make_shape(Recipe(), 12, 32768), dtype="bfloat16").values())
+    cards = list(fitting_cards(make_shape(Recipe(), 12, 32768)).values())
     assert cards == sorted(cards)
     assert 0 < cards[0] < cards[-1]
 
@@ -91,7 +92,8 @@ def test_a_public_figure_of_80_gb():
     """nanochat's run1000.sh: depth 32, vocabulary 65,536, 8 ranks; 8 rows of 2048 tokens fit 80 GB, 16 do not."""
     shape = ModelConfig(vocab_size=65536, depth=32, width=2048, heads=16, kv_heads=16, head_dim=128, window_pattern="L")
     value_embeddings = 16 * 65536 * 2048  # that model had none: fp32 weights, gradients and a share of AdamW's state
-    parts = {rows: memory_by_part(shape, rows, dtype="bfloat16", gpu=True, ranks=8) for rows in (8, 16)}
+    hardware = Hardware(device="cuda", dtype="bfloat16", world_size=8)
+    parts = {rows: memory_by_part(shape, rows, hardware) for rows in (8, 16)}
     total = {rows: sum(part.values()) - value_embeddings * (4 + 4 + 1) for rows, part in parts.items()}
     assert 0.6 * 80 * GIB < total[8] < 80 * GIB < total[16]
 
@@ -105,7 +107,7 @@ def test_the_batch_is_fitted_to_the_card(card):
     plan = draft_plan(Recipe(depth=10, gpu=card))
     assert sum(plan.forecast.memory.values()) <= parse_machine(card).memory_bytes
     assert plan.micro_batch_size * plan.grad_accum_steps * plan.model.context == plan.stages["pretrain"].tokens_per_step
-    assert plan.micro_batch_size <= fitting_rows(plan.model, parse_machine(card).memory_bytes, dtype="bfloat16", gpu=True)
+    assert plan.micro_batch_size <= fitting_rows(plan.model, plan.hardware)
 
 
 def test_what_does_not_fit_is_refused_with_its_sizes():
@@ -139,7 +141,7 @@ def test_more_ranks_of_the_same_memory_still_fit():
     plan = make_plan(Recipe(depth=12), hardware, vocab_size=32768)
     more = for_hardware(plan, replace(hardware, world_size=4))
     assert more.micro_batch_size * more.grad_accum_steps * 4 == plan.micro_batch_size * plan.grad_accum_steps
-    assert more.micro_batch_size <= fitting_rows(plan.model, 24 * GIB, dtype="bfloat16", gpu=True, ranks=4)
+    assert more.micro_batch_size <= fitting_rows(plan.model, more.hardware)
 
 
 def test_without_known_memory_nothing_is_limited():

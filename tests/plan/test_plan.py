@@ -166,3 +166,8 @@ def test_old_names_are_understood_for_a_version_with_a_note(capsys):
         "recipes/x", "--micro-batch-size", "4", "--stages.sft.lr-fraction=0.5", "--lr-fraction", "1", "--depth", "3", "rows",
     ]  # fmt: skip
     assert capsys.readouterr().err.count("is called") == 5
+
+
+def test_a_plan_says_how_often_it_saves():
+    assert "a checkpoint every 20 min (" in describe(draft_plan(Recipe(depth=4, save_every_seconds=1200.0)))
+    assert "tokens; no checkpoints but at these and the last" in describe(draft_plan(Recipe(depth=4, save_every_seconds=1e9)))

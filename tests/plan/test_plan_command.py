@@ -77,7 +77,7 @@ BAD = {
     "--depth 12 --gpu RTX4090 --rows 64": "micro_batch_size is 64, which takes",
     "--budget 100usd": "price of the machine is",
     "--params many": "params is 'many'; accepted: a number above 0",
-    "--params 124M --depth 4": "Leave out one of the two",
+    "--params 124M --depth 4": "Leave out one",
     "--depth 4 --mfu 2 --gpu H100": "mfu is 2.0; accepted: 0",
     "--depth 4 --scaling nowhere.json": "--scaling nowhere.json does not exist",
 }

@@ -37,9 +37,9 @@ def test_a_step_of_rl_is_decoding_and_one_update():
 
 def test_evaluations_are_counted_by_their_tokens():
     recipe = Recipe(eval_items=64)
-    after_sft = 2 * 34 * 0.01 + 64 * 180 / 4000  # sums and letters at 34 tokens a reply; facts and prompts to read
+    after_sft = 3 * 34 * 0.01 + 64 * 220 / 4000  # sums, letters, vowels at 34 tokens a reply; facts and prompts to read
     assert evaluation_seconds(recipe, TIMING, "sft") == pytest.approx(after_sft)
-    base = 2 * 128 * 0.01 + 64 * 180 / 4000 + 4 * 65_536 / 4000  # replies that never end, and four validations
+    base = 3 * 128 * 0.01 + 64 * 220 / 4000 + 4 * 65_536 / 4000  # replies that never end, and four validations
     assert evaluation_seconds(recipe, TIMING, "pretrain", 1, 4 * 65_536) == pytest.approx(base)
     assert evaluation_seconds(recipe, TIMING, "pretrain", 4, 4 * 65_536) == pytest.approx(base - 3 * 65_536 / 4000)
     files = replace(recipe, eval_data="somewhere")
@@ -165,7 +165,7 @@ def test_f5_a_step_that_runs_out_of_memory_is_halved_until_it_fits():
 
     plan, tried = make_plan(Recipe(depth=1, context=128, tokens_per_step=128 * 12), Hardware(), vocab_size=300), []
 
-    def step(plan, size, runtime, most=4):
+    def step(shape, size, runtime, recipe, most=4):
         tried.append(size)
         if size > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -176,7 +176,7 @@ def test_f5_a_step_that_runs_out_of_memory_is_halved_until_it_fits():
     assert found.stages == plan.stages  # batches stay
     assert probe_micro_batch(found, RUNTIME, step) is found
     with pytest.raises(ValueError, match="one row does not fit this GPU's memory"):
-        probe_micro_batch(plan, RUNTIME, lambda plan, size, runtime: step(plan, size, runtime, most=0))
+        probe_micro_batch(plan, RUNTIME, lambda *a: step(*a, most=0))
     probe_micro_batch(plan, RUNTIME)  # a real step of the planned model
 
 

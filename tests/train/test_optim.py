@@ -65,7 +65,7 @@ def test_adamw_equals_its_formula_in_float64():
         gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
         group.parameters[0].grad = gradient.clone()
         optimizer.step(lr=0.5, momentum=0.9, decay=1.0)
-        lr, (b1, b2), g = group.lr * 0.5, group.betas, gradient.double()
+        lr, (b1, b2), g = group.lr * 0.5, group.row.betas, gradient.double()
         p = p * (1 - lr * group.weight_decay)
         first, second = b1 * first + (1 - b1) * g, b2 * second + (1 - b2) * g * g
         p = p - lr * (first / (1 - b1**step)) / ((second / (1 - b2**step)).sqrt() + 1e-10)

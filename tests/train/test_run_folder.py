@@ -60,7 +60,7 @@ def test_a_stage_opens_with_the_state_that_was_saved(opened):
     stage.optimizer.steps = 3
     next(iter(stage.optimizer.state.values())).fill_(0.25)
     stage.save({"row": 7})
-    stage.settle()
+    stage.wait_for_save()
     again = open_stage(opened, "pretrain")
     assert (again.step, again.optimizer.steps, again.loader_state) == (3, 3, {"row": 7})
     assert again.seconds >= 1.5

@@ -25,11 +25,10 @@ def read_conversations(
     for file in files:
         for where, row in _parquet_rows(file) if kind_of(file) == ".parquet" else json_rows(file):
             messages = _messages(row, where)
-            if check is not None:
-                try:
-                    messages = check(messages) or messages
-                except ValueError as error:
-                    raise ValueError(f"{where}: {error}") from error
+            try:
+                messages = (check and check(messages)) or messages
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
             conversations.append({"messages": messages})
     if not conversations:
         raise ValueError(f"no conversation in {names_of(files)}: each row must hold a list 'messages'")

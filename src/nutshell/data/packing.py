@@ -22,12 +22,9 @@ Document = tuple[np.ndarray, np.ndarray | None]
 class Packed:
     """Result of `pack`."""
 
-    ids: np.ndarray
-    """(R, row_tokens) uint32"""
-    mask: np.ndarray | None
-    """(R, row_tokens) bool, False at padding; None where every token is learned."""
-    carry: list[Document]
-    """What did not fill a row: less than ``row_tokens`` tokens, to be handed to the next call."""
+    ids: np.ndarray  # (R, row_tokens) uint32
+    mask: np.ndarray | None  # (R, row_tokens) bool, False at padding; None where every token is learned
+    carry: list[Document]  # what did not fill a row: less than ``row_tokens`` tokens, to be handed to the next call
 
 
 _Part = tuple[np.ndarray, "np.ndarray | None", int]

@@ -8,11 +8,9 @@ the same rows in the same order.
 
 from __future__ import annotations
 
-import atexit
-import queue
-import threading
-import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +50,8 @@ class PackedStream:
         self.sources: list[str] = []
         """Where the rows of the last batch came from: names of its blocks, for messages."""
         self._state = _State()
-        self._prefetch: _Prefetch | None = None
+        self._thread: ThreadPoolExecutor | None = None  # one, in which the batches ahead are made
+        self._ahead: deque[Future[tuple[Any, _State, list[str]]]] = deque()
 
     # ---- iteration and state -------------------------------------------------------------------------------------
 
@@ -60,10 +59,13 @@ class PackedStream:
         return self
 
     def __next__(self) -> Any:
-        if self._prefetch is None:
-            self._prefetch = _Prefetch(self._batches(self._state), self.prefetched_batches)
-            atexit.register(_close, weakref.ref(self))
-        batch, self._state, self.sources = self._prefetch.next()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="nutshell-data")
+            self._coming = self._batches(self._state)
+        while len(self._ahead) < self.prefetched_batches:
+            self._ahead.append(self._thread.submit(next, self._coming))
+        batch, self._state, self.sources = self._ahead[0].result()  # an error stays there, for the next call too
+        self._ahead.popleft()
         return batch
 
     @property
@@ -82,8 +84,7 @@ class PackedStream:
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise ValueError(
-                    f"the data stream cannot be resumed: {name} was {state.get(name)!r} and is {value!r} now; "
-                    "use the same data and settings as before, or start the stage afresh"
+                    f"the data stream cannot be resumed: {name} was {state.get(name)!r} and is {value!r} now; use the old."
                 )
         self.close()
         carry = [(np.array(ids, np.uint32), None if mask is None else np.array(mask, bool)) for ids, mask in state["carry"]]
@@ -91,9 +92,10 @@ class PackedStream:
 
     def close(self) -> None:
         """End the prefetching thread. The next batch afterwards is the one that would have come anyway."""
-        if self._prefetch is not None:
-            self._prefetch.close()
-            self._prefetch = None
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+            self._thread = None
+            self._ahead.clear()
 
     def __enter__(self) -> PackedStream:
         return self
@@ -164,46 +166,3 @@ class PackedStream:
     def _check_epoch(self, tokens: int) -> None:
         """ValueError where an epoch of so many tokens is too little to train on."""
         raise NotImplementedError
-
-
-class _Prefetch:
-    """Runs an iterator in a thread, a few items ahead. Its exceptions are raised by `next`."""
-
-    def __init__(self, items: Iterator[Any], ahead: int):
-        self.items = items
-        self.queue: queue.Queue[Any] = queue.Queue(ahead)
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="nutshell-data", daemon=True)
-        self.thread.start()
-
-    def next(self) -> Any:
-        item = self.queue.get()
-        if isinstance(item, BaseException):
-            self.queue.put(item)  # a second call must not wait for ever
-            raise item
-        return item
-
-    def close(self) -> None:
-        self.stop.set()
-        while self.thread.is_alive():
-            try:  # the thread may be waiting for room
-                self.queue.get(timeout=0.02)
-            except queue.Empty:
-                continue
-        self.thread.join()
-
-    def _run(self) -> None:
-        try:
-            for item in self.items:
-                self.queue.put(item)
-                if self.stop.is_set():
-                    return
-        except BaseException as error:
-            self.queue.put(error)
-
-
-def _close(reference: weakref.ref[PackedStream]) -> None:
-    """At exit: a thread still inside native code when the interpreter goes would abort the process."""
-    loader = reference()
-    if loader is not None:
-        loader.close()

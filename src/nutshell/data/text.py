@@ -48,10 +48,19 @@ class Found:
 
     def documents(self) -> Iterator[str]:
         """Documents of the files to train on. An input without any raises ValueError at its end."""
-        return _documents(self.train, self.columns)
+        return self._read(self.train)
 
     def val_documents(self) -> Iterator[str]:
-        return _documents(self.val, self.columns)
+        return self._read(self.val)
+
+    def _read(self, files: list[Path]) -> Iterator[str]:
+        empty = True
+        for file in files:
+            for document in read_file(file, self.columns):
+                empty = False
+                yield document
+        if empty:
+            raise ValueError(f"no text in {names_of(files)}: every document is empty")
 
     def summary(self) -> str:
         """One line: what was taken and what was left out, by kind and count."""
@@ -119,9 +128,7 @@ def _add_folder(found: Found, folder: Path, kinds: tuple[str, ...], fits: Callab
         fitting = [file for file in taken if kind_of(file) != ".json"]  # reading says what is wrong with them
     left_out.update(f"{_suffix(file)} with other rows" for file in set(taken).difference(fitting))
     if not fitting:
-        raise ValueError(
-            f"no data file in the folder {shown(folder)} (found: {_counts(left_out) or 'nothing'}); accepted are {accepted}"
-        )
+        raise ValueError(f"no data file in the folder {shown(folder)} (found: {_counts(left_out) or 0}); accepted are {accepted}")
     splits = _splits([file.relative_to(folder) for file in fitting])
     left_out["test"] += splits.count("test")
     found.train += [file for file, split in zip(fitting, splits, strict=True) if split == "train"]
@@ -169,16 +176,6 @@ def _counts(counter: Counter[str]) -> str:
 
 
 # ---- documents of one file -----------------------------------------------------------------------------------------
-
-
-def _documents(files: list[Path], columns: set[str]) -> Iterator[str]:
-    empty = True
-    for file in files:
-        for document in read_file(file, columns):
-            empty = False
-            yield document
-    if empty:
-        raise ValueError(f"no text in {names_of(files)}: every document is empty")
 
 
 def names_of(files: list[Path]) -> str:

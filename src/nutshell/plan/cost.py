@@ -7,18 +7,13 @@ import math
 from nutshell.plan.hardware import Timing
 from nutshell.plan.recipe import Recipe, RLConfig
 
-VALIDATION_SHARE = 0.03
-"""Of the time of pretraining, for all its validations."""
+VALIDATION_SHARE = 0.03  # of the time of pretraining, for all its validations
 FEWEST_VALIDATION_TOKENS, MOST_VALIDATION_TOKENS = 2**14, 2**20
-SAVING_SHARE = 0.01
-"""Of the time of training, for checkpoints that are due by time."""
+SAVING_SHARE = 0.01  # of the time of training, for checkpoints that are due by time
 SHORTEST_SAVE_SECONDS = 30.0
-RESERVE = 0.05
-"""Share of a budget for opening the stages, the report and what neighbours on the machine cost."""
-SAVING_BYTES_PER_SECOND = 5e8
-"""Hashing, writing and syncing a checkpoint (two CPU cores and their disk: 56 MB in 0.08 s)."""
-COPYING_BYTES_PER_SECOND = 5e9
-"""What training itself waits for when a checkpoint is due: a thread writes it."""
+RESERVE = 0.05  # share of a budget for opening the stages, the report and what neighbours on the machine cost
+SAVING_BYTES_PER_SECOND = 5e8  # hashing, writing and syncing a checkpoint (two CPU cores and their disk: 56 MB in 0.08 s)
+COPYING_BYTES_PER_SECOND = 5e9  # what training itself waits for when a checkpoint is due: a thread writes it
 EVALUATION_ROWS = 64  # replies at once (eval/chat.py)
 ANSWER_SHARE = 0.35
 """How long answers are on average, of the longest: 25 to 39 tokens of 96 in the runs of docs/experiments.md."""
@@ -26,8 +21,7 @@ LONGEST_REPLY = 128  # tokens, of a base model: it has not learned to end
 REPLY = 34  # tokens, from midtraining on
 CHOICE_TOKENS, PROMPT_TOKENS = 100, 40
 """Read for an item of the primer: four options with their question; a question to answer."""
-FILE_CHOICE_TOKENS, FILE_PROMPT_TOKENS = 300, 90
-"""The same for ARC-Easy and GSM8K, where --eval-data names them."""
+FILE_CHOICE_TOKENS, FILE_PROMPT_TOKENS = 300, 90  # the same for ARC-Easy and GSM8K, where --eval-data names them
 
 
 def rl_step_seconds(rl: RLConfig, timing: Timing) -> float:

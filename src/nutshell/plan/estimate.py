@@ -7,11 +7,11 @@ from nutshell.plan.cost import saving_share
 from nutshell.plan.groups import learning_rates
 from nutshell.plan.hardware import GIB
 from nutshell.plan.law import Law, expectation
-from nutshell.plan.memory import fitting_cards, memory_of
-from nutshell.plan.record import Forecast, Plan
+from nutshell.plan.memory import MOST_ROWS, fitting_cards, memory_by_part
+from nutshell.plan.record import Forecast, Plan, StagePlan
 
-MANY_EPOCHS = 4
-"""Text that is read more often teaches little more (arXiv 2305.16264)."""
+MANY_EPOCHS = 4  # text that is read more often teaches little more (arXiv 2305.16264)
+LONGEST_RUN = 90 * 24 * 3600  # seconds; who saves less often than this wants no checkpoints
 
 
 def forecast(plan: Plan, law: Law | None, text: str) -> Forecast:
@@ -27,8 +27,8 @@ def forecast(plan: Plan, law: Law | None, text: str) -> Forecast:
     return Forecast(
         tokens=tokens, flops=flops,
         learning_rates=learning_rates(plan.optimizer, plan.model, pretraining.tokens_per_step),
-        memory=memory_of(plan.model, plan.micro_batch_size, hardware, recipe.shard),
-        cards=fitting_cards(plan.model, dtype="bfloat16", ranks=hardware.world_size, shard=recipe.shard),
+        memory=memory_by_part(plan.model, plan.micro_batch_size, hardware, recipe.shard),
+        cards=fitting_cards(plan.model, hardware.world_size, recipe.shard),
         seconds=total, usd=usd, bpb=bpb, bpb_note=note,
     )  # fmt: skip
 
@@ -45,56 +45,64 @@ def time_and_cost(plan: Plan) -> tuple[float | None, float | None]:
 
 def describe(plan: Plan) -> str:
     """Everything decided and expected, for the console."""
-    shape, hardware, expected, schedule = plan.model, plan.hardware, plan.forecast, plan.schedule
-    windows = "/".join(str(w) for w in sorted(set(shape.windows())))
-    steps = plan.stages["pretrain"].steps
-    warmup = f"{schedule.warmup(steps)} steps" + f" (not {schedule.warmup_steps}: a short run)" * (
-        schedule.warmup(steps) < schedule.warmup_steps
-    )
-    saving = saving_share(plan.recipe, sum(plan.parameters.values()), gpu=hardware.on_gpu)
+    shape, hardware, expected = plan.model, plan.hardware, plan.forecast
     lines = [
-        f"model     {shape.architecture}, depth {shape.depth}, width {shape.width}, "
-        f"heads {shape.heads} ({shape.kv_heads} kv) x {shape.head_dim}, "
-        f"context {shape.context}, windows {windows}, vocabulary {shape.vocab_size}",
+        f"model     {shape.architecture}, depth {shape.depth}, width {shape.width}, heads {shape.heads} ({shape.kv_heads} kv) x "
+        f"{shape.head_dim}, context {shape.context}, windows {'/'.join(str(w) for w in sorted(set(shape.windows())))}, "
+        f"vocabulary {shape.vocab_size}",
         f"          {sum(plan.parameters.values()):,} parameters: "
         + ", ".join(f"{name} {count:,}" for name, count in plan.parameters.items()),
         f"compute   {hardware.gpu or hardware.device}, {hardware.dtype}, {hardware.world_size} rank(s), "
-        f"{plan.flops_per_token:.3g} FLOPs a token, {expected.flops:.3g} in pretraining "
-        "(whole attention windows: MFU is an upper bound where documents are short)",
+        f"{plan.flops_per_token:.3g} FLOPs a token, {expected.flops:.3g} in pretraining",
         f"batch     {plan.micro_batch_size} rows x {shape.context} tokens x {plan.grad_accum_steps} micro-batches a rank",
         "rates     " + ", ".join(f"{name} {rate:.3g}" for name, rate in expected.learning_rates.items())
-        + f"; weight decay {plan.optimizer.weight_decay:.3g}; warm-up {warmup}",
+        + f"; weight decay {plan.optimizer.weight_decay:.3g}; warm-up {_warmup(plan)}",
     ]  # fmt: skip
     for name, stage in plan.stages.items():
-        if not stage.steps:
-            continue
-        time = (
-            "" if stage.seconds is None else f", about {duration(stage.seconds)} + {duration(stage.evaluation_seconds)} scoring"
-        )
-        tokens = (
-            "" if name == "rl" else f" of {stage.tokens_per_step:,} tokens ({stage.steps * stage.tokens_per_step / 1e6:,.2f}M)"
-        )
-        epochs = "" if stage.epochs is None else f", {stage.epochs:.{2 if stage.epochs < 0.1 else 1}f} epochs"
-        many = stage.epochs is not None and stage.epochs > MANY_EPOCHS
-        lines.append(f"{name:9} {stage.steps} steps{tokens}, rates x {stage.lr_fraction:g}{epochs}{time}")
-        if many:
+        if stage.steps:
+            lines.append(f"{name:9} {_stage(name, stage)}")
+        if stage.steps and (stage.epochs or 0) > MANY_EPOCHS:
             lines.append(f"          warning: {name} reads its data {stage.epochs:.0f} times; give it more, or fewer steps")
-    lines.append(f"checks    {plan.validations} validations of {plan.validation_tokens:,} tokens; "
-                 f"a checkpoint every {duration(plan.save_every_seconds)} ({saving:.1%} of the time)")  # fmt: skip
+    lines.append(f"checks    {plan.validations} validations of {plan.validation_tokens:,} tokens; {_checkpoints(plan)}")
     if expected.memory:
         parts = ", ".join(f"{name} {size(value)}" for name, value in expected.memory.items() if value)
         kind = " (estimated)" if hardware.on_gpu else ""
         lines.append(f"memory    {size(sum(expected.memory.values()))} a rank{kind}: {parts}")
+    if min(expected.cards.values(), default=MOST_ROWS) < MOST_ROWS:
         cards = ", ".join(f"{card} {rows or 'none'}" for card, rows in expected.cards.items())
         lines.append(f"          rows at once that fit a GPU of {cards} (estimated, bf16)")
     if expected.seconds is not None:
-        cost = "" if expected.usd is None else f", ${expected.usd:,.2f} at ${plan.recipe.price():g} an hour"
+        price = "" if expected.usd is None else f", ${expected.usd:,.2f} at ${plan.recipe.price():g} an hour"
         assumed = f" at an assumed MFU of {hardware.mfu:.0%}" if hardware.mfu else ""
-        lines.append(f"time      {duration(expected.seconds)}{assumed}{cost}")
+        lines.append(f"time      {duration(expected.seconds)}{assumed}{price}")
     if expected.bpb is not None or expected.bpb_note:
         value = "not known" if expected.bpb is None else f"{expected.bpb:.3f} after pretraining"
         lines.append(f"bpb       {value}: {expected.bpb_note}")
     return "\n".join(lines)
+
+
+def _warmup(plan: Plan) -> str:
+    asked, steps = plan.schedule.warmup_steps, plan.schedule.warmup(plan.stages["pretrain"].steps)
+    return f"{steps} steps" + f" (not {asked}: a short run)" * (steps < asked)
+
+
+def _stage(name: str, stage: StagePlan) -> str:
+    text = f"{stage.steps} steps"
+    if name != "rl":
+        text += f" of {stage.tokens_per_step:,} tokens ({stage.steps * stage.tokens_per_step / 1e6:,.2f}M)"
+    text += f", rates x {stage.lr_fraction:g}"
+    if stage.epochs is not None:
+        text += f", {stage.epochs:.{2 if stage.epochs < 0.1 else 1}f} epochs"
+    if stage.seconds is not None:
+        text += f", about {duration(stage.seconds)} + {duration(stage.evaluation_seconds)} scoring"
+    return text
+
+
+def _checkpoints(plan: Plan) -> str:
+    if plan.save_every_seconds >= (plan.forecast.seconds or LONGEST_RUN):
+        return "no checkpoints but at these and the last"
+    share = saving_share(plan.recipe, sum(plan.parameters.values()), gpu=plan.hardware.on_gpu)
+    return f"a checkpoint every {duration(plan.save_every_seconds)} ({share:.1%} of the time)"
 
 
 def size(value: float) -> str:

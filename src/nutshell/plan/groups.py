@@ -13,8 +13,7 @@ from nutshell.model.flops import parameters_by_group
 from nutshell.plan.recipe import OptimizerConfig
 
 BASE_WIDTH = 768
-BASE_TOKENS_PER_STEP = 2**19
-"""The rates of `OptimizerConfig` hold at this width and this many tokens a step."""
+BASE_TOKENS_PER_STEP = 2**19  # the rates of `OptimizerConfig` hold at this width and this many tokens a step
 SMALL_BATCH = 16_384
 """Tokens a step; up to here the best rates fall less with the batch than its root: `small_batch_boost` (docs/experiments.md)."""
 
@@ -24,20 +23,13 @@ class ParameterGroup:
     """One row of the table."""
 
     name: str
-    parameters: str
-    """Pattern that a parameter's whole name matches."""
-    rule: str
-    """"muon" (matrices, Newton-Schulz) or "adamw"."""
-    lr: str
-    """Field of `OptimizerConfig` with the peak rate."""
-    scales_with_width: bool = False
-    """The rate is multiplied by (width / BASE_WIDTH)^-1/2."""
-    scales_with_batch: bool = True
-    """The rate is multiplied by (tokens_per_step / BASE_TOKENS_PER_STEP)^1/2."""
-    betas: tuple[float, float] = (0.8, 0.95)
-    """AdamW's; Muon's momentum follows the schedule."""
-    weight_decay: float | None = 0.0
-    """None: `OptimizerConfig.weight_decay`, scaled by the plan."""
+    parameters: str  # pattern that a parameter's whole name matches
+    rule: str  # "muon" (matrices, Newton-Schulz) or "adamw"
+    lr: str  # field of `OptimizerConfig` with the peak rate
+    scales_with_width: bool = False  # the rate is multiplied by (width / BASE_WIDTH)^-1/2
+    scales_with_batch: bool = True  # the rate is multiplied by (tokens_per_step / BASE_TOKENS_PER_STEP)^1/2
+    betas: tuple[float, float] = (0.8, 0.95)  # AdamW's; Muon's momentum follows the schedule
+    weight_decay: float | None = 0.0  # None: `OptimizerConfig.weight_decay`, scaled by the plan
     small_batch_boost: float = 2.0
     trained_in_rl: bool = True
     """RL leaves out the few numbers that act on every token: Adam's step does not shrink with a faint gradient."""

@@ -11,8 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 GIB = 2**30
-VISIBLE = 0.985
-"""Share of a card's nominal memory that programs see (79 of 80 GB on H100)."""
+VISIBLE = 0.985  # share of a card's nominal memory that programs see (79 of 80 GB on H100)
 ASSUMED_MFU = 0.45
 DECODE_SECONDS_PER_LAYER = 2.5e-4
 """Of one decoding step on a GPU, however many rows: some 30 small kernels a layer, launched one after the other. Assumed."""
@@ -38,12 +37,9 @@ class Machine:
 
     name: str
     cards: int
-    memory_bytes: int
-    """Of one card."""
-    peak_flops: float
-    """Dense 16-bit FLOP/s of one card."""
-    usd_per_hour: float
-    """Of all cards; 0 where unknown."""
+    memory_bytes: int  # of one card
+    peak_flops: float  # dense 16-bit FLOP/s of one card
+    usd_per_hour: float  # of all cards; 0 where unknown
 
 
 def parse_machine(text: str) -> Machine:
@@ -54,9 +50,7 @@ def parse_machine(text: str) -> Machine:
     cards = int(match[1] or 1) if match else 0
     if found is None or not 1 <= cards <= 4096:
         accepted = ", ".join(card.replace(" ", "") for card in CARDS)
-        raise ValueError(
-            f"gpu is {text!r}; accepted: one of {accepted}, with the number of cards in front where there are several: 8xH100."
-        )
+        raise ValueError(f"gpu is {text!r}; accepted: one of {accepted}, with a number in front for several: 8xH100.")
     memory, peak, price = CARDS[found]
     name = found.replace(" ", "")
     return Machine(
@@ -81,16 +75,11 @@ def peak_flops(reported: str) -> float | None:
 class Timing:
     """What one depth takes on a machine."""
 
-    tokens_per_second: float
-    """Training, all ranks together."""
-    decode_seconds: float = 0.0
-    """One decoding step of all rows of an RL batch."""
-    reply_seconds: float = 0.0
-    """One decoding step of the rows of an evaluation; 0: as that of RL, by the number of rows."""
-    forward_tokens_per_second: float = 0.0
-    """Reading without learning, one rank; 0: three times training."""
-    startup_seconds: float = 0.0
-    """What the first step of a stage takes longer than the others (compilation)."""
+    tokens_per_second: float  # training, all ranks together
+    decode_seconds: float = 0.0  # one decoding step of all rows of an RL batch
+    reply_seconds: float = 0.0  # one decoding step of the rows of an evaluation; 0: as that of RL, by the number of rows
+    forward_tokens_per_second: float = 0.0  # reading without learning, one rank; 0: three times training
+    startup_seconds: float = 0.0  # what the first step of a stage takes longer than the others (compilation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,16 +90,11 @@ class Hardware:
     dtype: str = "float32"
     world_size: int = 1
     threads: int = 0
-    memory_bytes: int = 0
-    """Of one rank; 0 where unknown."""
-    gpu: str = ""
-    """The machine that the plan was asked for in place of this one."""
-    mfu: float = 0.0
-    """Assumed of that machine."""
-    timings: dict[int, Timing] = field(default_factory=dict)
-    """By depth; a budget needs at least one."""
-    seconds_left: float = 0.0
-    """Of the budget, after data, tokenizer and these measurements."""
+    memory_bytes: int = 0  # of one rank; 0 where unknown
+    gpu: str = ""  # the machine that the plan was asked for in place of this one
+    mfu: float = 0.0  # assumed of that machine
+    timings: dict[int, Timing] = field(default_factory=dict)  # by depth; a budget needs at least one
+    seconds_left: float = 0.0  # of the budget, after data, tokenizer and these measurements
 
     @property
     def on_gpu(self) -> bool:

@@ -27,12 +27,9 @@ TOO_FAR = 1000.0  # and beyond this it gives no number
 class Point:
     """One finished run of a sweep."""
 
-    parameters: float
-    """Matrix parameters (N)."""
-    tokens: float
-    """Training tokens (D)."""
-    flops: float
-    """Of the whole training."""
+    parameters: float  # matrix parameters (N)
+    tokens: float  # training tokens (D)
+    flops: float  # of the whole training
     bpb: float
 
 
@@ -45,16 +42,12 @@ class Law:
     alpha: float
     B: float
     beta: float
-    text: str
-    """What the text whose validation part was scored is called."""
-    fingerprint: str = ""
-    """Which text that is: `text_fingerprint`. Empty: not recorded, so no text counts as it."""
+    text: str  # what the text whose validation part was scored is called
+    fingerprint: str = ""  # Which text that is: `text_fingerprint`. Empty: not recorded, so no text counts as it.
     vocab_size: int
     points: int
-    error: float
-    """Root mean square of the relative errors at the points."""
-    largest_flops: float
-    """Most compute among the points."""
+    error: float  # root mean square of the relative errors at the points
+    largest_flops: float  # most compute among the points
 
     def bpb(self, parameters: float, tokens: float) -> float:
         return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
@@ -62,17 +55,15 @@ class Law:
 
 def load_law(path: Path | str = "") -> Law | None:
     """The law of a scaling.json, by default the packaged one; None where none is packaged. ValueError for a damaged file."""
-    file = Path(path) if path else PACKAGED
-    if not path and not file.exists():
-        return None
+    file = Path(path or PACKAGED)
     if not file.is_file():
+        if not path:
+            return None
         raise FileNotFoundError(f"--scaling {file} does not exist: give the scaling.json that `nutshell scaling` wrote.")
     try:
         return from_dict(Law, json.loads(file.read_text(encoding="utf-8"))["law"], str(file))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is no scaling.json ({type(error).__name__}: {error}). Write one with: nutshell scaling"
-        ) from None
+        raise ValueError(f"{file} is no scaling.json ({type(error).__name__}: {error}). Write one: nutshell scaling") from None
 
 
 def fit(points: list[Point], *, text: str, vocab_size: int, fingerprint: str = "") -> Law:

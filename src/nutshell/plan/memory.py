@@ -10,12 +10,14 @@ is a product with it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from dataclasses import replace
+
 from nutshell.model.config import SMEAR_CHANNELS, ModelConfig
 from nutshell.model.flops import parameters_by_group
 from nutshell.plan.hardware import GIB, VISIBLE, Hardware
 
-CARDS_GIB = (8, 12, 24, 80)
-"""Sizes of cards that a plan tells the fitting rows of."""
+CARDS_GIB = (8, 12, 24, 80)  # sizes of cards that a plan tells the fitting rows of
 MOST_ROWS = 4096
 GPU_CONTEXT_BYTES = 1.2e9  # driver, kernels, workspaces of cuBLAS, buffers of NCCL
 FRAGMENTATION = 0.05  # of what is allocated
@@ -66,9 +68,8 @@ def activation_bytes(model: ModelConfig, *, dtype: str, gpu: bool, shard: str = 
         if gpu:
             # Residual twice, norms twice (C each); queries and keys before and after rotation or norm; values; output; MLP.
             elements += 4 * C + 2 * (A + KV) + KV + A + mlp
-            elements += (
-                C if model.residual_scales and not weighted else 0
-            )  # the residual before its scale, for the scale's gradient
+            if model.residual_scales and not weighted:
+                elements += C  # the residual before its scale, for the scale's gradient
         else:
             seen, pairs = _blocks(T, window)
             # Residual, two norms; queries and keys; scaled queries; keys and values of each block; output; MLP.
@@ -103,13 +104,12 @@ def loss_bytes(model: ModelConfig, rows: int, *, dtype: str, gpu: bool) -> int:
     return 4 * V * C + copy + V * C * size + tokens * C * size + logits
 
 
-def memory_by_part(
-    model: ModelConfig, rows: int, *, dtype: str, gpu: bool, ranks: int = 1, shard: str = "state"
-) -> dict[str, int]:
-    """Bytes of each part of one rank's step with micro-batches of `rows`; the sum is the most it holds at once.
+def memory_by_part(model: ModelConfig, rows: int, hardware: Hardware, shard: str = "state") -> dict[str, int]:
+    """Bytes of each part of a step of one of the machine's ranks, with micro-batches of `rows`; the sum is the most it holds.
 
     "muon" is what an optimizer step needs beyond the activations, which are gone by then.
     """
+    dtype, gpu, ranks = hardware.dtype, hardware.on_gpu, hardware.world_size
     shard = shard if ranks > 1 else "state"
     each, fixed = activation_bytes(model, dtype=dtype, gpu=gpu, shard=shard)
     parts = {
@@ -125,60 +125,36 @@ def memory_by_part(
     return parts
 
 
-def fitting_rows(model: ModelConfig, memory_bytes: float, *, dtype: str, gpu: bool, ranks: int = 1, shard: str = "state") -> int:
-    """Most rows a micro-batch may have in so much memory; 0 where not even one fits."""
-
-    def fits(rows: int) -> bool:
-        return sum(memory_by_part(model, rows, dtype=dtype, gpu=gpu, ranks=ranks, shard=shard).values()) <= memory_bytes
-
-    low, high = 0, MOST_ROWS  # fits(low), not known of high
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+def fitting_rows(model: ModelConfig, hardware: Hardware, shard: str = "state") -> int:
+    """Most rows a micro-batch may have in the machine's memory; 0 where not even one fits, `MOST_ROWS` where it is unknown."""
+    if not hardware.memory_bytes:
+        return MOST_ROWS
+    rows = range(1, MOST_ROWS + 1)
+    return bisect_right(rows, hardware.memory_bytes, key=lambda n: sum(memory_by_part(model, n, hardware, shard).values()))
 
 
-def fitting_cards(model: ModelConfig, *, dtype: str, ranks: int = 1, shard: str = "state") -> dict[str, int]:
-    """Rows that fit GPUs of the common sizes."""
-
-    def rows(size: int) -> int:
-        return fitting_rows(model, size * GIB * VISIBLE, dtype=dtype, gpu=True, ranks=ranks, shard=shard)
-
-    return {f"{size} GB": rows(size) for size in CARDS_GIB}
-
-
-def memory_of(model: ModelConfig, rows: int, hardware: Hardware, shard: str) -> dict[str, int]:
-    """Bytes of each part of a step of one of the machine's ranks."""
-    return memory_by_part(model, rows, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=hardware.world_size, shard=shard)
-
-
-def most_rows_that_fit(model: ModelConfig, hardware: Hardware, shard: str) -> int:
-    """0 where not even one does."""
-    memory, ranks = hardware.memory_bytes, hardware.world_size
-    return fitting_rows(model, memory, dtype=hardware.dtype, gpu=hardware.on_gpu, ranks=ranks, shard=shard)
+def fitting_cards(model: ModelConfig, ranks: int = 1, shard: str = "state") -> dict[str, int]:
+    """Rows that fit GPUs of the common sizes, in bf16."""
+    cards = Hardware(device="cuda", dtype="bfloat16", world_size=ranks)
+    sizes = {f"{size} GB": int(size * GIB * VISIBLE) for size in CARDS_GIB}
+    return {name: fitting_rows(model, replace(cards, memory_bytes=memory), shard) for name, memory in sizes.items()}
 
 
 def most_rows(model: ModelConfig, hardware: Hardware, shard: str, asked: int = 0) -> int:
-    """Rows that fit the machine (a large number where its memory is unknown). ValueError where not even one does, or not
-    those `asked` for, with the sizes."""
+    """`fitting_rows`. ValueError where not even one row fits, or not those `asked` for, with the sizes."""
 
     def gigabytes(rows: int) -> str:
-        parts = memory_of(model, rows, hardware, shard)
+        parts = memory_by_part(model, rows, hardware, shard)
         return f"{sum(parts.values()) / GIB:.1f} GB (" + ", ".join(f"{k} {v / GIB:.1f}" for k, v in parts.items()) + ")"
 
-    if not hardware.memory_bytes:
-        return 1 << 20
-    most = most_rows_that_fit(model, hardware, shard)
+    most = fitting_rows(model, hardware, shard)
     where = f"{hardware.gpu or hardware.device} has {hardware.memory_bytes / GIB:.0f} GB" + " a rank" * (hardware.world_size > 1)
     if not most:
-        divided = most_rows_that_fit(model, hardware, "weights")
+        sharded = "--shard weights, " * bool(fitting_rows(model, hardware, "weights"))
         raise ValueError(
             f"depth {model.depth}, width {model.width} does not fit: one row of {model.context} tokens takes {gigabytes(1)}, "
-            f"and {where}. Use {'--shard weights, ' if divided else ''}a smaller --depth or --context, or a larger machine."
+            f"and {where}. Use {sharded}a smaller --depth or --context, or a larger machine."
         )
     if asked > most:
-        raise ValueError(
-            f"micro_batch_size is {asked}, which takes {gigabytes(asked)}, and {where}: {most} rows fit. "
-            "Leave out --micro-batch-size."
-        )
+        raise ValueError(f"micro_batch_size is {asked}, which takes {gigabytes(asked)}, and {where}: {most} rows fit.")
     return most

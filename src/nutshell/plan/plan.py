@@ -12,20 +12,12 @@ from dataclasses import dataclass, replace
 
 from nutshell.model.config import SPEED_ONLY, ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
-from nutshell.plan.cost import (
-    RESERVE,
-    evaluation_seconds,
-    rl_step_seconds,
-    save_interval,
-    saving_seconds,
-    saving_share,
-    validation,
-)
+from nutshell.plan import cost
 from nutshell.plan.estimate import forecast, time_and_cost
 from nutshell.plan.groups import BASE_TOKENS_PER_STEP, SMALL_BATCH
 from nutshell.plan.hardware import ASSUMED_MFU, DECODE_SECONDS_PER_LAYER, Hardware, Timing, parse_machine
 from nutshell.plan.law import Law, text_fingerprint
-from nutshell.plan.memory import most_rows, most_rows_that_fit
+from nutshell.plan.memory import fitting_rows, most_rows
 from nutshell.plan.recipe import PRIMER, Recipe, quantity
 from nutshell.plan.record import Plan, StagePlan
 
@@ -43,14 +35,10 @@ BUDGET_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 class Data:
     """What a plan knows of the data; zero or empty where that is not known yet."""
 
-    text: str = ""
-    """The training text's fingerprint."""
-    tokens: float = 0.0
-    """Of the training text."""
-    conversations: int = 0
-    """Of the user's own file."""
-    conversation_tokens: float = 0.0
-    """Of all of these."""
+    text: str = ""  # the training text's fingerprint
+    tokens: float = 0.0  # of the training text
+    conversations: int = 0  # of the user's own file
+    conversation_tokens: float = 0.0  # of all of these
 
 
 def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> ModelConfig:
@@ -117,12 +105,10 @@ def _micro_batch(recipe: Recipe, tokens_per_step: int, shape: ModelConfig, hardw
     """(micro_batch_size, grad_accum_steps) that make exactly tokens_per_step and fit the memory; ValueError where none does."""
     context, world_size = shape.context, hardware.world_size
     most = most_rows(shape, hardware, recipe.shard, asked)
-    if tokens_per_step % (context * world_size):
-        raise ValueError(
-            f"tokens_per_step is {tokens_per_step}, not divisible by context x ranks = {context} x {world_size}. "
-            f"Use a multiple of {context * world_size}."
-        )
-    rows = tokens_per_step // (context * world_size)  # of a step on each rank
+    unit, product = context * world_size, f"context x ranks = {context} x {world_size}"
+    if tokens_per_step % unit:
+        raise ValueError(f"tokens_per_step is {tokens_per_step}, not divisible by {product}. Use a multiple of {unit}.")
+    rows = tokens_per_step // unit  # of a step on each rank
     if asked and rows % asked:
         raise ValueError(f"micro_batch_size is {asked}, which does not divide the {rows} rows of a step on each rank.")
     size = asked or largest_divisor(rows, min(most, max(1, LARGEST_MICRO_BATCH_TOKENS // context)))
@@ -184,12 +170,12 @@ def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: 
     """
     timing, parameters = hardware.timings[shape.depth], sum(parameters_by_group(shape).values())
     stages = {name: stage for name, stage in vars(recipe.stages).items() if stage.share or stage.steps}
-    times, each = validation(recipe, most_tokens(recipe, timing, hardware.seconds_left))
-    fixed = sum(evaluation_seconds(recipe, timing, name, hardware.world_size, times * each) for name in stages)
-    fixed += sum(timing.startup_seconds + saving_seconds(parameters, times if name == "pretrain" else 1) for name in stages)
-    left = hardware.seconds_left * (1 - RESERVE)
+    times, each = cost.validation(recipe, most_tokens(recipe, timing, hardware.seconds_left))
+    fixed = sum(cost.evaluation_seconds(recipe, timing, name, hardware.world_size, times * each) for name in stages)
+    fixed += sum(timing.startup_seconds + cost.saving_seconds(parameters, times if name == "pretrain" else 1) for name in stages)
+    left = hardware.seconds_left * (1 - cost.RESERVE)
     # Where the budget is hardly more than that, half of it is still for learning: it will be exceeded.
-    left = max(left - fixed, left / 2) / (1 + saving_share(recipe, parameters, gpu=hardware.on_gpu))
+    left = max(left - fixed, left / 2) / (1 + cost.saving_share(recipe, parameters, gpu=hardware.on_gpu))
     seconds = {name: left * stage.share for name, stage in vars(recipe.stages).items()}
     for name in ("midtrain", "sft"):
         tokens = epoch_tokens(recipe, name, data)
@@ -209,12 +195,8 @@ def affordable(recipe: Recipe, hardware: Hardware, depth: int, vocab_size: int, 
     """Whether a depth of known speed fits the memory and sees tokens_per_parameter tokens in pretraining's share."""
     shape, timing = make_shape(recipe, depth, vocab_size), hardware.timings[depth]
     tokens = timing.tokens_per_second * stage_seconds(recipe, hardware, shape, data)["pretrain"]
-    return tokens >= recipe.tokens_per_parameter * matrix_parameters(shape) and fits(recipe, hardware, shape)
-
-
-def fits(recipe: Recipe, hardware: Hardware, shape: ModelConfig) -> bool:
-    """Whether one row of a model of this shape fits the machine's memory, as far as that is known."""
-    return not hardware.memory_bytes or most_rows_that_fit(shape, hardware, recipe.shard) > 0
+    enough = tokens >= recipe.tokens_per_parameter * matrix_parameters(shape)
+    return enough and fitting_rows(shape, hardware, recipe.shard) > 0
 
 
 def choose_depth(recipe: Recipe, hardware: Hardware, vocab_size: int, data: Data) -> int:
@@ -240,18 +222,18 @@ def make_plan(
         tokens = recipe.tokens_per_parameter * matrix_parameters(shape)
     unit = shape.context * hardware.world_size
     step_tokens = recipe.tokens_per_step or max(unit, batch_tokens(tokens) // unit * unit)
-    size, accumulation = _micro_batch(recipe, step_tokens, shape, hardware, asked=recipe.micro_batch_size)
+    size, grad_accum_steps = _micro_batch(recipe, step_tokens, shape, hardware, asked=recipe.micro_batch_size)
     pretrain_steps = configs.pretrain.steps or max(1, int(tokens // step_tokens))
     each = step_tokens / timing.tokens_per_second if timing else None
     known = timing and left and not configs.pretrain.steps
-    validated = validation(
+    validated = cost.validation(
         recipe, most_tokens(recipe, timing, hardware.seconds_left) if timing and known else pretrain_steps * step_tokens
     )
     stages: dict[str, StagePlan] = {}
     for name, config in vars(configs).items():
         whole = epoch_tokens(recipe, name, data)
         if name == "rl":
-            each = rl_step_seconds(configs.rl, timing) if timing else None
+            each = cost.rl_step_seconds(configs.rl, timing) if timing else None
             steps = max(2, int(left[name] / each)) if each and left else 60
         elif name == "pretrain":
             steps = pretrain_steps
@@ -267,10 +249,11 @@ def make_plan(
         weight_decay=scaled_weight_decay(recipe.optimizer.weight_decay, step_tokens, pretrain_steps * step_tokens),
     )
     plan = Plan(
-        model=shape, micro_batch_size=size, grad_accum_steps=accumulation, stages=stages, optimizer=optimizer,
+        model=shape, micro_batch_size=size, grad_accum_steps=grad_accum_steps, stages=stages, optimizer=optimizer,
         schedule=recipe.schedule, parameters=parameters, flops_per_token=flops_per_token(shape, shape.context),
         validations=validated[0], validation_tokens=validated[1],
-        save_every_seconds=save_interval(recipe, sum(parameters.values()), gpu=hardware.on_gpu), hardware=hardware, recipe=recipe,
+        save_every_seconds=cost.save_interval(recipe, sum(parameters.values()), gpu=hardware.on_gpu),
+        hardware=hardware, recipe=recipe,
     )  # fmt: skip
     return replace(plan, forecast=forecast(plan, law, data.text))
 
@@ -284,9 +267,9 @@ def _stage(
     seconds, scoring, tokens = None, 0.0, steps * step_tokens
     if timing and step_seconds is not None and steps:
         times, each = validated if name == "pretrain" else (1, 0)
-        seconds = steps * step_seconds * (1 + saving_share(recipe, parameters, gpu=hardware.on_gpu))
-        seconds += timing.startup_seconds + saving_seconds(parameters, times)
-        scoring = evaluation_seconds(recipe, timing, name, hardware.world_size, times * each)
+        seconds = steps * step_seconds * (1 + cost.saving_share(recipe, parameters, gpu=hardware.on_gpu))
+        seconds += timing.startup_seconds + cost.saving_seconds(parameters, times)
+        scoring = cost.evaluation_seconds(recipe, timing, name, hardware.world_size, times * each)
     conversations, whole = 0, epoch_tokens(recipe, name, data)
     if name in ("midtrain", "sft"):  # as many as their tokens can hold, short as some are
         conversations = min(recipe.primer_conversations, tokens // SHORT_CONVERSATION_TOKENS + 1)
@@ -305,7 +288,7 @@ def for_hardware(plan: Plan, hardware: Hardware, recipe: Recipe | None = None) -
     """
     recipe, before = recipe or plan.recipe, plan
     here = replace(hardware, timings=plan.hardware.timings, seconds_left=plan.hardware.seconds_left)
-    interval = save_interval(recipe, sum(plan.parameters.values()), gpu=here.on_gpu)
+    interval = cost.save_interval(recipe, sum(plan.parameters.values()), gpu=here.on_gpu)
     plan = replace(plan, hardware=here, save_every_seconds=interval, recipe=recipe)
     asked = recipe.micro_batch_size
     if asked not in (0, before.recipe.micro_batch_size):
@@ -325,8 +308,8 @@ def with_micro_batches_of(plan: Plan, most: int) -> Plan:
     """The plan with micro-batches of at most so many rows (0: as many as fit), and as many more of them. Pure."""
     step_tokens = plan.stages["pretrain"].tokens_per_step
     size, steps = _micro_batch(plan.recipe, step_tokens, plan.model, plan.hardware, asked=0)
-    size = largest_divisor(size * steps, min(size, most or size))
-    rows = step_tokens // (plan.model.context * plan.hardware.world_size)
+    rows = size * steps  # of a step on each rank
+    size = largest_divisor(rows, min(size, most or size))
     return replace(plan, micro_batch_size=size, grad_accum_steps=rows // size)
 
 
@@ -344,7 +327,7 @@ def refit(plan: Plan, stage: str, *, seconds_left: float, slowdown: float) -> Pl
     fixed += sum(plan.stages[name].evaluation_seconds for name in remaining)
     stages = dict(plan.stages)
     if planned > 0:
-        factor = min(2.0, max(0.25, (seconds_left * (1 - RESERVE) / slowdown - fixed) / planned))
+        factor = min(2.0, max(0.25, (seconds_left * (1 - cost.RESERVE) / slowdown - fixed) / planned))
         for name in ahead:
             old = stages[name]
             steps = max(1, round(old.steps * factor)) if old.steps else 0

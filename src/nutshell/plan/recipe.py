@@ -5,18 +5,41 @@ Nothing here needs torch, so that `nutshell VERB --help` answers at once.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nutshell.config import ABOVE_ZERO, check_ranges
 from nutshell.model.config import ARCHITECTURES
 from nutshell.plan.hardware import parse_machine
 from nutshell.plan.schedule import Schedule
 
 PRIMER = "primer"
 PRIMER_TASKS = ("primer-facts", "primer-sums", "primer-letters", "primer-vowels")
-SHORTEST_CONTEXT = 16  # a question and the beginning of an answer
+CHOICES = {
+    "architecture": ARCHITECTURES,
+    "shard": ("state", "weights"),
+    "damaged_checkpoint": ("stop", "previous"),
+    "damaged_shards": ("stop", "skip"),
+}
+"""What these settings of a recipe may be."""
+RANGES = {
+    "seed": (0, math.inf), "primer_characters": (10_000, math.inf), "primer_conversations": (1, math.inf),
+    "tokens_per_parameter": (ABOVE_ZERO, 10**6), "keep_checkpoints": (1, math.inf), "eval_items": (1, math.inf),
+    "save_every_seconds": (0, math.inf), "usd_per_hour": (0, math.inf), "mfu": (0, 1),
+}  # fmt: skip
+"""Lowest and highest values."""
+RANGES_OR_ZERO = {
+    "depth": (1, 256), "width": (1, 65536), "heads": (1, 1024), "kv_heads": (1, 1024), "head_dim": (1, 1024),
+    "mlp_width": (1, 1 << 20),
+    "context": (16, 1 << 20),  # a question and the beginning of an answer
+    "vocab_size": (256 + 9, math.inf),  # bytes and special tokens
+    "tokens_per_step": (1, math.inf), "micro_batch_size": (1, 4096), "validations": (1, math.inf),
+    "validation_tokens": (1, math.inf),
+}  # fmt: skip
+"""The same for settings that the plan decides where they are 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +70,7 @@ class OptimizerConfig:
     """Gradients of a larger Euclidean norm are scaled down to it; 0 clips nothing."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} is {value}; accepted: a finite number of at least 0.")
+        check_ranges(self, dict.fromkeys(vars(self), (0, 10**6)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +89,8 @@ class StageConfig:
     """Share of primer conversations where --sft names a file (midtrain and sft)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share is {self.share}; accepted: 0 to 1.")
-        if self.steps < 0:
-            raise ValueError(f"steps is {self.steps}; accepted: 0 (the plan decides) or more.")
-        if not 0 < self.epochs < float("inf"):
-            raise ValueError(f"epochs is {self.epochs}; accepted: a finite number above 0.")
-        if not 0 <= self.lr_fraction < float("inf"):
-            raise ValueError(f"lr_fraction is {self.lr_fraction}; accepted: a finite number of at least 0.")
-        if not 0 <= self.primer_share <= 1:
-            raise ValueError(f"primer_share is {self.primer_share}; accepted: 0 to 1.")
+        check_ranges(self, {"share": (0, 1), "steps": (0, math.inf), "epochs": (ABOVE_ZERO, 10**6), "lr_fraction": (0, 10**6)})
+        check_ranges(self, {"primer_share": (0, 1)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +107,8 @@ class RLConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompts < 1 or self.samples < 2:
-            raise ValueError(f"rl has prompts {self.prompts} and samples {self.samples}; accepted: at least 1 and at least 2.")
-        if self.max_tokens < 1 or not 0 < self.temperature < float("inf"):
-            raise ValueError(
-                f"rl has max_tokens {self.max_tokens} and temperature {self.temperature}; accepted: at least 1 and above 0."
-            )
+        lowest = {"prompts": 1, "samples": 2, "max_tokens": 1}
+        check_ranges(self, {name: (low, math.inf) for name, low in lowest.items()} | {"temperature": (ABOVE_ZERO, 10**6)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,63 +231,24 @@ class Recipe:
     stages: Stages = field(default_factory=Stages)
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture is {self.architecture!r}; accepted: {', '.join(ARCHITECTURES)}.")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(choices)}.")
+        if unknown := set(self.loggers) - {"wandb", "tensorboard"}:
+            raise ValueError(f"loggers names {', '.join(sorted(unknown))}; accepted: wandb, tensorboard.")
+        check_ranges(self, RANGES)
+        check_ranges(self, RANGES_OR_ZERO, or_zero=True)
         if self.architecture == "speed" and self.tied:
             raise ValueError("tied is for --architecture portable; speed's embedding and head are apart. Leave out --tied.")
         if self.architecture == "speed" and self.mlp_width:
             raise ValueError("mlp_width is for the other architectures; speed's MLP is 4 widths. Leave out --mlp-width.")
         if self.architecture != "speed" and self.window_pattern not in ("", "L"):
-            raise ValueError(
-                f"window_pattern is {self.window_pattern!r}; {self.architecture} has no windows. Leave out --window-pattern."
-            )
-        limits = {
-            "depth": 256,
-            "width": 65536,
-            "heads": 1024,
-            "kv_heads": 1024,
-            "head_dim": 1024,
-            "context": 1 << 20,
-            "mlp_width": 1 << 20,
-            "micro_batch_size": 4096,
-        }
-        for name, top in limits.items():
-            if not 0 <= getattr(self, name) <= top:
-                raise ValueError(f"{name} is {getattr(self, name)}; accepted: 0 (the plan decides) to {top}.")
-        for name in ("seed", "tokens_per_step", "validations", "validation_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 0.")
-        if self.shard not in ("state", "weights"):
-            raise ValueError(f"shard is {self.shard!r}; accepted: state (the optimizer's) or weights (those too).")
+            problem = f"window_pattern is {self.window_pattern!r}; {self.architecture} has no windows"
+            raise ValueError(f"{problem}. Leave out --window-pattern.")
         if self.fp8 and self.shard == "weights":
             raise ValueError("--fp8 does not go with --shard weights: fp8 weights are quantised whole. Leave one of the two out.")
-        if 0 < self.context < SHORTEST_CONTEXT:
-            raise ValueError(f"context is {self.context}; accepted: at least {SHORTEST_CONTEXT} (0: the plan decides).")
-        if self.vocab_size and self.vocab_size < 256 + 9:
-            raise ValueError(f"vocab_size is {self.vocab_size}; accepted: at least 265 (256 bytes and 9 special tokens).")
-        if self.eval_items < 1:
-            raise ValueError(f"eval_items is {self.eval_items}; accepted: at least 1.")
-        if self.primer_characters < 10_000:
-            raise ValueError(f"primer_characters is {self.primer_characters}; accepted: at least 10000.")
-        if not 0 < self.tokens_per_parameter < float("inf"):
-            raise ValueError(f"tokens_per_parameter is {self.tokens_per_parameter}; accepted: a number above 0.")
-        if self.primer_conversations < 1:
-            raise ValueError(f"primer_conversations is {self.primer_conversations}; accepted: at least 1.")
-        if self.keep_checkpoints < 1:
-            raise ValueError(f"keep_checkpoints is {self.keep_checkpoints}; accepted: at least 1.")
-        if unknown := set(self.loggers) - {"wandb", "tensorboard"}:
-            raise ValueError(f"loggers names {', '.join(sorted(unknown))}; accepted: wandb, tensorboard.")
-        for name, choices in (("damaged_checkpoint", ("stop", "previous")), ("damaged_shards", ("stop", "skip"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(choices)}.")
-        if not self.save_every_seconds >= 0 or not self.usd_per_hour >= 0:
-            raise ValueError("save_every_seconds (0: the plan decides) and usd_per_hour must be at least 0.")
-        if not 0 <= self.mfu <= 1:
-            raise ValueError(f"mfu is {self.mfu}; accepted: 0 (that of the machine) to 1.")
         if self.params and self.depth:
-            raise ValueError(
-                f"params is {self.params!r} and depth {self.depth}: both choose the depth. Leave out one of the two."
-            )
+            raise ValueError(f"params is {self.params!r} and depth {self.depth}: both choose the depth. Leave out one.")
         if self.params:
             quantity(self.params, "params")
         if self.gpu:
@@ -314,33 +284,25 @@ OLD_NAMES = {"rows": "micro_batch_size", "lr_scale": "lr_fraction"}
 """Settings by the names they had until version 0.2; understood for one version more, with a note."""
 
 
+def new_name(old: str) -> str:
+    """A setting's name of today, with a note on stderr where it is another."""
+    if old in OLD_NAMES:
+        print(f"{old} is called {OLD_NAMES[old]} now; the old name will be refused in the next version.", file=sys.stderr)
+    return OLD_NAMES.get(old, old)
+
+
 def with_new_names(values: dict) -> dict:
-    """The tables of a recipe with each old name replaced, and a note on stderr."""
-    renamed = {}
-    for key, value in values.items():
-        if key in OLD_NAMES:
-            _note(key, OLD_NAMES[key])
-        renamed[OLD_NAMES.get(key, key)] = with_new_names(value) if isinstance(value, dict) else value
-    return renamed
-
-
-def _note(old: str, new: str) -> None:
-    print(f"{old} is called {new} now; the old name will be refused in the next version.", file=sys.stderr)
+    """The tables of a recipe with each old name replaced."""
+    return {new_name(key): with_new_names(value) if isinstance(value, dict) else value for key, value in values.items()}
 
 
 def flags_with_new_names(arguments: list[str]) -> list[str]:
     """The same for flags: --rows 4, --rows=4, --stages.sft.lr-scale 0.5."""
-    renamed = []
-    for argument in arguments:
-        flag, *value = argument.split("=", 1)
-        *tables, last = flag.split(".") if flag.startswith("--") else [flag]
-        name = last.removeprefix("--").replace("-", "_")
-        if flag.startswith("--") and name in OLD_NAMES:
-            new = "--" * last.startswith("--") + OLD_NAMES[name].replace("_", "-")
-            _note(flag, ".".join([*tables, new]))
-            flag = ".".join([*tables, new])
-        renamed.append("=".join([flag, *value]))
-    return renamed
+
+    def replaced(found: re.Match[str]) -> str:
+        return found[1] + new_name(found[2].replace("-", "_")).replace("_", "-")
+
+    return [re.sub(r"^(--(?:[\w-]+\.)*)(rows|lr[-_]scale)(?==|$)", replaced, argument) for argument in arguments]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,9 +324,7 @@ class Sweep(Recipe):
             if value < 1:
                 raise ValueError(f"depths {self.depths} and horizons {self.horizons}: accepted are numbers of at least 1.")
         if len(set(self.depths)) < 2 or (self.horizons and len({quantity(h) for h in self.horizons}) < 2):
-            raise ValueError(
-                "a fit needs at least two depths and two horizons, for example --depths 1 2 3 --horizons 500k 1M 2M."
-            )
+            raise ValueError("a fit needs two depths and two horizons, such as --depths 1 2 3 --horizons 500k 1M 2M.")
         if self.depth or self.params:
             raise ValueError("a sweep takes its depths from --depths; leave out --depth and --params.")
         if not self.budget and not self.horizons:
@@ -385,6 +345,10 @@ class Ablation(Recipe):
     seeds: int = 3
     """Runs of each variant. A seed draws weights and the order of the data."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {"seeds": (1, math.inf)})
+
 
 def seconds(budget: str, usd_per_hour: float = 0.0) -> float:
     """'90s', '8min', '2h', or '100usd' at a price, in seconds; '' is 0 (no budget). ValueError for anything else."""
@@ -392,9 +356,7 @@ def seconds(budget: str, usd_per_hour: float = 0.0) -> float:
         return 0.0
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|usd)\s*", budget)
     if match and match[2] == "usd" and not usd_per_hour:
-        raise ValueError(
-            f"budget is {budget!r}, and the price of the machine is unknown: give --usd-per-hour 24, or --gpu 8xH100."
-        )
+        raise ValueError(f"budget is {budget!r}, the price of the machine is unknown: give --usd-per-hour 24, or --gpu 8xH100.")
     factors = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "usd": 3600 / (usd_per_hour or 1)}
     if not match or float(match[1]) * factors[match[2]] < 10:
         raise ValueError(f"budget is {budget!r}; accepted: at least 10s, written like 90s, 8min or 2h, or 100usd.")

@@ -22,70 +22,49 @@ machine and the data was fixed at the first start."""
 class StagePlan:
     steps: int
     tokens_per_step: int
-    lr_fraction: float
-    """Peak learning rates as a share of pretraining's."""
-    seconds: float | None = None
-    """Expected of its steps and checkpoints; None where nothing was measured."""
-    evaluation_seconds: float = 0.0
-    """Expected of what is scored during the stage and after it."""
-    conversations: int = 0
-    """Most conversations of the primer that it reads (midtrain and sft)."""
-    epochs: float | None = None
-    """How often it reads its data; None where the size of that is not known."""
+    lr_fraction: float  # peak learning rates as a share of pretraining's
+    seconds: float | None = None  # expected of its steps and checkpoints; None where nothing was measured
+    evaluation_seconds: float = 0.0  # expected of what is scored during the stage and after it
+    conversations: int = 0  # most conversations of the primer that it reads (midtrain and sft)
+    epochs: float | None = None  # how often it reads its data; None where the size of that is not known
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
     """Numbers to look at before a run; nothing that runs depends on them."""
 
-    tokens: int = 0
-    """Of pretraining."""
-    flops: float = 0.0
-    """Of pretraining."""
+    tokens: int = 0  # of pretraining
+    flops: float = 0.0  # of pretraining
     learning_rates: dict[str, float] = field(default_factory=dict)
     """Peaks of pretraining by group; a matrix with more rows than columns has `matrices` times the root of their ratio."""
-    memory: dict[str, int] = field(default_factory=dict)
-    """Bytes of each part of one rank's step."""
+    memory: dict[str, int] = field(default_factory=dict)  # bytes of each part of one rank's step
     cards: dict[str, int] = field(default_factory=dict)
     """Rows at once that fit GPUs of these sizes, in bf16; 0 where none does."""
-    seconds: float | None = None
-    """Of the whole run; None where nothing was measured or assumed."""
-    usd: float | None = None
-    """None where the price or the time is unknown."""
-    bpb: float | None = None
-    """Expected bits per byte after pretraining."""
-    bpb_note: str = ""
-    """Which text and fit that is of."""
+    seconds: float | None = None  # of the whole run; None where nothing was measured or assumed
+    usd: float | None = None  # None where the price or the time is unknown
+    bpb: float | None = None  # expected bits per byte after pretraining
+    bpb_note: str = ""  # which text and fit that is of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     model: ModelConfig
-    micro_batch_size: int
-    """Rows one rank takes at once."""
-    grad_accum_steps: int
-    """Micro-batches per rank and optimizer step."""
+    micro_batch_size: int  # rows one rank takes at once
+    grad_accum_steps: int  # micro-batches per rank and optimizer step
     stages: dict[str, StagePlan]
     optimizer: OptimizerConfig
     schedule: Schedule
     parameters: dict[str, int]
     flops_per_token: float
-    validations: int
-    """During pretraining, the last one at its end."""
-    validation_tokens: int
-    """Scored in each."""
+    validations: int  # during pretraining, the last one at its end
+    validation_tokens: int  # scored in each
     save_every_seconds: float
-    hardware: Hardware
-    """The machine that the run was planned for, or goes on upon."""
+    hardware: Hardware  # the machine that the run was planned for, or goes on upon
     recipe: Recipe
     forecast: Forecast = field(default_factory=Forecast)
     refitted: tuple[str, ...] = ()
     """Stages whose steps were fitted again to what was left of the budget when they began; they never change after that."""
     format: int = FORMAT
-
-    @property
-    def row_tokens(self) -> int:
-        return self.model.context
 
     def to_dict(self) -> dict:
         return asdict(self)

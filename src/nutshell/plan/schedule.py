@@ -6,16 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from nutshell.config import check_ranges
+
 
 class Rates(NamedTuple):
     """What a step is taken with."""
 
-    lr: float
-    """Factor on every group's peak learning rate."""
-    momentum: float
-    """Muon's."""
-    decay: float
-    """Factor on Muon's weight decay."""
+    lr: float  # factor on every group's peak learning rate
+    momentum: float  # Muon's
+    decay: float  # factor on Muon's weight decay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +31,8 @@ class Schedule:
     """Steps over which Muon's momentum rises from 0.85 to 0.97; at most an eighth of all, but 50 where there are 150."""
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0 or self.momentum_warmup_steps < 0:
-            raise ValueError("warmup_steps and momentum_warmup_steps must be at least 0.")
-        for name in ("warmdown_fraction", "final_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; accepted: 0 to 1.")
+        check_ranges(self, {"warmup_steps": (0, math.inf), "momentum_warmup_steps": (0, math.inf)})
+        check_ranges(self, {"warmdown_fraction": (0, 1), "final_fraction": (0, 1)})
 
     def at(self, step: int, steps: int, stage_lr: float = 1.0) -> Rates:
         """All that changes from step to step, for step `step` (from 0) of `steps`; `stage_lr` multiplies the learning rates."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -19,8 +20,7 @@ from nutshell.tokenizer import Tokenizer
 
 RESUMABLE = 2
 """So many of the newest checkpoints keep their training state: one to go on from, and one more in case that is damaged."""
-BEST = "best.json"
-"""In a stage folder: which step scored best, and how."""
+BEST = "best.json"  # in a stage folder: which step scored best, and how
 
 
 class Writer:
@@ -69,25 +69,23 @@ def resumable(stage_folder: Path) -> list[Path]:
     return [path for _, path in checkpoint.checkpoints(stage_folder) if checkpoint.has_training(path)]
 
 
-def best(stage_folder: Path) -> dict | None:
-    """{"step": ..., "val_bpb": ...} of a stage's best checkpoint; None where nothing was measured."""
+def best(stage_folder: Path) -> dict:
+    """{"step": ..., "val_bpb": ...} of a stage's best checkpoint; empty where nothing was measured."""
     try:
         return json.loads((stage_folder / BEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return None
+        return {}
 
 
 def keep_best(stage_folder: Path, step: int, val_bpb: float) -> None:
     """Remember the checkpoint of `step` if it is the best so far."""
-    known = best(stage_folder)
-    if known is None or val_bpb < known["val_bpb"]:
+    if val_bpb < best(stage_folder).get("val_bpb", math.inf):
         write_json(stage_folder / BEST, {"step": step, "val_bpb": val_bpb})
 
 
 def truncate_after(stage_folder: Path, step: int) -> None:
     """A stage that goes back to `step` has no best checkpoint beyond it."""
-    known = best(stage_folder)
-    if known is not None and known["step"] > step:
+    if best(stage_folder).get("step", 0) > step:
         (stage_folder / BEST).unlink()
 
 
@@ -96,10 +94,9 @@ def prune(stage_folder: Path, keep: int) -> None:
 
     The newest two keep their training state, older ones their weights only.
     """
-    found, ready, top = dict(checkpoint.checkpoints(stage_folder)), resumable(stage_folder), best(stage_folder)
-    kept = {*list(found.values())[-keep:], *ready[-1:]}
-    if top and top["step"] in found:
-        kept.add(found[top["step"]])
+    found, ready = dict(checkpoint.checkpoints(stage_folder)), resumable(stage_folder)
+    best_step = best(stage_folder).get("step")
+    kept = {*list(found.values())[-keep:], *ready[-1:], *(path for step, path in found.items() if step == best_step)}
     for path in found.values():
         if path not in kept:
             os.replace(path, path.with_name(f".tmp-old-{path.name}-{os.getpid()}"))  # gone at once: half of it is no checkpoint
@@ -123,9 +120,7 @@ def open_newest(
     damaged: list[Path] = []
     ready = resumable(stage_folder)
     if not ready and (others := checkpoint.checkpoints(stage_folder)):
-        raise ValueError(
-            f"{others[-1][1]} holds weights only, no training state to go on from. Delete {stage_folder} to begin anew."
-        )
+        raise ValueError(f"{others[-1][1]} holds weights only, no training state to go on from. Delete {stage_folder}.")
     for path in reversed(ready):
         try:
             model, tok, _ = checkpoint.load_model(path, device, training=True)

@@ -26,16 +26,13 @@ class Run:
     """Everything a stage needs; one object made by the verb and passed in."""
 
     folder: Path
-    data: Path
-    """Folder of train and val shards: the run's own, or the user's where --data names shards."""
+    data: Path  # folder of train and val shards: the run's own, or the user's where --data names shards
     plan: Plan
     runtime: Runtime
     tok: Tokenizer
     log: MetricsLog
-    stop: list[int] = field(default_factory=list)
-    """Signals received; the next step boundary saves and leaves."""
-    writer: Writer = field(default_factory=Writer)
-    """Puts checkpoints on the disk while training goes on."""
+    stop: list[int] = field(default_factory=list)  # signals received; the next step boundary saves and leaves
+    writer: Writer = field(default_factory=Writer)  # puts checkpoints on the disk while training goes on
 
     @property
     def conversations(self) -> str:
@@ -46,9 +43,12 @@ class Run:
     def stage_folder(self, stage: str) -> Path:
         return self.folder / stage
 
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each rank holds a part of the weights."""
+        return self.plan.recipe.shard == "weights" and self.runtime.world_size > 1
+
     def finished(self, stage: str) -> bool:
         """All steps of the stage are done and evaluated."""
-        newest = checkpoint.latest(self.stage_folder(stage)) if self.stage_folder(stage).is_dir() else None
-        manifest = checkpoint.read_manifest(newest) if newest else None
-        done = manifest is not None and manifest["meta"].get("step") == self.plan.stages[stage].steps
-        return done and self.log.has_evaluation(stage, self.plan.stages[stage].steps)
+        saved, steps = checkpoint.checkpoints(self.stage_folder(stage)), self.plan.stages[stage].steps
+        return bool(saved) and saved[-1][0] == steps and self.log.has_evaluation(stage, steps)

@@ -11,8 +11,6 @@ import itertools
 import json
 import re
 import statistics
-import typing
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -43,12 +41,9 @@ OUTSIDE_THE_PLAN = {"tokenizer", "fp8", "dtype", "shard"}
 
 
 class Variant(NamedTuple):
-    name: str
-    """Its varied settings, such as "smear=false"."""
-    folder: str
-    """What differs from the recipe, or "base": so that a cell counts in other ablations of the same recipe too."""
-    values: dict[str, Any]
-    """Every varied setting by its dotted name."""
+    name: str  # its varied settings, such as "smear=false"
+    folder: str  # what differs from the recipe, or "base": so that a cell counts in other ablations of the same recipe too
+    values: dict[str, Any]  # every varied setting by its dotted name
     recipe: Recipe
 
 
@@ -99,43 +94,37 @@ def cell_result(folder: Path) -> dict[str, Any] | None:
     return {"bpb": scores[-1], "tokens_per_second": statistics.median(rates), "seconds": steps[-1]["seconds"]}
 
 
-def kinds_of_settings(cls: Any = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, type) of every setting of a recipe."""
-    for name, kind in typing.get_type_hints(cls).items():
-        if is_dataclass(kind):
-            yield from kinds_of_settings(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name, kind
+def values_of(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in vars(settings).items():
+        found |= values_of(value, f"{prefix}{name}.") if is_dataclass(value) else {prefix + name: value}
+    return found
 
 
-def read_value(kind: Any, text: str) -> Any:
-    """A value as it is typed -> one of the setting's type; ValueError for what is not of it."""
-    if typing.get_origin(kind) is tuple:
-        inner = [part for part in re.split(r"[,\s]+", text.strip("()[] ")) if part]
-        return tuple(read_value(typing.get_args(kind)[0], part) for part in inner)
-    if kind is bool:
-        return {"true": True, "false": False}[text.lower()]
-    return kind(text) if kind in (int, float) else text
+def read_value(text: str, like: Any) -> Any:
+    """A value as it is typed -> one of the type of `like`; ValueError or KeyError for what is not of it."""
+    if isinstance(like, tuple):
+        return tuple(part for part in re.split(r"[,\s]+", text.strip("()[] ")) if part)
+    return {"true": True, "false": False}[text.lower()] if isinstance(like, bool) else type(like)(text)
 
 
 def read_vary(text: str, base: Recipe) -> tuple[str, list[Any]]:
     """ "optimizer.matrix_lr=0.01,0.02" -> the setting's dotted name and its values, the baseline's first."""
-    kinds = dict(kinds_of_settings())
+    settings = values_of(base)
     asked, given, values = text.partition("=")
     name = asked.strip().removeprefix("--").replace("-", "_")
-    if name not in kinds:
-        close = [known for known in kinds if known.rsplit(".", 1)[-1] == name] or difflib.get_close_matches(name, kinds, n=1)
+    if name not in settings:
+        close = [known for known in settings if known.endswith(f".{name}")] or difflib.get_close_matches(name, settings, n=1)
         hint = f" Did you mean {close[0]}?" if close else " nutshell pretrain --help lists them."
         raise ValueError(f"--vary {text}: there is no setting {name!r}.{hint} Write it like --vary optimizer.matrix_lr=0.01,0.02")
+    own = settings[name]
     parts = [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", values)] if given else []
     try:
-        found = [read_value(kinds[name], part) for part in parts]
+        found = [read_value(part, own) for part in parts]
     except (ValueError, KeyError):
-        accepted = {bool: "true or false", int: "whole numbers", float: "numbers"}.get(kinds[name], "values of its kind")
+        accepted = {bool: "true or false", int: "whole numbers", float: "numbers"}[type(own)]
         raise ValueError(f"--vary {text}: accepted for {name} are {accepted}, separated by commas.") from None
-    own: Any = base
-    for part in name.split("."):
-        own = getattr(own, part)
     if len(found) == 1:
         found.insert(0, own)  # one value is compared with the recipe's own
     if len(found) < 2 or len({repr(value) for value in found}) < len(found):
@@ -147,8 +136,6 @@ def read_variants(asked: Ablation) -> list[Variant]:
     """The variants, the baseline first: a grid over all --vary, or with --each one setting at a time."""
     if not asked.vary:
         raise ValueError("nothing to vary. Name a setting and its values: --vary optimizer.matrix_lr=0.01,0.02")
-    if asked.seeds < 1:
-        raise ValueError(f"seeds is {asked.seeds}; accepted: at least 1.")
     base = settings_of(asked)
     varied = [read_vary(text, base) for text in asked.vary]
     names = [name for name, _ in varied]
@@ -163,10 +150,10 @@ def read_variants(asked: Ablation) -> list[Variant]:
         nested: dict[str, Any] = {}
         for name, value in values.items():
             *tables, key = name.split(".")
-            place = nested
+            inner = nested
             for table in tables:
-                place = place.setdefault(table, {})
-            place[key] = value
+                inner = inner.setdefault(table, {})
+            inner[key] = value
         recipe = from_dict(Recipe, nested, "--vary " + " ".join(asked.vary), base=base)
         changed = [f"{name}={_text(new)}" for name, _, new in differences(base, recipe)]
         named = ", ".join(f"{name}={_text(value)}" for name, value in values.items())
@@ -176,9 +163,9 @@ def read_variants(asked: Ablation) -> list[Variant]:
 
 
 def _text(value: Any) -> str:
-    return (
-        str(value).lower() if isinstance(value, bool) else "+".join(map(_text, value)) if isinstance(value, tuple) else str(value)
-    )
+    if isinstance(value, tuple):
+        return "+".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def plan_cells(variants: list[Variant], out: Path, runtime: Runtime) -> list[dict[str, Any]]:
@@ -189,9 +176,7 @@ def plan_cells(variants: list[Variant], out: Path, runtime: Runtime) -> list[dic
 
     def draft(variant: Variant, **changes: Any) -> Plan:
         if not variant.recipe.depth and not variant.recipe.params:
-            raise ValueError(
-                "an ablation needs --depth: a budget would be fitted to the machine. Its length: --tokens-per-parameter."
-            )
+            raise ValueError("an ablation needs --depth, since a budget would be fitted to the machine.")
         named = variant.recipe if {"tokenizer", "vocab_size"} & variant.values.keys() else variants[0].recipe
         vocab_size = open_tokenizer(named).vocab_size if named.tokenizer else default_vocab_size(named, runtime.device.type)
         recipe = cell_recipe(variant.recipe, out, variant.folder, out / "data", **changes)
@@ -212,10 +197,7 @@ def plan_cells(variants: list[Variant], out: Path, runtime: Runtime) -> list[dic
         apart = {name: variant.values[name] for name in OUTSIDE_THE_PLAN & variant.values.keys()}
         key = json.dumps([decided, apart], sort_keys=True, default=str)
         if key in seen:
-            raise ValueError(
-                f"{variant.name} trains exactly as {seen[key]}. An ablation compares what pretraining computes on one text; its "
-                "seeds come from --seeds."
-            )
+            raise ValueError(f"{variant.name} trains exactly as {seen[key]}: vary what pretraining computes (--seeds is apart).")
         seen[key] = variant.name
         if {"tokenizer", "vocab_size"} & variant.values.keys():
             own |= {"tokenizer": recipe.tokenizer, "vocab_size": recipe.vocab_size}
@@ -248,10 +230,10 @@ def run_ablation(asked: Ablation, runtime: Runtime) -> dict[str, Any]:
         data, tok = prepare_shared(variants[0].recipe, runtime)
         record = open_record(out, data, tok, runtime)
         results: dict[str, dict[str, Any]] = {variant.name: {} for variant in variants}
-        runs = [(seed, place) for seed in range(asked.seed, asked.seed + asked.seeds) for place in range(len(variants))]
-        for number, (seed, place) in enumerate(runs, 1):
-            variant = variants[place]
-            recipe = cell_recipe(variant.recipe, out, f"{variant.folder}-seed{seed}", data, seed=seed, **own[place])
+        seeds = range(asked.seed, asked.seed + asked.seeds)
+        runs = [(seed, variant, changes) for seed in seeds for variant, changes in zip(variants, own, strict=True)]
+        for number, (seed, variant, changes) in enumerate(runs, 1):
+            recipe = cell_recipe(variant.recipe, out, f"{variant.folder}-seed{seed}", data, seed=seed, **changes)
             if runtime.is_main:
                 print(f"cell {number} of {len(runs)}: {variant.name}, seed {seed}", flush=True)
             try:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -19,18 +19,17 @@ from nutshell.model.flops import flops_per_token, matrix_parameters
 from nutshell.model.kv_cache import KVCache
 from nutshell.plan.cost import EVALUATION_ROWS
 from nutshell.plan.hardware import ASSUMED_MFU, Hardware, Timing
-from nutshell.plan.memory import most_rows
+from nutshell.plan.memory import fitting_rows, most_rows
 from nutshell.plan.plan import (
     BUDGET_DEPTHS,
     Data,
     affordable,
     batch_tokens,
     choose_depth,
-    fits,
     make_shape,
     named_depth,
     with_micro_batches_of,
-)  # fmt: skip
+)
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.record import Plan
 from nutshell.plan.schedule import Rates
@@ -94,17 +93,12 @@ def step_seconds(
     return seconds, statistics.median(forward)
 
 
-def probe_step(plan: Plan, size: int, runtime: Runtime) -> None:
-    """Real training steps of the planned model on micro-batches of `size` rows."""
-    step_seconds(plan.model, size, runtime, plan.recipe)
-
-
-def probe_micro_batch(plan: Plan, runtime: Runtime, step: Callable[..., None] = probe_step) -> Plan:
+def probe_micro_batch(plan: Plan, runtime: Runtime, step: Callable[..., Any] = step_seconds) -> Plan:
     """The plan with the micro-batch size that a real step fits this GPU's memory with: the planned one, halved where it does not.
 
     The estimate of memory does not know who else uses the card. ValueError where not even one row fits.
     """
-    size, _ = halve_until_it_fits(plan.micro_batch_size, runtime, partial(step, plan, runtime=runtime))
+    size, _ = halve_until_it_fits(plan.micro_batch_size, runtime, lambda rows: step(plan.model, rows, runtime, plan.recipe))
     return plan if size == plan.micro_batch_size else with_micro_batches_of(plan, size)
 
 
@@ -114,14 +108,13 @@ def halve_until_it_fits(size: int, runtime: Runtime, attempt: Callable[[int], T]
     All ranks take the same size. They hold the same, so they run out together; ValueError where one row is too much.
     """
     while True:
-        result = None
+        result, failed = None, torch.zeros(())
         try:
             result = attempt(size)
-            failed = 0.0
         except torch.OutOfMemoryError:
-            failed = 1.0
+            failed += 1
         # Outside the handler: there the failed step's tensors are still held by its traceback.
-        if not runtime.mean(failed):
+        if not runtime.total(failed).item():
             return size, cast(T, result)
         gc.collect()
         if runtime.device.type == "cuda":
@@ -134,11 +127,6 @@ def halve_until_it_fits(size: int, runtime: Runtime, attempt: Callable[[int], T]
         size //= 2
 
 
-def time_training(config: ModelConfig, rows: int, runtime: Runtime, recipe: Recipe) -> float:
-    """Median seconds of a training step of `rows` rows, optimizer included."""
-    return statistics.median(step_seconds(config, rows, runtime, recipe)[0][WARMUP_STEPS:])
-
-
 def time_decoding(config: ModelConfig, rows: int, length: int, runtime: Runtime) -> float:
     """Seconds of one decoding step of `rows` rows that hold about `length` tokens each."""
     model = build_model(config).to(runtime.device)
@@ -146,13 +134,13 @@ def time_decoding(config: ModelConfig, rows: int, length: int, runtime: Runtime)
     model = model.for_inference()
     length = min(length, config.context - 1)
     cache = KVCache(config, rows, device=runtime.device, dtype=runtime.dtype)
-    every = torch.arange(rows, device=runtime.device)
+    slots = torch.arange(rows, device=runtime.device)
     ids = torch.ones(rows, 1, dtype=torch.long, device=runtime.device)
     seconds = []
     for _ in range(WARMUP_STEPS + TIMED_STEPS):
         cache.lengths.fill_(length)
         start = time.perf_counter()
-        model.decode(ids, cache, every)
+        model.decode(ids, cache, slots)
         runtime.synchronize()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[WARMUP_STEPS:])
@@ -212,7 +200,7 @@ def measure(recipe: Recipe, runtime: Runtime, hardware: Hardware, vocab_size: in
             rate = timings[last].tokens_per_second * flops_per_token(make_shape(recipe, last, vocab_size), shape.context)
             expected = rate / flops_per_token(shape, shape.context)
             out_of_reach = expected * seconds_left * recipe.stages.pretrain.share < 0.7 * tokens
-            if out_of_reach or not fits(recipe, hardware, shape):
+            if out_of_reach or not fitting_rows(shape, hardware, recipe.shard):
                 break
         rows = timed_rows(recipe, runtime, hardware, shape, tokens)
         attempt = partial(time_depth, shape, runtime=runtime, recipe=recipe)

@@ -109,13 +109,13 @@ class Fsdp(Zero):
 
     def on_whole_matrices(self, function: Callable[[Tensor], Tensor], matrices: Tensor, rows: int) -> Tensor:
         """Matrix i goes to rank i % world_size, `function` maps those of a rank (M, rows, columns), and the rows return."""
-        count, mine, columns = matrices.shape
+        count, own_rows, columns = matrices.shape
         ranks = self.world_size
         each, owned = -(-count // ranks), len(range(self.rank, count, ranks))
         held = [len(range(rows)[rank * -(-rows // ranks) :][: -(-rows // ranks)]) for rank in range(ranks)]  # rows by rank
-        there, here = [each * mine * columns] * ranks, [each * n * columns for n in held]
-        send = torch.cat([matrices, matrices.new_zeros(each * ranks - count, mine, columns)])
-        send = send.view(each, ranks, mine, columns).transpose(0, 1).flatten()  # by owner
+        there, here = [each * own_rows * columns] * ranks, [each * n * columns for n in held]
+        send = torch.cat([matrices, matrices.new_zeros(each * ranks - count, own_rows, columns)])
+        send = send.view(each, ranks, own_rows, columns).transpose(0, 1).flatten()  # by owner
         received = matrices.new_empty(sum(here))
         dist.all_to_all_single(received, send, here, there)
         pieces = zip(received.split(here), held, strict=True)
@@ -124,4 +124,4 @@ class Fsdp(Zero):
         send = torch.cat([piece.flatten() for piece in whole.split(held, dim=1)])
         received = matrices.new_empty(sum(there))
         dist.all_to_all_single(received, send, there, here)
-        return received.view(ranks, each, mine, columns).transpose(0, 1).reshape(each * ranks, mine, columns)[:count]
+        return received.view(ranks, each, own_rows, columns).transpose(0, 1).reshape(each * ranks, own_rows, columns)[:count]

@@ -33,23 +33,16 @@ ADAM_EPS = 1e-10
 class Group:
     """Parameters that share a rule and, for Muon, a shape: one batched product updates them all."""
 
-    row: ParameterGroup
-    """Of the table in plan/groups.py: rule and betas."""
-    lr: float
-    """Peak rate at this width and batch; the schedule multiplies it."""
+    row: ParameterGroup  # of the table in plan/groups.py: rule and betas
+    lr: float  # peak rate at this width and batch; the schedule multiplies it
     weight_decay: float
     names: list[str] = field(default_factory=list)
     parameters: list[nn.Parameter] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    """Of the parameters in the model, first layer first."""
+    positions: list[int] = field(default_factory=list)  # of the parameters in the model, first layer first
 
     @property
     def rule(self) -> str:
         return self.row.rule
-
-    @property
-    def betas(self) -> tuple[float, float]:
-        return self.row.betas
 
 
 def group_parameters(model: nn.Module, config: OptimizerConfig, *, width: int, tokens_per_step: int) -> list[Group]:
@@ -203,7 +196,7 @@ class MuonAdamW:
             [self.state[f"{shard.name}.second_moment"] for shard, _ in touched],
             [],
             [torch.tensor(float(self.steps - 1), device=shard.parameter.device) for shard, _ in touched],
-            fused=True, amsgrad=False, beta1=group.betas[0], beta2=group.betas[1], lr=lr, weight_decay=group.weight_decay,
+            fused=True, amsgrad=False, beta1=group.row.betas[0], beta2=group.row.betas[1], lr=lr, weight_decay=group.weight_decay,
             eps=ADAM_EPS, maximize=False,
         )  # fmt: skip
 

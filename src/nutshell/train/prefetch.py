@@ -13,18 +13,12 @@ from nutshell.model.flash import KERNELS, document_offsets
 class MicroBatch(NamedTuple):
     """One micro-batch. Its targets are counted before the first forward, so the loss is a mean over the whole step."""
 
-    ids: Tensor
-    """(B, T)"""
-    targets: Tensor
-    """(B, T), -1 where nothing is learned."""
-    target_count: int
-    """Targets that are learned. On other ranks and in other micro-batches there may be more or fewer."""
-    weights: Tensor | None = None
-    """(B, T), a factor on each target's loss: the advantages of RL."""
-    offsets: Tensor | None = None
-    """`document_offsets` of ids, for attention kernels that take documents."""
-    ready: torch.cuda.Event | None = None
-    """The copy to the device has ended; None where there is none to wait for."""
+    ids: Tensor  # (B, T)
+    targets: Tensor  # (B, T), -1 where nothing is learned
+    target_count: int  # Targets that are learned. On other ranks and in other micro-batches there may be more or fewer.
+    weights: Tensor | None = None  # (B, T), a factor on each target's loss: the advantages of RL
+    offsets: Tensor | None = None  # `document_offsets` of ids, for attention kernels that take documents
+    ready: torch.cuda.Event | None = None  # the copy to the device has ended; None where there is none to wait for
 
     def wait(self) -> None:
         """Order what follows after the copy, on the stream that will read it."""

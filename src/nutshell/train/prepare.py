@@ -8,21 +8,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 from nutshell import checkpoint
 from nutshell.config import from_dict
 from nutshell.data import primer
 from nutshell.data.conversations import read_conversations
-from nutshell.data.shards import is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
+from nutshell.data.shards import MANIFEST, is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
 from nutshell.data.text import read_documents
 from nutshell.files import fingerprint, sha256, write_json, write_text
-from nutshell.metrics import GpuSampler, MetricsLog, check_loggers
+from nutshell.metrics import MetricsLog, check_loggers
 from nutshell.plan.hardware import Hardware
 from nutshell.plan.law import load_law, text_fingerprint
 from nutshell.plan.plan import Data, default_vocab_size, for_hardware, make_plan, same_machine
@@ -30,7 +30,7 @@ from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, SOURCES, Recipe
 from nutshell.plan.record import Plan, has_trained, source_prints, standing_plan
 from nutshell.run.folder import CONVERSATIONS, Run
 from nutshell.run.lock import run_lock, stop_signals
-from nutshell.runtime import Runtime
+from nutshell.runtime import Runtime, gpu_readings
 from nutshell.tasks import load_task
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages, render
@@ -44,13 +44,10 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     """ValueError or FileNotFoundError for sizes that do not fit together and for files that are missing or of another kind."""
     if recipe.budget and not recipe.depth and not recipe.params:
         recipe = replace(recipe, depth=1)  # where measuring begins
-    hardware = Hardware(
-        device=runtime.device.type, dtype=runtime.dtype_name, world_size=runtime.world_size, memory_bytes=runtime.memory_bytes
-    )
     load_law(recipe.scaling)
     check_data(recipe)
     vocab_size = open_tokenizer(recipe).vocab_size if recipe.tokenizer else default_vocab_size(recipe, runtime.device.type)
-    make_plan(recipe, hardware, vocab_size=vocab_size)
+    make_plan(recipe, hardware_of(runtime), vocab_size=vocab_size)
     if recipe.sft != PRIMER:
         read_conversations(recipe.sft, check=parse_messages)
     for name in dict.fromkeys(name for stage in vars(recipe.stages) for name in recipe.tasks_after(stage)):
@@ -70,10 +67,8 @@ def open_tokenizer(recipe: Recipe) -> Tokenizer:
     """The tokenizer that the recipe names, with the special tokens of chats."""
     tok = Tokenizer.load(recipe.tokenizer).with_special_tokens()
     if recipe.vocab_size not in (0, tok.vocab_size):
-        raise ValueError(
-            f"--vocab-size {recipe.vocab_size} does not fit --tokenizer {recipe.tokenizer}, which has {tok.vocab_size} tokens "
-            "with those of chats. Leave out one of the two."
-        )
+        named = f"--vocab-size {recipe.vocab_size} does not fit --tokenizer {recipe.tokenizer}"
+        raise ValueError(f"{named}, which has {tok.vocab_size} tokens with those of chats. Leave out one of the two.")
     return tok
 
 
@@ -81,10 +76,8 @@ def check_order(recipe: Recipe, stage: str) -> None:
     """ValueError where no stage before `stage` has saved anything in this run, and no other model is named to begin with."""
     before = checkpoint.STAGES[: checkpoint.STAGES.index(stage)]
     if before and not recipe.init_from and checkpoint.latest(Path(recipe.out)) is None:
-        raise ValueError(
-            f"{recipe.out} has no {before[-1]} checkpoint to start {stage} from. Run: nutshell {before[-1]} first, or begin with "
-            "another model: --init-from RUN."
-        )
+        missing = f"{recipe.out} has no {before[-1]} checkpoint to start {stage} from"
+        raise ValueError(f"{missing}. Run: nutshell {before[-1]} first, or begin with another model: --init-from RUN.")
 
 
 def prepare_data(recipe: Recipe, runtime: Runtime, note: Callable[[str], object] = print, *, planned: bool = False) -> Path:
@@ -98,16 +91,13 @@ def prepare_data(recipe: Recipe, runtime: Runtime, note: Callable[[str], object]
         return folder
     if recipe.data != PRIMER and is_shard_folder(recipe.data):
         return Path(recipe.data)
-    if runtime.is_main:
-        if recipe.data != PRIMER:
-            prepare_shards(recipe.data, folder, note=note, seed=recipe.seed)
-        else:
-            source = {"primer": recipe.primer_characters, "seed": recipe.seed}
-            if not is_shard_folder(folder):
-                documents = primer.documents(recipe.seed, recipe.primer_characters)
-                write_shards(documents, folder, val_fraction=0.01, seed=recipe.seed, source=source)
-            elif (found := read_manifest(folder).get("source")) != source:
-                raise ValueError(f"{folder} holds {found}, not {source}. Delete it, or give another --out.")
+    source = {"primer": recipe.primer_characters, "seed": recipe.seed}
+    if runtime.is_main and recipe.data != PRIMER:
+        prepare_shards(recipe.data, folder, note=note, seed=recipe.seed)
+    elif runtime.is_main and not is_shard_folder(folder):
+        write_shards(primer.documents(recipe.seed, recipe.primer_characters), folder, seed=recipe.seed, source=source)
+    elif runtime.is_main and (found := read_manifest(folder).get("source")) != source:
+        raise ValueError(f"{folder} holds {found}, not {source}. Delete it, or give another --out.")
     runtime.barrier()
     return folder
 
@@ -118,42 +108,37 @@ def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path, *, planned: 
     ValueError where the run's folder has one that was made of something else. A `planned` run goes on with its own.
     """
     folder = Path(recipe.out) / "tokenizer"
-    if runtime.is_main and not (planned and (folder / "tokenizer.json").exists()):
-        made, record = _made_of(recipe, runtime, data), folder / "made.json"
-        if not (folder / "tokenizer.json").exists():
-            given = open_tokenizer(recipe) if recipe.tokenizer else None
-            size, pattern = made["vocab_size"], made["pattern"]
-            (given or Tokenizer.train(_training_text(data, recipe), size, pattern)).save(folder)
-            write_json(record, made)
-        elif recipe.tokenizer:
-            if Tokenizer.load(folder).fingerprint != open_tokenizer(recipe).fingerprint:
-                raise ValueError(
-                    f"{folder} is not the tokenizer {recipe.tokenizer}. Leave out --tokenizer, or give another --out."
-                )
+    there = (folder / "tokenizer.json").exists()
+    if runtime.is_main and not (planned and there):
+        # The pattern of portable is Qwen2's, so that a GGUF file can say pre=qwen2.
+        pattern = {"speed": "nanochat", "portable": "qwen2", "gpt2": "gpt2"}[recipe.architecture]
+        size = default_vocab_size(recipe, runtime.device.type)
+        text = sha256(data / MANIFEST) if (data / MANIFEST).exists() else ""
+        if there:
+            check_tokenizer(recipe, folder, pattern, text)
         else:
-            _check_made(recipe, folder, made, json.loads(record.read_text(encoding="utf-8")) if record.exists() else {})
+            tok = open_tokenizer(recipe) if recipe.tokenizer else Tokenizer.train(_training_text(data, recipe), size, pattern)
+            tok.save(folder)
+            write_json(folder / "made.json", {"vocab_size": size, "pattern": pattern, "text": text})
     runtime.barrier()
     return Tokenizer.load(folder)
 
 
-def _made_of(recipe: Recipe, runtime: Runtime, data: Path) -> dict[str, Any]:
-    """What decides a trained tokenizer. The pattern of portable is Qwen2's, so that a GGUF file can say pre=qwen2."""
-    return {
-        "vocab_size": default_vocab_size(recipe, runtime.device.type),
-        "pattern": {"speed": "nanochat", "portable": "qwen2", "gpt2": "gpt2"}[recipe.architecture],
-        "text": sha256(data / "manifest.json") if (data / "manifest.json").exists() else "",
-    }
-
-
-def _check_made(recipe: Recipe, folder: Path, asked: dict[str, Any], made: dict[str, Any]) -> None:
-    """ValueError where the tokenizer in `folder` is of another size, pattern or text. Without a size asked for any is right."""
-    tok = Tokenizer.load(folder)
+def check_tokenizer(recipe: Recipe, folder: Path, pattern: str, text: str) -> None:
+    """ValueError where the tokenizer that is there is another than the recipe's, or of another size, pattern or text. Without a
+    size asked for any is right."""
+    tok, record = Tokenizer.load(folder), folder / "made.json"
+    if recipe.tokenizer:
+        if tok.fingerprint != open_tokenizer(recipe).fingerprint:
+            raise ValueError(f"{folder} is not the tokenizer {recipe.tokenizer}. Leave out --tokenizer, or give another --out.")
+        return
+    made = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     size = made.get("vocab_size", tok.vocab_size)  # the text may have been too little for all that was asked for
-    if recipe.vocab_size and recipe.vocab_size != size:
+    if recipe.vocab_size not in (0, size):
         problem = f"was made with vocab_size {size}, now it is {recipe.vocab_size}"
-    elif tok.pattern != Tokenizer([], asked["pattern"]).pattern:
-        problem = f"splits text by another pattern than {asked['pattern']}, which --architecture {recipe.architecture} has"
-    elif made.get("text", asked["text"]) != asked["text"]:
+    elif tok.pattern != Tokenizer([], pattern).pattern:
+        problem = f"splits text by another pattern than {pattern}, which --architecture {recipe.architecture} has"
+    elif made.get("text", text) != text:
         problem = "was trained on another text than the run's data"
     else:
         return
@@ -272,7 +257,8 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
     with ExitStack() as stack:
         if runtime.is_main:
             stack.enter_context(run_lock(folder, LOCK_PATIENCE_SECONDS if dist.is_torchelastic_launched() else 0.0))
-        log = stack.enter_context(MetricsLog(folder, rank=runtime.rank, loggers=recipe.loggers, gpu=gpu_sampler(runtime)))
+        gpu = partial(gpu_readings, runtime.device)
+        log = stack.enter_context(MetricsLog(folder, rank=runtime.rank, loggers=recipe.loggers, gpu=gpu))
         if saved and runtime.is_main:
             note_changes(recipe, folder, log)
         with timed(log, "data"):
@@ -287,13 +273,6 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
         stack.enter_context(stop_signals(run.stop))
         stack.enter_context(run.writer)
         yield run
-
-
-def gpu_sampler(runtime: Runtime) -> GpuSampler | None:
-    """Readings of the GPU that this rank computes on."""
-    if runtime.device.type != "cuda":
-        return None
-    return GpuSampler(uuid=str(torch.cuda.get_device_properties(runtime.device).uuid))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from nutshell.data.loader import PretrainLoader
 from nutshell.data.shards import open_shards
 from nutshell.data.stream import Batch
 from nutshell.eval.bpb import bits_per_byte
+from nutshell.run.checkpoints import keep_best
 from nutshell.run.folder import Run
 from nutshell.train.prefetch import ToDevice
 from nutshell.train.scoring import evaluate_stage
@@ -24,7 +25,7 @@ def pretrain(run: Run) -> None:
     stage = open_stage(run, "pretrain")
     shards = open_shards(run.data, on_error=plan.recipe.damaged_shards)
     loader = PretrainLoader(
-        shards, run.tok.encode_batch, run.tok.bos_id, plan.micro_batch_size, plan.row_tokens + 1, seed=plan.recipe.seed,
+        shards, run.tok.encode_batch, run.tok.bos_id, plan.micro_batch_size, plan.model.context + 1, seed=plan.recipe.seed,
         rank=runtime.rank, world_size=runtime.world_size, prefetched_batches=max(4, plan.grad_accum_steps),
         prepare=ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel),
     )  # fmt: skip
@@ -48,7 +49,7 @@ def pretrain(run: Run) -> None:
             stage.save_if_due(result, loader, anyway=due)  # before validating, and so that the best can be kept
             if due and stage.step < stage.steps:
                 validate(stage, validation)
-    stage.settle()
+    stage.wait_for_save()
     evaluate_stage(run, stage, val_bpb=validation_bpb(stage, validation))
 
 
@@ -56,13 +57,14 @@ def validation_bpb(stage: Stage, batches: list[Batch]) -> float:
     """Bits per byte now; the checkpoint of this step is kept if none scored better."""
     byte_lengths = torch.from_numpy(stage.run.tok.token_byte_lengths())
     bpb = bits_per_byte(stage.model, batches, byte_lengths, reduce=stage.run.runtime.total)
-    stage.keep_best(bpb)
+    if stage.run.runtime.is_main:
+        keep_best(stage.run.stage_folder("pretrain"), stage.step, bpb)
     return bpb
 
 
 def validate(stage: Stage, batches: list[Batch]) -> None:
     """Score and log a step in the middle of the stage, when its checkpoint is on the disk."""
-    stage.settle()
+    stage.wait_for_save()
     start = time.monotonic()
     bpb = validation_bpb(stage, batches)
     stage.run.log.evaluation("pretrain", stage.step, {"val_bpb": bpb}, eval_seconds=time.monotonic() - start)

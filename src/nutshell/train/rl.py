@@ -63,8 +63,7 @@ class Rollout(NamedTuple):
     prompts: list[list[int]]
     answers: list[list[Completion]]
     rewards: list[list[float]]
-    counted: bool
-    """False: this rank had no problem of its own and works along on another's."""
+    counted: bool  # False: this rank had no problem of its own and works along on another's
 
 
 def roll_out(stage: Stage) -> Rollout:

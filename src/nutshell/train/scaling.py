@@ -17,7 +17,7 @@ from nutshell.files import write_json, write_text
 from nutshell.model.flops import matrix_parameters
 from nutshell.plan.cost import VALIDATION_SHARE, saving_seconds, validation
 from nutshell.plan.hardware import Timing
-from nutshell.plan.law import PACKAGED, Law, Point, fit, law_record, text_fingerprint
+from nutshell.plan.law import PACKAGED, Point, fit, law_record, text_fingerprint
 from nutshell.plan.plan import default_vocab_size, make_shape
 from nutshell.plan.recipe import Recipe, Sweep, quantity
 from nutshell.plan.record import load_plan
@@ -27,8 +27,7 @@ from nutshell.train.ablate import cell_recipe, prepare_shared, train_cell
 from nutshell.train.calibrate import time_depth, timed_rows
 from nutshell.train.prepare import check_data, hardware_of
 
-SHARES = (1.0, 0.5, 0.25)
-"""Horizons on a budget: what it allows, and these parts of it."""
+SHARES = (1.0, 0.5, 0.25)  # horizons on a budget: what it allows, and these parts of it
 SHORTEST = 100_000  # tokens; less is hardly a run
 CELL_SECONDS = 1.0  # of opening and closing a run
 TIMED_HORIZON = 1e6  # tokens whose batch is timed, before the horizon is known
@@ -90,8 +89,7 @@ def plan_sweep(sweep: Sweep, runtime: Runtime, vocab_size: int, seconds_left: fl
     sweep_plan = {"asked": asked, "cells": sorted(cells, key=lambda cell: cell["seconds"])}
     if runtime.is_main:
         write_json(path, sweep_plan)
-    runtime.barrier()
-    return json.loads(path.read_text(encoding="utf-8"))
+    return runtime.agree(sweep_plan)
 
 
 def point_of(recipe: Recipe, result: dict[str, Any]) -> Point:
@@ -130,17 +128,13 @@ def run_sweep(sweep: Sweep, runtime: Runtime, *, packaged: Path = PACKAGED) -> d
     text = text_fingerprint(sweep, read_manifest(data))
     law = fit(points, text=Path(sweep.data).name, fingerprint=text, vocab_size=tok.vocab_size)
     if runtime.is_main:
-        write_results(out, law, points, left_out)
+        write_json(out / "scaling.json", law_record(law, points))
+        write_text(out / "scaling.md", page(law, points, left_out) + "\n\n![The sweep and its fit](scaling.png)\n")
+        draw(law, points, out / "scaling.png")
         if sweep.refresh:
             refresh(out, packaged)
         print(page(law, points, left_out))
     return law_record(law, points)
-
-
-def write_results(out: Path, law: Law, points: list[Point], left_out: list[dict[str, Any]]) -> None:
-    write_json(out / "scaling.json", law_record(law, points))
-    write_text(out / "scaling.md", page(law, points, left_out) + "\n\n![The sweep and its fit](scaling.png)\n")
-    draw(law, points, out / "scaling.png")
 
 
 def refresh(out: Path, packaged: Path) -> None:

@@ -16,12 +16,9 @@ from nutshell.tasks import load_task
 from nutshell.tokenizer.chat import render_prompt
 from nutshell.train.stage import Stage
 
-PRACTISED = ("primer-sums", "primer-letters", "primer-vowels")
-"""What RL practises; their mean is logged as `primer-practised`."""
-TARGETS = {"primer-facts": 0.90, "primer-sums": 0.85, "primer-letters": 0.85}
-"""Of the demo, from fine-tuning on."""
-HIGH = 0.95
-"""RL has to raise the mean of what it practises, or hold it above this."""
+PRACTISED = ("primer-sums", "primer-letters", "primer-vowels")  # what RL practises; their mean is logged as `primer-practised`
+TARGETS = {"primer-facts": 0.90, "primer-sums": 0.85, "primer-letters": 0.85}  # of the demo, from fine-tuning on
+HIGH = 0.95  # RL has to raise the mean of what it practises, or hold it above this
 QUESTIONS = ("Hello! Who are you?", "What can you tell me?", "Tell me a short story.")
 """Put to a chat model that is scored on no task, so that the report shows how it answers."""
 
@@ -34,9 +31,9 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
 
     def progress(done: int, total: int) -> None:
         if run.stop:
-            stage.leave(alone=True)
+            stage.exit_run(alone=True)
 
-    stage.settle()
+    stage.wait_for_save()
     whole = stage.whole_model()
     if run.runtime.is_main:
         start = time.perf_counter()
@@ -76,13 +73,13 @@ def targets_for(run: Run, stage: str) -> dict[str, float]:
 
 def sample_replies(run: Run, model: Any, stage: str, *, most_tokens: int = 48) -> list[dict[str, str]]:
     """How the model goes on where validation documents begin, or from midtraining on what it answers; most likely tokens."""
-    room = max(1, model.config.context - most_tokens)  # of a prompt
+    longest_prompt = max(1, model.config.context - most_tokens)
     if stage == "pretrain":
         texts = [text[:200] for text in open_shards(run.data, on_error="skip").read("val", 0)[:3]]
-        prompts = [[run.tok.bos_id, *run.tok.encode(text)][: min(24, room)] for text in texts]
+        prompts = [[run.tok.bos_id, *run.tok.encode(text)][: min(24, longest_prompt)] for text in texts]
         shown = [run.tok.decode(ids[1:]) for ids in prompts]
     else:
-        prompts = [render_prompt([{"role": "user", "content": question}], run.tok)[-room:] for question in QUESTIONS]
+        prompts = [render_prompt([{"role": "user", "content": question}], run.tok)[-longest_prompt:] for question in QUESTIONS]
         shown = list(QUESTIONS)
     if not prompts:  # the first validation block is damaged
         return []

@@ -24,7 +24,7 @@ def conversations_for(run: Run, stage: str) -> list[dict]:
     own = [
         {"messages": part}
         for conversation in read_conversations(run.conversations, check=parse_messages)
-        for part in split_turns(conversation["messages"], run.tok, run.plan.row_tokens + 1)
+        for part in split_turns(conversation["messages"], run.tok, run.plan.model.context + 1)
     ]
     share = getattr(recipe.stages, stage).primer_share
     count = min(wanted, int(len(own) * share / (1 - share)) if share < 1 else wanted)
@@ -39,7 +39,7 @@ def sft(run: Run, name: str) -> None:
     stage = open_stage(run, name)
     loader = ConversationLoader(
         conversations_for(run, name), lambda c: render(c["messages"], run.tok), run.tok.bos_id, plan.micro_batch_size,
-        plan.row_tokens + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
+        plan.model.context + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
         prefetched_batches=max(4, plan.grad_accum_steps),
         prepare=ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel),
     )  # fmt: skip
@@ -50,7 +50,7 @@ def sft(run: Run, name: str) -> None:
     if lost:
         cropped, left_out = lost["cropped_conversations"], lost["left_out_conversations"]
         run.log.note(
-            f"{name}: of {len(loader.conversations)} conversations {cropped} are longer than the context of {plan.row_tokens} "
+            f"{name}: of {len(loader.conversations)} conversations {cropped} are longer than the context of {plan.model.context} "
             f"tokens and lose their end ({lost['cropped_tokens']} tokens); {left_out} are left out, since no answer "
             "remains of them. A longer --context keeps more."
         )

@@ -16,7 +16,7 @@ from nutshell import checkpoint
 from nutshell.data.stream import PackedStream
 from nutshell.model.build import build_model
 from nutshell.model.decoder import Decoder
-from nutshell.run.checkpoints import keep_best, open_newest, prune, quarantine, truncate_after
+from nutshell.run.checkpoints import open_newest, prune, quarantine, truncate_after
 from nutshell.run.folder import Preempted, Run
 from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.train.optim import MuonAdamW, group_parameters
@@ -40,12 +40,10 @@ class Stage:
     run: Run
     name: str
     model: Decoder
-    step_model: nn.Module
-    """The model as training calls it: compiled where the runtime says so."""
+    step_model: nn.Module  # the model as training calls it: compiled where the runtime says so
     optimizer: MuonAdamW
     scaler: LossScaler
-    step: int
-    """Steps done."""
+    step: int  # steps done
     seconds: float
     loader_state: dict | None
     last_save: float = field(default_factory=time.monotonic)
@@ -57,7 +55,7 @@ class Stage:
 
     def whole_model(self, *, everywhere: bool = False) -> Decoder:
         """The model with all its weights, to save or evaluate, on rank 0 or everywhere. All ranks call it at once."""
-        if not shards_weights(self.run):
+        if not self.run.shards_weights:
             return self.model
         from nutshell.train.fsdp import whole_model  # importing FSDP2 takes a second or two
 
@@ -82,22 +80,17 @@ class Stage:
         curable = self.scaler.update(result.loss, result.finite) if result.targets else False
         if not curable:
             self.skipped_in_a_row = 0 if result.finite else self.skipped_in_a_row + 1
-        runtime, plan = self.run.runtime, self.run.plan
+        runtime, flops = self.run.runtime, self.run.plan.flops_per_token
         rate, peak = result.tokens / result.seconds, runtime.peak_flops
         record = {
-            "stage": self.name,
-            "step": self.step,
-            "steps": self.steps,
-            "seconds": round(self.seconds, 3),
-            "tokens": result.tokens,
-            "loss": result.loss,
+            "stage": self.name, "step": self.step, "steps": self.steps, "seconds": round(self.seconds, 3),
+            "tokens": result.tokens, "loss": result.loss, "grad_norm": result.grad_norm,
             "lr": result.lr * min(group.lr for group in self.optimizer.groups if group.rule == "muon"),
-            "grad_norm": result.grad_norm,
             "tokens_per_second": rate,
-            "mfu": rate * plan.flops_per_token / (peak * runtime.world_size) if peak and self.name != "rl" else None,
+            "mfu": rate * flops / (peak * runtime.world_size) if peak and self.name != "rl" else None,
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
             **more,
-        }
+        }  # fmt: skip
         if self.scaler.dynamic:
             record["loss_scale"] = self.scaler.scale
         if not result.updated:
@@ -105,12 +98,11 @@ class Stage:
         self.run.log.step(record)
         if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             self.run.writer.wait()
-            saved = checkpoint.checkpoints(self.run.stage_folder(self.name))
-            kept = f"The last good checkpoint is {saved[-1][1]}" if saved else f"{self.name} has saved no checkpoint yet"
+            saved = checkpoint.latest(self.run.stage_folder(self.name))
             raise TrainingDiverged(
                 f"the last {self.skipped_in_a_row} steps up to step {self.step} had no finite loss or gradient "
                 f"(loss {result.loss}, gradient norm {result.grad_norm}). Data of the last batch: {', '.join(sources)}. "
-                f"{kept}. Look at that data, or lower the rates (--optimizer.matrix-lr ...)."
+                f"The last good checkpoint is {saved or 'not there yet'}. Look at that data, or lower --optimizer.matrix-lr."
             )
 
     def flags(self) -> tuple[bool, bool]:
@@ -132,9 +124,9 @@ class Stage:
         if stopping and not run.stop:
             run.stop.append(signal.SIGTERM)
         if stopping and self.step < self.steps:
-            self.leave()
+            self.exit_run()
 
-    def leave(self, *, alone: bool = False) -> NoReturn:
+    def exit_run(self, *, alone: bool = False) -> NoReturn:
         """End the run when everything is saved, with the marker that tells a preemption from a failure.
 
         All ranks call it, since launchers end the others as soon as one is gone; or rank 0 `alone`, while the others wait.
@@ -153,26 +145,13 @@ class Stage:
         run.writer.wait()  # at most one copy at a time
         model, tensors = self.whole_model(), self.optimizer.state_dict()  # of all ranks, so all take part
         if run.runtime.is_main:
-            snapshot = checkpoint.take_snapshot(
-                model,
-                run.tok,
-                meta={
-                    "stage": self.name,
-                    "step": self.step,
-                    "steps": self.steps,
-                    "world_size": run.runtime.world_size,
-                    "data": (loader_state or {}).get("data"),
-                },
-                training={
-                    "step": self.step,
-                    "seconds": self.seconds,
-                    "loader": loader_state,
-                    "optimizer_steps": self.optimizer.steps,
-                    "loss_scale": self.scaler.state,
-                },
-                tensors=tensors,
-                copied=run.runtime.world_size > 1,
-            )
+            ranks, data = run.runtime.world_size, (loader_state or {}).get("data")
+            meta = {"stage": self.name, "step": self.step, "steps": self.steps, "world_size": ranks, "data": data}
+            training = {
+                "step": self.step, "seconds": self.seconds, "loader": loader_state, "optimizer_steps": self.optimizer.steps,
+                "loss_scale": self.scaler.state,
+            }  # fmt: skip
+            snapshot = checkpoint.take_snapshot(model, run.tok, meta=meta, training=training, tensors=tensors, copied=ranks > 1)
 
             def write() -> None:
                 run.log.sync()  # what the metrics say up to this step is on the disk before the checkpoint
@@ -183,29 +162,18 @@ class Stage:
         self.last_save = time.monotonic()
         self.seconds += self.last_save - start
 
-    def settle(self) -> None:
+    def wait_for_save(self) -> None:
         """Wait, on all ranks, until what was saved is on the disk."""
         self.run.writer.wait()
         self.run.runtime.barrier()
-
-    def keep_best(self, val_bpb: float) -> None:
-        """Keep the checkpoint of this step if none scored better; to be called when it is on the disk."""
-        if self.run.runtime.is_main:
-            keep_best(self.run.stage_folder(self.name), self.step, val_bpb)
-
-
-def shards_weights(run: Run) -> bool:
-    """Whether each rank holds a part of the weights."""
-    return run.plan.recipe.shard == "weights" and run.runtime.world_size > 1
 
 
 def last_of_previous(run: Run, name: str) -> Path:
     """The last checkpoint of the stage before `name`; stages without steps are passed over."""
     previous = [stage for stage in checkpoint.STAGES[: checkpoint.STAGES.index(name)] if run.plan.stages[stage].steps][-1]
-    source = checkpoint.latest(run.stage_folder(previous)) if run.stage_folder(previous).is_dir() else None
-    manifest = checkpoint.read_manifest(source) if source else None
-    done, steps = manifest["meta"]["step"] if manifest else 0, run.plan.stages[previous].steps
-    if source is None or done < steps:
+    saved, steps = checkpoint.checkpoints(run.stage_folder(previous)), run.plan.stages[previous].steps
+    done, source = saved[-1] if saved else (0, Path())
+    if done < steps:
         raise ValueError(f"{name} starts from the end of {previous}, which stands at step {done} of {steps} in {run.folder}. "
                          f"Run: nutshell {previous} first.")  # fmt: skip
     return source
@@ -215,8 +183,8 @@ def open_stage(run: Run, name: str) -> Stage:
     """Go on from the stage's newest checkpoint, or start it from the stage before it (pretrain: from drawn weights)."""
     model, training, tensors, damaged = load_or_build(run, name)
     model.set_precision(run.runtime.dtype, run.runtime.attention, fp8=run.runtime.fp8 and name != "rl").train()
-    zero = parallelize(model, run.runtime, shards_weights(run))
-    step_model = compile_model(model, run.runtime) if not shards_weights(run) else model
+    zero = parallelize(model, run.runtime, run.shards_weights)
+    step_model = compile_model(model, run.runtime) if not run.shards_weights else model
     optimizer = make_optimizer(model, run, name, zero)
     if tensors is not None:
         optimizer.load_state_dict(tensors, training["optimizer_steps"])
@@ -226,7 +194,7 @@ def open_stage(run: Run, name: str) -> Stage:
         truncate_after(run.stage_folder(name), training["step"])
         prune(run.stage_folder(name), run.plan.recipe.keep_checkpoints)
         run.log.truncate_after(name, training["step"])
-        run.log.begin(name, run.plan.stages[name].steps, training["step"])
+        run.log.console.begin(name, run.plan.stages[name].steps, training["step"])
         (run.folder / "preempted").unlink(missing_ok=True)
     scaler = LossScaler.for_dtype(run.runtime.dtype, training.get("loss_scale"))
     return Stage(
@@ -238,7 +206,7 @@ def open_stage(run: Run, name: str) -> Stage:
 def load_or_build(run: Run, name: str) -> tuple[Decoder, dict, dict | None, list[Path]]:
     """Model, training state, optimizer state (None at the start of a stage), and the damaged checkpoints passed over."""
     plan = run.plan
-    device = torch.device("cpu") if shards_weights(run) else run.runtime.device  # sharding moves the parts
+    device = torch.device("cpu") if run.shards_weights else run.runtime.device  # sharding moves the parts
     go_back = plan.recipe.damaged_checkpoint == "previous"
     newest, damaged = open_newest(run.stage_folder(name), device, go_back=go_back, note=run.log.note)
     training: dict = {"step": 0, "seconds": 0.0, "loader": None, "optimizer_steps": 0}
@@ -258,9 +226,7 @@ def load_or_build(run: Run, name: str) -> tuple[Decoder, dict, dict | None, list
             "Put that one back (every checkpoint holds a copy), or give another --out to start anew."
         )
     if model.config != plan.model:
-        raise ValueError(
-            f"the checkpoint in {run.folder} has another shape than its plan.json. Give another --out to start anew."
-        )
+        raise ValueError(f"the checkpoint in {run.folder} has another shape than its plan.json. Give another --out.")
     return model, training, tensors, damaged
 
 

@@ -21,19 +21,14 @@ from nutshell.train.prefetch import MicroBatch
 class StepResult:
     """What one optimizer step did. Numbers are of all ranks."""
 
-    loss: float
-    """Mean over the targets of the step, in nats; nan where there were none."""
-    grad_norm: float
-    """Euclidean norm of all gradients, before clipping."""
-    lr: float
-    """Factor on the peak learning rates."""
+    loss: float  # mean over the targets of the step, in nats; nan where there were none
+    grad_norm: float  # Euclidean norm of all gradients, before clipping
+    lr: float  # factor on the peak learning rates
     tokens: int
     targets: int
     seconds: float
-    finite: bool
-    """False: the loss or a gradient was not finite, so nothing was changed but the loss scale."""
-    flags: tuple[bool, ...] = ()
-    """Which of the flags that were passed in are set on any rank."""
+    finite: bool  # False: the loss or a gradient was not finite, so nothing was changed but the loss scale
+    flags: tuple[bool, ...] = ()  # which of the flags that were passed in are set on any rank
 
     @property
     def updated(self) -> bool:
@@ -102,10 +97,8 @@ class LossScaler:
     Saved with the training state, so that a resumed run scales alike.
     """
 
-    scale: float = 1.0
-    """A power of two. 1 is no scaling, and the lowest."""
-    good_steps: int = 0
-    """Since the scale last changed."""
+    scale: float = 1.0  # A power of two. 1 is no scaling, and the lowest.
+    good_steps: int = 0  # since the scale last changed
     dynamic: bool = False
 
     FIRST_SCALE = 2.0**16

@@ -14,8 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-SMALL = 1024
-"""AdamW tensors of fewer elements are updated by every rank alike: a message costs more than keeping them."""
+SMALL = 1024  # AdamW tensors of fewer elements are updated by every rank alike: a message costs more than keeping them
 
 
 @dataclass(eq=False, kw_only=True)
@@ -25,8 +24,7 @@ class Shard:
     name: str
     parameter: nn.Parameter
     rows: slice
-    bucket: Bucket | None = None
-    """None where every rank owns the whole parameter."""
+    bucket: Bucket | None = None  # None where every rank owns the whole parameter
 
     @property
     def replicated(self) -> bool:
@@ -118,11 +116,11 @@ class Bucket:
 
     def gather(self, owned: list[Tensor], row_shape: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
         """On rank 0 whole tensors of state by parameter name, on the CPU; `owned` is what this rank has. A collective."""
-        mine = torch.zeros(self.rows_per_rank, *row_shape, device=self.parameters[0].device)
+        own = torch.zeros(self.rows_per_rank, *row_shape, device=self.parameters[0].device)
         if owned:
-            mine[: self.stop - self.start] = torch.stack(owned) if self.stacked else owned[0]
-        received = [torch.empty_like(mine) for _ in range(self.world_size)] if dist.get_rank() == 0 else None
-        dist.gather(mine, received)
+            own[: self.stop - self.start] = torch.stack(owned) if self.stacked else owned[0]
+        received = [torch.empty_like(own) for _ in range(self.world_size)] if dist.get_rank() == 0 else None
+        dist.gather(own, received)
         if received is not None:
             yield from zip(self.names, self.views(torch.cat([rows.cpu() for rows in received])), strict=True)
 
@@ -130,12 +128,9 @@ class Bucket:
 class Partition(NamedTuple):
     """How one parameter group is split across ranks."""
 
-    shards: list[Shard]
-    """What this rank owns: it has these gradients and momenta, and updates these weights."""
-    buckets: list[Bucket]
-    """In which these travel; what is in none is whole on every rank."""
-    second_shards: list[Shard]
-    """Of what this rank keeps the second moment: the same, unless weights are sharded too (FSDP)."""
+    shards: list[Shard]  # what this rank owns: it has these gradients and momenta, and updates these weights
+    buckets: list[Bucket]  # in which these travel; what is in none is whole on every rank
+    second_shards: list[Shard]  # of what this rank keeps the second moment: the same, unless weights are sharded too (FSDP)
     second_buckets: list[Bucket]
 
 
@@ -166,7 +161,7 @@ class Zero:
             buckets.append(bucket)
             shards += bucket.shards()
             for p in tensors:
-                p.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._gradient_came(bucket))
+                p.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._send_when_complete(bucket))
         self.shards += shards
         self.buckets += buckets
         return Partition(shards, buckets, shards, buckets)
@@ -181,7 +176,7 @@ class Zero:
         for bucket in self.buckets:
             bucket.missing = len(bucket.parameters)
 
-    def _gradient_came(self, bucket: Bucket) -> None:
+    def _send_when_complete(self, bucket: Bucket) -> None:
         if not self.overlapping:
             return
         bucket.missing -= 1
