@@ -142,7 +142,7 @@ def test_no_evaluation_begins_before_the_write_is_complete(begun, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_snapshot", slow)
     monkeypatch.setattr(scoring, "evaluate", looks)
     run_stages(recipe(folder), RUNTIME, ("pretrain",))
-    assert seen == [2, 4, 6, 7, 7, 7, 7]  # three validations, the last one, three tasks
+    assert seen == [2, 4, 6, 7, 7, 7, 7, 7]  # three validations, the last one, four tasks
 
 
 def test_a_run_never_ends_before_its_last_write_whatever_ended_it(begun, slow_disk, monkeypatch):

@@ -357,7 +357,7 @@ def test_rl_draws_other_problems_at_each_step_and_the_same_ones_after_a_resume(b
 
 def test_rl_changes_the_weights_only_where_answers_differ(begun, monkeypatch):
     folder = begun("rl")
-    monkeypatch.setattr("nutshell.train.rl.GRADERS", dict.fromkeys(("sums", "letters"), lambda item, text: 1.0))
+    monkeypatch.setattr("nutshell.train.rl.GRADERS", dict.fromkeys(("sums", "letters", "vowels"), lambda item, text: 1.0))
     run_stages(recipe(folder), RUNTIME, ("rl",))
     steps = [line for line in lines(folder, "rl") if "loss" in line]
     assert all(line["reward"] == 1 and line["grad_norm"] == 0 for line in steps)
