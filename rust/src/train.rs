@@ -146,7 +146,7 @@ impl Trainer {
             }
             self.merge(unpack(pair), index);
             learned.push(unpack(pair));
-            if learned.len() % 64 == 0 && !tick(learned.len()) {
+            if learned.len().is_multiple_of(64) && !tick(learned.len()) {
                 return Err(Error::Stopped);
             }
         }

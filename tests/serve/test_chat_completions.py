@@ -99,6 +99,19 @@ def test_unknown_fields_are_ignored_and_nulls_are_defaults(serving, scripted, as
     assert answer.json()["choices"][0]["message"]["content"] == "Yes."
 
 
+def test_biases_and_penalties_reach_the_model(serving, engine, ask, tok):
+    client, wanted = serving(engine), tok.encode("a")[0]
+    fields = {"temperature": 0, "max_tokens": 4, "min_p": 0.1}
+    answer = ask(client, **fields, logit_bias={str(wanted): 100}).json()
+    assert answer["choices"][0]["message"]["content"] == "aaaa"
+    penalties = {"repetition_penalty": 1.1, "presence_penalty": 2, "frequency_penalty": 2}
+    others = {str(tok.encode(letter)[0]): 50 for letter in "bcd"}
+    varied = ask(client, **fields, **penalties, logit_bias={str(wanted): 50, **others}).json()
+    assert sorted(varied["choices"][0]["message"]["content"]) == ["a", "b", "c", "d"]
+    for refused in ({"logit_bias": {"3": 101}}, {"logit_bias": {"x": 1}}, {"min_p": 2}, {"presence_penalty": -3}):
+        assert ask(client, **refused).status_code == 400
+
+
 def test_tool_call_stays_out_of_the_content(serving, scripted, ask, stream):
     client = serving(scripted("That is §47+85§132."))
     message = ask(client).json()["choices"][0]["message"]

@@ -218,7 +218,7 @@ impl Decoder {
         {
             return Err(format!("{shape:?} on {threads} threads has a zero; accepted: 1 or more of each."));
         }
-        if shape.heads % shape.kv_heads != 0 || head_dim % 2 != 0 {
+        if !shape.heads.is_multiple_of(shape.kv_heads) || !head_dim.is_multiple_of(2) {
             return Err(format!("{shape:?}; accepted: kv_heads that divides heads, and an even head_dim."));
         }
         if shape.value_embeddings.len() != shape.windows.len() {

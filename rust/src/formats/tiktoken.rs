@@ -88,7 +88,8 @@ const SEXTETS: [u8; 256] = {
 fn base64(text: &[u8]) -> Option<Vec<u8>> {
     let padding = text.iter().rev().take_while(|&&byte| byte == b'=').count();
     let digits = &text[..text.len() - padding];
-    if text.is_empty() || padding > 2 || digits.len() % 4 == 1 || (!digits.is_empty() && text.len() % 4 != 0) {
+    if text.is_empty() || padding > 2 || digits.len() % 4 == 1 || (!digits.is_empty() && !text.len().is_multiple_of(4))
+    {
         return None;
     }
     let mut bytes = Vec::with_capacity(digits.len() * 3 / 4);

@@ -272,6 +272,11 @@ def _sampling(body: ChatRequest, max_tokens: int, index: int) -> "Sampling":
         temperature=temperature if top_p > 0 else 0.0,
         top_p=top_p if top_p > 0 else 1.0,
         top_k=max(0, body.top_k or 0),
+        min_p=body.min_p or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=body.logit_bias or {},
         seed=None if body.seed is None or body.seed < 0 else (body.seed + index) % 2**63,  # -1 means "any" to clients
         stop=tuple(body.stop or ()),
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
