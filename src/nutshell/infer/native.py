@@ -5,7 +5,9 @@ Every row's logits are the same bits alone and in a full batch, in every dtype.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -38,6 +40,15 @@ def why_not(model: Any) -> str | None:
     return None
 
 
+@cache
+def free_threads(most: int) -> int:
+    """A thread for each core that nobody uses when this is first asked, at most `most`. Threads meet five times a layer: where
+    other programs hold the cores, two of them took 12 times as long as one (two busy cores, one row)."""
+    if most == 1 or not hasattr(os, "getloadavg"):  # Windows
+        return most
+    return max(1, min(most, round((os.cpu_count() or 1) - os.getloadavg()[0])))
+
+
 def kind_of(model: Any, int8: bool) -> str:
     """How weights are stored."""
     return "int8" if int8 else KINDS[model.compute_dtype]
@@ -45,7 +56,7 @@ def kind_of(model: Any, int8: bool) -> str:
 
 def describe(model: Any, int8: bool) -> str:
     """What a `NativeRunner` computes with, for people."""
-    kind, threads = kind_of(model, int8), torch.get_num_threads()
+    kind, threads = kind_of(model, int8), free_threads(torch.get_num_threads())
     return f"native ({kind}, {instructions(kind)}, {threads} thread{'s' * (threads > 1)})"
 
 
@@ -64,7 +75,7 @@ class NativeRunner:
         self.decoder = Decoder(
             native_shape(model, vocab_size),
             lambda name: torch.cat([part.detach().float().flatten() for part in weights[name]]).numpy().tobytes(),
-            kind=kind_of(model, int8), threads=torch.get_num_threads(), rows=rows, positions=context,
+            kind=kind_of(model, int8), threads=free_threads(torch.get_num_threads()), rows=rows, positions=context,
             bf16=model.compute_dtype == torch.bfloat16,
             keys=lent(self.keys), values=lent(self.values), logits=lent(self.logits),
         )  # fmt: skip
@@ -75,8 +86,8 @@ class NativeRunner:
     def copy(self, source: int, targets: Sequence[int]) -> None:
         length = self.lengths[source]
         for row in targets:
-            for cache in (self.keys, self.values):
-                cache[:, row, :, :length] = cache[:, source, :, :length]
+            for tensor in (self.keys, self.values):
+                tensor[:, row, :, :length] = tensor[:, source, :, :length]
             self.lengths[row], self.previous[row] = length, self.previous[source]
 
     def forward(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
