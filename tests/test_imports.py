@@ -22,7 +22,7 @@ ALLOWED = {
     "plan": {"config", "files", "model"},
     "run": {"checkpoint", "files", "metrics", "model", "plan", "runtime", "tokenizer"},
     "report": {"files", "metrics", "plan"},
-    "tasks": {"data", "files", "tokenizer"},
+    "tasks": {"data", "files", "infer", "tokenizer"},  # HumanEval runs programs in the sandbox
     "infer": {"model", "tokenizer"},
     "eval": {"infer", "tasks", "data", "files", "tokenizer", "model"},
     "interop": {"checkpoint", "files", "model", "tokenizer"},

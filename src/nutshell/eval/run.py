@@ -12,9 +12,9 @@ from nutshell.eval.core import evaluate_core
 from nutshell.eval.records import Record
 from nutshell.eval.score import Progress
 from nutshell.files import write_text
-from nutshell.tasks import Core, Task
+from nutshell.tasks import GROUPS, Core, Task
 
-CHATCORE = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval")
+CHATCORE = GROUPS["chatcore"]
 """The tasks of ChatCORE (nanochat's chat_eval.py): the mean of (accuracy - chance) / (1 - chance) over all five."""
 
 

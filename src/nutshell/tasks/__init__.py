@@ -9,19 +9,19 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from nutshell.tasks import arc, core, gsm8k, mmlu, own, primer
+from nutshell.tasks import arc, core, gsm8k, humaneval, mmlu, own, primer
 from nutshell.tasks.core import Core
 from nutshell.tasks.task import Item, Task
 
 TASK_NAMES = (
     "primer-facts", "primer-sums", "primer-letters", "primer-vowels", "spelling", "arc-easy", "arc-challenge", "mmlu", "gsm8k",
-    "core",
+    "humaneval", "core",
 )  # fmt: skip
 GROUPS = {
     "primer": ("primer-facts", "primer-sums", "primer-letters", "primer-vowels"),
     "arc": ("arc-easy", "arc-challenge"),
     "letters": ("primer-letters",),
-    "chatcore": ("arc-easy", "arc-challenge", "mmlu", "gsm8k"),
+    "chatcore": ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval"),
 }
 """Names for several tasks."""
 
@@ -53,7 +53,8 @@ def load_task(
 ) -> Task | Core:
     """The task of that name with at most `limit` items, the same ones for the same seed.
 
-    The primer's tasks and spelling need nothing; arc-easy, arc-challenge, mmlu, gsm8k and core read folders of `data_folder`.
+    The primer's tasks and spelling need nothing; arc-easy, arc-challenge, mmlu, gsm8k, humaneval and core read folders of
+    `data_folder`.
     The first four may put solved examples, `shots`, before each question, and have other splits, such as train. Any other name is
     a task of your own (own.py); `custom` is the one in the file `data_folder`.
 
@@ -78,6 +79,8 @@ def load_task(
         return mmlu.load(limit, seed, data_folder, shots, split)
     if name == "gsm8k":
         return gsm8k.load(limit, seed, data_folder, shots, split)
+    if name == "humaneval":
+        return humaneval.load(limit, seed, data_folder)
     if name == "core":
         return core.load(data_folder, limit)
     return primer.load(name.removeprefix("primer-"), limit, seed)
