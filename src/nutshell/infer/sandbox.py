@@ -13,7 +13,6 @@ answer. The kernel is shared: this is no virtual machine.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import marshal
 import math
@@ -132,7 +131,7 @@ class Sandbox:
         if sys.platform == "darwin":  # it counts all processes of the user, and its address space is not limited
             del limits["RLIMIT_AS"], limits["RLIMIT_NPROC"]
         uid = random.SystemRandom().choice(USERS) if os.geteuid() == 0 else 0  # counted and signalled apart from other runs
-        own_filter = seccomp_filter(signals=self.level == "namespaces") if self.level in ("namespaces", "landlock") else b""
+        own_filter = seccomp_filter(namespaces=self.level == "namespaces") if self.level in ("namespaces", "landlock") else b""
         with contextlib.ExitStack() as stack:
             shared = [stack.enter_context(channel).fileno()] if channel else []
             folder = "/tmp" if self.level == "bubblewrap" else stack.enter_context(_folder(uid))
@@ -144,6 +143,7 @@ class Sandbox:
                 "program": code,
                 "limits": limits,
                 "uid": uid,
+                "parent": os.getpid(),
                 "disk": DISK,
                 "ready": ready_in_child,
                 "mounts": _mounts(),
@@ -232,6 +232,8 @@ def _watch(process: subprocess.Popen[bytes], ready: int, timeout: float, output_
         reason = f"it took more than {START_SECONDS:.0f} s" if ended else stderr.strip() or f"exit code {process.returncode}"
         raise SandboxError(f"the sandbox did not start ({level}): {reason}")
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    if process.returncode < 0 and ended is None and level.startswith(LEVELS):  # there it is not the program itself
+        raise SandboxError(f"the sandbox was killed from outside ({level}, signal {-process.returncode}).")
     status = ended or _status(code, stderr)
     return Result(status, None if ended else code, stdout, stderr, time.monotonic() - started, level)
 
@@ -341,6 +343,8 @@ def _sealed(data: bytes) -> Iterator[int]:
             file.write(data)
         os.lseek(number, 0, os.SEEK_SET)
         if sys.platform == "linux":
+            import fcntl  # Windows has none, and loads this file with the engine
+
             seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
             fcntl.fcntl(number, fcntl.F_ADD_SEALS, seals)
         yield number

@@ -43,6 +43,7 @@ def enter_namespaces(job):
         for name, line in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(line)
+    die_with(job["parent"])
     mount_root(job)
     for _ in range(2):  # the first child is pid 1 of its namespace: it reaps, and its end is the end of all
         pid = os.fork()
@@ -52,6 +53,13 @@ def enter_namespaces(job):
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             os._exit(status if status >= 0 else 128 - status)
         call("prctl", PR_SET_PDEATHSIG, 9, 0, 0, 0)
+
+
+def die_with(parent):
+    """Be killed when the process that waits for us is. To be called after a change of user, which undoes it."""
+    call("prctl", PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    if os.getppid() != parent:  # it died just before
+        os._exit(1)
 
 
 def mount_root(job):
@@ -133,6 +141,8 @@ def prepare(job):
     if level == "namespaces":
         enter_namespaces(job)
     drop_rights(job["uid"])
+    if level in ("landlock", "limits") and sys.platform == "linux":
+        die_with(job["parent"])
     if level in ("namespaces", "landlock"):
         drop_capabilities()
         restrict_files(["/"] if level == "namespaces" else [source for source, _ in job["mounts"]], job["folder"])

@@ -24,10 +24,10 @@ ALLOWED = {
     "readlinkat": (267, 78), "getdents64": (217, 61), "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50),
     "mkdir": (83, -1), "mkdirat": (258, 34), "rmdir": (84, -1), "unlink": (87, -1), "unlinkat": (263, 35),
     "rename": (82, -1), "renameat": (264, 38), "renameat2": (316, 276), "link": (86, -1), "linkat": (265, 37),
-    "symlink": (88, -1), "symlinkat": (266, 36), "truncate": (76, 45), "ftruncate": (77, 46), "fsync": (74, 82),
-    "fdatasync": (75, 83), "utimensat": (280, 88), "chmod": (90, -1), "fchmod": (91, 52), "fchmodat": (268, 53),
+    "symlink": (88, -1), "symlinkat": (266, 36), "ftruncate": (77, 46), "fsync": (74, 82),
+    "fdatasync": (75, 83),
     "umask": (95, 166), "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10),
-    "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13), "flock": (73, 32), "dup": (32, 23),
+    "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13), "dup": (32, 23),
     "dup2": (33, -1), "dup3": (292, 24), "pipe": (22, -1),
     "pipe2": (293, 59), "sendfile": (40, 71), "copy_file_range": (326, 285), "fadvise64": (221, 223),
     # waiting, and what an asyncio event loop needs
@@ -53,13 +53,18 @@ ALLOWED = {
     "clock_nanosleep": (230, 115), "clock_gettime": (228, 113), "clock_getres": (229, 114), "gettimeofday": (96, 169),
     "time": (201, -1), "times": (100, 153),
 }  # fmt: skip
-SIGNALS = {"kill": (62, 129), "tgkill": (234, 131)}
+# Where no namespace hides what is outside: signals would reach other processes, and Landlock does not cover these calls on files.
+IN_NAMESPACES = {
+    "kill": (62, 129), "tgkill": (234, 131), "chmod": (90, -1), "fchmod": (91, 52), "fchmodat": (268, 53), "utimensat": (280, 88),
+    "truncate": (76, 45),
+}  # fmt: skip
 CLONE, CLONE3, SOCKETPAIR, IOCTL, FCNTL, PRLIMIT = (56, 220), (435, 435), (53, 199), (16, 29), (72, 25), (302, 261)
 
 CLONE_THREAD = 0x10000
 AF_UNIX, SOCK_STREAM, SOCK_TYPE_MASK = 1, 1, 0xF
 IOCTLS = (0x5401, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX: none changes a terminal
-FCNTLS_REFUSED = (8, 15)  # F_SETOWN, F_SETOWN_EX: they send a signal to another process
+# F_SETOWN, F_SETOWN_EX: signals to another process; F_SETLEASE, F_NOTIFY: on files of others; F_SETPIPE_SZ: the kernel's memory
+FCNTLS_REFUSED = (8, 15, 1024, 1026, 1031)
 
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH of linux/audit.h
 NUMBER, ARCHITECTURE, ARGUMENT = 0, 4, 16  # byte offsets in struct seccomp_data; an argument has 8 bytes, its low half first
@@ -67,7 +72,7 @@ LOAD, AND, JUMP_EQUAL, RETURN = 0x20, 0x54, 0x15, 0x06
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 
 
-def seccomp_filter(signals: bool = True, machine: str = "") -> bytes:
+def seccomp_filter(namespaces: bool = True, machine: str = "") -> bytes:
     """The filter as `struct sock_filter[]`; without `signals` the program can send none: for levels without pid namespace.
 
     ValueError on a processor whose system calls have no numbers here.
@@ -79,7 +84,7 @@ def seccomp_filter(signals: bool = True, machine: str = "") -> bytes:
     refuse, no_such_call = REFUSE | errno.EPERM, REFUSE | errno.ENOSYS
     # Another architecture's calls (32-bit ones through int 0x80) have other numbers: such a program ends.
     program = [_step(LOAD, ARCHITECTURE), _step(JUMP_EQUAL, audit, 1, 0), _step(RETURN, KILL), _step(LOAD, NUMBER)]
-    for numbers in [*ALLOWED.values(), *(SIGNALS.values() if signals else ())]:
+    for numbers in [*ALLOWED.values(), *(IN_NAMESPACES.values() if namespaces else ())]:
         if numbers[column] >= 0:
             program += _when(numbers[column], [_step(RETURN, ALLOW)])
     # glibc makes threads by clone3, whose flags a filter cannot see; "no such call" makes it use clone.
