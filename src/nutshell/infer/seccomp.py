@@ -25,8 +25,7 @@ ALLOWED = {
     "mkdir": (83, -1), "mkdirat": (258, 34), "rmdir": (84, -1), "unlink": (87, -1), "unlinkat": (263, 35),
     "rename": (82, -1), "renameat": (264, 38), "renameat2": (316, 276), "link": (86, -1), "linkat": (265, 37),
     "symlink": (88, -1), "symlinkat": (266, 36), "ftruncate": (77, 46), "fsync": (74, 82),
-    "fdatasync": (75, 83),
-    "umask": (95, 166), "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10),
+    "fdatasync": (75, 83), "umask": (95, 166), "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10),
     "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13), "dup": (32, 23),
     "dup2": (33, -1), "dup3": (292, 24), "pipe": (22, -1),
     "pipe2": (293, 59), "sendfile": (40, 71), "copy_file_range": (326, 285), "fadvise64": (221, 223),
@@ -73,7 +72,7 @@ ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 
 
 def seccomp_filter(namespaces: bool = True, machine: str = "") -> bytes:
-    """The filter as `struct sock_filter[]`; without `signals` the program can send none: for levels without pid namespace.
+    """The filter as `struct sock_filter[]`; without `namespaces`, for the level that has none, it refuses a few calls more.
 
     ValueError on a processor whose system calls have no numbers here.
     """
