@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nutshell.infer import cgroup
 from nutshell.infer import sandbox as module
 from nutshell.infer.checker import check_program
 from nutshell.infer.sandbox import LEVELS, WEAKER, Sandbox, SandboxError, _probe
@@ -73,6 +74,24 @@ def test_kill_9_of_the_caller_ends_the_program(level, tmp_path):
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
+
+
+def test_control_groups_of_killed_callers_are_removed():
+    parent = cgroup.parent_group()
+    if parent is None:
+        pytest.skip("no control group can be made here")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    stale, own = parent / f"nutshell-{ended.pid}-0", parent / f"nutshell-{os.getpid()}-stays"
+    stale.mkdir()
+    own.mkdir()
+    cgroup.parent_group.cache_clear()
+    try:
+        assert cgroup.parent_group() == parent
+        assert not stale.exists()
+        assert own.exists()
+    finally:
+        own.rmdir()
 
 
 @pytest.mark.parametrize("level", LEVELS)

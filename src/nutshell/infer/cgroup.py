@@ -54,8 +54,17 @@ def parent_group() -> Path | None:
         here = root / own.get(kind, "")
         for parent in (here, here.parent, root):  # version 2 makes none below a group that holds processes itself
             if os.access(parent / "cgroup.procs", os.W_OK) and _works(parent):
+                _sweep(parent)
                 return parent
     return None
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the empty groups of processes that were killed before they could."""
+    for folder in parent.glob("nutshell-*-*"):
+        if not Path("/proc", folder.name.split("-")[1]).exists():
+            with contextlib.suppress(OSError):  # a group that still holds a process stays
+                folder.rmdir()
 
 
 def _works(parent: Path) -> bool:
