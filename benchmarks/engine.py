@@ -19,6 +19,7 @@ from random import Random
 
 import torch
 
+from nutshell.infer.blocks import Chunk
 from nutshell.infer.engine import Engine
 from nutshell.infer.native import NativeRunner, describe
 from nutshell.infer.runner import TorchRunner
@@ -123,11 +124,10 @@ def bandwidth(models: dict, rounds: int) -> None:
         size, rates, ceilings = runner.decoder.bytes, [], []
         for _ in range(rounds):
             ceilings.append(read_rate(size))
-            runner.reset(0)
             times = []
             for token in range(100):
                 began = time.perf_counter()
-                runner.forward([0], [[token]])
+                runner.forward([Chunk([token], token, token - 1, range(16))])
                 times.append(time.perf_counter() - began)
             rates.append(size / sorted(times)[10])
         print(f"  {kind:9} {size / 1e6:6.1f} MB  {max(rates) / 1e9:5.1f} GB/s of {max(ceilings) / 1e9:5.1f}: "
@@ -198,9 +198,8 @@ def main() -> None:
             ]:
 
                 def feed(runner=runner, text=text) -> int:  # fmt: skip
-                    runner.reset(0)
                     with torch.inference_mode():
-                        runner.forward([0], [text])
+                        runner.forward([Chunk(text, 0, -1, range(32))])
                     return len(text)
 
                 works[f"{type(runner).__name__} ({kind})"] = feed

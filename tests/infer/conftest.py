@@ -42,18 +42,15 @@ class ScriptedGPT(GPT):
         self.script: dict[int, int] = {}
         self.calls: list[tuple[int, int]] = []  # (rows, tokens per row)
 
-    def decode(self, ids, cache, rows, counts=None, *, last_only=False):
+    def decode(self, ids, cache, rows, *, last_only=False):
         start = cache.lengths[rows].tolist()
-        logits = super().decode(ids, cache, rows, counts).clone()
+        logits = super().decode(ids, cache, rows).clone()
         self.calls.append(tuple(ids.shape))
         for row, position in enumerate(start):
             for t in range(ids.size(1)):
                 if position + t + 1 in self.script:
                     logits[row, t, self.script[position + t + 1]] += 1000
-        if last_only:
-            last = (counts - 1).clamp(min=0) if counts is not None else torch.full((len(start),), ids.size(1) - 1)
-            return logits[torch.arange(len(start)), last].unsqueeze(1)
-        return logits
+        return logits[:, -1:] if last_only else logits
 
     def say(self, start: int, tokens: list[int]) -> None:
         self.script = {start + i: token for i, token in enumerate(tokens)}

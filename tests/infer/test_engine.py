@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nutshell.infer import scheduler
+from nutshell.infer.cache_memory import bytes_per_token
 from nutshell.infer.engine import Engine
 from nutshell.infer.sampling import Sampling
 
@@ -40,13 +41,23 @@ def run(engine) -> dict:
     """Step until nothing is left: token ids by request."""
     tokens: dict = {}
     while engine.busy:
-        for piece in engine.step():
-            tokens.setdefault(piece.request, []).append(piece)
+        for delta in engine.step():
+            tokens.setdefault(delta.request, []).append(delta)
     return tokens
 
 
-def ids_of(pieces) -> list[int]:
-    return [piece.token_id for piece in pieces if piece.token_id >= 0]
+def watch(engine, monkeypatch) -> list[int]:
+    """Tokens of each chunk that the engine feeds from now on."""
+    engine.allocate()
+    fed, forward = [], engine._runner.forward
+    monkeypatch.setattr(
+        engine._runner, "forward", lambda chunks: fed.extend(len(chunk.ids) for chunk in chunks) or forward(chunks)
+    )
+    return fed
+
+
+def ids_of(deltas) -> list[int]:
+    return [delta.token_id for delta in deltas if delta.token_id >= 0]
 
 
 def test_decoding_token_by_token_equals_the_full_forward_past_the_window(model, tok):
@@ -54,10 +65,10 @@ def test_decoding_token_by_token_equals_the_full_forward_past_the_window(model, 
     prompt = prompt_of(5)
     engine = Engine(model, tok)
     request = engine.submit(prompt, GREEDY, tools=False)
-    pieces = run(engine)[request]
-    assert ids_of(pieces) == greedy_by_full_forward(model, tok, prompt, 40)
-    assert pieces[-1].finish in ("stop", "length")
-    assert [piece.finish for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    deltas = run(engine)[request]
+    assert ids_of(deltas) == greedy_by_full_forward(model, tok, prompt, 40)
+    assert deltas[-1].finish in ("stop", "length")
+    assert [delta.finish for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
 
 
 @pytest.mark.parametrize("budget", [3, 7, 1024])
@@ -84,10 +95,10 @@ def test_requests_that_arrive_later_join_the_batch(model, tok):
     for prompt in prompts:
         requests.append(engine.submit(prompt, GREEDY, tools=False))
         for _ in range(4):
-            for piece in engine.step():
-                tokens.setdefault(piece.request, []).append(piece)
-    for request, pieces in run(engine).items():
-        tokens.setdefault(request, []).extend(pieces)
+            for delta in engine.step():
+                tokens.setdefault(delta.request, []).append(delta)
+    for request, deltas in run(engine).items():
+        tokens.setdefault(request, []).extend(deltas)
     for request, prompt in zip(requests, prompts, strict=True):
         assert ids_of(tokens[request]) == greedy_by_full_forward(model, tok, prompt, 40)
 
@@ -108,9 +119,9 @@ def test_a_seed_gives_the_same_text_whatever_else_is_in_the_batch(model, tok):
 def test_the_context_bounds_a_reply(model, tok):
     engine = Engine(model, tok)
     request = engine.submit(prompt_of(60), Sampling(max_tokens=500, temperature=0), tools=False)
-    pieces = run(engine)[request]
-    assert len(pieces) <= 4
-    assert ids_of(pieces) == greedy_by_full_forward(model, tok, prompt_of(60), 4)
+    deltas = run(engine)[request]
+    assert len(deltas) <= 4
+    assert ids_of(deltas) == greedy_by_full_forward(model, tok, prompt_of(60), 4)
     small = Engine(model, tok, context=12)
     request = small.submit(prompt_of(10), Sampling(temperature=0), tools=False)
     assert len(run(small)[request]) <= 2
@@ -123,10 +134,10 @@ def test_end_of_reply_stops(scripted, tok):
         end = tok.special_id(f"<|{name}|>")
         scripted.say(4, [*tok.encode("cat"), end])
         request = engine.submit(prompt, GREEDY)
-        pieces = run(engine)[request]
-        assert pieces[-1].token_id == end
-        assert pieces[-1].finish == "stop"
-        assert "".join(piece.text for piece in pieces) == "cat"
+        deltas = run(engine)[request]
+        assert deltas[-1].token_id == end
+        assert deltas[-1].finish == "stop"
+        assert "".join(delta.text for delta in deltas) == "cat"
 
 
 @pytest.mark.parametrize(
@@ -160,15 +171,15 @@ def test_log_probabilities(model, tok):
     request = engine.submit(prompt, Sampling(temperature=0, max_tokens=5, top_logprobs=3), tools=False)
     own = engine.submit(prompt, Sampling(seed=1, max_tokens=5, top_logprobs=0), tools=False)
     tokens = run(engine)
-    assert all(piece.logprob is None and not piece.top for piece in tokens[plain])
-    assert all(piece.logprob < 0 and not piece.top for piece in tokens[own])
+    assert all(delta.logprob is None and not delta.top for delta in tokens[plain])
+    assert all(delta.logprob < 0 and not delta.top for delta in tokens[own])
     ids = list(prompt)
-    for piece in tokens[request]:
+    for delta in tokens[request]:
         expected = model(torch.tensor([ids]))[0, -1].log_softmax(-1)
-        assert piece.top[0] == (piece.token_id, piece.logprob)
-        assert len(piece.top) == 3
-        assert piece.logprob == pytest.approx(float(expected[piece.token_id]), abs=1e-4)
-        ids.append(piece.token_id)
+        assert delta.top[0] == (delta.token_id, delta.logprob)
+        assert len(delta.top) == 3
+        assert delta.logprob == pytest.approx(float(expected[delta.token_id]), abs=1e-4)
+        ids.append(delta.token_id)
 
 
 def test_cancelling_frees_the_row_and_leaves_the_others_alone(model, tok):
@@ -176,18 +187,18 @@ def test_cancelling_frees_the_row_and_leaves_the_others_alone(model, tok):
     prompts = [prompt_of(5, seed) for seed in range(4)]
     requests = [engine.submit(prompt, GREEDY, tools=False) for prompt in prompts]
     first = engine.step()
-    assert {piece.request for piece in first} == set(requests[:2])
+    assert {delta.request for delta in first} == set(requests[:2])
     engine.cancel(requests[0])
     engine.cancel(requests[3])  # still waiting
     engine.cancel(requests[3])
     second = engine.step()
-    ended = [piece for piece in second if piece.finish == "cancelled"]
-    assert {piece.request for piece in ended} == {requests[0], requests[3]}
-    assert all(piece.token_id == -1 and piece.text == "" for piece in ended)
-    assert requests[2] in {piece.request for piece in second}  # took the free row at once
+    ended = [delta for delta in second if delta.finish == "cancelled"]
+    assert {delta.request for delta in ended} == {requests[0], requests[3]}
+    assert all(delta.token_id == -1 and delta.text == "" for delta in ended)
+    assert requests[2] in {delta.request for delta in second}  # took the free row at once
     tokens = {request: [p for p in first + second if p.request is request] for request in requests[1:3]}
-    for request, pieces in run(engine).items():
-        tokens[request] += pieces
+    for request, deltas in run(engine).items():
+        tokens[request] += deltas
     for place in (1, 2):
         assert ids_of(tokens[requests[place]]) == greedy_by_full_forward(model, tok, prompts[place], 40)
     engine.cancel(requests[1])  # has ended already
@@ -200,7 +211,8 @@ def test_a_step_that_fails_leaves_a_working_engine(model, tok, monkeypatch):
     requests = [engine.submit(prompt_of(5, seed), GREEDY) for seed in range(3)]
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(engine.allocate().runner, "forward", lambda rows, tokens: 1 / 0)
+        engine.allocate()
+        patch.setattr(engine._runner, "forward", lambda chunks: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step()
     assert [request.finish for request in requests] == ["cancelled"] * 3
@@ -225,8 +237,8 @@ def test_submit_and_cancel_from_other_threads_while_one_steps(model, tok):
 
     def step() -> None:
         while not stop.is_set() or engine.busy:
-            for piece in engine.step():
-                tokens.setdefault(piece.request, []).append(piece)
+            for delta in engine.step():
+                tokens.setdefault(delta.request, []).append(delta)
 
     stepper = threading.Thread(target=step)
     workers = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
@@ -239,7 +251,7 @@ def test_submit_and_cancel_from_other_threads_while_one_steps(model, tok):
     for request, seed in kept.items():
         assert ids_of(tokens[request]) == expected[seed]
     assert all(tokens[request][-1].finish is not None for request in cancelled)
-    assert all(sum(piece.finish is not None for piece in pieces) == 1 for pieces in tokens.values())
+    assert all(sum(delta.finish is not None for delta in deltas) == 1 for deltas in tokens.values())
 
 
 def test_f27_a_reply_that_is_closed_early_leaves_nothing_behind(model, tok):
@@ -256,9 +268,8 @@ def test_f27_a_reply_that_is_closed_early_leaves_nothing_behind(model, tok):
 def test_f27_a_failed_step_is_everybodys_error(model, tok, monkeypatch):
     """F27: another thread's `sample` returned cut replies without a word."""
     engine = Engine(model, tok, max_rows=2)
-    monkeypatch.setattr(
-        engine.allocate().runner, "forward", lambda rows, tokens: (_ for _ in ()).throw(RuntimeError("a broken step"))
-    )
+    engine.allocate()
+    monkeypatch.setattr(engine._runner, "forward", lambda chunks: (_ for _ in ()).throw(RuntimeError("a broken step")))
     waiting = engine.submit([1, 2, 3])
     with pytest.raises(RuntimeError, match="a broken step"):
         engine.sample([[1, 2, 3]], 1)
@@ -272,9 +283,9 @@ def test_f27_logits_that_are_not_numbers_end_their_request_alone(model, tok, bad
     damaged.embedding.weight[7, 3] = bad
     engine = Engine(damaged, tok, max_rows=2)
     fine, broken = engine.submit([5, 6], GREEDY, tools=False), engine.submit([5, 7], GREEDY, tools=False)
-    pieces = run(engine)
-    assert ids_of(pieces[fine]) == greedy_by_full_forward(damaged, tok, [5, 6], 40)
-    assert [(piece.token_id, piece.finish) for piece in pieces[broken]] == [(-1, "cancelled")]
+    deltas = run(engine)
+    assert ids_of(deltas[fine]) == greedy_by_full_forward(damaged, tok, [5, 6], 40)
+    assert [(delta.token_id, delta.finish) for delta in deltas[broken]] == [(-1, "cancelled")]
     assert "NaN or infinite" in str(broken.error)
     with pytest.raises(RuntimeError, match="NaN or infinite"):
         engine.sample([[5, 7]])
@@ -282,15 +293,56 @@ def test_f27_logits_that_are_not_numbers_end_their_request_alone(model, tok, bad
 
 def test_f27_choices_share_one_prefill(model, tok, monkeypatch):
     engine = Engine(model, tok, max_rows=4)
-    fed = []
-    runner = engine.allocate().runner
-    forward = runner.forward
-    monkeypatch.setattr(runner, "forward", lambda rows, tokens: fed.extend(map(len, tokens)) or forward(rows, tokens))
-    requests = engine.submit_choices([5] * 20, [Sampling(max_tokens=1, seed=n) for n in range(4)])
+    fed = watch(engine, monkeypatch)
+    requests = engine.submit_choices([5] * 40, [Sampling(max_tokens=1, seed=n) for n in range(4)])
     while engine.busy:
         engine.step()
-    assert fed.count(20) == 1
+    assert fed == [40, 8, 8, 8]
     assert all(len(request.ids) == 1 for request in requests)
+
+
+@pytest.mark.parametrize("length", [15, 16, 17, 32, 40])
+def test_a_known_beginning_is_not_fed_again_and_changes_nothing(model, tok, monkeypatch, length):
+    """Around block boundaries and past the window of 16; with smear, value embeddings and both kinds of layers."""
+    engine = Engine(model, tok, max_rows=2)
+    fed = watch(engine, monkeypatch)
+    prompt = prompt_of(length)
+    first = engine.submit(prompt, Sampling(temperature=0, max_tokens=8), tools=False)
+    run(engine)
+    again = [*first.tokens, *prompt_of(5, seed=9)]  # a second turn: prompt, reply and something new
+    del fed[:]
+    second, same = (engine.submit(text, Sampling(temperature=0, max_tokens=8), tools=False) for text in (again, prompt))
+    run(engine)
+    known = (len(first.tokens) - 1) // 16 * 16  # the last token of a reply is not fed
+    assert fed[:2] == [len(again) - known, length - min(known, (length - 1) // 16 * 16)]
+    assert second.ids == greedy_by_full_forward(model, tok, again, 8)
+    assert same.ids == first.ids == greedy_by_full_forward(model, tok, prompt, 8)
+
+
+def test_a_small_cache_preempts_and_changes_nothing(model, tok, monkeypatch):
+    monkeypatch.setattr(scheduler, "PREFILL_TOKENS", 7)
+    engine = Engine(model, tok, max_rows=4, kv_cache_bytes=6 * 16 * bytes_per_token(model.config, torch.float32))
+    requests = [engine.submit(prompt_of(6 + seed, seed), GREEDY, tools=False) for seed in range(6)]
+    run(engine)
+    assert engine.allocate().preemptions > 0
+    for seed, request in enumerate(requests):
+        assert request.ids == greedy_by_full_forward(model, tok, prompt_of(6 + seed, seed), 40)
+    with pytest.raises(ValueError, match="4096 bytes, and one reply of 64 tokens needs 24576; accepted: at least that many"):
+        Engine(model, tok, kv_cache_bytes=4096).allocate()
+
+
+def test_other_weights_make_everything_known_worthless(model, tok):
+    """As after a step of reinforcement learning, also in the middle of a reply."""
+    changed = copy.deepcopy(model)
+    engine = Engine(changed, tok)
+    prompt = prompt_of(40)
+    request = engine.submit(prompt, GREEDY, tools=False)
+    engine.step()
+    engine.step()
+    changed.embedding.weight.mul_(torch.linspace(0.5, 1.5, 32))
+    engine.weights_changed()
+    run(engine)
+    assert request.ids[2:] == greedy_by_full_forward(changed, tok, request.tokens[:42], len(request.ids) - 2)
 
 
 def test_penalties_and_biases_reach_the_reply_of_their_request_alone(model, tok):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nutshell.infer import native
+from nutshell.infer.blocks import Chunk
 from nutshell.infer.engine import Engine
 from nutshell.infer.native import NativeRunner
 from nutshell.infer.runner import TorchRunner
@@ -48,19 +49,25 @@ def make(shape: dict, dtype: torch.dtype = torch.float32):
     return model.set_precision(dtype).for_inference()
 
 
+def after(before: list[int], ids: list[int], blocks=range(4)) -> Chunk:
+    """The tokens `ids` of a sequence that begins with `before` and lies in `blocks`."""
+    return Chunk(ids, len(before), before[-1] if before else -1, list(blocks))
+
+
 def tokens_of(count: int, seed: int = 0) -> list[int]:
     return torch.randint(1, 90, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_in_fp32_it_is_the_full_forward_token_for_token(config):
-    """Rows of different length past the window, one that leaves and one that comes in its place, a whole prompt and pieces."""
+    """Rows of different length past the window, one that leaves and one that comes in its place, a whole prompt and parts."""
     model = make(CONFIGS[config])
     runner = NativeRunner(model, 90, rows=3, context=64)
     texts = {0: tokens_of(5, 1), 1: tokens_of(30, 2), 2: []}
+    blocks = [[11, 0, 10, 1], [9, 2, 8, 3], [7, 4, 6, 5]]
 
     def feed(parts: dict[int, list[int]]) -> None:
-        logits, best = runner.forward(list(parts), list(parts.values()))
+        logits, best = runner.forward([after(texts[row], part, blocks[row]) for row, part in parts.items()])
         for place, (row, part) in enumerate(parts.items()):
             texts[row] += part
             expected = model(torch.tensor([texts[row]]))[0, -1]
@@ -73,11 +80,10 @@ def test_in_fp32_it_is_the_full_forward_token_for_token(config):
     feed({0: start[0], 1: start[1]})
     for _ in range(3):
         feed({1: [chosen[1]], 0: [chosen[0]]})
-    runner.reset(0)
     texts[0] = []
     feed({2: tokens_of(9, 3), 0: tokens_of(20, 4), 1: [chosen[1]]})
-    runner.copy(1, [2])
-    texts[2], chosen[2] = list(texts[1]), chosen[1]
+    blocks[2][:2], texts[2] = blocks[1][:2], texts[1][:32]  # goes on from the whole blocks of another
+    feed({2: texts[1][32:]})
     for _ in range(20):
         feed({row: [token] for row, token in chosen.items()})
     assert {row: len(text) for row, text in texts.items()} == {0: 40, 1: 54, 2: 54}
@@ -90,7 +96,7 @@ def test_in_bf16_it_is_as_near_to_fp32_as_torch_is(config):
     reference = exact(torch.tensor([ids]))[0, -1]
     errors = []
     for runner in (NativeRunner(model, 90, 1, 64), TorchRunner(model, 90, 1, 64)):
-        logits, _ = runner.forward([0], [ids])
+        logits, _ = runner.forward([after([], ids)])
         errors.append(float((logits[0] - reference).norm() / reference.norm()))
     assert errors[0] < 1.5 * errors[1] + 1e-3
     assert errors[0] < 0.1
@@ -101,7 +107,7 @@ def test_int8_is_close(config):
     model = make(CONFIGS[config])
     ids = tokens_of(40)
     reference = model(torch.tensor([ids]))[0, -1]
-    logits, _ = NativeRunner(model, 90, 1, 64, int8=True).forward([0], [ids])
+    logits, _ = NativeRunner(model, 90, 1, 64, int8=True).forward([after([], ids)])
     assert 1e-4 < float((logits[0] - reference).norm() / reference.norm()) < 0.15
 
 
@@ -113,17 +119,17 @@ def test_int8_is_close(config):
     cut=st.integers(1, 30),
     seed=st.integers(0, 1000),
 )
-def test_a_row_is_the_same_bits_alone_and_among_others_whole_and_in_pieces(kind, config, lengths, cut, seed):
+def test_a_row_is_the_same_bits_alone_and_among_others_whole_and_in_parts(kind, config, lengths, cut, seed):
     dtype, int8 = KINDS[kind]
     model = make(CONFIGS[config], dtype)
     texts = [tokens_of(length, seed + row) for row, length in enumerate(lengths)]
     together = NativeRunner(model, 90, len(texts), 64, int8=int8)
-    crowd, _ = together.forward(list(range(len(texts)))[::-1], texts[::-1])
+    crowd, _ = together.forward([after([], text, range(4 * row, 4 * row + 4)) for row, text in enumerate(texts)][::-1])
     for row, text in enumerate(texts):
         alone = NativeRunner(model, 90, 1, 64, int8=int8)
-        for part in (text[:cut], text[cut:]):
+        for before, part in (([], text[:cut]), (text[:cut], text[cut:])):
             if part:
-                logits, _ = alone.forward([0], [part])
+                logits, _ = alone.forward([after(before, part)])
         assert torch.equal(logits[0], crowd[len(texts) - 1 - row])
 
 
@@ -161,19 +167,19 @@ def test_what_it_cannot_do_is_said_and_torch_does_it(model, tok, scripted, monke
 
 def test_a_decoder_refuses_what_does_not_fit_its_shape():
     model = make(SPEED)
-    runner = NativeRunner(model, 90, rows=2, context=16)
+    runner = NativeRunner(model, 90, rows=2, context=32)
     for sequence, message in [
-        ((2, 0, -1, [1]), "row 2; accepted: .* rows below 2"),
-        ((0, 15, 1, [1, 2]), "tokens 15..17 of row 0; accepted: .* positions below 16"),
-        ((0, 0, -1, []), "at least one"),
-        ((0, 0, -1, [90]), "token 90; accepted: 0 to 89"),
+        (([4], 0, -1, [1]), r"blocks \[4\]; accepted: .* blocks below 4"),
+        (([1], 15, 1, [1, 2]), "tokens 15..17 .*; accepted: .* positions below 16"),
+        (([0], 0, -1, []), "at least one"),
+        (([0], 0, -1, [90]), "token 90; accepted: 0 to 89"),
     ]:
         with pytest.raises(ValueError, match=message):
             runner.decoder.step([sequence])
     with pytest.raises(KeyError):
         native.Decoder(
-            native.native_shape(model, 90), {}.__getitem__, kind="float32", threads=1, rows=1, positions=16, bf16=False,
-            keys=native.lent(runner.keys), values=native.lent(runner.values), logits=native.lent(runner.logits),
+            native.native_shape(model, 90), {}.__getitem__, kind="float32", threads=1, blocks=4, block_size=16, bf16=False,
+            keys=native.lent(runner.cache.keys), values=native.lent(runner.cache.values), logits=native.lent(runner.logits),
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
-from nutshell.model.kv_cache import KVCache
+from nutshell.model.kv_cache import BLOCK, KVCache
 
 
 def tiny(**changes) -> GPT:
@@ -135,39 +135,31 @@ def test_decoding_one_token_at_a_time_equals_the_whole_row_past_the_window():
     assert torch.allclose(torch.cat(steps), whole, atol=1e-4)
 
 
-def test_decoding_ragged_rows_equals_each_row_alone():
+def test_decoding_rows_of_different_length_equals_each_row_alone():
     model = tiny()
-    first, second = documents(12, 5), documents(20, 6)
-    cache = KVCache(model.config, rows=2, capacity=32)
-    rows = torch.tensor([0, 1])
-    padded = torch.stack([torch.cat([first[:7], torch.zeros(4, dtype=torch.long)]), second[:11]])
-    model.decode(padded, cache, rows, counts=torch.tensor([7, 11]))
-    got = model.decode(torch.stack([first[7:12], second[11:16]]), cache, rows)
+    first, second = documents(20, 5), documents(32, 6)
+    cache, rows = KVCache(model.config, rows=2, capacity=32), torch.tensor([0, 1])
+    model.decode(first[None, :15], cache, rows[:1])
+    model.decode(second[None, :27], cache, rows[1:])
+    got = model.decode(torch.stack([first[15:], second[27:]]), cache, rows)
     with torch.no_grad():
-        assert torch.allclose(got[0], model(first[None])[0, 7:], atol=1e-4)
-        assert torch.allclose(got[1], model(second[None])[0, 11:16], atol=1e-4)
+        assert torch.allclose(got[0], model(first[None])[0, 15:], atol=1e-4)
+        assert torch.allclose(got[1], model(second[None])[0, 27:], atol=1e-4)
 
 
-def test_padding_at_the_end_of_the_capacity_overwrites_nothing():
+def test_rows_go_on_from_a_block_that_they_share():
+    """Smear: the token before the shared block's end is known by `previous` alone."""
     model = tiny()
-    ids = documents(32)
-    cache = KVCache(model.config, rows=2, capacity=32)
-    model.decode(ids[None, :30], cache, torch.tensor([0]))
-    model.decode(torch.cat([ids[30:32], torch.zeros(4, dtype=torch.long)])[None], cache, torch.tensor([0]), torch.tensor([1]))
-    got = model.decode(ids[None, 31:32], cache, torch.tensor([0]))
+    ids, other = documents(20), documents(20, 3)
+    other[:BLOCK] = ids[:BLOCK]
+    cache, rows = KVCache(model.config, rows=3, capacity=32, blocks=5), torch.arange(3)
+    model.decode(ids[None, :BLOCK], cache, rows[:1])
+    cache.tables[:] = torch.tensor([[0, 3], [0, 1], [0, 4]])
+    cache.lengths[:], cache.previous[:] = BLOCK, ids[BLOCK - 1]
+    got = model.decode(torch.stack([ids, other, ids])[:, BLOCK:], cache, rows)
     with torch.no_grad():
-        assert torch.allclose(got[0, 0], model(ids[None])[0, -1], atol=1e-4)
-
-
-def test_copied_rows_continue_alike():
-    model = tiny()
-    ids = documents(10)
-    cache = KVCache(model.config, rows=4, capacity=32)
-    model.decode(ids[None, :9], cache, torch.tensor([0]))
-    cache.copy(0, torch.tensor([2, 3]))
-    logits = model.decode(ids[9:].repeat(3, 1), cache, torch.tensor([0, 2, 3]))
-    assert torch.equal(logits[0], logits[1])
-    assert torch.equal(logits[0], logits[2])
+        assert torch.allclose(got, model(torch.stack([ids, other, ids]))[:, BLOCK:], atol=1e-4)
+    assert torch.equal(got[0], got[2])
 
 
 @pytest.mark.parametrize(

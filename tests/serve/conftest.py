@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from nutshell.infer.engine import Engine
-from nutshell.infer.scheduler import Scheduler
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.serve.app import create_app
@@ -53,22 +52,21 @@ def engine(make_model, tok):
     return Engine(make_model(), tok, max_rows=4)
 
 
-class ScriptedScheduler(Scheduler):
+class ScriptedEngine(Engine):
     """The real one, but each reply is what `reply(question)` says: text, with §expression§ for a tool call."""
 
     reply = None
-    tok = None
     delay_seconds = 0.0
     fail = None
 
-    def choose(self, requests, logits, best, pieces):
+    def _choose(self, requests, logits, best):
         if self.fail is not None:
             raise self.fail
         time.sleep(self.delay_seconds)
         for request in requests:
             if not hasattr(request, "script"):
                 request.script = iter(self.tokens(request))
-            pieces += request.accept(next(request.script), -0.5, [])
+        return [delta for request in requests for delta in request.accept(next(request.script), -0.5, [])]
 
     def tokens(self, request):
         special = self.tok.special_id
@@ -83,14 +81,12 @@ class ScriptedScheduler(Scheduler):
 
 @pytest.fixture
 def scripted(make_model, tok):
-    """scripted(reply, delay_seconds=0, context=..., max_rows=4) -> a real Engine around a ScriptedScheduler."""
+    """scripted(reply, delay_seconds=0, context=..., max_rows=4) -> a ScriptedEngine."""
 
     def make(reply, delay_seconds=0.0, context=512, max_rows=4):
-        engine = Engine(make_model(context), tok, max_rows=max_rows)
-        scheduler = ScriptedScheduler(engine.allocate().runner, max_rows)
-        scheduler.tok, scheduler.delay_seconds = tok, delay_seconds
-        scheduler.reply = reply if callable(reply) else lambda question: reply
-        engine._scheduler = scheduler
+        engine = ScriptedEngine(make_model(context), tok, max_rows=max_rows)
+        engine.delay_seconds = delay_seconds
+        engine.reply = reply if callable(reply) else lambda question: reply
         return engine
 
     return make

@@ -235,7 +235,7 @@ def test_logs_hold_no_prompts_keys_or_line_breaks(serving, scripted, ask, caplog
     ask(client, "my private words")
     ask(client, "my private words", temperature=9)
     client.get("/a%0aFORGED%0d%0aline")
-    engine._scheduler.fail = RuntimeError("broken")
+    engine.fail = RuntimeError("broken")
     ask(client, "my private words")
     ours = "".join(record.getMessage() for record in caplog.records if not record.name.startswith(("httpx", "httpcore")))
     assert "failed" in ours
@@ -301,12 +301,12 @@ def test_foreign_host_names_are_refused(serving, engine):
 def test_engine_failure_is_an_error_and_the_server_goes_on(serving, scripted, ask, stream):
     engine = scripted("Yes.")
     client = serving(engine)
-    engine._scheduler.fail = RuntimeError("a kernel broke")
+    engine.fail = RuntimeError("a kernel broke")
     error = error_of(ask(client), 500)
     assert "kernel" not in error["message"]
     events = stream(client)
     assert events[-1]["error"]["type"] == "server_error"
-    engine._scheduler.fail = None
+    engine.fail = None
     assert ask(client).json()["choices"][0]["message"]["content"] == "Yes."
     assert client.service.worker.in_flight == 0
 

@@ -296,10 +296,10 @@ def test_the_api_key_is_asked_for(open_page):
 
 def test_a_failed_answer_can_be_tried_again(open_page):
     page = open_page()
-    page.client.service.worker.engine._scheduler.fail = RuntimeError("broken")
+    page.client.service.worker.engine.fail = RuntimeError("broken")
     say(page, "hello")
     assert "failed" in page.inner_text(".error")
-    page.client.service.worker.engine._scheduler.fail = None
+    page.client.service.worker.engine.fail = None
     page.click(".error button")
     page.wait_for_selector("#log[aria-busy=false]")
     assert last_answer(page) == "You said: hello"

@@ -1,12 +1,68 @@
-//! Attention of one query over the keys and values of its row, fp32 or bf16 in the cache.
+//! Attention of one query over the keys and values of its sequence, fp32 or bf16 in blocks of the cache.
+
+use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::dot::Level;
 use super::math::{exp, sum, total};
 use super::model::Element;
 
-/// Attends with a query (D) over keys and values (T, D): writes the mean of the values into `output` (D). `scores` (T) is
-/// scratch.
-pub type Attend<E> = unsafe fn(&[f32], &[E], &[E], &mut [f32], &mut [f32]);
+/// Attends with a query (D) over T tokens: writes the mean of their values into `output` (D). `scores` (T) is scratch.
+pub type Attend<E> = unsafe fn(&[f32], &Seen<'_, E>, &mut [f32], &mut [f32]);
+
+/// The tokens that a query sees, which lie in blocks of one layer and head. Sums run over tokens, not over blocks: their bits
+/// do not depend on where the blocks are or how large.
+pub struct Seen<'a, E> {
+    keys: *const E,
+    values: *const E,
+    blocks: &'a [u32],
+    stride: usize,
+    block_size: usize,
+    width: usize,
+    tokens: Range<usize>,
+    lent: PhantomData<&'a [E]>,
+}
+
+impl<'a, E> Seen<'a, E> {
+    /// Tokens of width D, `block_size` to a block; block b begins `b * stride` numbers behind `keys` and `values`.
+    ///
+    /// # Safety
+    /// That holds for each of `blocks`, which cover `tokens`, and nobody writes these tokens during `'a`.
+    pub unsafe fn new(
+        keys: *const E,
+        values: *const E,
+        blocks: &'a [u32],
+        stride: usize,
+        block_size: usize,
+        width: usize,
+        tokens: Range<usize>,
+    ) -> Seen<'a, E> {
+        assert!(tokens.end <= blocks.len() * block_size);
+        Seen { keys, values, blocks, stride, block_size, width, tokens, lent: PhantomData }
+    }
+
+    /// Places in `blocks` that hold seen tokens.
+    #[inline(always)]
+    fn places(&self) -> Range<usize> {
+        self.tokens.start / self.block_size..self.tokens.end.div_ceil(self.block_size)
+    }
+
+    /// Keys and values (tokens, D) of the seen tokens in the block at `place`.
+    #[inline(always)]
+    fn block(&self, place: usize) -> (&'a [E], &'a [E]) {
+        let first = place * self.block_size;
+        let (from, to) = (self.tokens.start.max(first), self.tokens.end.min(first + self.block_size));
+        let start = self.blocks[place] as usize * self.stride + (from - first) * self.width;
+        let numbers = (to - from) * self.width;
+        // SAFETY: within the block, by the promise made to `new`.
+        unsafe {
+            (
+                std::slice::from_raw_parts(self.keys.add(start), numbers),
+                std::slice::from_raw_parts(self.values.add(start), numbers),
+            )
+        }
+    }
+}
 
 /// Sixteen fp32 numbers in registers.
 trait Lanes: Copy {
@@ -177,14 +233,20 @@ fn dots<E: Element, L: Lanes, const N: usize>(query: &[f32], keys: &[E], scores:
 }
 
 #[inline(always)]
-fn attend<E: Element, L: Lanes>(query: &[f32], keys: &[E], values: &[E], scores: &mut [f32], output: &mut [f32]) {
+fn attend<E: Element, L: Lanes>(query: &[f32], seen: &Seen<'_, E>, scores: &mut [f32], output: &mut [f32]) {
     let width = query.len();
-    let whole = scores.len() / 4 * 4; // four keys at a time: each waits for sums of its own
-    for (scores, keys) in scores[..whole].chunks_exact_mut(4).zip(keys.chunks_exact(4 * width)) {
-        dots::<E, L, 4>(query, keys, scores);
-    }
-    for (score, key) in scores[whole..].chunks_exact_mut(1).zip(keys[whole * width..].chunks_exact(width)) {
-        dots::<E, L, 1>(query, key, score);
+    let mut rest = &mut *scores;
+    for place in seen.places() {
+        let (keys, _) = seen.block(place);
+        let (scores, later) = rest.split_at_mut(keys.len() / width);
+        rest = later;
+        let whole = scores.len() / 4 * 4; // four keys at a time: each waits for sums of its own
+        for (scores, keys) in scores[..whole].chunks_exact_mut(4).zip(keys.chunks_exact(4 * width)) {
+            dots::<E, L, 4>(query, keys, scores);
+        }
+        for (score, key) in scores[whole..].chunks_exact_mut(1).zip(keys[whole * width..].chunks_exact(width)) {
+            dots::<E, L, 1>(query, key, score);
+        }
     }
     let mut most = [f32::NEG_INFINITY; 16];
     let (chunks, rest) = scores.as_chunks::<16>();
@@ -200,16 +262,16 @@ fn attend<E: Element, L: Lanes>(query: &[f32], keys: &[E], values: &[E], scores:
     let inverse = 1.0 / sum(scores, |x| x);
     let mut start = 0;
     while start + 64 <= width {
-        average::<E, L, 4>(scores, values, width, start, inverse, output);
+        average::<E, L, 4>(scores, seen, start, inverse, output);
         start += 64;
     }
     while start + 16 <= width {
-        average::<E, L, 1>(scores, values, width, start, inverse, output);
+        average::<E, L, 1>(scores, seen, start, inverse, output);
         start += 16;
     }
     for column in start..width {
-        let weighted =
-            scores.iter().zip(values.chunks_exact(width)).map(|(score, value)| score * value[column].float());
+        let values = seen.places().flat_map(|place| seen.block(place).1.chunks_exact(width));
+        let weighted = scores.iter().zip(values).map(|(score, value)| score * value[column].float());
         output[column] = weighted.sum::<f32>() * inverse;
     }
 }
@@ -218,17 +280,22 @@ fn attend<E: Element, L: Lanes>(query: &[f32], keys: &[E], values: &[E], scores:
 #[inline(always)]
 fn average<E: Element, L: Lanes, const N: usize>(
     scores: &[f32],
-    values: &[E],
-    width: usize,
+    seen: &Seen<'_, E>,
     start: usize,
     inverse: f32,
     output: &mut [f32],
 ) {
     let mut sums = [L::zero(); N];
-    for (&score, value) in scores.iter().zip(values.chunks_exact(width)) {
-        let chunks = value[start..start + 16 * N].as_chunks::<16>().0;
-        for i in 0..N {
-            sums[i] = L::all(score).multiply_add(L::load(&chunks[i]), sums[i]);
+    let mut rest = scores;
+    for place in seen.places() {
+        let (_, values) = seen.block(place);
+        let (scores, later) = rest.split_at(values.len() / seen.width);
+        rest = later;
+        for (&score, value) in scores.iter().zip(values.chunks_exact(seen.width)) {
+            let chunks = value[start..start + 16 * N].as_chunks::<16>().0;
+            for i in 0..N {
+                sums[i] = L::all(score).multiply_add(L::load(&chunks[i]), sums[i]);
+            }
         }
     }
     for (chunk, sum) in output[start..start + 16 * N].as_chunks_mut::<16>().0.iter_mut().zip(sums) {
@@ -240,8 +307,8 @@ macro_rules! entry {
     ($name:ident, $features:literal, $lanes:ty) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = $features)]
-        fn $name<E: Element>(query: &[f32], keys: &[E], values: &[E], scores: &mut [f32], output: &mut [f32]) {
-            attend::<E, $lanes>(query, keys, values, scores, output);
+        fn $name<E: Element>(query: &[f32], seen: &Seen<'_, E>, scores: &mut [f32], output: &mut [f32]) {
+            attend::<E, $lanes>(query, seen, scores, output);
         }
     };
 }

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::attention;
+use super::attention::{self, Seen};
 use super::dot::{self, Level, Product};
 use super::math::{self, bf16, inverse_rms, sigmoid};
 use super::matrix::{Input, Kind, Matrix, PANEL};
@@ -109,12 +109,13 @@ struct Layer {
     window: usize,
 }
 
-/// Tokens of one row that follow what the cache holds of it.
+/// Tokens that follow what the cache holds of their sequence.
 #[derive(Clone, Debug)]
 pub struct Sequence {
-    /// Row of the cache.
-    pub row: usize,
-    /// Position of the first of these tokens: how many the row holds already.
+    /// Where the sequence lies in the cache: token t in block `blocks[t / block_size]`. Blocks that this step does not write
+    /// may belong to other sequences too.
+    pub blocks: Vec<u32>,
+    /// Position of the first of these tokens: how many the cache holds already.
     pub start: usize,
     /// The token before the first, where there is one.
     pub previous: Option<u32>,
@@ -122,14 +123,14 @@ pub struct Sequence {
     pub ids: Vec<u32>,
 }
 
-/// Keys and values of all layers: two tensors (layers, rows, K, positions, D) that the caller owns.
+/// Keys and values of all layers: two tensors (layers, blocks, K, block_size, D) that the caller owns.
 pub struct Cache<'a, E> {
     keys: *mut E,
     values: *mut E,
     /// Numbers of either.
     length: usize,
-    rows: usize,
-    positions: usize,
+    blocks: usize,
+    block_size: usize,
     lent: std::marker::PhantomData<&'a mut [E]>,
 }
 
@@ -138,24 +139,25 @@ unsafe impl<E: Send> Sync for Cache<'_, E> {}
 
 impl<'a, E: Element> Cache<'a, E> {
     /// Takes both tensors for a while.
-    pub fn new(keys: &'a mut [E], values: &'a mut [E], rows: usize, positions: usize) -> Cache<'a, E> {
+    pub fn new(keys: &'a mut [E], values: &'a mut [E], blocks: usize, block_size: usize) -> Cache<'a, E> {
         assert_eq!(keys.len(), values.len());
         let (length, keys, values) = (keys.len(), keys.as_mut_ptr(), values.as_mut_ptr());
-        Cache { keys, values, length, rows, positions, lent: std::marker::PhantomData }
+        Cache { keys, values, length, blocks, block_size, lent: std::marker::PhantomData }
     }
 }
 
 struct Token {
     id: u32,
     previous: Option<u32>,
-    row: usize,
+    /// Which of the step's sequences it belongs to.
+    sequence: usize,
     position: usize,
 }
 
 /// Up to `TOKENS_AT_ONCE` tokens, and who wants to know what follows.
 struct Chunk {
     tokens: Vec<Token>,
-    /// Neighbouring tokens of one row.
+    /// Neighbouring tokens of one sequence.
     runs: Vec<Range<usize>>,
     /// Tokens whose logits are wanted, with the row of the result.
     wanted: Vec<(usize, usize)>,
@@ -315,7 +317,7 @@ impl Decoder {
         self.shape.vocab_size.next_multiple_of(PANEL)
     }
 
-    /// Runs the tokens of different rows: their keys and values go into the cache, the logits after the last token of each
+    /// Runs the next tokens of some sequences: their keys and values go into the cache, the logits after the last token of each
     /// sequence into `logits` (sequences, `logits_stride`). Returns the likeliest token of each, -1 where a logit is NaN or
     /// infinite. An error says what the shape, the cache or the vocabulary has no room for; nothing is written then.
     pub fn step<E: Element>(
@@ -329,7 +331,7 @@ impl Decoder {
         let logits = LogitsPointer(logits.as_mut_ptr(), logits.len());
         let mut team = self.team.take().ok_or("a step failed before; make a new decoder")?;
         for chunk in chunks(sequences) {
-            team.run(&|thread, barrier| self.run(&chunk, cache, &logits, thread, barrier));
+            team.run(&|thread, barrier| self.run(&chunk, sequences, cache, &logits, thread, barrier));
         }
         self.team = Some(team);
         // SAFETY: the threads are done, and the slice that was lent is alive.
@@ -343,9 +345,12 @@ impl Decoder {
 
     fn check<E>(&self, sequences: &[Sequence], cache: &Cache<'_, E>, logits: &[f32]) -> Result<(), String> {
         let shape = &self.shape;
-        let numbers = shape.windows.len() * cache.rows * shape.kv_heads * cache.positions * shape.head_dim;
-        if cache.length != numbers {
-            return Err(format!("the cache has {} numbers; accepted: {numbers}", cache.length));
+        let numbers = shape.windows.len() * cache.blocks * shape.kv_heads * cache.block_size * shape.head_dim;
+        if cache.length != numbers || cache.block_size == 0 {
+            return Err(format!(
+                "the cache has {} numbers in blocks of {} tokens; accepted: {numbers}",
+                cache.length, cache.block_size
+            ));
         }
         if logits.len() < sequences.len() * self.logits_stride() {
             return Err(format!(
@@ -353,35 +358,42 @@ impl Decoder {
                 sequences.len()
             ));
         }
-        let mut rows: Vec<usize> = sequences.iter().map(|sequence| sequence.row).collect();
-        rows.sort_unstable();
-        if rows.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err("a row of the cache is named twice in a step; accepted: once".into());
-        }
-        for sequence in sequences {
-            let end = sequence.start + sequence.ids.len();
-            if sequence.ids.is_empty() || sequence.row >= cache.rows || end > cache.positions.min(shape.context) {
+        let mut writer = vec![usize::MAX; cache.blocks];
+        for (index, sequence) in sequences.iter().enumerate() {
+            let (end, size) = (sequence.start + sequence.ids.len(), cache.block_size);
+            let room = (sequence.blocks.len() * size).min(shape.context);
+            if sequence.ids.is_empty() || end > room || sequence.blocks.iter().any(|&at| at as usize >= cache.blocks) {
                 return Err(format!(
-                    "tokens {}..{end} of row {}; accepted: at least one, positions below {}, rows below {}",
-                    sequence.start,
-                    sequence.row,
-                    cache.positions.min(shape.context),
-                    cache.rows
+                    "tokens {}..{end} in the blocks {:?}; accepted: at least one, positions below {room}, blocks below {}",
+                    sequence.start, sequence.blocks, cache.blocks
                 ));
+            }
+            for &block in &sequence.blocks[sequence.start / size..end.div_ceil(size)] {
+                if writer[block as usize] != usize::MAX {
+                    return Err(format!("block {block} is written twice in a step; accepted: once"));
+                }
+                writer[block as usize] = index;
             }
             if let Some(id) = sequence.ids.iter().chain(&sequence.previous).find(|&&id| id as usize >= shape.vocab_size)
             {
                 return Err(format!("token {id}; accepted: 0 to {}", shape.vocab_size - 1));
             }
         }
+        for (index, sequence) in sequences.iter().enumerate() {
+            let others = |&&block: &&u32| ![index, usize::MAX].contains(&writer[block as usize]);
+            if let Some(block) = sequence.blocks.iter().find(others) {
+                return Err(format!("block {block} is written for another sequence; accepted: blocks that are not"));
+            }
+        }
         Ok(())
     }
 
-    /// A thread's part of a chunk. Products are divided by outputs, attention by rows and key/value heads. Between two
+    /// A thread's part of a chunk. Products are divided by outputs, attention by sequences and key/value heads. Between two
     /// barriers a thread writes only its own part of a buffer, and none reads what another one writes.
     fn run<E: Element>(
         &self,
         chunk: &Chunk,
+        sequences: &[Sequence],
         cache: &Cache<'_, E>,
         logits: &LogitsPointer,
         thread: usize,
@@ -415,11 +427,12 @@ impl Decoder {
 
             for item in share(chunk.runs.len() * self.shape.kv_heads, threads, thread) {
                 let (run, kv_head) = (&chunk.runs[item / self.shape.kv_heads], item % self.shape.kv_heads);
+                let blocks = &sequences[chunk.tokens[run.start].sequence].blocks;
                 for token in run.clone() {
-                    self.remember(index, kv_head, token, &chunk.tokens[token], normed, cache);
+                    self.remember(index, kv_head, token, &chunk.tokens[token], normed, blocks, cache);
                 }
                 for token in run.clone() {
-                    self.attend(index, kv_head, token, &chunk.tokens[token], cache, scores);
+                    self.attend(index, kv_head, token, chunk.tokens[token].position, blocks, cache, scores);
                 }
             }
             barrier.wait();
@@ -576,6 +589,7 @@ impl Decoder {
     }
 
     /// Norms and turns the queries and the key of a key/value head, and writes key and value into the cache.
+    #[allow(clippy::too_many_arguments)]
     fn remember<E: Element>(
         &self,
         index: usize,
@@ -583,6 +597,7 @@ impl Decoder {
         token: usize,
         at: &Token,
         normed: &[f32],
+        blocks: &[u32],
         cache: &Cache<'_, E>,
     ) {
         let (shape, layer, dim) = (&self.shape, &self.layers[index], self.shape.head_dim);
@@ -613,8 +628,9 @@ impl Decoder {
                 *value += gate * embedded;
             }
         }
-        let start = self.place(cache, index, at.row, kv_head) + at.position * dim;
-        // SAFETY: as above; `place` is within the cache.
+        let (block, offset) = (at.position / cache.block_size, at.position % cache.block_size);
+        let start = self.place(cache, index, blocks[block] as usize, kv_head) + offset * dim;
+        // SAFETY: as above, because `check` has seen that no other sequence writes or reads this block; it is within the cache.
         let (keys, values) = unsafe {
             (
                 std::slice::from_raw_parts_mut(cache.keys.add(start), dim),
@@ -626,32 +642,39 @@ impl Decoder {
         }
     }
 
-    /// Where a row's keys of a layer and head begin in the cache. `check` has seen that its tokens fit.
-    fn place<E>(&self, cache: &Cache<'_, E>, layer: usize, row: usize, kv_head: usize) -> usize {
-        ((layer * cache.rows + row) * self.shape.kv_heads + kv_head) * cache.positions * self.shape.head_dim
+    /// Where a block's keys of a layer and head begin in the cache.
+    fn place<E>(&self, cache: &Cache<'_, E>, layer: usize, block: usize, kv_head: usize) -> usize {
+        ((layer * cache.blocks + block) * self.shape.kv_heads + kv_head) * cache.block_size * self.shape.head_dim
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn attend<E: Element>(
         &self,
         index: usize,
         kv_head: usize,
         token: usize,
-        at: &Token,
+        position: usize,
+        blocks: &[u32],
         cache: &Cache<'_, E>,
         scores: &mut Vec<f32>,
     ) {
         let (shape, dim) = (&self.shape, self.shape.head_dim);
-        let first = (at.position + 1).saturating_sub(self.layers[index].window);
-        let seen = at.position + 1 - first;
-        let start = self.place(cache, index, at.row, kv_head) + first * dim;
-        // SAFETY: within the cache; of this row and head, which only this thread writes until the next barrier.
-        let (keys, values) = unsafe {
-            (
-                std::slice::from_raw_parts(cache.keys.add(start), seen * dim),
-                std::slice::from_raw_parts(cache.values.add(start), seen * dim),
+        let first = (position + 1).saturating_sub(self.layers[index].window);
+        let start = self.place(cache, index, 0, kv_head);
+        // SAFETY: `check` has seen that the blocks are within the cache, and that what this step writes of them is of this
+        // sequence, whose head only this thread writes until the next barrier.
+        let seen = unsafe {
+            Seen::new(
+                cache.keys.add(start),
+                cache.values.add(start),
+                blocks,
+                shape.kv_heads * cache.block_size * dim,
+                cache.block_size,
+                dim,
+                first..position + 1,
             )
         };
-        scores.resize(seen, 0.0);
+        scores.resize(position + 1 - first, 0.0);
         let group = shape.heads / shape.kv_heads;
         for head in kv_head * group..(kv_head + 1) * group {
             // SAFETY: only this thread has this head of this token.
@@ -662,7 +685,7 @@ impl Decoder {
                 )
             };
             // SAFETY: `attention::kernel` has found the kernel's instructions on this processor.
-            unsafe { attention::kernel::<E>(self.level)(query, keys, values, scores, output) }
+            unsafe { attention::kernel::<E>(self.level)(query, &seen, scores, output) }
         }
     }
 }
@@ -688,7 +711,7 @@ fn chunks(sequences: &[Sequence]) -> Vec<Chunk> {
                 _ => chunk.runs.push(at..at + 1),
             }
             let previous = if offset > 0 { Some(sequence.ids[offset - 1]) } else { sequence.previous };
-            chunk.tokens.push(Token { id, previous, row: sequence.row, position: sequence.start + offset });
+            chunk.tokens.push(Token { id, previous, sequence: result, position: sequence.start + offset });
             if offset + 1 == sequence.ids.len() {
                 chunk.wanted.push((at, result));
             }

@@ -22,8 +22,8 @@ pub struct Decoder {
     keys: Lent,
     values: Lent,
     logits: Lent,
-    rows: usize,
-    positions: usize,
+    blocks: usize,
+    block_size: usize,
     bf16: bool,
 }
 
@@ -31,11 +31,11 @@ pub struct Decoder {
 impl Decoder {
     /// `shape` is a dictionary of `Shape`'s fields; `weight(name)` gives a weight as the bytes of an fp32 array.
     ///
-    /// `keys`, `values` (layers, rows, kv_heads, positions, head_dim), of bf16 or fp32, and `logits` (sequences, stride), fp32,
+    /// `keys`, `values` (layers, blocks, kv_heads, block_size, head_dim), of bf16 or fp32, and `logits` (sequences, stride), fp32,
     /// are (address, numbers) of contiguous tensors. The caller keeps them alive and in place as long as the decoder, and
     /// touches none of them during a step.
     #[new]
-    #[pyo3(signature = (shape, weight, *, kind, threads, keys, values, rows, positions, bf16, logits))]
+    #[pyo3(signature = (shape, weight, *, kind, threads, keys, values, blocks, block_size, bf16, logits))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         shape: Shape,
@@ -44,8 +44,8 @@ impl Decoder {
         threads: usize,
         keys: Lent,
         values: Lent,
-        rows: usize,
-        positions: usize,
+        blocks: usize,
+        block_size: usize,
         bf16: bool,
         logits: Lent,
     ) -> PyResult<Decoder> {
@@ -60,14 +60,15 @@ impl Decoder {
         };
         let built = super::Decoder::new(shape, kind_of(kind)?, Level::Avx512, threads, take);
         let inner = Mutex::new(built.map_err(|message| raised.unwrap_or_else(|| refused(message)))?);
-        Ok(Decoder { inner, keys, values, logits, rows, positions, bf16 })
+        Ok(Decoder { inner, keys, values, logits, blocks, block_size, bf16 })
     }
 
-    /// Runs tokens of rows, each (row, position of the first, token before it or -1, token ids): the logits after the last
-    /// token of each go into the rows of `logits`. Returns the likeliest token of each, -1 where a logit is NaN or infinite.
-    fn step(&self, py: Python<'_>, sequences: Vec<(usize, usize, i64, Vec<u32>)>) -> PyResult<Vec<i64>> {
+    /// Runs the next tokens of sequences, each (blocks, position of the first, token before it or -1, token ids): the logits
+    /// after the last token of each go into the rows of `logits`. Returns the likeliest token of each, -1 where a logit is NaN
+    /// or infinite.
+    fn step(&self, py: Python<'_>, sequences: Vec<(Vec<u32>, usize, i64, Vec<u32>)>) -> PyResult<Vec<i64>> {
         let sequence =
-            |(row, start, previous, ids)| Sequence { row, start, previous: u32::try_from(previous).ok(), ids };
+            |(blocks, start, previous, ids)| Sequence { blocks, start, previous: u32::try_from(previous).ok(), ids };
         let sequences: Vec<Sequence> = sequences.into_iter().map(sequence).collect();
         py.detach(|| if self.bf16 { self.run::<u16>(&sequences) } else { self.run::<f32>(&sequences) }).map_err(refused)
     }
@@ -86,7 +87,7 @@ impl Decoder {
         // second step out.
         let (keys, values, logits) =
             unsafe { (slice::<E>(self.keys), slice::<E>(self.values), slice::<f32>(self.logits)) };
-        inner.step(sequences, &mut Cache::new(keys, values, self.rows, self.positions), logits)
+        inner.step(sequences, &mut Cache::new(keys, values, self.blocks, self.block_size), logits)
     }
 }
 

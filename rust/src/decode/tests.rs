@@ -125,13 +125,15 @@ fn decoder(kind: Kind, level: Level, threads: usize) -> Decoder {
     Decoder::new(shape(), kind, level, threads, |name| Ok(noise(sizes(name), name.len() as u64))).expect("a decoder")
 }
 
-/// Logits of sequences in a cache of six rows, after what `before` fed.
+const BLOCK: usize = 8;
+
+/// Logits of sequences in a cache of six rows of 25 blocks, after what earlier steps fed.
 fn run(decoder: &mut Decoder, steps: &[Vec<Sequence>]) -> Vec<Vec<f32>> {
-    let numbers = 3 * 6 * 2 * 200 * 10;
+    let numbers = 3 * 150 * 2 * BLOCK * 10;
     let (mut keys, mut values) = (vec![0f32; numbers], vec![0f32; numbers]);
     let mut logits = vec![0f32; 6 * decoder.logits_stride()];
     for step in steps {
-        let mut cache = Cache::new(&mut keys, &mut values, 6, 200);
+        let mut cache = Cache::new(&mut keys, &mut values, 150, BLOCK);
         decoder.step(step, &mut cache, &mut logits).expect("a step");
     }
     let count = steps.last().map_or(0, Vec::len);
@@ -139,8 +141,9 @@ fn run(decoder: &mut Decoder, steps: &[Vec<Sequence>]) -> Vec<Vec<f32>> {
 }
 
 fn sequence(row: usize, start: usize, ids: &[u32]) -> Sequence {
-    let previous = if start > 0 { Some(start as u32 * 7 % 50) } else { None };
-    Sequence { row, start, previous, ids: ids.to_vec() }
+    let previous = if start > 0 { Some((start as u32 - 1) * 7 % 50) } else { None }; // ids are multiples of 7
+    let blocks = (0..25).map(|place| ((place * 7 + row) % 25 * 6 + row) as u32).collect(); // rows of scattered blocks
+    Sequence { blocks, start, previous, ids: ids.to_vec() }
 }
 
 #[test]
@@ -157,32 +160,48 @@ fn rows_threads_and_chunks_do_not_change_a_bit() {
                 "{kind:?}"
             );
         }
-        // The previous token of a later part is what `sequence` says, because the ids are multiples of 7.
-        let parts = [
-            vec![sequence(4, 0, &ids[..33])],
-            vec![Sequence { previous: Some(ids[32]), ..sequence(4, 33, &ids[33..]) }],
-        ];
+        let parts = [vec![sequence(4, 0, &ids[..33])], vec![sequence(4, 33, &ids[33..])]];
         assert_eq!(run(&mut decoder(kind, Level::Avx512, 1), &parts), alone, "{kind:?}");
     }
 }
 
 #[test]
+fn blocks_may_be_shared_and_lie_anywhere() {
+    let ids: Vec<u32> = (0..50).map(|at| at * 7 % 50).collect();
+    let mut decoder = decoder(Kind::Bf16, Level::Avx512, 2);
+    let first = sequence(0, 0, &ids);
+    let alone = run(&mut decoder, std::slice::from_ref(&vec![first.clone()]));
+    let mut second = sequence(1, 40, &ids[40..]); // reads five blocks of the first
+    second.blocks[..5].copy_from_slice(&first.blocks[..5]);
+    let mut third = sequence(2, 48, &ids[48..]);
+    third.blocks[..6].copy_from_slice(&first.blocks[..6]);
+    assert_eq!(run(&mut decoder, &[vec![first], vec![second, third]]), [alone[0].clone(), alone[0].clone()]);
+}
+
+#[test]
 fn what_has_no_room_is_refused() {
     let mut decoder = decoder(Kind::F32, Level::Plain, 1);
-    let numbers = 3 * 2 * 2 * 30 * 10;
+    let numbers = 3 * 6 * 2 * BLOCK * 10;
     let (mut keys, mut values) = (vec![0f32; numbers], vec![0f32; numbers]);
     let mut logits = vec![0f32; 2 * decoder.logits_stride()];
-    let mut refused = |sequences: &[Sequence], rows: usize| {
-        let mut cache = Cache::new(&mut keys, &mut values, rows, 30);
+    let of = |blocks: &[u32], start: usize, ids: &[u32]| Sequence {
+        blocks: blocks.to_vec(),
+        start,
+        previous: None,
+        ids: ids.to_vec(),
+    };
+    let mut refused = |sequences: &[Sequence], blocks: usize| {
+        let mut cache = Cache::new(&mut keys, &mut values, blocks, BLOCK);
         decoder.step(sequences, &mut cache, &mut logits).expect_err("refused")
     };
-    assert!(refused(&[sequence(0, 29, &[1, 2])], 2).contains("tokens 29..31"));
-    assert!(refused(&[sequence(2, 0, &[1])], 2).contains("row 2"));
-    assert!(refused(&[sequence(0, 0, &[50])], 2).contains("token 50"));
-    assert!(refused(&[sequence(0, 0, &[])], 2).contains("at least one"));
-    assert!(refused(&[sequence(0, 0, &[1]), sequence(0, 0, &[1])], 2).contains("twice"));
-    assert!(refused(&[sequence(0, 0, &[1])], 3).contains("the cache has"));
-    assert!(refused(&[sequence(0, 0, &[1]), sequence(1, 0, &[1]), sequence(2, 0, &[1])], 2).contains("3 sequences"));
+    assert!(refused(&[of(&[0, 1], 15, &[1, 2])], 6).contains("tokens 15..17"));
+    assert!(refused(&[of(&[0, 6], 0, &[1])], 6).contains("blocks below 6"));
+    assert!(refused(&[of(&[0], 0, &[50])], 6).contains("token 50"));
+    assert!(refused(&[of(&[0], 0, &[])], 6).contains("at least one"));
+    assert!(refused(&[of(&[0], 0, &[1]), of(&[0], 1, &[1])], 6).contains("written twice"));
+    assert!(refused(&[of(&[0], 0, &[1]), of(&[0, 1], 8, &[1])], 6).contains("written for another"));
+    assert!(refused(&[of(&[0], 0, &[1])], 5).contains("the cache has"));
+    assert!(refused(&[of(&[0], 0, &[1]), of(&[1], 0, &[1]), of(&[2], 0, &[1])], 6).contains("3 sequences"));
     let wrong = Decoder::new(shape(), Kind::F32, Level::Plain, 1, |_| Ok(vec![0.0]));
     assert!(wrong.err().is_some_and(|message| message.contains("has 1 numbers")));
 }
@@ -198,8 +217,22 @@ fn attention_is_that_of_f64_in_every_instruction_set() {
             let total: f64 = weights.iter().sum();
             for level in LEVELS {
                 let (mut scores, mut output) = (vec![0.0; tokens], vec![0.0; width]);
-                // SAFETY: `kernel` has found the instructions.
-                unsafe { attention::kernel::<f32>(level)(&query, &keys, &values, &mut scores, &mut output) };
+                // One block, or blocks of four tokens, of which the query sees all.
+                let size = if width == 16 { 4 } else { tokens };
+                let blocks: Vec<u32> = (0..tokens.div_ceil(size) as u32).collect();
+                // SAFETY: the blocks lie one behind the other; `kernel` has found the instructions.
+                unsafe {
+                    let seen = attention::Seen::new(
+                        keys.as_ptr(),
+                        values.as_ptr(),
+                        &blocks,
+                        size * width,
+                        size,
+                        width,
+                        0..tokens,
+                    );
+                    attention::kernel::<f32>(level)(&query, &seen, &mut scores, &mut output);
+                }
                 for (column, &found) in output.iter().enumerate() {
                     let exact: f64 =
                         (0..tokens).map(|t| weights[t] / total * f64::from(values[t * width + column])).sum();

@@ -6,18 +6,22 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
+from nutshell.infer.blocks import BlockPool
+from nutshell.infer.cache_memory import cache_blocks
 from nutshell.infer.calculator import calculate
 from nutshell.infer.conversation import fit_conversation
 from nutshell.infer.native import NativeRunner, describe, why_not
-from nutshell.infer.request import Completion, Piece, Request, Vocabulary
-from nutshell.infer.runner import Runner, TorchRunner
+from nutshell.infer.request import Completion, Delta, Request, Vocabulary
+from nutshell.infer.runner import Runner, TorchRunner, next_tokens
 from nutshell.infer.sampling import Sampling
-from nutshell.infer.scheduler import Prefix, Scheduler, prefix_rows
+from nutshell.infer.scheduler import Scheduler
 from nutshell.infer.tools import Tool
+from nutshell.model.kv_cache import BLOCK
 
 ENGINES = ("auto", "native", "native-int8", "torch")
 """What computes: native code on CPU, with weights in the model's dtype or in int8, or torch. auto: native where it can."""
@@ -27,14 +31,23 @@ class Engine:
     """Generates replies of `model` for many requests at once.
 
     `submit`, `cancel` and `busy` may be used from any thread, also while another one is in `step`. `chat`, `generate`
-    and `sample` step by themselves; pieces of submitted requests that appear meanwhile come out of the next `step()`.
+    and `sample` step by themselves; deltas of submitted requests that appear meanwhile come out of the next `step()`.
 
     >>> engine = Engine(model, tok)                                                     # doctest: +SKIP
-    >>> for piece in engine.chat([{"role": "user", "content": "Hi"}], temperature=0):   # doctest: +SKIP
-    ...     print(piece.text, end="")
+    >>> for delta in engine.chat([{"role": "user", "content": "Hi"}], temperature=0):   # doctest: +SKIP
+    ...     print(delta.text, end="")
     """
 
-    def __init__(self, model: Any, tok: Any, max_rows: int = 16, *, context: int | None = None, engine: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Any,
+        tok: Any,
+        max_rows: int = 16,
+        *,
+        context: int | None = None,
+        engine: str = "auto",
+        kv_cache_bytes: int | None = None,
+    ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows is {max_rows}; accepted: 1 or more rows that are decoded together.")
         if context is not None and not 2 <= context <= model.config.context:
@@ -55,18 +68,21 @@ class Engine:
             describe(model, self._int8) if self._native else f"torch ({str(model.compute_dtype).removeprefix('torch.')})"
         )
         """What computes, for people."""
+        self.kv_cache_bytes = kv_cache_bytes
+        """Most memory of the KV cache; None: what `max_rows` whole contexts need, at most half of what is free."""
         self.context = context or model.config.context
         """Longest prompt and reply together, in tokens."""
         self.tool: Tool | None = calculate
         """What runs what the model writes between its tool tokens. Set it before the first request."""
         self._vocabulary = Vocabulary.of(tok)
-        self._scheduler: Scheduler | None = None  # made by the first step: it allocates the cache
+        self._scheduler: Scheduler | None = None  # both are made by the first step, with the cache
+        self._runner: Runner
         self._numbers = itertools.count()
-        self._parked: list[Piece] = []
-        self._inboxes: dict[Request, deque[Piece]] = {}
+        self._parked: list[Delta] = []
+        self._inboxes: dict[Request, deque[Delta]] = {}
         self._stepping = threading.RLock()
         self._lock = threading.Lock()  # of the two lists below, never held for long
-        self._submitted: list[tuple[Request, Prefix | None]] = []
+        self._submitted: list[Request] = []
         self._cancelled: list[Request] = []
 
     # ---- any thread
@@ -76,18 +92,13 @@ class Engine:
         return self.submit_choices(prompt_ids, [sampling or Sampling()], tools)[0]
 
     def submit_choices(self, prompt_ids: Sequence[int], samplings: Sequence[Sampling], tools: bool = True) -> list[Request]:
-        """Queue one prompt for several replies; it is fed once."""
+        """Queue one prompt for several replies; its whole blocks are fed once."""
         requests = [self._request(prompt_ids, sampling, tools=tools) for sampling in samplings]
-        self._enqueue(self._sharing_prompt(requests))
+        self._enqueue(requests)
         return requests
 
-    def _sharing_prompt(self, requests: list[Request]) -> list[tuple[Request, Prefix | None]]:
-        """Requests of one prompt with the prefix that they share, which takes a row of its own; None where that does not pay."""
-        prefix = Prefix(requests[0].prompt, len(requests)) if len(requests) > 1 and self.max_rows > 1 else None
-        return [(request, prefix) for request in requests]
-
     def cancel(self, request: Request) -> None:
-        """End a request; its row is free before the next step decodes. Nothing happens if it has ended already."""
+        """End a request; its blocks are free before the next step decodes. Nothing happens if it has ended already."""
         with self._lock:
             if request.finish is None and not request.cancelled:
                 request.cancelled = True
@@ -117,67 +128,92 @@ class Engine:
             self._vocabulary, ids, sampling, limit, number=next(self._numbers), tool=self.tool or calculate, **options
         )  # fmt: skip
 
-    def _enqueue(self, requests: list[tuple[Request, Prefix | None]]) -> None:
+    def _enqueue(self, requests: list[Request]) -> None:
         with self._lock:
             self._submitted += requests
 
     # ---- the thread that steps
 
-    def step(self) -> list[Piece]:
+    def step(self) -> list[Delta]:
         """Advance every live request by one token; returns what became readable, in no order between requests."""
         with self._stepping:
-            pieces, self._parked = self._parked, []
-            return pieces + self._advance()
+            deltas, self._parked = self._parked, []
+            return deltas + self._advance()
 
-    def allocate(self) -> Scheduler:
-        """The scheduler with its cache, made now where no step has made it yet. MemoryError says how much was asked for."""
+    def allocate(self, *, touch: bool = False) -> Scheduler:
+        """The scheduler with its cache, made now where no step has made it yet. MemoryError says how much was asked for. With
+        `touch` every byte is written once: then the memory is there, and not just promised."""
         if self._scheduler is None:
-            config, bytes_each = self.model.config, torch.empty((), dtype=self.model.compute_dtype).element_size()
-            rows = self.max_rows + prefix_rows(self.max_rows)
-            size = 2 * config.depth * config.kv_heads * config.head_dim * rows * self.context * bytes_each
+            blocks, size = cache_blocks(self.model, self.context, self.max_rows, self.kv_cache_bytes)
+            make = partial(NativeRunner, int8=self._int8) if self._native else TorchRunner
             try:
-                self._scheduler = Scheduler(self._runner(rows), self.max_rows)
+                self._runner = make(self.model, self.tok.vocab_size, self.max_rows, self.context, blocks)
+                if touch:
+                    self._runner.cache.touch()
             except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError on CPU, OutOfMemoryError on CUDA
                 raise MemoryError(
                     f"no memory for the KV cache: about {size / 2**30:.1f} GB for {self.max_rows} replies of {self.context} "
                     f"tokens ({error})."
                 ) from error
+            self._scheduler = Scheduler(BlockPool(blocks, BLOCK), self.max_rows)
         return self._scheduler
 
-    def _runner(self, rows: int) -> Runner:
-        shape = (self.model, self.tok.vocab_size, rows, self.context)
-        return NativeRunner(*shape, int8=self._int8) if self._native else TorchRunner(*shape)
+    def weights_changed(self) -> None:
+        """Call this after changing the model: replies go on with the new weights alone, what the old ones computed is dropped."""
+        with self._stepping:
+            if self._scheduler is not None:
+                self._runner.take_weights()
+                self._scheduler.restart()
 
-    def _take_in(self) -> list[Piece]:
+    def _take_in(self) -> list[Delta]:
         """Hand what was submitted and cancelled meanwhile to the scheduler."""
         scheduler = self.allocate()
         with self._lock:
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
-        for request, prefix in submitted:
-            scheduler.add(request, prefix)
+        for request in submitted:
+            scheduler.add(request)
         return scheduler.cancel([request for request in cancelled if request.finish is None])
 
-    def _advance(self) -> list[Piece]:
-        """One step. Pieces of requests with an inbox go there; those of the others are returned."""
+    def _compute(self) -> list[Delta]:
+        """What the scheduler plans, through the model; each request that has nothing left to feed gets its next token."""
+        scheduler = self.allocate()
+        deltas = scheduler.hear_tools()
+        batch = scheduler.plan()
+        if not batch:
+            scheduler.wait_for_tools()
+            return deltas
+        logits, best = self._runner.forward([chunk for _, chunk in batch])
+        ready = scheduler.advance(batch)
+        if len(ready) < len(batch):
+            logits, best = logits[ready], [best[place] for place in ready]
+        deltas += self._choose([batch[place][0] for place in ready], logits, best)
+        scheduler.take_out_finished()
+        return deltas
+
+    def _choose(self, requests: list[Request], logits: torch.Tensor, best: list[int]) -> list[Delta]:
+        return next_tokens(requests, logits, best)
+
+    def _advance(self) -> list[Delta]:
+        """One step. Deltas of requests with an inbox go there; those of the others are returned."""
         with torch.inference_mode():
             try:
-                pieces = self._take_in()
-                pieces += self.allocate().step()
+                deltas = self._take_in()
+                deltas += self._compute()
             except BaseException as error:
                 with self._lock:
                     lost, self._submitted, self._cancelled = self._submitted, [], []
-                for request, _ in lost:  # where there was no memory for the cache
+                for request in lost:  # where there was no memory for the cache
                     request.cancel(error)
                 if self._scheduler is not None:
                     self._scheduler.abandon(error)
                 raise
         if not self._inboxes:
-            return pieces
-        others: list[Piece] = []
-        for piece in pieces:
-            inbox = self._inboxes.get(piece.request)
-            (others if inbox is None else inbox).append(piece)
+            return deltas
+        others: list[Delta] = []
+        for delta in deltas:
+            inbox = self._inboxes.get(delta.request)
+            (others if inbox is None else inbox).append(delta)
         return others
 
     def _step_for_myself(self) -> None:
@@ -186,29 +222,29 @@ class Engine:
 
     # ---- whole replies
 
-    def chat(self, messages: list[dict[str, Any]], *, tools: bool = True, **sampling: Any) -> Iterator[Piece]:
-        """The assistant's reply to a conversation, piece by piece; `sampling` are the fields of Sampling.
+    def chat(self, messages: list[dict[str, Any]], *, tools: bool = True, **sampling: Any) -> Iterator[Delta]:
+        """The assistant's reply to a conversation, delta by delta; `sampling` are the fields of Sampling.
 
-        A conversation longer than the context loses its oldest turns: `piece.request.dropped` says how many messages,
-        `piece.request.truncated` whether the last one was cut too. Closing the iterator cancels the reply.
+        A conversation longer than the context loses its oldest turns: `delta.request.dropped` says how many messages,
+        `delta.request.truncated` whether the last one was cut too. Closing the iterator cancels the reply.
         """
         settings = Sampling(**sampling)
         fitted = fit_conversation(messages, self.tok, self.context, settings.max_tokens)
         request = self._request(fitted.ids, settings, tools=tools, dropped=fitted.dropped, truncated=fitted.truncated)
         return self._follow(request)
 
-    def _follow(self, request: Request) -> Iterator[Piece]:
+    def _follow(self, request: Request) -> Iterator[Delta]:
         inbox = self._inboxes[request] = deque()
-        self._enqueue([(request, None)])
+        self._enqueue([request])
         finished = False
         try:
             while inbox or request.finish is None:
                 if not inbox:
                     self._step_for_myself()
                 while inbox:
-                    piece = inbox.popleft()
-                    finished = piece.finish is not None
-                    yield piece
+                    delta = inbox.popleft()
+                    finished = delta.finish is not None
+                    yield delta
             if request.error or not finished:
                 raise RuntimeError(f"a step of the engine failed while this reply was made ({request.error}).") from request.error
         finally:
@@ -216,12 +252,12 @@ class Engine:
             del self._inboxes[request]
 
     def _withdraw(self, requests: list[Request]) -> None:
-        """Cancel what has not ended, and free its rows at once: nobody may step afterwards."""
+        """Cancel what has not ended, and free its blocks at once: nobody may step afterwards."""
         if any(request.finish is None for request in requests):
             for request in requests:
                 self.cancel(request)
             with self._stepping:
-                self._parked += [piece for piece in self._take_in() if piece.request not in requests]
+                self._parked += [delta for delta in self._take_in() if delta.request not in requests]
 
     def generate(self, prompts: list[str], **sampling: Any) -> list[str]:
         """Continue plain texts, as a base model does: no chat, no tools. The prompts are not part of the results."""
@@ -241,22 +277,20 @@ class Engine:
     ) -> list[list[Completion]]:
         """`samples` replies to each prompt: for evaluation and reinforcement learning.
 
-        A prompt is fed once and its cache row copied to its samples; prompts flow through the rows without waiting for
-        each other. With a seed, each reply has its own random numbers, made of the seed, the prompt's place and its own.
+        The whole blocks of a prompt are fed once for all its samples; prompts flow through the rows without waiting for each
+        other. With a seed, each reply has its own random numbers, made of the seed, the prompt's place and its own.
         `progress(done, total)` is called after each step that completed replies.
         """
         if samples < 1:
             raise ValueError(f"samples is {samples}; accepted: 1 or more replies to each prompt.")
         settings = sampling or Sampling()
         groups: list[list[Request]] = []
-        entries: list[tuple[Request, Prefix | None]] = []
         for place, prompt in enumerate(prompts):
             options = {"tools": tools, "streaming": False}
             group = [self._request(prompt, settings, stream=(place, n), **options) for n in range(samples)]
             groups.append(group)
-            entries += self._sharing_prompt(group)
-        self._enqueue(entries)
-        requests = [request for request, _ in entries]
+        requests = [request for group in groups for request in group]
+        self._enqueue(requests)
         done = 0  # counted in order: a late one hides those behind it for a while
         try:
             while done < len(requests):

@@ -1,6 +1,6 @@
 """Decoding on CPU in one native call per step for all rows and layers (`rust/src/decode`): weights and cache for it.
 
-Every row's logits are the same bits alone and in a full batch, in every dtype.
+Every sequence's logits are the same bits alone and in a full batch, in every dtype.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from nutshell.infer.blocks import Chunk
 from nutshell.model.gpt import GPT
+from nutshell.model.kv_cache import BLOCK, KVCache
 from nutshell.model.qwen3 import Qwen3
 
 try:
@@ -61,42 +63,31 @@ def describe(model: Any, int8: bool) -> str:
 
 
 class NativeRunner:
-    """The `Runner` of models on CPU. Weights are copied in the kind they are multiplied in: changing the model afterwards
-    changes nothing here."""
+    """The `Runner` of models on CPU. Weights are copied in the kind they are multiplied in: changing the model changes nothing
+    here before `take_weights`."""
 
-    def __init__(self, model: Any, vocab_size: int, rows: int, context: int, *, int8: bool = False) -> None:
-        config = model.config
-        self.vocab_size = vocab_size
-        self.lengths, self.previous = [0] * rows, [-1] * rows
-        shape = (config.depth, rows, config.kv_heads, context, config.head_dim)
-        self.keys, self.values = (torch.zeros(shape, dtype=model.compute_dtype) for _ in range(2))
+    def __init__(
+        self, model: Any, vocab_size: int, rows: int, context: int, blocks: int | None = None, *, int8: bool = False
+    ) -> None:
+        self.model, self.vocab_size, self.int8 = model, vocab_size, int8
+        self.cache = KVCache(model.config, rows, context, dtype=model.compute_dtype, blocks=blocks)
         self.logits = torch.zeros(rows, -(-vocab_size // 16) * 16)
-        weights = named_weights(model, vocab_size)
+        self.take_weights()
+
+    def take_weights(self) -> None:
+        model = self.model
+        weights = named_weights(model, self.vocab_size)
         self.decoder = Decoder(
-            native_shape(model, vocab_size),
+            native_shape(model, self.vocab_size),
             lambda name: torch.cat([part.detach().float().flatten() for part in weights[name]]).numpy().tobytes(),
-            kind=kind_of(model, int8), threads=free_threads(torch.get_num_threads()), rows=rows, positions=context,
-            bf16=model.compute_dtype == torch.bfloat16,
-            keys=lent(self.keys), values=lent(self.values), logits=lent(self.logits),
+            kind=kind_of(model, self.int8), threads=free_threads(torch.get_num_threads()),
+            blocks=self.cache.keys.size(1), block_size=BLOCK, bf16=model.compute_dtype == torch.bfloat16,
+            keys=lent(self.cache.keys), values=lent(self.cache.values), logits=lent(self.logits),
         )  # fmt: skip
 
-    def reset(self, row: int) -> None:
-        self.lengths[row], self.previous[row] = 0, -1
-
-    def copy(self, source: int, targets: Sequence[int]) -> None:
-        length = self.lengths[source]
-        for row in targets:
-            for tensor in (self.keys, self.values):
-                tensor[:, row, :, :length] = tensor[:, source, :, :length]
-            self.lengths[row], self.previous[row] = length, self.previous[source]
-
-    def forward(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
-        lengths, previous = self.lengths, self.previous
-        best = self.decoder.step([(row, lengths[row], previous[row], ids) for row, ids in zip(rows, tokens, strict=True)])
-        for row, ids in zip(rows, tokens, strict=True):
-            lengths[row] += len(ids)
-            previous[row] = ids[-1]
-        return self.logits[: len(rows), : self.vocab_size], best
+    def forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[int]]:
+        best = self.decoder.step([(chunk.blocks, chunk.start, chunk.previous, chunk.ids) for chunk in chunks])
+        return self.logits[: len(chunks), : self.vocab_size], best
 
 
 def lent(tensor: Tensor) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """One reply in the making: what its tokens mean, with tool calls, stop strings and text that is complete UTF-8.
 
-A request knows nothing of batches or caches. The engine asks which tokens are `pending` (not yet in the cache), and
-hands it each token it sampled; `accept` answers with the pieces a reader sees.
+A request knows nothing of batches. The engine asks which tokens are `pending` (not yet in the cache), and hands it each token it
+sampled; `accept` answers with the deltas a reader sees.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Kind = Literal["text", "tool", "output"]
 
 
 @dataclass(slots=True)
-class Piece:
+class Delta:
     """One token of a reply as it is produced."""
 
     request: Request
     token_id: int
-    """-1 where the piece is no token: text that was held back, or the end of a cancelled request."""
+    """-1 where the delta is no token: text that was held back, or the end of a cancelled request."""
     text: str = ""
     """Complete characters that became readable with this token; never a special token's name."""
     kind: Kind = "text"
@@ -82,24 +82,26 @@ class Request:
     tools: bool = True
     tool: Tool = calculate
     streaming: bool = True
-    """Whether pieces are wanted; without them text is only decoded once, at the end."""
+    """Whether deltas are wanted; without them text is only decoded once, at the end."""
     stream: tuple[int, ...] = ()
     """Which random numbers of the seed are this request's."""
     dropped: int = 0
     """Oldest messages that were left out because the conversation is longer than the context."""
     truncated: bool = False
     """Whether the beginning of the last message was cut too."""
-    ids: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
     finish: Finish | None = None
 
     def __post_init__(self) -> None:
         self.random = self.sampling.random(*self.stream)
-        self.pending = list(self.prompt)
-        self.row = -1
+        self.tokens = list(self.prompt)  # and the reply
+        self.blocks: list[int] = []  # of the KV cache; these five are the scheduler's
+        self.cached = 0  # tokens that are in them
+        self.known = 0  # full blocks that others may find
+        self.parent = 0  # name of the last of these
         self.cancelled = False
         self.error: BaseException | None = None  # that ended it
-        self.answer: Future[str] | None = None  # of a slow tool; until it is done the row waits with nothing pending
+        self.answer: Future[str] | None = None  # of a slow tool; until it is done nothing is pending
         self._inside_call = False
         self._expression: list[int] = []
         self._spoken: list[int] = []
@@ -108,20 +110,29 @@ class Request:
         self._decoder = self.vocabulary.tok.stream() if watched else None
         self._text: list[str] = []
 
+    @property
+    def ids(self) -> list[int]:
+        """The reply so far."""
+        return self.tokens[len(self.prompt) :]
+
+    @property
+    def pending(self) -> list[int]:
+        """Tokens that the model must see next; none while a tool is at work and at the end."""
+        return [] if self.finish or self.answer is not None else self.tokens[self.cached :]
+
     def completion(self) -> Completion:
         text = "".join(self._text) if self._decoder else self.vocabulary.tok.decode(self._spoken)
         return Completion(self.ids, self.mask, text, self.finish or "cancelled")
 
-    def cancel(self, error: BaseException | None = None) -> list[Piece]:
+    def cancel(self, error: BaseException | None = None) -> list[Delta]:
         """End it before its time, because nobody wants it any more or for an error."""
-        self.finish, self.pending, self.error = "cancelled", [], error
-        return [Piece(self, -1, finish="cancelled")]
+        self.finish, self.error = "cancelled", error
+        return [Delta(self, -1, finish="cancelled")]
 
-    def accept(self, token_id: int, logprob: float | None = None, top: Sequence[tuple[int, float]] = ()) -> list[Piece]:
-        """Take the token the model sampled; sets `pending` to what it must see next, or `finish`."""
-        self.ids.append(token_id)
+    def accept(self, token_id: int, logprob: float | None = None, top: Sequence[tuple[int, float]] = ()) -> list[Delta]:
+        """Take the token the model sampled, and what must be forced behind it, or set `finish`."""
+        self.tokens.append(token_id)
         self.mask.append(1)
-        self.pending = [token_id]
         forced: list[int] = []
         kind: Kind = "tool" if self._inside_call else "text"
         tail = ""
@@ -135,36 +146,33 @@ class Request:
         else:
             self._spoken.append(token_id)
         forced = self._within_limit(forced)
-        pieces = [Piece(self, -1, tail)] if tail else []
+        deltas = [Delta(self, -1, tail)] if tail else []
         if self._decoder:
-            pieces.append(Piece(self, token_id, self._read(token_id, kind), kind, logprob, top))
+            deltas.append(Delta(self, token_id, self._read(token_id, kind), kind, logprob, top))
         if forced:
-            pieces += self._force(forced)
-        if self.finish:
-            self.pending = []
-            if pieces:
-                pieces[-1].finish = self.finish
-        return pieces if self.streaming else []
+            deltas += self._force(forced)
+        if self.finish and deltas:
+            deltas[-1].finish = self.finish
+        return deltas if self.streaming else []
 
-    def resume(self) -> list[Piece]:
+    def resume(self) -> list[Delta]:
         """Go on where a slow tool has answered meanwhile."""
         if self.answer is None or not self.answer.done():
             return []
         answer, self.answer = self.answer, None
         if (error := answer.exception()) is not None:  # the tool itself is broken: this reply ends, others go on
             return self.cancel(error)
-        self.pending = [self.vocabulary.python_end]
-        pieces = self._force(self._within_limit(self._output(answer.result())))
+        deltas = self._force(self._within_limit(self._output(answer.result())))
         if self.finish:
-            self.pending = []
-            pieces.append(Piece(self, -1, finish=self.finish))
-        return pieces if self.streaming else []
+            deltas.append(Delta(self, -1, finish=self.finish))
+        return deltas if self.streaming else []
 
     def _within_limit(self, forced: list[int]) -> list[int]:
         """Ends the reply where `forced` fills it; what does not fit is left out whole: half a result would be a wrong one."""
-        if self.finish is None and len(self.ids) + len(forced) >= self.limit:
+        length = len(self.mask) + len(forced)
+        if self.finish is None and length >= self.limit:
             self.finish = "length"
-        return forced if len(self.ids) + len(forced) <= self.limit else []
+        return forced if length <= self.limit else []
 
     def _output(self, result: str) -> list[int]:
         return [self.vocabulary.output_start, *self.vocabulary.tok.encode(result), self.vocabulary.output_end]
@@ -180,20 +188,19 @@ class Request:
             self._inside_call = False
             result = self.tool(words.tok.decode(self._expression))
             if isinstance(result, Future):
-                self.answer, self.pending = result, []
+                self.answer = result
             elif result is not None:
                 return self._output(result)
         return []
 
-    def _force(self, tokens: list[int]) -> list[Piece]:
-        self.ids += tokens
+    def _force(self, tokens: list[int]) -> list[Delta]:
+        self.tokens += tokens
         self.mask += [0] * len(tokens)
-        self.pending += tokens
         if self._decoder is None or not tokens:
             return []
-        pieces = [Piece(self, token, self._decoder.push(token), "output") for token in tokens]
-        pieces[-1].text += self._decoder.flush()
-        return pieces
+        deltas = [Delta(self, token, self._decoder.push(token), "output") for token in tokens]
+        deltas[-1].text += self._decoder.flush()
+        return deltas
 
     def _read(self, token_id: int, kind: Kind) -> str:
         """The text that becomes readable with this token."""

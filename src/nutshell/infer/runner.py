@@ -1,6 +1,6 @@
-"""How the next tokens of some rows are computed: a cache and one method. This one calls the model in torch.
+"""How the next tokens of some sequences are computed: a cache and one method. This one calls the model in torch.
 
-Legend: B sequences in a call, T tokens per row, V vocabulary.
+Legend: B sequences in a call, T tokens of each, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,68 +11,97 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nutshell.infer.blocks import Chunk
+from nutshell.infer.request import Delta, Request
+from nutshell.infer.sampling import adjusted, log_probabilities, sample
 from nutshell.model.kv_cache import KVCache
 
 
 class Runner(Protocol):
-    """Appends tokens to rows of a KV cache. `native.py` has another one."""
+    """Writes tokens into blocks of a KV cache. `native.py` has another one."""
 
-    def reset(self, row: int) -> None:
-        """Forget a row."""
+    cache: KVCache
 
-    def copy(self, source: int, targets: Sequence[int]) -> None:
-        """Give rows the state of row `source`."""
+    def take_weights(self) -> None:
+        """The model's have changed."""
 
-    def forward(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
-        """Append at least one token to each of B different rows. Returns the logits (B, V) after the last token of each, valid
-        until the next call, and the likeliest token of each, -1 where a logit is NaN or infinite."""
+    def forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[int]]:
+        """Run B chunks of different sequences, none of which writes a block that another one has. Returns the logits (B, V)
+        after the last token of each, valid until the next call, and the likeliest token of each, -1 where a logit is NaN or
+        infinite."""
 
 
 class TorchRunner:
     """Any model on any device: the reference."""
 
-    def __init__(self, model: Any, vocab_size: int, rows: int, context: int) -> None:
+    def __init__(self, model: Any, vocab_size: int, rows: int, context: int, blocks: int | None = None) -> None:
         self.model, self.vocab_size = model, vocab_size
         self.device = next(model.parameters()).device
-        self.cache = KVCache(model.config, rows, context, self.device, model.compute_dtype)
+        self.cache = KVCache(model.config, rows, context, self.device, model.compute_dtype, blocks=blocks)
 
-    def reset(self, row: int) -> None:
-        self.cache.reset(row)
+    def take_weights(self) -> None:
+        pass  # the model is called itself
 
-    def copy(self, source: int, targets: Sequence[int]) -> None:
-        self.cache.copy(source, torch.tensor(targets, device=self.device))
-
-    def forward(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
-        logits = torch.empty(len(rows), self.vocab_size, device=self.device)
-        for group in calls([len(ids) for ids in tokens]):
-            logits[group] = self.call({rows[i]: tokens[i] for i in group})
+    def forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[int]]:
+        logits = torch.empty(len(chunks), self.vocab_size, device=self.device)
+        for length in {len(chunk.ids) for chunk in chunks}:  # no padding: the single tokens of decoding go together
+            group = [place for place, chunk in enumerate(chunks) if len(chunk.ids) == length]
+            logits[group] = self._call([chunks[place] for place in group])
         finite = torch.isfinite(logits).all(dim=-1)
         return logits, torch.where(finite, logits.argmax(dim=-1), -1).tolist()
 
-    def call(self, tokens: dict[int, Sequence[int]]) -> Tensor:
-        """One padded call of the model: logits (B, V) of these rows."""
-        rows, longest = list(tokens), max(map(len, tokens.values()))
-        if longest == 1:  # rows between these ride along with no token: the model reads neighbouring rows in place
-            rows = list(range(min(rows), max(rows) + 1))
-        counts = [len(tokens.get(row, ())) for row in rows]
-        ids = [[*tokens.get(row, ()), *[0] * (longest - count)] for row, count in zip(rows, counts, strict=True)]
-        index = torch.tensor(rows, device=self.device)
-        real = torch.tensor(counts, device=self.device) if min(counts) < longest else None
-        logits = self.model.decode(torch.tensor(ids, device=self.device), self.cache, index, real, last_only=True)
-        logits = logits[:, 0, : self.vocab_size]
-        return logits if rows == list(tokens) else logits[[row - rows[0] for row in tokens]]
+    def _call(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Logits (B, V) of chunks of one length."""
+        cache, rows = self.cache, torch.arange(len(chunks), device=self.device)
+        most = max(len(chunk.blocks) for chunk in chunks)
+        padded = [[*chunk.blocks, *[0] * (most - len(chunk.blocks))] for chunk in chunks]  # what lies behind is masked
+        cache.tables[: len(chunks), :most] = torch.tensor(padded, device=self.device)
+        cache.lengths[: len(chunks)] = torch.tensor([chunk.start for chunk in chunks], device=self.device)
+        cache.previous[: len(chunks)] = torch.tensor([chunk.previous for chunk in chunks], device=self.device)
+        ids = torch.tensor([list(chunk.ids) for chunk in chunks], device=self.device)  # (B, T)
+        return self.model.decode(ids, cache, rows, last_only=True)[:, 0, : self.vocab_size]
 
 
-def calls(lengths: Sequence[int]) -> list[list[int]]:
-    """Split sequences into padded calls: single tokens together, and others so that at least half of a call is real tokens."""
-    groups: list[list[int]] = []
-    real = 0
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        longest = lengths[groups[-1][0]] if groups else 0
-        if groups and (longest == 1 or lengths[index] > 1) and 2 * (real + lengths[index]) >= longest * (len(groups[-1]) + 1):
-            groups[-1].append(index)
-            real += lengths[index]
+def next_tokens(requests: Sequence[Request], logits: Tensor, best: Sequence[int]) -> list[Delta]:
+    """Hand each request its next token: of logits (B, V), whose likeliest are `best`, -1 where they are not numbers."""
+    chosen, choice = list(best), logits
+    changed = [row for row, request in enumerate(requests) if request.sampling.adjusts]
+    if changed:
+        choice = logits.clone()
+        for row in changed:
+            choice[row] = adjusted(logits[row], requests[row].sampling, requests[row].prompt, requests[row].ids)
+    fine = [row for row in range(len(chosen)) if best[row] >= 0]
+    drawn = [row for row in fine if requests[row].sampling.temperature > 0 or requests[row].sampling.adjusts]
+    if drawn:
+        some = choice if len(drawn) == len(chosen) else choice[drawn]
+        settings, randoms = [requests[row].sampling for row in drawn], [requests[row].random for row in drawn]
+        for row, token_id in zip(drawn, sample(some, settings, randoms).tolist(), strict=True):
+            chosen[row] = token_id
+    logprobs = _logprobs(requests, logits, chosen)
+    deltas: list[Delta] = []
+    for row, (request, token_id) in enumerate(zip(requests, chosen, strict=True)):
+        if token_id < 0:
+            deltas += request.cancel(
+                RuntimeError("the model's output is NaN or infinite: its weights are damaged, or its training diverged.")
+            )
         else:
-            groups.append([index])
-            real = lengths[index]
-    return groups
+            deltas += request.accept(token_id, *logprobs.get(row, (None, ())))
+    return deltas
+
+
+def _logprobs(
+    requests: Sequence[Request], logits: Tensor, chosen: Sequence[int]
+) -> dict[int, tuple[float, list[tuple[int, float]]]]:
+    """Log-probabilities of the chosen and the likeliest tokens, for the rows that want them."""
+    counts = {
+        row: request.sampling.top_logprobs
+        for row, request in enumerate(requests)
+        if request.sampling.top_logprobs is not None and chosen[row] >= 0
+    }
+    if not counts:
+        return {}
+    rows = list(counts)
+    own, tops = log_probabilities(
+        logits[rows], torch.tensor([chosen[row] for row in rows], device=logits.device), max(counts.values())
+    )
+    return {row: (logprob, top[: counts[row]]) for row, logprob, top in zip(rows, own, tops, strict=True)}

@@ -1,215 +1,164 @@
-"""Continuous batching: many replies grow together, one token each a step.
+"""Continuous batching: many replies grow together, one token each a step. Policy alone: no tensors, no HTTP.
 
-Every live request holds a row of the cache until it ends; `runner.py` computes. Everything here belongs to the one thread that
-steps.
-
-Legend: B rows in a call, V vocabulary.
+`plan` says which tokens of which request the model sees next, `advance` that it has seen them. Requests are served in order of
+arrival. One that finds no block takes those of the youngest, which is computed again later; the oldest always gets what it needs,
+since the cache holds at least one whole context: none starves. Everything here belongs to the one thread that steps.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from heapq import heappop, heappush
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from nutshell.infer.blocks import START, BlockPool, Chunk
 
-from nutshell.infer.request import Piece, Request
-from nutshell.infer.runner import Runner
-from nutshell.infer.sampling import adjusted, log_probabilities, sample
+if TYPE_CHECKING:
+    from nutshell.infer.request import Delta, Request
 
 PREFILL_TOKENS = 1024  # a step's share of prompts: bounds its memory and how long live rows wait
-MOST_PREFIX_ROWS = 8
 TOOL_WAIT_SECONDS = 0.02  # at a time, so that new requests and cancelled ones are seen
 
-
-def prefix_rows(max_rows: int) -> int:
-    """Rows beside those of the replies, for prompts that several share."""
-    return 0 if max_rows == 1 else max(1, min(MOST_PREFIX_ROWS, max_rows // 4))
+Batch = list[tuple["Request", Chunk]]
 
 
-class Prefix:
-    """A prompt that several requests share: fed once into a cache row of its own, then copied to each."""
-
-    def __init__(self, prompt: list[int], requests: int) -> None:
-        self.prompt = prompt
-        self.waiting = requests
-        self.row = -1
-        self.logits: Tensor | None = None  # (1, V) after the prompt
-        self.best = -1  # the likeliest token after it
+def _age(request: Request) -> int:
+    return request.number
 
 
 class Scheduler:
     """Decides which tokens of which request the model sees next."""
 
-    def __init__(self, runner: Runner, max_rows: int) -> None:
-        self.runner, self.max_rows = runner, max_rows
-        self.live: list[Request] = []
-        self.queue: deque[Request] = deque()
-        self.free_rows = list(range(max_rows))  # a heap: low rows first, so that the rows in use are neighbours
-        self.prefixes: deque[Prefix] = deque()  # not fed yet
-        self.prefix_of: dict[Request, Prefix] = {}
-        self.prefix_rows = list(range(max_rows, max_rows + prefix_rows(max_rows)))
+    def __init__(self, pool: BlockPool, max_rows: int) -> None:
+        self.pool, self.max_rows = pool, max_rows
+        self.live: list[Request] = []  # hold blocks; oldest first
+        self.queue: list[Request] = []  # hold none; oldest first
+        self.preemptions = 0
 
-    def add(self, request: Request, prefix: Prefix | None) -> None:
-        self.queue.append(request)
-        if prefix is not None:
-            self.prefix_of[request] = prefix
-            if not self.prefixes or self.prefixes[-1] is not prefix:
-                self.prefixes.append(prefix)
+    def add(self, request: Request) -> None:
+        insort(self.queue, request, key=_age)
 
-    def cancel(self, requests: list[Request]) -> list[Piece]:
+    # ---- a step
+
+    def plan(self) -> Batch:
+        """One chunk of each live request that has something to feed: the token it sampled last, or a part of a prompt, of a
+        tool's result or of what a preempted request said, at most PREFILL_TOKENS in all. Its blocks are taken."""
+        self._admit()
+        batch: Batch = []
+        budget, place = PREFILL_TOKENS, 0
+        while place < len(self.live):
+            request = self.live[place]
+            pending = request.pending
+            if len(pending) > 1:
+                pending = pending[:budget]
+                budget -= len(pending)
+            if pending and self._make_room(place, len(pending)):
+                previous = request.tokens[request.cached - 1] if request.cached else -1
+                batch.append((request, Chunk(pending, request.cached, previous, request.blocks)))
+            place += 1
+        return batch
+
+    def advance(self, batch: Batch) -> list[int]:
+        """The cache holds these chunks now. Returns the places of requests that have nothing left to feed: their next token is
+        wanted."""
+        size = self.pool.size
+        for request, chunk in batch:
+            request.cached += len(chunk.ids)
+            while (end := (request.known + 1) * size) <= request.cached:
+                block, tokens = request.blocks[request.known], request.tokens[end - size : end]
+                request.parent = self.pool.remember(block, request.parent, tokens)
+                request.known += 1
+        return [place for place, (request, _) in enumerate(batch) if not request.pending]
+
+    def take_out_finished(self) -> None:
+        for request in self.live:
+            if request.finish is not None:
+                self._give_up_blocks(request)
+        self.live = [request for request in self.live if request.finish is None]
+
+    def cancel(self, requests: Sequence[Request]) -> list[Delta]:
         """End requests, waiting or live, and free what they hold."""
-        pieces: list[Piece] = []
-        for request in requests:
-            pieces += request.cancel()
-            self.leave_prefix(request)
-        self.queue = deque(request for request in self.queue if request.finish is None)
+        deltas = [delta for request in requests for delta in request.cancel()]
+        self.queue = [request for request in self.queue if request.finish is None]
         self.take_out_finished()
-        return pieces
+        return deltas
 
     def abandon(self, error: BaseException) -> None:
         """After a failed step nobody knows what the cache holds, so every request ends with its error."""
         for request in [*self.live, *self.queue]:
             if request.finish is None:
                 request.cancel(error)
-            self.leave_prefix(request)
         self.queue.clear()
         self.take_out_finished()
+        self.pool.forget()
 
-    def step(self) -> list[Piece]:
-        """Admit, feed a share of the prompts and one token of every other row, sample, take out what ended."""
-        pieces = self.hear_tools()
-        self.feed_prefixes()
-        self.admit(pieces)
-        self.advance(pieces)
-        self.take_out_finished()
-        return pieces
-
-    def hear_tools(self) -> list[Piece]:
-        """Let rows go on whose slow tool has answered; wait a moment where every row waits for one."""
-        answers = [request.answer for request in self.live if request.answer is not None]
-        if answers and len(answers) == len(self.live) and (not self.queue or len(self.live) == self.max_rows):
-            wait(answers, TOOL_WAIT_SECONDS, FIRST_COMPLETED)
-        pieces = [piece for request in self.live if answers for piece in request.resume()]
-        self.take_out_finished()
-        return pieces
-
-    # ---- rows
-
-    def admit(self, pieces: list[Piece]) -> None:
-        """Give free rows to the queue, in order; a request whose shared prompt is not fed yet holds up the rest."""
-        copies: dict[Prefix, list[Request]] = {}
-        while self.queue and self.free_rows:
-            prefix = self.prefix_of.get(self.queue[0])
-            if prefix is not None and prefix.logits is None:
-                break
-            request = self.queue.popleft()
-            request.row = heappop(self.free_rows)
-            self.live.append(request)
-            self.runner.reset(request.row)
-            if prefix is not None:
-                request.pending = []
-                copies.setdefault(prefix, []).append(request)
-        for prefix, requests in copies.items():
-            self.runner.copy(prefix.row, [request.row for request in requests])
-            assert prefix.logits is not None
-            self.choose(requests, prefix.logits.expand(len(requests), -1), [prefix.best] * len(requests), pieces)
-            for request in requests:
-                self.leave_prefix(request)
-
-    def leave_prefix(self, request: Request) -> None:
-        prefix = self.prefix_of.pop(request, None)
-        if prefix is None:
-            return
-        prefix.waiting -= 1
-        if prefix.waiting > 0:
-            return
-        if prefix.row >= 0:
-            self.prefix_rows.append(prefix.row)
-        else:
-            self.prefixes.remove(prefix)
-
-    def take_out_finished(self) -> None:
+    def restart(self) -> None:
+        """Compute all that the cache holds again, with other weights."""
         for request in self.live:
-            if request.finish is not None:
-                heappush(self.free_rows, request.row)
-        self.live = [request for request in self.live if request.finish is None]
+            self._give_up_blocks(request)
+            self.add(request)
+        self.live = []
+        self.pool.forget()
 
-    # ---- the model
+    # ---- slow tools
 
-    def feed_prefixes(self) -> None:
-        while self.prefixes and self.prefix_rows:
-            prefix = self.prefixes.popleft()
-            prefix.row = self.prefix_rows.pop()
-            self.runner.reset(prefix.row)
-            for start in range(0, len(prefix.prompt), PREFILL_TOKENS):
-                logits, (prefix.best,) = self.runner.forward([prefix.row], [prefix.prompt[start : start + PREFILL_TOKENS]])
-            prefix.logits = logits.clone()
+    def hear_tools(self) -> list[Delta]:
+        """Let requests go on whose slow tool has answered."""
+        deltas = [delta for request in self.live if request.answer is not None for delta in request.resume()]
+        self.take_out_finished()
+        return deltas
 
-    def advance(self, pieces: list[Piece]) -> None:
-        """One call for all rows: the token that a row sampled last, or a part of a prompt or of a tool's result, oldest request
-        first, of at most PREFILL_TOKENS in all."""
-        budget = PREFILL_TOKENS
-        requests: list[Request] = []
-        tokens: list[list[int]] = []
-        for request in self.live:  # in order of arrival
-            pending = request.pending
-            if len(pending) > 1:
-                pending = pending[:budget]
-                budget -= len(pending)
-            if pending:
-                requests.append(request)
-                tokens.append(pending)
-        if not requests:
-            return
-        logits, best = self.runner.forward([request.row for request in requests], tokens)
-        for request, fed in zip(requests, tokens, strict=True):
-            request.pending = request.pending[len(fed) :]
-        ready = [index for index, request in enumerate(requests) if not request.pending]
-        if len(ready) < len(requests):
-            requests, logits, best = [requests[i] for i in ready], logits[ready], [best[i] for i in ready]
-        self.choose(requests, logits, best, pieces)
+    def wait_for_tools(self) -> None:
+        """A moment, where there is nothing else to do."""
+        wait([request.answer for request in self.live if request.answer is not None], TOOL_WAIT_SECONDS, FIRST_COMPLETED)
 
-    def choose(self, requests: Sequence[Request], logits: Tensor, best: Sequence[int], pieces: list[Piece]) -> None:
-        """Hand each request its next token: of logits (B, V), whose likeliest are `best`, -1 where they are not numbers."""
-        chosen, choice = list(best), logits
-        changed = [row for row, request in enumerate(requests) if request.sampling.adjusts]
-        if changed:
-            choice = logits.clone()
-            for row in changed:
-                choice[row] = adjusted(logits[row], requests[row].sampling, requests[row].prompt, requests[row].ids)
-        fine = [row for row in range(len(chosen)) if best[row] >= 0]
-        drawn = [row for row in fine if requests[row].sampling.temperature > 0 or requests[row].sampling.adjusts]
-        if drawn:
-            some = choice if len(drawn) == len(chosen) else choice[drawn]
-            settings, randoms = [requests[row].sampling for row in drawn], [requests[row].random for row in drawn]
-            for row, token_id in zip(drawn, sample(some, settings, randoms).tolist(), strict=True):
-                chosen[row] = token_id
-        report = self.report(requests, logits, chosen)
-        for row, (request, token_id) in enumerate(zip(requests, chosen, strict=True)):
-            if token_id < 0:
-                pieces += request.cancel(
-                    RuntimeError("the model's output is NaN or infinite: its weights are damaged, or its training diverged.")
-                )
-            else:
-                pieces += request.accept(token_id, *report.get(row, (None, ())))
+    # ---- blocks
 
-    def report(
-        self, requests: Sequence[Request], logits: Tensor, chosen: Sequence[int]
-    ) -> dict[int, tuple[float, list[tuple[int, float]]]]:
-        """Log-probabilities of the chosen and the likeliest tokens, for the rows that want them."""
-        counts = {
-            row: request.sampling.top_logprobs
-            for row, request in enumerate(requests)
-            if request.sampling.top_logprobs is not None and chosen[row] >= 0
-        }
-        if not counts:
-            return {}
-        rows = list(counts)
-        own, tops = log_probabilities(
-            logits[rows], torch.tensor([chosen[row] for row in rows], device=logits.device), max(counts.values())
+    def _blocks_of(self, tokens: int) -> int:
+        return -(-tokens // self.pool.size)
+
+    def _admit(self) -> None:
+        """Take in who waits, in order, as long as there are rows and blocks; one whose beginning is being read just now by
+        another waits for that and lets the next pass."""
+        for request in list(self.queue):
+            if len(self.live) == self.max_rows:
+                return
+            blocks, name = self.pool.find(request.tokens[:-1])  # without the last: something must be fed to get logits
+            if self._is_being_read(request.tokens, len(blocks)):
+                continue
+            self.pool.hold(blocks)
+            missing = self._blocks_of(len(request.tokens)) - len(blocks)
+            if missing > self.pool.available:
+                self.pool.give_back(blocks)
+                return
+            request.blocks = blocks + self.pool.take(missing)
+            request.cached, request.known, request.parent = len(blocks) * self.pool.size, len(blocks), name
+            self.queue.remove(request)
+            insort(self.live, request, key=_age)
+
+    def _is_being_read(self, tokens: Sequence[int], known: int) -> bool:
+        """Whether a live request is about to feed the block behind the known ones."""
+        end = (known + 1) * self.pool.size
+        return end < len(tokens) and any(
+            other.cached < end <= len(other.tokens) and other.tokens[:end] == tokens[:end] for other in self.live
         )
-        return {row: (logprob, top[: counts[row]]) for row, logprob, top in zip(rows, own, tops, strict=True)}
+
+    def _make_room(self, place: int, tokens: int) -> bool:
+        """Blocks for that many more tokens of the live request at `place`, taken from younger ones where none is left. False
+        where it is the youngest itself: it waits."""
+        request = self.live[place]
+        missing = self._blocks_of(request.cached + tokens) - len(request.blocks)
+        while missing > self.pool.available and len(self.live) > place + 1:
+            youngest = self.live.pop()
+            self._give_up_blocks(youngest)
+            self.add(youngest)
+            self.preemptions += 1
+        if missing > self.pool.available:
+            return False
+        request.blocks += self.pool.take(missing)
+        return True
+
+    def _give_up_blocks(self, request: Request) -> None:
+        self.pool.give_back(request.blocks)
+        request.blocks, request.cached, request.known, request.parent = [], 0, 0, START

@@ -113,22 +113,14 @@ class Decoder(nn.Module):
         return self.loss(hidden.flatten(0, 1), targets.flatten(), None if weights is None else weights.flatten())
 
     @torch.inference_mode()
-    def decode(
-        self, ids: Tensor, cache: KVCache, rows: Tensor, counts: Tensor | None = None, *, last_only: bool = False
-    ) -> Tensor:
+    def decode(self, ids: Tensor, cache: KVCache, rows: Tensor, *, last_only: bool = False) -> Tensor:
         """Append tokens ids (B, T) to the cache rows `rows` (B,), each at its own length: fp32 logits (B, T, V).
 
-        Rows may be padded on the right: only the first counts[b] tokens of row b are real (all T where counts is None).
-        With `last_only` just the logits of each row's last real token are computed: (B, 1, V). The caller keeps a row within
-        the cache's capacity.
+        With `last_only` just the logits of each row's last token are computed: (B, 1, V). The caller keeps a row within the
+        cache's capacity.
         """
-        if counts is None:
-            counts = torch.full((ids.size(0),), ids.size(1), device=ids.device)
         slots = cache.slots(rows, ids.size(1))
-        positions = slots.positions.clamp(max=cache.capacity - 1)
-        cos, sin = (table[positions].to(self.compute_dtype) for table in (self.cos, self.sin))  # (B, T, 1, D)
+        cos, sin = (table[slots.positions].to(self.compute_dtype) for table in (self.cos, self.sin))  # (B, T, 1, D)
         x = self.hidden_states(ids, AttentionContext(cos=cos, sin=sin, slots=slots), cache.previous[rows])
-        cache.advance(rows, ids, counts)
-        if last_only:
-            x = x[torch.arange(x.size(0), device=x.device), (counts - 1).clamp(min=0)].unsqueeze(1)
-        return self.head(x)
+        cache.advance(rows, ids)
+        return self.head(x[:, -1:] if last_only else x)

@@ -1,4 +1,10 @@
-"""Keys and values of the tokens that each row has seen, so that a decoding step computes only the new token."""
+"""Keys and values of the tokens that were seen, so that a decoding step computes only the new token.
+
+Memory is cut into blocks of `BLOCK` tokens (arXiv 2309.06180): a row occupies any blocks in any order, and rows that begin alike
+may share some. Who gets which block is decided elsewhere (`infer/blocks.py`).
+
+Legend: B rows of a step, T new tokens of each, S tokens of the longest, K key/value heads, D head width.
+"""
 
 from __future__ import annotations
 
@@ -7,54 +13,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+BLOCK = 16  # tokens
+
+
+def blocks_of(tokens: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-tokens // BLOCK)
+
 
 class KVCache:
-    """Fixed rows of `capacity` tokens each, for all layers.
+    """Blocks (layers, blocks, K, BLOCK, D) for all layers, and `rows` rows of up to `capacity` tokens in them.
 
-    `lengths` (rows,) says how many tokens of a row are real. `previous` (rows,) is the last token of a row, -1 when it is
-    empty: the smear of the next token needs it.
+    Token t of a row lies in block tables[row, t // BLOCK]. `lengths` (rows,) says how many tokens of a row are real, `previous`
+    (rows,) which was the last, -1 where there is none: the smear of the next token needs it. At first each row has blocks of
+    its own; with fewer `blocks` than that the caller writes the tables.
     """
 
-    def __init__(self, config, rows: int, capacity: int | None = None, device="cpu", dtype=torch.float32) -> None:
+    def __init__(self, config, rows: int, capacity=None, device="cpu", dtype=torch.float32, *, blocks=None) -> None:
         self.capacity = min(capacity or config.context, config.context)
-        # One position more than the capacity: padding beyond the end is written there and never read.
-        shape = (config.depth, rows, config.kv_heads, self.capacity + 1, config.head_dim)
+        of_a_row = blocks_of(self.capacity)
+        blocks = blocks or rows * of_a_row
+        shape = (config.depth, blocks, config.kv_heads, BLOCK, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.tables = (torch.arange(rows * of_a_row, device=device) % blocks).view(rows, of_a_row)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.previous = torch.full((rows,), -1, dtype=torch.long, device=device)
 
     @property
     def rows(self) -> int:
-        return self.keys.size(1)
+        return self.tables.size(0)
 
-    def reset(self, row: int) -> None:
-        """Empty a row; the next tokens overwrite its memory."""
-        self.lengths[row] = 0
-        self.previous[row] = -1
-
-    def copy(self, source: int, targets: Tensor) -> None:
-        """Give `targets` (N,) the state of row `source`, so that samples of one prompt share its prefill."""
-        length = int(self.lengths[source])
-        self.keys[:, targets, :, :length] = self.keys[:, source : source + 1, :, :length]
-        self.values[:, targets, :, :length] = self.values[:, source : source + 1, :, :length]
-        self.lengths[targets] = length
-        self.previous[targets] = int(self.previous[source])
+    def touch(self) -> None:
+        """Write all of it: memory that an operating system only promised is missed now."""
+        self.keys.zero_()
+        self.values.zero_()
 
     def slots(self, rows: Tensor, tokens: int) -> Slots:
         """Where the next `tokens` tokens of the rows (B,) go, computed once for all layers."""
         start = self.lengths[rows]
-        positions = (start.unsqueeze(1) + torch.arange(tokens, device=start.device)).clamp_(max=self.capacity)  # (B, T)
-        longest = min(int(start.max()) + tokens, self.capacity + 1)
-        first, count = int(rows[0]), rows.numel()
-        neighbours = int(rows[-1]) - first == count - 1 and (count < 3 or bool((rows.diff() == 1).all()))
-        return Slots(self, slice(first, first + count) if neighbours else rows, start, positions, longest)
+        positions = start.unsqueeze(1) + torch.arange(tokens, device=start.device)  # (B, T)
+        longest = int(start.max()) + tokens
+        tables = self.tables[rows, : blocks_of(longest)]
+        return Slots(self, start, positions, tables, tables.gather(1, positions // BLOCK), positions % BLOCK, longest)
 
-    def advance(self, rows: Tensor, ids: Tensor, counts: Tensor) -> None:
-        """Count the first counts[b] tokens of ids (B, T) as part of the rows."""
-        self.lengths[rows] += counts
-        last = ids.gather(1, (counts - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
-        self.previous[rows] = torch.where(counts > 0, last, self.previous[rows])
+    def advance(self, rows: Tensor, ids: Tensor) -> None:
+        """Count the tokens ids (B, T) as part of the rows."""
+        self.lengths[rows] += ids.size(1)
+        self.previous[rows] = ids[:, -1]
 
 
 @dataclass(frozen=True)
@@ -62,10 +68,12 @@ class Slots:
     """The positions that one decoding step writes, and how far its rows reach."""
 
     cache: KVCache
-    rows: slice | Tensor
-    """Neighbouring rows are a slice, whose keys are read in place; others are gathered."""
     start: Tensor
     positions: Tensor
+    tables: Tensor
+    blocks: Tensor
+    """(B, T) block of each new token, and its place there."""
+    offsets: Tensor
     longest: int
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,14 +81,9 @@ class Slots:
 
         The lengths stay as they are until `advance`: every layer writes at the same place.
         """
-        batch = torch.arange(keys.size(0), device=keys.device).unsqueeze(1)
         results = []
         for store, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
-            if isinstance(self.rows, slice):
-                filled = store[self.rows]
-                filled.transpose(1, 2)[batch, self.positions] = new
-            else:
-                store.transpose(1, 2)[self.rows.unsqueeze(1), self.positions] = new
-                filled = store[self.rows]
-            results.append(filled[:, :, : self.longest])
+            store[self.blocks, :, self.offsets] = new
+            gathered = store[self.tables].transpose(1, 2).flatten(2, 3)  # (B, blocks, K, BLOCK, D) -> (B, K, S, D)
+            results.append(gathered[:, :, : self.longest])
         return results[0], results[1]

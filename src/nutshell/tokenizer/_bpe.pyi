@@ -46,12 +46,12 @@ class Decoder:
         threads: int,
         keys: tuple[int, int],
         values: tuple[int, int],
-        rows: int,
-        positions: int,
+        blocks: int,
+        block_size: int,
         bf16: bool,
         logits: tuple[int, int],
     ) -> Decoder: ...
-    def step(self, sequences: Sequence[tuple[int, int, int, Sequence[int]]]) -> list[int]: ...
+    def step(self, sequences: Sequence[tuple[Sequence[int], int, int, Sequence[int]]]) -> list[int]: ...
     @property
     def bytes(self) -> int: ...
 

@@ -1,0 +1,97 @@
+"""How much memory the KV cache takes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nutshell.model.config import ModelConfig
+from nutshell.model.kv_cache import BLOCK, blocks_of
+
+SHARE = 0.5  # of the free memory, where nobody says how much
+
+CGROUP = Path("/sys/fs/cgroup")
+LIMIT_AND_USAGE = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # version 2, version 1
+
+
+def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Keys and values of all layers."""
+    return 2 * config.depth * config.kv_heads * config.head_dim * torch.empty((), dtype=dtype).element_size()
+
+
+def cache_blocks(model: Any, context: int, max_rows: int, limit_bytes: int | None) -> tuple[int, int]:
+    """(blocks, bytes) of a cache of at most `limit_bytes`, of half of the free memory where that is None. More than `max_rows`
+    whole contexts are never taken. ValueError or MemoryError where that holds not even one."""
+    block = BLOCK * bytes_per_token(model.config, model.compute_dtype)
+    least, wanted = blocks_of(context) * block, blocks_of(context) * max_rows * block
+    free = free_memory(next(model.parameters()).device) if limit_bytes is None else None
+    room = limit_bytes if limit_bytes is not None else wanted if free is None else int(SHARE * free)
+    if room < least:
+        if limit_bytes is None:
+            raise MemoryError(
+                f"no memory for the KV cache: one reply of {context} tokens needs {least / 2**20:.0f} MiB, and {SHARE:.0%} of "
+                f"the free memory are {room / 2**20:.0f} MiB."
+            )
+        raise ValueError(
+            f"the KV cache may take {limit_bytes} bytes, and one reply of {context} tokens needs {least}; accepted: at least "
+            "that many. Give it more, or make the context shorter."
+        )
+    blocks = min(room, wanted) // block
+    return blocks, blocks * block
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be taken: of the GPU, else of the machine and of the control group that this process is in (a
+    container's). None where that cannot be asked."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    found = [_available(), _left_in_group()]
+    return min((number for number in found if number is not None), default=None)
+
+
+def _available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows, macOS
+        return None
+
+
+def _left_in_group() -> int | None:
+    """The limit less what is used and cannot be dropped; of the tightest group that can be seen."""
+    found = []
+    for folder in _groups():
+        for limit_name, usage_name in LIMIT_AND_USAGE:
+            try:
+                limit, usage = (folder / limit_name).read_text().strip(), int((folder / usage_name).read_text())
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):
+                continue
+            if limit != "max":
+                dropped = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+                found.append(max(0, int(limit) - usage + dropped))
+    return min(found, default=None)
+
+
+def _groups() -> list[Path]:
+    """This process's control groups with all above them; in a container the root is its own."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    folders = {CGROUP, CGROUP / "memory"}
+    for line in lines:
+        _, kind, path = line.split(":", 2)
+        if kind in ("", "memory"):
+            own = CGROUP / kind / path.lstrip("/")
+            folders |= {own, *(parent for parent in own.parents if CGROUP in parent.parents)}
+    return sorted(folders)
