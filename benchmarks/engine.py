@@ -20,6 +20,7 @@ from random import Random
 import torch
 
 from nutshell.infer.blocks import Chunk
+from nutshell.infer.cache_memory import bytes_per_token
 from nutshell.infer.engine import Engine
 from nutshell.infer.native import NativeRunner, describe
 from nutshell.infer.runner import TorchRunner
@@ -37,7 +38,7 @@ Work = Callable[[], int]
 def random_model(options: argparse.Namespace, **changes):
     heads = options.width // 64
     shape = {"depth": options.depth, "width": options.width, "heads": heads, "kv_heads": heads, "head_dim": 64}
-    config = ModelConfig(vocab_size=options.vocab_size, context=512, window_pattern="SL", bos_id=256, **shape)
+    config = ModelConfig(vocab_size=options.vocab_size, context=2048, window_pattern="SL", bos_id=256, **shape)
     model = build_model(config if not changes else ModelConfig(**{**config.to_dict(), **changes}))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -134,6 +135,26 @@ def bandwidth(models: dict, rounds: int) -> None:
               f"{max(rates) / max(ceilings):4.0%}")  # fmt: skip
 
 
+def second_turn(models: dict, tok: Tokenizer, rounds: int) -> None:
+    """A conversation of 1,400 tokens and a question of 40 more: time to the first token of the reply."""
+    print("\nfirst token of a second turn behind 1,400 tokens")
+    random = Random(1)
+    for kind, model in models.items():
+        engine = Engine(model, tok, 2, engine=KINDS[kind][1])
+        times: dict[str, list[float]] = {"without": [], "with": []}
+        for _ in range(rounds):
+            history = random.choices(range(300, 8000), k=1400)
+            for name, known in (("without", random.choices(range(300, 8000), k=1400)), ("with", history)):
+                engine.sample([known], 1, Sampling(max_tokens=8, temperature=0), tools=False)
+                began = time.perf_counter()
+                engine.sample([[*history, *range(300, 340)]], 1, Sampling(max_tokens=1, temperature=0), tools=False)
+                times[name].append(time.perf_counter() - began)
+        without, known = (statistics.median(values) for values in times.values())
+        size = bytes_per_token(model.config, model.compute_dtype)
+        print(f"  {kind:9} {1000 * without:7.1f} ms read anew, {1000 * known:6.1f} ms from the prefix cache: {without / known:5.1f}x "
+              f"({size:,} bytes of cache a token)")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=4)
@@ -190,20 +211,21 @@ def main() -> None:
         works[f"ours, {engine.computes}"] = lambda engine=engine: ours(engine, [prompt], greedy)
     measure("portable, one stream, greedy", works, options.rounds)
 
-    for length in (128, 500):
+    for length in (128, 1024):
         works, text = {}, [5 + i % 200 for i in range(length)]
         for kind, model in models.items():
-            for runner in ([TorchRunner(model, options.vocab_size, 1, 512)] if kind != "int8" else []) + [
-                NativeRunner(model, options.vocab_size, 1, 512, int8=kind == "int8")
+            for runner in ([TorchRunner(model, options.vocab_size, 1, 2048)] if kind != "int8" else []) + [
+                NativeRunner(model, options.vocab_size, 1, 2048, int8=kind == "int8")
             ]:
 
                 def feed(runner=runner, text=text) -> int:  # fmt: skip
                     with torch.inference_mode():
-                        runner.forward([Chunk(text, 0, -1, range(32))])
+                        runner.forward([Chunk(text, 0, -1, range(64))])
                     return len(text)
 
                 works[f"{type(runner).__name__} ({kind})"] = feed
         measure(f"a prompt of {length} tokens", works, options.rounds)
+    second_turn(models, tok, options.rounds)
     bandwidth(models, options.rounds)
 
 
