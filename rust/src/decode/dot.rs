@@ -1,15 +1,16 @@
 //! Products of packed matrices with a few tokens, in the instructions that the processor has.
 //!
-//! A tile is one panel (16 outputs) times up to six tokens. Each word of the inputs is one step: of every output the word
-//! is multiplied with the token's word and added to a sum. Sums run in a fixed number of chains (latency of an addition is
-//! four cycles), whatever the number of tokens.
+//! A tile is one panel (16 outputs) times a few tokens. Each word of the inputs is one step: of every output the word is
+//! multiplied with the token's word and added to a sum. Sums run in a fixed number of chains, whatever the number of tokens:
+//! with few tokens side by side (latency of an addition is four cycles), with many one after the other, so that as many tokens
+//! share a load of the weights. The bits are the same.
 
 use std::ops::Range;
 
 use super::matrix::{Input, Kind, Line, Matrix, PANEL, STRIDE};
 
 /// Multiplies panels with all tokens of an input: `write(token, panel, outputs)`.
-pub type Product = unsafe fn(&Matrix, Range<usize>, &Input, &mut dyn FnMut(usize, usize, &[f32; PANEL]));
+pub type Product = unsafe fn(&Matrix, Range<usize>, &mut Input, &mut dyn FnMut(usize, usize, &[f32; PANEL]));
 
 /// One instruction set's way to multiply words of one kind.
 trait Dot {
@@ -52,28 +53,77 @@ fn tile<D: Dot, const CHAINS: usize, const TOKENS: usize>(
         for chain in &sums[1..] {
             sum = D::add(sum, chain[token]);
         }
-        let mut outputs = D::finish(sum, input.sums[first + token]);
-        for (output, scale) in outputs.iter_mut().zip(scales) {
-            *output *= scale * input.scales[first + token];
-        }
-        write(first + token, &outputs);
+        finish::<D>(sum, scales, input, first + token, write);
     }
 }
 
-/// `MOST` tokens are as many as leave all sums in registers.
+/// The same with one chain after the other.
 #[inline(always)]
-fn product<D: Dot, const CHAINS: usize, const MOST: usize>(
+fn wide_tile<D: Dot, const CHAINS: usize, const TOKENS: usize>(
+    lines: &[Line],
+    scales: &[f32; PANEL],
+    input: &Input,
+    first: usize,
+    write: &mut dyn FnMut(usize, &[f32; PANEL]),
+) {
+    let groups = lines.as_chunks::<STRIDE>().0;
+    let words = input.wide[first * lines.len()..][..TOKENS * lines.len()].as_chunks::<TOKENS>().0;
+    let words = words.as_chunks::<STRIDE>().0;
+    let mut totals = [D::zero(); TOKENS];
+    for chain in 0..CHAINS {
+        let mut sums = [D::zero(); TOKENS];
+        for (lines, words) in groups.iter().zip(words) {
+            for step in (chain..STRIDE).step_by(CHAINS) {
+                let weights = D::load(&lines[step]);
+                for token in 0..TOKENS {
+                    sums[token] = D::step(sums[token], weights, words[step][token]);
+                }
+            }
+        }
+        for (total, sum) in totals.iter_mut().zip(sums) {
+            *total = if chain == 0 { sum } else { D::add(*total, sum) };
+        }
+    }
+    for (token, total) in totals.into_iter().enumerate() {
+        finish::<D>(total, scales, input, first + token, write);
+    }
+}
+
+#[inline(always)]
+fn finish<D: Dot>(
+    sum: D::Sum,
+    scales: &[f32; PANEL],
+    input: &Input,
+    token: usize,
+    write: &mut dyn FnMut(usize, &[f32; PANEL]),
+) {
+    let mut outputs = D::finish(sum, input.sums[token]);
+    for (output, scale) in outputs.iter_mut().zip(scales) {
+        *output *= scale * input.scales[token];
+    }
+    write(token, &outputs);
+}
+
+/// `MOST` and `WIDE` tokens are as many as leave all sums of a tile and of a wide tile in registers.
+#[inline(always)]
+fn product<D: Dot, const CHAINS: usize, const MOST: usize, const WIDE: usize>(
     matrix: &Matrix,
     panels: Range<usize>,
-    input: &Input,
+    input: &mut Input,
     write: &mut dyn FnMut(usize, usize, &[f32; PANEL]),
 ) {
-    let tiles = input.rows().div_ceil(MOST);
+    input.interleave(WIDE);
+    let wide = input.rows() / WIDE * WIDE;
+    let rest = input.rows() - wide;
+    let tiles = rest.div_ceil(MOST);
     for panel in panels {
         let (lines, scales) = matrix.panel(panel);
         let write = &mut |token: usize, outputs: &[f32; PANEL]| write(token, panel, outputs);
+        for first in (0..wide).step_by(WIDE) {
+            wide_tile::<D, CHAINS, WIDE>(lines, scales, input, first, write);
+        }
         for index in 0..tiles {
-            let (first, end) = (input.rows() * index / tiles, input.rows() * (index + 1) / tiles);
+            let (first, end) = (wide + rest * index / tiles, wide + rest * (index + 1) / tiles);
             match end - first {
                 1 => tile::<D, CHAINS, 1>(lines, scales, input, first, write),
                 2 if MOST > 1 => tile::<D, CHAINS, 2>(lines, scales, input, first, write),
@@ -366,26 +416,26 @@ mod avx512 {
 
 /// A kernel with its instructions enabled: without the attribute intrinsics are calls, ten times slower.
 macro_rules! entry {
-    ($name:ident, $features:literal, $dot:ty, $chains:literal, $most:literal) => {
+    ($name:ident, $features:literal, $dot:ty, $chains:literal, $most:literal, $wide:literal) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = $features)]
         fn $name(
             matrix: &Matrix,
             panels: Range<usize>,
-            input: &Input,
+            input: &mut Input,
             write: &mut dyn FnMut(usize, usize, &[f32; PANEL]),
         ) {
-            product::<$dot, $chains, $most>(matrix, panels, input, write);
+            product::<$dot, $chains, $most, $wide>(matrix, panels, input, write);
         }
     };
 }
 
-entry!(avx512_f32, "avx512f", avx512::F32, 4, 6);
-entry!(avx512_bf16, "avx512f,avx512bf16", avx512::Bf16, 4, 6);
-entry!(avx512_int8, "avx512f,avx512bw,avx512vnni", avx512::Int8, 4, 6);
-entry!(avx2_f32, "avx2,fma", avx2::F32, 2, 3);
-entry!(avx2_bf16, "avx2,fma", avx2::Bf16, 2, 3);
-entry!(avx2_int8, "avx2,fma", avx2::Int8, 2, 3);
+entry!(avx512_f32, "avx512f", avx512::F32, 4, 6, 12);
+entry!(avx512_bf16, "avx512f,avx512bf16", avx512::Bf16, 4, 6, 12);
+entry!(avx512_int8, "avx512f,avx512bw,avx512vnni", avx512::Int8, 4, 6, 12);
+entry!(avx2_f32, "avx2,fma", avx2::F32, 2, 3, 6);
+entry!(avx2_bf16, "avx2,fma", avx2::Bf16, 2, 3, 4);
+entry!(avx2_int8, "avx2,fma", avx2::Int8, 2, 3, 4);
 
 /// The fastest kernel that this processor has for matrices of this kind, not above `level`, and its name.
 pub fn kernel(kind: Kind, level: Level) -> (Product, &'static str) {
@@ -411,9 +461,9 @@ pub fn kernel(kind: Kind, level: Level) -> (Product, &'static str) {
     }
     let _ = level;
     match kind {
-        Kind::F32 => (product::<portable::F32, 1, 2>, "plain"),
-        Kind::Bf16 => (product::<portable::Bf16, 1, 2>, "plain"),
-        Kind::Int8 => (product::<portable::Int8, 1, 2>, "plain"),
+        Kind::F32 => (product::<portable::F32, 1, 2, 4>, "plain"),
+        Kind::Bf16 => (product::<portable::Bf16, 1, 2, 4>, "plain"),
+        Kind::Int8 => (product::<portable::Int8, 1, 2, 4>, "plain"),
     }
 }
 

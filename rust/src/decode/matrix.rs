@@ -132,6 +132,8 @@ pub struct Input {
     pub(super) sums: Vec<i32>,
     /// Groups of words a token.
     pub(super) groups: usize,
+    /// Words of several tokens side by side: see `interleave`.
+    pub(super) wide: Vec<u32>,
 }
 
 impl Input {
@@ -148,6 +150,19 @@ impl Input {
             self.scales.push(encode(kind, row, words));
             let of_word = |word: &u32| word.to_le_bytes().map(|byte| i32::from(byte as i8)).iter().sum::<i32>();
             self.sums.push(if kind == Kind::Int8 { words.iter().map(of_word).sum() } else { 0 });
+        }
+    }
+
+    /// Fills `wide` for whole tiles of so many tokens: the first word of each token of a tile, then the second of each.
+    pub fn interleave(&mut self, tokens: usize) {
+        let (tile, words) = (tokens * self.groups, self.groups * STRIDE);
+        self.wide.resize(self.rows() / tokens * tokens * words, 0);
+        for (wide, rows) in self.wide.chunks_exact_mut(tokens * words).zip(self.words.chunks_exact(tile)) {
+            for (token, row) in rows.chunks_exact(self.groups).enumerate() {
+                for (step, word) in row.as_flattened().iter().enumerate() {
+                    wide[step * tokens + token] = *word;
+                }
+            }
         }
     }
 

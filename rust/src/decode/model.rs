@@ -550,7 +550,7 @@ impl Decoder {
     fn each_panel(
         &self,
         matrix: &Matrix,
-        input: &Input,
+        input: &mut Input,
         thread: usize,
         write: &mut dyn FnMut(usize, usize, &[f32; PANEL]),
     ) {
@@ -559,7 +559,7 @@ impl Decoder {
         unsafe { (self.product)(matrix, panels, input, write) }
     }
 
-    fn multiply(&self, matrix: &Matrix, input: &Input, output: &Shared, thread: usize) {
+    fn multiply(&self, matrix: &Matrix, input: &mut Input, output: &Shared, thread: usize) {
         self.each_panel(matrix, input, thread, &mut |token, panel, outputs| {
             // SAFETY: this thread's columns; buffers have whole panels.
             unsafe { output.get_mut(token, panel * PANEL..(panel + 1) * PANEL) }.copy_from_slice(outputs);
@@ -567,7 +567,7 @@ impl Decoder {
     }
 
     /// Adds a product to the residual stream.
-    fn accumulate(&self, matrix: &Matrix, input: &Input, thread: usize) {
+    fn accumulate(&self, matrix: &Matrix, input: &mut Input, thread: usize) {
         self.each_panel(matrix, input, thread, &mut |token, panel, outputs| {
             // SAFETY: this thread's columns; buffers have whole panels.
             let x = unsafe { self.buffers.x.get_mut(token, panel * PANEL..(panel + 1) * PANEL) };
@@ -578,7 +578,7 @@ impl Decoder {
     }
 
     /// SwiGLU (arXiv 2002.05202): silu(gate) times what `hidden` holds.
-    fn gate(&self, gate: &Matrix, input: &Input, thread: usize) {
+    fn gate(&self, gate: &Matrix, input: &mut Input, thread: usize) {
         self.each_panel(gate, input, thread, &mut |token, panel, outputs| {
             // SAFETY: this thread's columns; buffers have whole panels.
             let up = unsafe { self.buffers.hidden.get_mut(token, panel * PANEL..(panel + 1) * PANEL) };

@@ -28,7 +28,7 @@ fn product(kind: Kind, level: Level, outputs: usize, inputs: usize, tokens: usiz
         found[token][panel * PANEL..][..PANEL].copy_from_slice(outputs);
     };
     // SAFETY: `kernel` has found the instructions.
-    unsafe { kernel(kind, level).0(&matrix, 0..matrix.panels(), &input, write) };
+    unsafe { kernel(kind, level).0(&matrix, 0..matrix.panels(), &mut input, write) };
     found
 }
 
