@@ -151,8 +151,8 @@ def second_turn(models: dict, tok: Tokenizer, rounds: int) -> None:
                 times[name].append(time.perf_counter() - began)
         without, known = (statistics.median(values) for values in times.values())
         size = bytes_per_token(model.config, model.compute_dtype)
-        print(f"  {kind:9} {1000 * without:7.1f} ms read anew, {1000 * known:6.1f} ms from the prefix cache: {without / known:5.1f}x "
-              f"({size:,} bytes of cache a token)")  # fmt: skip
+        print(f"  {kind:9} {1000 * without:7.1f} ms read anew, {1000 * known:6.1f} ms from the prefix cache: "
+              f"{without / known:5.1f}x ({size:,} bytes of cache a token)")  # fmt: skip
 
 
 def main() -> None:

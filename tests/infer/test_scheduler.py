@@ -164,6 +164,28 @@ def test_a_full_cache_preempts_the_youngest_and_the_oldest_goes_on(tok):
     assert [old.tokens, young.tokens] == [simulation.alone([first] * 19) for first in (1, 2)]
 
 
+def test_a_prompt_is_fed_in_parts_that_take_a_twentieth_of_a_second_while_somebody_reads_a_reply(tok):
+    scheduler = Scheduler(BlockPool(400, 16), 4)
+    request = Simulation(tok, 10, 1, seed=0).request
+    chatty, long = request([1, 2]), request([3] * 3000)
+    chatty.limit = 100
+    scheduler.add(chatty)
+    scheduler.advance(scheduler.plan())
+    chatty.accept(5)
+    scheduler.add(long)
+    lengths = []
+    for seconds in (0.128, 0.4, 0.4):  # 1,000 tokens a second, then 320 and fewer
+        batch = scheduler.plan()
+        lengths.append([len(chunk.ids) for _, chunk in batch])
+        for place in scheduler.advance(batch, seconds):
+            batch[place][0].accept(5)
+    assert lengths == [[1, 128], [1, 128], [1, 128]]
+    scheduler.tokens_per_second = 8000.0
+    assert [len(chunk.ids) for _, chunk in scheduler.plan()] == [1, 400]
+    scheduler.cancel([chatty])
+    assert [len(chunk.ids) for _, chunk in scheduler.plan()] == [1024]
+
+
 def test_known_blocks_are_found_by_their_whole_beginning_and_the_least_recently_used_go_first():
     pool = BlockPool(4, 2)
     first = pool.take(3)

@@ -117,6 +117,7 @@ def serve(arguments: list[str]) -> Any:
         api_key={"default": None, "help": "key that clients must send; NUTSHELL_API_KEY does not show in ps"},
         allow_host={"action": "append", "default": [], "metavar": "NAME", "help": "answer to this host name too"},
         cors_origin={"action": "append", "default": [], "metavar": "ORIGIN", "help": "let pages of this site use the API"},
+        kv_cache_bytes={"type": int, "default": None, "help": "most memory of the KV cache; by default half of what is free"},
         **TOOLS,
     )  # fmt: skip
     from nutshell.serve.server import serve as run_server
@@ -126,9 +127,9 @@ def serve(arguments: list[str]) -> Any:
     def open_engine() -> Any:
         from nutshell.infer.engine import Engine  # imports torch, which takes seconds: the page is there meanwhile
 
-        engine = Engine(*open_model(options.model, options.device), engine=options.engine)
+        engine = Engine(*open_model(options.model, options.device), engine=options.engine, kv_cache_bytes=options.kv_cache_bytes)
         engine.tool = tool
-        engine.allocate()  # what does not fit is said now, not to the first who asks
+        engine.allocate(touch=True)  # what does not fit is said now, not to the first who asks
         return engine
 
     run_server(

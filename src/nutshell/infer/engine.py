@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -183,8 +184,9 @@ class Engine:
         if not batch:
             scheduler.wait_for_tools()
             return deltas
+        began = time.perf_counter()
         logits, best = self._runner.forward([chunk for _, chunk in batch])
-        ready = scheduler.advance(batch)
+        ready = scheduler.advance(batch, time.perf_counter() - began)
         if len(ready) < len(batch):
             logits, best = logits[ready], [best[place] for place in ready]
         deltas += self._choose([batch[place][0] for place in ready], logits, best)

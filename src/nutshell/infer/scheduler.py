@@ -17,7 +17,9 @@ from nutshell.infer.blocks import START, BlockPool, Chunk
 if TYPE_CHECKING:
     from nutshell.infer.request import Delta, Request
 
-PREFILL_TOKENS = 1024  # a step's share of prompts: bounds its memory and how long live rows wait
+PREFILL_TOKENS = 1024  # a step's share of prompts: bounds its memory
+STEP_SECONDS = 0.05  # and, where replies wait for it, its time
+LEAST_TOKENS = 128  # fewer are hardly faster
 TOOL_WAIT_SECONDS = 0.02  # at a time, so that new requests and cancelled ones are seen
 
 Batch = list[tuple["Request", Chunk]]
@@ -35,6 +37,7 @@ class Scheduler:
         self.live: list[Request] = []  # hold blocks; oldest first
         self.queue: list[Request] = []  # hold none; oldest first
         self.preemptions = 0
+        self.tokens_per_second = 0.0  # of the last long step; unknown at first
 
     def add(self, request: Request) -> None:
         insort(self.queue, request, key=_age)
@@ -43,10 +46,10 @@ class Scheduler:
 
     def plan(self) -> Batch:
         """One chunk of each live request that has something to feed: the token it sampled last, or a part of a prompt, of a
-        tool's result or of what a preempted request said, at most PREFILL_TOKENS in all. Its blocks are taken."""
+        tool's result or of what a preempted request said. Its blocks are taken."""
         self._admit()
         batch: Batch = []
-        budget, place = PREFILL_TOKENS, 0
+        budget, place = self._budget(), 0
         while place < len(self.live):
             request = self.live[place]
             pending = request.pending
@@ -59,15 +62,24 @@ class Scheduler:
             place += 1
         return batch
 
-    def advance(self, batch: Batch) -> list[int]:
-        """The cache holds these chunks now. Returns the places of requests that have nothing left to feed: their next token is
-        wanted."""
+    def _budget(self) -> int:
+        """Tokens of prompts in this step: fewer where somebody reads a reply meanwhile."""
+        reading = any(len(request.pending) == 1 for request in self.live)
+        in_time = max(LEAST_TOKENS, int(STEP_SECONDS * self.tokens_per_second))
+        return min(PREFILL_TOKENS, in_time) if reading else PREFILL_TOKENS
+
+    def advance(self, batch: Batch, seconds: float = 0.0) -> list[int]:
+        """The cache holds these chunks now, after so many seconds. Returns the places of requests that have nothing left to feed:
+        their next token is wanted."""
         size = self.pool.size
+        tokens = sum(len(chunk.ids) for _, chunk in batch)
+        if tokens >= LEAST_TOKENS and seconds > 0:
+            self.tokens_per_second = tokens / seconds
         for request, chunk in batch:
             request.cached += len(chunk.ids)
             while (end := (request.known + 1) * size) <= request.cached:
-                block, tokens = request.blocks[request.known], request.tokens[end - size : end]
-                request.parent = self.pool.remember(block, request.parent, tokens)
+                text = request.tokens[end - size : end]
+                request.parent = self.pool.remember(request.blocks[request.known], request.parent, text)
                 request.known += 1
         return [place for place, (request, _) in enumerate(batch) if not request.pending]
 
