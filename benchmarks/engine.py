@@ -12,19 +12,24 @@ The read ceiling is the best rate at which torch sums as many bytes as a step re
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
 from random import Random
 
 import torch
 
+from nutshell.checkpoint import save_model_folder
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.cache_memory import bytes_per_token
 from nutshell.infer.engine import Engine
 from nutshell.infer.native import NativeRunner, describe
 from nutshell.infer.runner import TorchRunner
 from nutshell.infer.sampling import Sampling
+from nutshell.interop.gguf import export_gguf
 from nutshell.model.build import build_model, config_to_json
 from nutshell.model.config import ModelConfig
 from nutshell.report.facts import processor
@@ -52,7 +57,7 @@ def random_tokenizer(vocab_size: int) -> Tokenizer:
     """Of words that mean nothing: only the number of ids matters."""
     random = Random(0)
     words = ["".join(random.choices("abcdefghijklmnop", k=random.randint(2, 9))) for _ in range(40_000)]
-    return Tokenizer.train([" ".join(words)], vocab_size=vocab_size)
+    return Tokenizer.train([" ".join(words)], vocab_size=vocab_size, pattern="qwen2")  # which llama.cpp has a name for
 
 
 def nanochat_engine(folder: str, model):
@@ -85,6 +90,30 @@ def transformers_model(model):
     theirs = Qwen3ForCausalLM(Qwen3Config(**config_to_json(model.config, None)))
     theirs.load_state_dict(model.state_dict())
     return theirs.eval()
+
+
+def llama_cpp_works(model, tok: Tokenizer, prompt: list[int], count: int, threads: int) -> dict[str, Work]:
+    """llama.cpp on the exported weights; nothing where llama-cpp-python is not installed."""
+    try:
+        import llama_cpp
+    except ImportError:
+        print("llama-cpp-python is not installed")
+        return {}
+    works: dict[str, Work] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_model_folder(Path(folder) / "model", model, tok)
+        for kind in ("f16", "q8_0"):
+            file = export_gguf(Path(folder) / "model", Path(folder) / kind, kind)
+            peer = llama_cpp.Llama(
+                str(file), n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False, use_mmap=False
+            )
+
+            def generate(peer=peer) -> int:
+                peer.reset()
+                return len(list(islice(peer.generate(prompt, temp=0, repeat_penalty=1.0), count)))
+
+            works[f"llama.cpp ({kind})"] = generate
+    return works
 
 
 def measure(title: str, works: dict[str, Work], rounds: int) -> None:
@@ -206,6 +235,7 @@ def main() -> None:
         )
     except ImportError:
         print("transformers is not installed")
+    works |= llama_cpp_works(portable, tok, prompt, count, options.threads)
     for dtype, name in KINDS.values():
         engine = Engine(portable.set_precision(dtype).for_inference(), tok, 1, engine=name)
         works[f"ours, {engine.computes}"] = lambda engine=engine: ours(engine, [prompt], greedy)
