@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py runs/demo runs/demo/data/val-00000.parquet
 
-Each token of the text is predicted from those before it, through the cache, 32 documents at a time; the reference is torch in fp32.
+Each token of the text is predicted from those before it, through the cache, 32 documents at a time. The reference is torch, fp32.
 """
 
 import argparse
