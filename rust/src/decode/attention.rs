@@ -4,63 +4,68 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::dot::Level;
-use super::math::{exp, sum, total};
+use super::math::{exp, sum};
 use super::model::Element;
 
-/// Attends with a query (D) over T tokens: writes the mean of their values into `output` (D). `scores` (T) is scratch.
-pub type Attend<E> = unsafe fn(&[f32], &Seen<'_, E>, &mut [f32], &mut [f32]);
+/// Tokens of a block: as many keys as a register holds are scored at once.
+pub const BLOCK: usize = 16;
 
-/// The tokens that a query sees, which lie in blocks of one layer and head. Sums run over tokens, not over blocks: their bits
-/// do not depend on where the blocks are or how large.
+/// Attends with a query (D) over T tokens: writes the mean of their values into `output` (D). The last is scratch.
+pub type Attend<E> = unsafe fn(&[f32], &Seen<'_, E>, &mut [f32], &mut Vec<f32>);
+
+/// The tokens that a query sees, which lie in blocks of one layer and head: keys (D, BLOCK), values (BLOCK, D). The bits of the
+/// result do not depend on where the blocks are.
 pub struct Seen<'a, E> {
     keys: *const E,
     values: *const E,
     blocks: &'a [u32],
     stride: usize,
-    block_size: usize,
     width: usize,
     tokens: Range<usize>,
     lent: PhantomData<&'a [E]>,
 }
 
 impl<'a, E> Seen<'a, E> {
-    /// Tokens of width D, `block_size` to a block; block b begins `b * stride` numbers behind `keys` and `values`.
+    /// `tokens` of width D; block b begins `b * stride` numbers behind `keys` and `values`.
     ///
     /// # Safety
-    /// That holds for each of `blocks`, which cover `tokens`, and nobody writes these tokens during `'a`.
+    /// That holds for each of `blocks`, which cover `tokens`, and nobody writes these blocks during `'a`.
     pub unsafe fn new(
         keys: *const E,
         values: *const E,
         blocks: &'a [u32],
         stride: usize,
-        block_size: usize,
         width: usize,
         tokens: Range<usize>,
     ) -> Seen<'a, E> {
-        assert!(tokens.end <= blocks.len() * block_size);
-        Seen { keys, values, blocks, stride, block_size, width, tokens, lent: PhantomData }
+        assert!(tokens.end <= blocks.len() * BLOCK);
+        Seen { keys, values, blocks, stride, width, tokens, lent: PhantomData }
     }
 
     /// Places in `blocks` that hold seen tokens.
     #[inline(always)]
     fn places(&self) -> Range<usize> {
-        self.tokens.start / self.block_size..self.tokens.end.div_ceil(self.block_size)
+        self.tokens.start / BLOCK..self.tokens.end.div_ceil(BLOCK)
     }
 
-    /// Keys and values (tokens, D) of the seen tokens in the block at `place`.
+    /// All keys (D, BLOCK) of the block at `place`, seen or not.
     #[inline(always)]
-    fn block(&self, place: usize) -> (&'a [E], &'a [E]) {
-        let first = place * self.block_size;
-        let (from, to) = (self.tokens.start.max(first), self.tokens.end.min(first + self.block_size));
-        let start = self.blocks[place] as usize * self.stride + (from - first) * self.width;
-        let numbers = (to - from) * self.width;
-        // SAFETY: within the block, by the promise made to `new`.
+    fn keys(&self, place: usize) -> &'a [[E; BLOCK]] {
+        // SAFETY: a block, by the promise made to `new`.
         unsafe {
-            (
-                std::slice::from_raw_parts(self.keys.add(start), numbers),
-                std::slice::from_raw_parts(self.values.add(start), numbers),
-            )
+            let start = self.keys.add(self.blocks[place] as usize * self.stride);
+            std::slice::from_raw_parts(start.cast(), self.width)
         }
+    }
+
+    /// Values (tokens, D) of the seen tokens in the block at `place`.
+    #[inline(always)]
+    fn values(&self, place: usize) -> &'a [E] {
+        let first = place * BLOCK;
+        let (from, to) = (self.tokens.start.max(first), self.tokens.end.min(first + BLOCK));
+        let start = self.blocks[place] as usize * self.stride + (from - first) * self.width;
+        // SAFETY: within the block, by the promise made to `new`.
+        unsafe { std::slice::from_raw_parts(self.values.add(start), (to - from) * self.width) }
     }
 }
 
@@ -72,7 +77,6 @@ trait Lanes: Copy {
     fn load<E: Element>(numbers: &[E; 16]) -> Self;
     /// self * x + y
     fn multiply_add(self, x: Self, y: Self) -> Self;
-    fn total(self) -> f32;
     fn store(self, numbers: &mut [f32; 16]);
 }
 
@@ -95,10 +99,6 @@ impl Lanes for [f32; 16] {
             self[i] = self[i] * x[i] + y[i];
         }
         self
-    }
-    #[inline(always)]
-    fn total(self) -> f32 {
-        total(self)
     }
     #[inline(always)]
     fn store(self, numbers: &mut [f32; 16]) {
@@ -143,11 +143,6 @@ mod x86 {
             unsafe { _mm512_fmadd_ps(self, x, y) }
         }
         #[inline(always)]
-        fn total(self) -> f32 {
-            // SAFETY: above.
-            unsafe { _mm512_reduce_add_ps(self) }
-        }
-        #[inline(always)]
         fn store(self, numbers: &mut [f32; 16]) {
             // SAFETY: above.
             unsafe { _mm512_storeu_ps(numbers.as_mut_ptr(), self) }
@@ -188,16 +183,6 @@ mod x86 {
             unsafe { Pair(_mm256_fmadd_ps(self.0, x.0, y.0), _mm256_fmadd_ps(self.1, x.1, y.1)) }
         }
         #[inline(always)]
-        fn total(self) -> f32 {
-            // SAFETY: above.
-            unsafe {
-                let eight = _mm256_add_ps(self.0, self.1);
-                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-                _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)))
-            }
-        }
-        #[inline(always)]
         fn store(self, numbers: &mut [f32; 16]) {
             let start = numbers.as_mut_ptr();
             // SAFETY: above.
@@ -209,45 +194,50 @@ mod x86 {
     }
 }
 
-/// Scores of N keys.
+/// Scores of all keys in N blocks. Four sums run side by side: latency of an addition is four cycles.
 #[inline(always)]
-fn dots<E: Element, L: Lanes, const N: usize>(query: &[f32], keys: &[E], scores: &mut [f32]) {
-    let width = query.len();
-    let (chunks, rest) = query.as_chunks::<16>();
-    let (mut lanes, mut last) = ([L::zero(); N], [0f32; N]);
-    for (index, chunk) in chunks.iter().enumerate() {
-        let q = L::load(chunk);
-        for key in 0..N {
-            let chunk = keys[key * width + 16 * index..].first_chunk().expect("a key of whole chunks");
-            lanes[key] = q.multiply_add(L::load::<E>(chunk), lanes[key]);
+fn scores_of<E: Element, L: Lanes, const N: usize>(
+    query: &[f32],
+    keys: [&[[E; BLOCK]]; N],
+    factor: f32,
+    scores: &mut [[f32; BLOCK]],
+) {
+    let mut sums = [[L::zero(); 4]; N];
+    let (fours, rest) = query.as_chunks::<4>();
+    for (index, four) in fours.iter().enumerate() {
+        for chain in 0..4 {
+            let q = L::all(four[chain]);
+            for block in 0..N {
+                sums[block][chain] = q.multiply_add(L::load(&keys[block][4 * index + chain]), sums[block][chain]);
+            }
         }
     }
     for (index, q) in rest.iter().enumerate() {
-        for key in 0..N {
-            last[key] += q * keys[key * width + 16 * chunks.len() + index].float();
+        for block in 0..N {
+            let key = L::load(&keys[block][4 * fours.len() + index]);
+            sums[block][index] = L::all(*q).multiply_add(key, sums[block][index]);
         }
     }
-    for key in 0..N {
-        scores[key] = (lanes[key].total() + last[key]) / (width as f32).sqrt();
+    for block in 0..N {
+        let [a, b, c, d] = sums[block];
+        let add = |x: L, y: L| x.multiply_add(L::all(1.0), y);
+        add(add(a, b), add(c, d)).multiply_add(L::all(factor), L::zero()).store(&mut scores[block]);
     }
 }
 
 #[inline(always)]
-fn attend<E: Element, L: Lanes>(query: &[f32], seen: &Seen<'_, E>, scores: &mut [f32], output: &mut [f32]) {
-    let width = query.len();
-    let mut rest = &mut *scores;
-    for place in seen.places() {
-        let (keys, _) = seen.block(place);
-        let (scores, later) = rest.split_at_mut(keys.len() / width);
-        rest = later;
-        let whole = scores.len() / 4 * 4; // four keys at a time: each waits for sums of its own
-        for (scores, keys) in scores[..whole].chunks_exact_mut(4).zip(keys.chunks_exact(4 * width)) {
-            dots::<E, L, 4>(query, keys, scores);
-        }
-        for (score, key) in scores[whole..].chunks_exact_mut(1).zip(keys[whole * width..].chunks_exact(width)) {
-            dots::<E, L, 1>(query, key, score);
-        }
+fn attend<E: Element, L: Lanes>(query: &[f32], seen: &Seen<'_, E>, output: &mut [f32], scores: &mut Vec<f32>) {
+    let (width, places) = (query.len(), seen.places());
+    scores.resize(places.len() * BLOCK, 0.0);
+    let factor = 1.0 / (width as f32).sqrt();
+    let (pairs, last) = scores.as_chunks_mut::<BLOCK>().0.as_chunks_mut::<2>();
+    for (place, pair) in places.clone().step_by(2).zip(pairs) {
+        scores_of::<E, L, 2>(query, [seen.keys(place), seen.keys(place + 1)], factor, pair);
     }
+    if !last.is_empty() {
+        scores_of::<E, L, 1>(query, [seen.keys(places.end - 1)], factor, last);
+    }
+    let scores = &mut scores[seen.tokens.start - places.start * BLOCK..][..seen.tokens.len()];
     let mut most = [f32::NEG_INFINITY; 16];
     let (chunks, rest) = scores.as_chunks::<16>();
     for chunk in chunks {
@@ -270,7 +260,7 @@ fn attend<E: Element, L: Lanes>(query: &[f32], seen: &Seen<'_, E>, scores: &mut 
         start += 16;
     }
     for column in start..width {
-        let values = seen.places().flat_map(|place| seen.block(place).1.chunks_exact(width));
+        let values = seen.places().flat_map(|place| seen.values(place).chunks_exact(width));
         let weighted = scores.iter().zip(values).map(|(score, value)| score * value[column].float());
         output[column] = weighted.sum::<f32>() * inverse;
     }
@@ -288,7 +278,7 @@ fn average<E: Element, L: Lanes, const N: usize>(
     let mut sums = [L::zero(); N];
     let mut rest = scores;
     for place in seen.places() {
-        let (_, values) = seen.block(place);
+        let values = seen.values(place);
         let (scores, later) = rest.split_at(values.len() / seen.width);
         rest = later;
         for (&score, value) in scores.iter().zip(values.chunks_exact(seen.width)) {
@@ -307,8 +297,8 @@ macro_rules! entry {
     ($name:ident, $features:literal, $lanes:ty) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = $features)]
-        fn $name<E: Element>(query: &[f32], seen: &Seen<'_, E>, scores: &mut [f32], output: &mut [f32]) {
-            attend::<E, $lanes>(query, seen, scores, output);
+        fn $name<E: Element>(query: &[f32], seen: &Seen<'_, E>, output: &mut [f32], scores: &mut Vec<f32>) {
+            attend::<E, $lanes>(query, seen, output, scores);
         }
     };
 }

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::attention::{self, Seen};
+use super::attention::{self, Seen, BLOCK};
 use super::dot::{self, Level, Product};
 use super::math::{self, bf16, inverse_rms, sigmoid};
 use super::matrix::{Input, Kind, Matrix, PANEL};
@@ -112,7 +112,7 @@ struct Layer {
 /// Tokens that follow what the cache holds of their sequence.
 #[derive(Clone, Debug)]
 pub struct Sequence {
-    /// Where the sequence lies in the cache: token t in block `blocks[t / block_size]`. Blocks that this step does not write
+    /// Where the sequence lies in the cache: token t in block `blocks[t / BLOCK]`. Blocks that this step does not write
     /// may belong to other sequences too.
     pub blocks: Vec<u32>,
     /// Position of the first of these tokens: how many the cache holds already.
@@ -123,14 +123,13 @@ pub struct Sequence {
     pub ids: Vec<u32>,
 }
 
-/// Keys and values of all layers: two tensors (layers, blocks, K, block_size, D) that the caller owns.
+/// Keys (layers, blocks, K, D, BLOCK) and values (layers, blocks, K, BLOCK, D) of all layers, which the caller owns.
 pub struct Cache<'a, E> {
     keys: *mut E,
     values: *mut E,
     /// Numbers of either.
     length: usize,
     blocks: usize,
-    block_size: usize,
     lent: std::marker::PhantomData<&'a mut [E]>,
 }
 
@@ -139,10 +138,10 @@ unsafe impl<E: Send> Sync for Cache<'_, E> {}
 
 impl<'a, E: Element> Cache<'a, E> {
     /// Takes both tensors for a while.
-    pub fn new(keys: &'a mut [E], values: &'a mut [E], blocks: usize, block_size: usize) -> Cache<'a, E> {
+    pub fn new(keys: &'a mut [E], values: &'a mut [E], blocks: usize) -> Cache<'a, E> {
         assert_eq!(keys.len(), values.len());
         let (length, keys, values) = (keys.len(), keys.as_mut_ptr(), values.as_mut_ptr());
-        Cache { keys, values, length, blocks, block_size, lent: std::marker::PhantomData }
+        Cache { keys, values, length, blocks, lent: std::marker::PhantomData }
     }
 }
 
@@ -345,12 +344,9 @@ impl Decoder {
 
     fn check<E>(&self, sequences: &[Sequence], cache: &Cache<'_, E>, logits: &[f32]) -> Result<(), String> {
         let shape = &self.shape;
-        let numbers = shape.windows.len() * cache.blocks * shape.kv_heads * cache.block_size * shape.head_dim;
-        if cache.length != numbers || cache.block_size == 0 {
-            return Err(format!(
-                "the cache has {} numbers in blocks of {} tokens; accepted: {numbers}",
-                cache.length, cache.block_size
-            ));
+        let numbers = shape.windows.len() * cache.blocks * shape.kv_heads * BLOCK * shape.head_dim;
+        if cache.length != numbers {
+            return Err(format!("the cache has {} numbers; accepted: {numbers}", cache.length));
         }
         if logits.len() < sequences.len() * self.logits_stride() {
             return Err(format!(
@@ -360,15 +356,15 @@ impl Decoder {
         }
         let mut writer = vec![usize::MAX; cache.blocks];
         for (index, sequence) in sequences.iter().enumerate() {
-            let (end, size) = (sequence.start + sequence.ids.len(), cache.block_size);
-            let room = (sequence.blocks.len() * size).min(shape.context);
+            let end = sequence.start + sequence.ids.len();
+            let room = (sequence.blocks.len() * BLOCK).min(shape.context);
             if sequence.ids.is_empty() || end > room || sequence.blocks.iter().any(|&at| at as usize >= cache.blocks) {
                 return Err(format!(
                     "tokens {}..{end} in the blocks {:?}; accepted: at least one, positions below {room}, blocks below {}",
                     sequence.start, sequence.blocks, cache.blocks
                 ));
             }
-            for &block in &sequence.blocks[sequence.start / size..end.div_ceil(size)] {
+            for &block in &sequence.blocks[sequence.start / BLOCK..end.div_ceil(BLOCK)] {
                 if writer[block as usize] != usize::MAX {
                     return Err(format!("block {block} is written twice in a step; accepted: once"));
                 }
@@ -628,23 +624,23 @@ impl Decoder {
                 *value += gate * embedded;
             }
         }
-        let (block, offset) = (at.position / cache.block_size, at.position % cache.block_size);
-        let start = self.place(cache, index, blocks[block] as usize, kv_head) + offset * dim;
+        let (block, offset) = (at.position / BLOCK, at.position % BLOCK);
+        let start = self.place(cache, index, blocks[block] as usize, kv_head);
         // SAFETY: as above, because `check` has seen that no other sequence writes or reads this block; it is within the cache.
         let (keys, values) = unsafe {
             (
-                std::slice::from_raw_parts_mut(cache.keys.add(start), dim),
-                std::slice::from_raw_parts_mut(cache.values.add(start), dim),
+                std::slice::from_raw_parts_mut(cache.keys.add(start), dim * BLOCK),
+                std::slice::from_raw_parts_mut(cache.values.add(start + offset * dim), dim),
             )
         };
         for i in 0..dim {
-            (keys[i], values[i]) = (E::of(key[i]), E::of(value[i]));
+            (keys[i * BLOCK + offset], values[i]) = (E::of(key[i]), E::of(value[i]));
         }
     }
 
     /// Where a block's keys of a layer and head begin in the cache.
     fn place<E>(&self, cache: &Cache<'_, E>, layer: usize, block: usize, kv_head: usize) -> usize {
-        ((layer * cache.blocks + block) * self.shape.kv_heads + kv_head) * cache.block_size * self.shape.head_dim
+        ((layer * cache.blocks + block) * self.shape.kv_heads + kv_head) * BLOCK * self.shape.head_dim
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -668,13 +664,11 @@ impl Decoder {
                 cache.keys.add(start),
                 cache.values.add(start),
                 blocks,
-                shape.kv_heads * cache.block_size * dim,
-                cache.block_size,
+                shape.kv_heads * BLOCK * dim,
                 dim,
                 first..position + 1,
             )
         };
-        scores.resize(position + 1 - first, 0.0);
         let group = shape.heads / shape.kv_heads;
         for head in kv_head * group..(kv_head + 1) * group {
             // SAFETY: only this thread has this head of this token.
@@ -685,7 +679,7 @@ impl Decoder {
                 )
             };
             // SAFETY: `attention::kernel` has found the kernel's instructions on this processor.
-            unsafe { attention::kernel::<E>(self.level)(query, &seen, scores, output) }
+            unsafe { attention::kernel::<E>(self.level)(query, &seen, output, scores) }
         }
     }
 }

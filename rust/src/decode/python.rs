@@ -23,7 +23,6 @@ pub struct Decoder {
     values: Lent,
     logits: Lent,
     blocks: usize,
-    block_size: usize,
     bf16: bool,
 }
 
@@ -31,11 +30,11 @@ pub struct Decoder {
 impl Decoder {
     /// `shape` is a dictionary of `Shape`'s fields; `weight(name)` gives a weight as the bytes of an fp32 array.
     ///
-    /// `keys`, `values` (layers, blocks, kv_heads, block_size, head_dim), of bf16 or fp32, and `logits` (sequences, stride), fp32,
+    /// `keys` (layers, blocks, kv_heads, head_dim, 16), `values` (layers, blocks, kv_heads, 16, head_dim), of bf16 or fp32, and `logits` (sequences, stride), fp32,
     /// are (address, numbers) of contiguous tensors. The caller keeps them alive and in place as long as the decoder, and
     /// touches none of them during a step.
     #[new]
-    #[pyo3(signature = (shape, weight, *, kind, threads, keys, values, blocks, block_size, bf16, logits))]
+    #[pyo3(signature = (shape, weight, *, kind, threads, keys, values, blocks, bf16, logits))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         shape: Shape,
@@ -45,7 +44,6 @@ impl Decoder {
         keys: Lent,
         values: Lent,
         blocks: usize,
-        block_size: usize,
         bf16: bool,
         logits: Lent,
     ) -> PyResult<Decoder> {
@@ -60,7 +58,7 @@ impl Decoder {
         };
         let built = super::Decoder::new(shape, kind_of(kind)?, Level::Avx512, threads, take);
         let inner = Mutex::new(built.map_err(|message| raised.unwrap_or_else(|| refused(message)))?);
-        Ok(Decoder { inner, keys, values, logits, blocks, block_size, bf16 })
+        Ok(Decoder { inner, keys, values, logits, blocks, bf16 })
     }
 
     /// Runs the next tokens of sequences, each (blocks, position of the first, token before it or -1, token ids): the logits
@@ -87,7 +85,7 @@ impl Decoder {
         // second step out.
         let (keys, values, logits) =
             unsafe { (slice::<E>(self.keys), slice::<E>(self.values), slice::<f32>(self.logits)) };
-        inner.step(sequences, &mut Cache::new(keys, values, self.blocks, self.block_size), logits)
+        inner.step(sequences, &mut Cache::new(keys, values, self.blocks), logits)
     }
 }
 

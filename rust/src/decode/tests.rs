@@ -1,6 +1,6 @@
 //! The step against a plain loop in f64 is in Python's tests, which have the model in torch; here are the parts.
 
-use super::attention;
+use super::attention::{self, BLOCK};
 use super::dot::{kernel, Level};
 use super::math::{exp, tanh};
 use super::matrix::{Input, Kind, Matrix, PANEL};
@@ -125,15 +125,13 @@ fn decoder(kind: Kind, level: Level, threads: usize) -> Decoder {
     Decoder::new(shape(), kind, level, threads, |name| Ok(noise(sizes(name), name.len() as u64))).expect("a decoder")
 }
 
-const BLOCK: usize = 8;
-
-/// Logits of sequences in a cache of six rows of 25 blocks, after what earlier steps fed.
+/// Logits of sequences in a cache of six rows of 13 blocks, after what earlier steps fed.
 fn run(decoder: &mut Decoder, steps: &[Vec<Sequence>]) -> Vec<Vec<f32>> {
-    let numbers = 3 * 150 * 2 * BLOCK * 10;
+    let numbers = 3 * 78 * 2 * BLOCK * 10;
     let (mut keys, mut values) = (vec![0f32; numbers], vec![0f32; numbers]);
     let mut logits = vec![0f32; 6 * decoder.logits_stride()];
     for step in steps {
-        let mut cache = Cache::new(&mut keys, &mut values, 150, BLOCK);
+        let mut cache = Cache::new(&mut keys, &mut values, 78);
         decoder.step(step, &mut cache, &mut logits).expect("a step");
     }
     let count = steps.last().map_or(0, Vec::len);
@@ -142,7 +140,7 @@ fn run(decoder: &mut Decoder, steps: &[Vec<Sequence>]) -> Vec<Vec<f32>> {
 
 fn sequence(row: usize, start: usize, ids: &[u32]) -> Sequence {
     let previous = if start > 0 { Some((start as u32 - 1) * 7 % 50) } else { None }; // ids are multiples of 7
-    let blocks = (0..25).map(|place| ((place * 7 + row) % 25 * 6 + row) as u32).collect(); // rows of scattered blocks
+    let blocks = (0..13).map(|place| ((place * 7 + row) % 13 * 6 + row) as u32).collect(); // rows of scattered blocks
     Sequence { blocks, start, previous, ids: ids.to_vec() }
 }
 
@@ -171,10 +169,10 @@ fn blocks_may_be_shared_and_lie_anywhere() {
     let mut decoder = decoder(Kind::Bf16, Level::Avx512, 2);
     let first = sequence(0, 0, &ids);
     let alone = run(&mut decoder, std::slice::from_ref(&vec![first.clone()]));
-    let mut second = sequence(1, 40, &ids[40..]); // reads five blocks of the first
-    second.blocks[..5].copy_from_slice(&first.blocks[..5]);
+    let mut second = sequence(1, 32, &ids[32..]); // reads two blocks of the first
+    second.blocks[..2].copy_from_slice(&first.blocks[..2]);
     let mut third = sequence(2, 48, &ids[48..]);
-    third.blocks[..6].copy_from_slice(&first.blocks[..6]);
+    third.blocks[..3].copy_from_slice(&first.blocks[..3]);
     assert_eq!(run(&mut decoder, &[vec![first], vec![second, third]]), [alone[0].clone(), alone[0].clone()]);
 }
 
@@ -191,15 +189,15 @@ fn what_has_no_room_is_refused() {
         ids: ids.to_vec(),
     };
     let mut refused = |sequences: &[Sequence], blocks: usize| {
-        let mut cache = Cache::new(&mut keys, &mut values, blocks, BLOCK);
+        let mut cache = Cache::new(&mut keys, &mut values, blocks);
         decoder.step(sequences, &mut cache, &mut logits).expect_err("refused")
     };
-    assert!(refused(&[of(&[0, 1], 15, &[1, 2])], 6).contains("tokens 15..17"));
+    assert!(refused(&[of(&[0, 1], 31, &[1, 2])], 6).contains("tokens 31..33"));
     assert!(refused(&[of(&[0, 6], 0, &[1])], 6).contains("blocks below 6"));
     assert!(refused(&[of(&[0], 0, &[50])], 6).contains("token 50"));
     assert!(refused(&[of(&[0], 0, &[])], 6).contains("at least one"));
     assert!(refused(&[of(&[0], 0, &[1]), of(&[0], 1, &[1])], 6).contains("written twice"));
-    assert!(refused(&[of(&[0], 0, &[1]), of(&[0, 1], 8, &[1])], 6).contains("written for another"));
+    assert!(refused(&[of(&[0], 0, &[1]), of(&[0, 1], 16, &[1])], 6).contains("written for another"));
     assert!(refused(&[of(&[0], 0, &[1])], 5).contains("the cache has"));
     assert!(refused(&[of(&[0], 0, &[1]), of(&[1], 0, &[1]), of(&[2], 0, &[1])], 6).contains("3 sequences"));
     let wrong = Decoder::new(shape(), Kind::F32, Level::Plain, 1, |_| Ok(vec![0.0]));
@@ -215,23 +213,23 @@ fn attention_is_that_of_f64_in_every_instruction_set() {
             let weights: Vec<f64> =
                 keys.chunks_exact(width).map(|key| (dot(key) / (width as f64).sqrt()).exp()).collect();
             let total: f64 = weights.iter().sum();
+            let count = tokens.div_ceil(BLOCK);
+            let (mut key_blocks, mut value_blocks) = (noise(count * BLOCK * width, 4), noise(count * BLOCK * width, 5));
+            for token in 0..tokens {
+                let start = (count - 1 - token / BLOCK) * BLOCK * width; // the last block first
+                for column in 0..width {
+                    key_blocks[start + column * BLOCK + token % BLOCK] = keys[token * width + column];
+                    value_blocks[start + token % BLOCK * width + column] = values[token * width + column];
+                }
+            }
+            let blocks: Vec<u32> = (0..count as u32).rev().collect();
             for level in LEVELS {
-                let (mut scores, mut output) = (vec![0.0; tokens], vec![0.0; width]);
-                // One block, or blocks of four tokens, of which the query sees all.
-                let size = if width == 16 { 4 } else { tokens };
-                let blocks: Vec<u32> = (0..tokens.div_ceil(size) as u32).collect();
-                // SAFETY: the blocks lie one behind the other; `kernel` has found the instructions.
+                let (mut scores, mut output) = (Vec::new(), vec![0.0; width]);
+                let (key_start, value_start) = (key_blocks.as_ptr(), value_blocks.as_ptr());
+                // SAFETY: the blocks are as it says; `kernel` has found the instructions.
                 unsafe {
-                    let seen = attention::Seen::new(
-                        keys.as_ptr(),
-                        values.as_ptr(),
-                        &blocks,
-                        size * width,
-                        size,
-                        width,
-                        0..tokens,
-                    );
-                    attention::kernel::<f32>(level)(&query, &seen, &mut scores, &mut output);
+                    let seen = attention::Seen::new(key_start, value_start, &blocks, BLOCK * width, width, 0..tokens);
+                    attention::kernel::<f32>(level)(&query, &seen, &mut output, &mut scores);
                 }
                 for (column, &found) in output.iter().enumerate() {
                     let exact: f64 =

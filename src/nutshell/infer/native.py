@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nutshell.infer.blocks import Chunk
 from nutshell.model.gpt import GPT
-from nutshell.model.kv_cache import BLOCK, KVCache
+from nutshell.model.kv_cache import KVCache
 from nutshell.model.qwen3 import Qwen3
 
 try:
@@ -81,7 +81,7 @@ class NativeRunner:
             native_shape(model, self.vocab_size),
             lambda name: torch.cat([part.detach().float().flatten() for part in weights[name]]).numpy().tobytes(),
             kind=kind_of(model, self.int8), threads=free_threads(torch.get_num_threads()),
-            blocks=self.cache.keys.size(1), block_size=BLOCK, bf16=model.compute_dtype == torch.bfloat16,
+            blocks=self.cache.keys.size(1), bf16=model.compute_dtype == torch.bfloat16,
             keys=lent(self.cache.keys), values=lent(self.cache.values), logits=lent(self.logits),
         )  # fmt: skip
 

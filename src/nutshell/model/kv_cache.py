@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 16  # tokens
+BLOCK = 16  # tokens: native code scores as many keys at once
 
 
 def blocks_of(tokens: int) -> int:
@@ -22,7 +22,7 @@ def blocks_of(tokens: int) -> int:
 
 
 class KVCache:
-    """Blocks (layers, blocks, K, BLOCK, D) for all layers, and `rows` rows of up to `capacity` tokens in them.
+    """Blocks of keys (layers, blocks, K, D, BLOCK) and values (layers, blocks, K, BLOCK, D), and `rows` rows of up to `capacity` tokens in them.
 
     Token t of a row lies in block tables[row, t // BLOCK]. `lengths` (rows,) says how many tokens of a row are real, `previous`
     (rows,) which was the last, -1 where there is none: the smear of the next token needs it. At first each row has blocks of
@@ -34,8 +34,8 @@ class KVCache:
         of_a_row = blocks_of(self.capacity)
         blocks = blocks or rows * of_a_row
         shape = (config.depth, blocks, config.kv_heads, BLOCK, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys = torch.zeros_like(self.values).view(*shape[:3], config.head_dim, BLOCK)
         self.tables = (torch.arange(rows * of_a_row, device=device) % blocks).view(rows, of_a_row)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.previous = torch.full((rows,), -1, dtype=torch.long, device=device)
@@ -81,8 +81,9 @@ class Slots:
 
         The lengths stay as they are until `advance`: every layer writes at the same place.
         """
+        key_store, value_store = self.cache.keys[layer].transpose(2, 3), self.cache.values[layer]  # (blocks, K, BLOCK, D)
         results = []
-        for store, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
+        for store, new in ((key_store, keys), (value_store, values)):
             store[self.blocks, :, self.offsets] = new
             gathered = store[self.tables].transpose(1, 2).flatten(2, 3)  # (B, blocks, K, BLOCK, D) -> (B, K, S, D)
             results.append(gathered[:, :, : self.longest])

@@ -47,7 +47,6 @@ class Decoder:
         keys: tuple[int, int],
         values: tuple[int, int],
         blocks: int,
-        block_size: int,
         bf16: bool,
         logits: tuple[int, int],
     ) -> Decoder: ...
