@@ -178,7 +178,7 @@ def test_a_decoder_refuses_what_does_not_fit_its_shape():
             runner.decoder.step([sequence])
     with pytest.raises(KeyError):
         native.Decoder(
-            native.native_shape(model, 90), {}.__getitem__, kind="float32", threads=1, blocks=4, bf16=False,
+            native.native_shape(model, 90), {}.__getitem__, {}.__getitem__, kind="float32", threads=1, blocks=4, bf16=False,
             keys=native.lent(runner.cache.keys), values=native.lent(runner.cache.values), logits=native.lent(runner.logits),
         )  # fmt: skip
 

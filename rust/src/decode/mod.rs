@@ -1,7 +1,7 @@
 //! A decoder-only transformer on CPU: one call runs all layers for the next tokens of many rows.
 //!
 //! `matrix` packs weights as fp32, bf16 or int8, `dot` multiplies them with the instructions that the processor has,
-//! `attention` reads the KV cache, `sampling` draws a token, `team` is the threads, `model` the order in which all of it happens.
+//! `attention` reads the KV cache, `table` the embeddings, `sampling` draws a token, `team` is the threads, `model` the order in which all of it happens.
 //!
 //! **Rows do not feel each other.** Every sum is taken in an order that depends on the shape of the model alone, never on
 //! how many rows, tokens or threads take part: a row's logits are the same bits alone and in a full batch.
@@ -19,6 +19,7 @@ mod model;
 #[cfg(feature = "python")]
 pub(crate) mod python;
 mod sampling;
+mod table;
 mod team;
 #[cfg(test)]
 mod tests;
@@ -27,3 +28,4 @@ pub use dot::{instructions, Level};
 pub use matrix::Kind;
 pub use model::{Cache, Decoder, Element, Sequence, Shape};
 pub use sampling::{draw, Draw};
+pub use table::Table;

@@ -9,6 +9,7 @@ use super::dot::{self, Level, Product};
 use super::math::{self, bf16, inverse_rms, sigmoid};
 use super::matrix::{Input, Kind, Matrix, PANEL};
 use super::sampling::highest;
+use super::table::Table;
 use super::team::{share, Barrier, Shared, Team};
 
 /// Tokens that go through the layers together: bounds the buffers, and leaves the activations in the cache.
@@ -103,7 +104,7 @@ struct Layer {
     up: Matrix,
     down: Matrix,
     /// (V, K D), and its gate (K, 12).
-    value_embedding: Option<(Vec<f32>, Vec<f32>)>,
+    value_embedding: Option<(Table, Vec<f32>)>,
     /// x is multiplied by the first and the embedding times the second added, before this layer.
     scales: (f32, f32),
     window: usize,
@@ -177,6 +178,8 @@ struct Buffers {
 #[derive(Default)]
 struct Scratch {
     normed: Vec<f32>,
+    /// Of an embedding.
+    row: Vec<f32>,
     input: Input,
     scores: Vec<f32>,
 }
@@ -188,7 +191,7 @@ pub struct Decoder {
     level: Level,
     product: Product,
     /// (V, C)
-    embedding: Vec<f32>,
+    embedding: Table,
     layers: Vec<Layer>,
     final_norm: Vec<f32>,
     head: Matrix,
@@ -204,14 +207,16 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Packs the weights that `weight(name)` gives, each (outputs, inputs) in fp32, row by row. An error is one of `weight`, a
-    /// size that the shape does not have, or the operating system's where it starts no threads.
+    /// Packs the weights that `weight(name)` gives, each (outputs, inputs) in fp32, row by row, and reads embeddings from
+    /// `table(name)`. An error is one of these two's, a size that the shape does not have, or the operating system's where it
+    /// starts no threads.
     pub fn new(
         shape: Shape,
         kind: Kind,
         level: Level,
         threads: usize,
         mut weight: impl FnMut(&str) -> Result<Vec<f32>, String>,
+        mut table: impl FnMut(&str) -> Result<Table, String>,
     ) -> Result<Decoder, String> {
         let Shape { vocab_size, width, head_dim, mlp_width, context, .. } = shape;
         let (query_width, value_width) = (shape.heads * head_dim, shape.kv_heads * head_dim);
@@ -234,6 +239,13 @@ impl Decoder {
             }
             Err(format!("{name} has {} numbers; accepted: {count} for {shape:?}.", numbers.len()))
         };
+        let mut look_up = |name: &str, count: usize| {
+            let table = table(name)?;
+            if table.numbers() == count {
+                return Ok(table);
+            }
+            Err(format!("{name} has {} numbers; accepted: {count} for {shape:?}.", table.numbers()))
+        };
         let mut layers = Vec::new();
         for (layer, &window) in shape.windows.iter().enumerate() {
             let mut take = |name: &str, count: usize| take(&format!("{layer}.{name}"), count);
@@ -246,7 +258,7 @@ impl Decoder {
             let gate = if shape.gated_mlp { Some(matrix("gate", mlp_width, width)?) } else { None };
             let down = matrix("down", width, mlp_width)?;
             let value_embedding = if shape.value_embeddings[layer] {
-                let table = take("value_embedding", vocab_size * value_width)?;
+                let table = look_up(&format!("{layer}.value_embedding"), vocab_size * value_width)?;
                 Some((table, take("value_gate", shape.kv_heads * VALUE_GATE_CHANNELS)?))
             } else {
                 None
@@ -267,7 +279,7 @@ impl Decoder {
                 window,
             });
         }
-        let embedding = take("embedding", vocab_size * width)?;
+        let embedding = look_up("embedding", vocab_size * width)?;
         let head = Matrix::pack(kind, vocab_size, width, &take("head", vocab_size * width)?);
         let (smear_gate, smear_lambda) = match shape.smear {
             true => (take("smear_gate", SMEAR_CHANNELS)?, take("smear_lambda", 1)?[0]),
@@ -398,7 +410,7 @@ impl Decoder {
         let Buffers { x, x0, middle, qkv, attended, hidden } = &self.buffers;
         let (threads, tokens, width) = (self.scratch.len(), chunk.tokens.len(), self.shape.width);
         let mut scratch = self.scratch[thread].try_lock().expect("one job at a time");
-        let Scratch { normed, input, scores } = &mut *scratch;
+        let Scratch { normed, row, input, scores } = &mut *scratch;
         normed.resize(TOKENS_AT_ONCE * width, 0.0);
         let own = |columns: usize| {
             let panels = share(columns.div_ceil(PANEL), threads, thread);
@@ -408,7 +420,7 @@ impl Decoder {
         for token in share(tokens, threads, thread) {
             // SAFETY: this thread's tokens.
             let (x, x0) = unsafe { (x.get_mut(token, 0..width), x0.get_mut(token, 0..width)) };
-            self.embed(&chunk.tokens[token], x0);
+            self.embed(&chunk.tokens[token], x0, row);
             let (r, a) = self.layers.first().map_or((1.0, 0.0), |layer| layer.scales);
             for (x, x0) in x.iter_mut().zip(x0) {
                 *x = r * *x0 + a * *x0;
@@ -425,7 +437,7 @@ impl Decoder {
                 let (run, kv_head) = (&chunk.runs[item / self.shape.kv_heads], item % self.shape.kv_heads);
                 let blocks = &sequences[chunk.tokens[run.start].sequence].blocks;
                 for token in run.clone() {
-                    self.remember(index, kv_head, token, &chunk.tokens[token], normed, blocks, cache);
+                    self.remember(index, kv_head, token, &chunk.tokens[token], normed, row, blocks, cache);
                 }
                 for token in run.clone() {
                     self.attend(index, kv_head, token, chunk.tokens[token].position, blocks, cache, scores);
@@ -516,21 +528,21 @@ impl Decoder {
     }
 
     /// A token's embedding, mixed with the one before it.
-    fn embed(&self, token: &Token, output: &mut [f32]) {
+    fn embed(&self, token: &Token, output: &mut [f32], before: &mut Vec<f32>) {
         let width = self.shape.width;
-        let row = |id: u32| &self.embedding[id as usize * width..(id as usize + 1) * width];
         let scale = |row: &[f32]| if self.shape.normed_embedding { inverse_rms(row) } else { 1.0 };
-        let own = row(token.id);
-        let factor = scale(own);
-        for (output, x) in output.iter_mut().zip(own) {
-            *output = factor * x;
+        self.embedding.read(token.id as usize * width, output);
+        let factor = scale(output);
+        for x in output.iter_mut() {
+            *x *= factor;
         }
         if let (true, Some(previous)) = (self.shape.smear && i64::from(token.id) != self.shape.bos_id, token.previous) {
-            let before = row(previous);
+            before.resize(width, 0.0);
+            self.embedding.read(previous as usize * width, before);
             let gate: f32 = output.iter().zip(&self.smear_gate).map(|(x, w)| x * w).sum();
             let factor = self.smear_lambda * sigmoid(gate) * scale(before);
             for (output, x) in output.iter_mut().zip(before) {
-                *output += factor * x;
+                *output += factor * *x;
             }
         }
     }
@@ -593,6 +605,7 @@ impl Decoder {
         token: usize,
         at: &Token,
         normed: &[f32],
+        row: &mut Vec<f32>,
         blocks: &[u32],
         cache: &Cache<'_, E>,
     ) {
@@ -619,9 +632,10 @@ impl Decoder {
             let gates = &gates[kv_head * VALUE_GATE_CHANNELS..][..VALUE_GATE_CHANNELS];
             let gate: f32 = normed[token * shape.width..].iter().zip(gates).map(|(x, w)| x * w).sum();
             let gate = 3.0 * sigmoid(gate);
-            let embedding = &table[(at.id as usize * shape.kv_heads + kv_head) * dim..][..dim];
-            for (value, embedded) in value.iter_mut().zip(embedding) {
-                *value += gate * embedded;
+            row.resize(dim, 0.0);
+            table.read((at.id as usize * shape.kv_heads + kv_head) * dim, row);
+            for (value, embedded) in value.iter_mut().zip(row) {
+                *value += gate * *embedded;
             }
         }
         let (block, offset) = (at.position / BLOCK, at.position % BLOCK);

@@ -6,7 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
-use super::{Cache, Element, Kind, Level, Sequence, Shape};
+use super::{Cache, Element, Kind, Level, Sequence, Shape, Table};
 
 fn refused(message: String) -> PyErr {
     PyValueError::new_err(message)
@@ -28,17 +28,19 @@ pub struct Decoder {
 
 #[pymethods]
 impl Decoder {
-    /// `shape` is a dictionary of `Shape`'s fields; `weight(name)` gives a weight as the bytes of an fp32 array.
+    /// `shape` is a dictionary of `Shape`'s fields; `weight(name)` gives a weight as the bytes of an fp32 array, `table(name)` an
+    /// embedding as (address, numbers, whether they are bf16, else fp32).
     ///
     /// `keys` (layers, blocks, kv_heads, head_dim, 16), `values` (layers, blocks, kv_heads, 16, head_dim), of bf16 or fp32, and `logits` (sequences, stride), fp32,
-    /// are (address, numbers) of contiguous tensors. The caller keeps them alive and in place as long as the decoder, and
+    /// are (address, numbers) of contiguous tensors. The caller keeps all of these alive and in place as long as the decoder, and
     /// touches none of them during a step.
     #[new]
-    #[pyo3(signature = (shape, weight, *, kind, threads, keys, values, blocks, bf16, logits))]
+    #[pyo3(signature = (shape, weight, table, *, kind, threads, keys, values, blocks, bf16, logits))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         shape: Shape,
         weight: &Bound<'_, PyAny>,
+        table: &Bound<'_, PyAny>,
         kind: &str,
         threads: usize,
         keys: Lent,
@@ -48,6 +50,7 @@ impl Decoder {
         logits: Lent,
     ) -> PyResult<Decoder> {
         let mut raised = None;
+        let mut unknown = None;
         let take = |name: &str| {
             let bytes = weight.call1((name,)).and_then(|found| Ok(found.extract::<PyBackedBytes>()?));
             let bytes = bytes.map_err(|error| {
@@ -56,8 +59,17 @@ impl Decoder {
             })?;
             Ok(bytes.as_chunks::<4>().0.iter().map(|number| f32::from_le_bytes(*number)).collect())
         };
-        let built = super::Decoder::new(shape, kind_of(kind)?, Level::Avx512, threads, take);
-        let inner = Mutex::new(built.map_err(|message| raised.unwrap_or_else(|| refused(message)))?);
+        let look_up = |name: &str| {
+            let found = table.call1((name,)).and_then(|found| found.extract::<(usize, usize, bool)>());
+            let (address, numbers, bf16) = found.map_err(|error| {
+                unknown = Some(error);
+                name.to_owned()
+            })?;
+            // SAFETY: the caller lends that many numbers as long as the decoder lives.
+            Ok(unsafe { Table::new(address as *const u8, numbers, bf16) })
+        };
+        let built = super::Decoder::new(shape, kind_of(kind)?, Level::Avx512, threads, take, look_up);
+        let inner = Mutex::new(built.map_err(|message| raised.or(unknown).unwrap_or_else(|| refused(message)))?);
         Ok(Decoder { inner, keys, values, logits, blocks, bf16 })
     }
 

@@ -4,7 +4,7 @@ use super::attention::{self, BLOCK};
 use super::dot::{kernel, Level};
 use super::math::{exp, tanh};
 use super::matrix::{Input, Kind, Matrix, PANEL};
-use super::{Cache, Decoder, Sequence, Shape};
+use super::{Cache, Decoder, Sequence, Shape, Table};
 
 const LEVELS: [Level; 3] = [Level::Plain, Level::Avx2, Level::Avx512];
 const KINDS: [Kind; 3] = [Kind::F32, Kind::Bf16, Kind::Int8];
@@ -122,7 +122,15 @@ fn decoder(kind: Kind, level: Level, threads: usize) -> Decoder {
         "cos" | "sin" => 200 * 10,
         _ => 40,
     };
-    Decoder::new(shape(), kind, level, threads, |name| Ok(noise(sizes(name), name.len() as u64))).expect("a decoder")
+    let numbers = |name: &str| Ok(noise(sizes(name), name.len() as u64));
+    Decoder::new(shape(), kind, level, threads, numbers, |name| Ok(table(noise(sizes(name), name.len() as u64))))
+        .expect("a decoder")
+}
+
+fn table(numbers: Vec<f32>) -> Table {
+    let numbers = numbers.leak();
+    // SAFETY: they are never freed.
+    unsafe { Table::new(numbers.as_ptr().cast(), numbers.len(), false) }
 }
 
 /// Logits of sequences in a cache of six rows of 13 blocks, after what earlier steps fed.
@@ -200,7 +208,7 @@ fn what_has_no_room_is_refused() {
     assert!(refused(&[of(&[0], 0, &[1]), of(&[0, 1], 16, &[1])], 6).contains("written for another"));
     assert!(refused(&[of(&[0], 0, &[1])], 5).contains("the cache has"));
     assert!(refused(&[of(&[0], 0, &[1]), of(&[1], 0, &[1]), of(&[2], 0, &[1])], 6).contains("3 sequences"));
-    let wrong = Decoder::new(shape(), Kind::F32, Level::Plain, 1, |_| Ok(vec![0.0]));
+    let wrong = Decoder::new(shape(), Kind::F32, Level::Plain, 1, |_| Ok(vec![0.0]), |_| Ok(table(vec![0.0])));
     assert!(wrong.err().is_some_and(|message| message.contains("has 1 numbers")));
 }
 

@@ -63,8 +63,8 @@ def describe(model: Any, int8: bool) -> str:
 
 
 class NativeRunner:
-    """The `Runner` of models on CPU. Weights are copied in the kind they are multiplied in: changing the model changes nothing
-    here before `take_weights`."""
+    """The `Runner` of models on CPU. Matrices are copied in the kind they are multiplied in, embeddings are read where the model
+    has them: after changing it call `take_weights`."""
 
     def __init__(
         self, model: Any, vocab_size: int, rows: int, context: int, blocks: int | None = None, *, int8: bool = False
@@ -77,9 +77,11 @@ class NativeRunner:
     def take_weights(self) -> None:
         model = self.model
         weights = named_weights(model, self.vocab_size)
+        self.tables = {name: parts[0].detach() for name, parts in weights.items() if name.endswith("embedding")}
         self.decoder = Decoder(
             native_shape(model, self.vocab_size),
             lambda name: torch.cat([part.detach().float().flatten() for part in weights[name]]).numpy().tobytes(),
+            lambda name: (*lent(self.tables[name]), self.tables[name].dtype == torch.bfloat16),
             kind=kind_of(model, self.int8), threads=free_threads(torch.get_num_threads()),
             blocks=self.cache.keys.size(1), bf16=model.compute_dtype == torch.bfloat16,
             keys=lent(self.cache.keys), values=lent(self.cache.values), logits=lent(self.logits),

@@ -22,7 +22,8 @@ def blocks_of(tokens: int) -> int:
 
 
 class KVCache:
-    """Blocks of keys (layers, blocks, K, D, BLOCK) and values (layers, blocks, K, BLOCK, D), and `rows` rows of up to `capacity` tokens in them.
+    """Blocks of keys (layers, blocks, K, D, BLOCK) and values (layers, blocks, K, BLOCK, D), and `rows` rows of up to `capacity`
+    tokens in them.
 
     Token t of a row lies in block tables[row, t // BLOCK]. `lengths` (rows,) says how many tokens of a row are real, `previous`
     (rows,) which was the last, -1 where there is none: the smear of the next token needs it. At first each row has blocks of

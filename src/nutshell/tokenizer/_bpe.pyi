@@ -41,6 +41,7 @@ class Decoder:
         cls,
         shape: Mapping[str, object],
         weight: Callable[[str], bytes],
+        table: Callable[[str], tuple[int, int, bool]],
         *,
         kind: str,
         threads: int,
