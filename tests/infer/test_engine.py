@@ -291,6 +291,22 @@ def test_f27_logits_that_are_not_numbers_end_their_request_alone(model, tok, bad
         engine.sample([[5, 7]])
 
 
+def test_blocks_that_held_no_numbers_harm_nobody_afterwards(model, tok):
+    """Zero times NaN is NaN: what a mask hides must be numbers too. The cache is so small that all blocks are used again."""
+    damaged = copy.deepcopy(model)
+    damaged.embedding.weight[7, 3] = float("nan")
+    engine = Engine(damaged, tok, max_rows=3, kv_cache_bytes=6 * 16 * bytes_per_token(model.config, torch.float32))
+    for _ in range(3):
+        broken = engine.submit([7] * 60, GREEDY, tools=False)
+        run(engine)
+        assert broken.error
+        assert engine.allocate().pool.find([7] * 60)[0] == []
+        fine = [engine.submit(prompt_of(length), Sampling(temperature=0, max_tokens=9), tools=False) for length in (1, 18, 40)]
+        run(engine)
+        for request in fine:
+            assert request.ids == greedy_by_full_forward(model, tok, request.prompt, 9)  # which has no token 7
+
+
 def test_f27_choices_share_one_prefill(model, tok, monkeypatch):
     engine = Engine(model, tok, max_rows=4)
     fed = watch(engine, monkeypatch)

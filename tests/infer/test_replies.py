@@ -29,17 +29,17 @@ def result(tok, text):
 
 def reply(engine, sampling=GREEDY, prompt=PROMPT, tools=True):
     request = engine.submit(prompt, sampling, tools=tools)
-    pieces = []
+    deltas = []
     while engine.busy:
-        pieces += engine.step()
-    assert all(piece.request is request for piece in pieces)
-    return pieces
+        deltas += engine.step()
+    assert all(delta.request is request for delta in deltas)
+    return deltas
 
 
-def texts(pieces):
+def texts(deltas):
     """[(kind, text)] with neighbours of one kind joined."""
-    groups = itertools.groupby((piece for piece in pieces if piece.text), key=lambda piece: piece.kind)
-    return [(kind, "".join(piece.text for piece in group)) for kind, group in groups]
+    groups = itertools.groupby((delta for delta in deltas if delta.text), key=lambda delta: delta.kind)
+    return [(kind, "".join(delta.text for delta in group)) for kind, group in groups]
 
 
 def test_the_result_of_a_tool_call_is_forced_in_as_one_chunk(scripted, tok):
@@ -47,10 +47,10 @@ def test_the_result_of_a_tool_call_is_forced_in_as_one_chunk(scripted, tok):
     forced = result(tok, "42")
     after = [*tok.encode(" sat"), *special(tok, "assistant_end")]
     scripted.say(3, [*said, *[0] * len(forced), *after])  # what is scripted where the result stands must not matter
-    pieces = reply(Engine(scripted, tok))
-    assert [piece.token_id for piece in pieces] == [*said, *forced, *after]
-    assert texts(pieces) == [("text", "the sum "), ("tool", "12 + 30"), ("output", "42"), ("text", " sat")]
-    assert pieces[-1].finish == "stop"
+    deltas = reply(Engine(scripted, tok))
+    assert [delta.token_id for delta in deltas] == [*said, *forced, *after]
+    assert texts(deltas) == [("text", "the sum "), ("tool", "12 + 30"), ("output", "42"), ("text", " sat")]
+    assert deltas[-1].finish == "stop"
     shapes = [shape for shape in scripted.calls if shape[1] > 1]
     assert shapes == [(1, 3), (1, 1 + len(forced))]  # the prompt, then python_end with the result behind it
 
@@ -58,8 +58,8 @@ def test_the_result_of_a_tool_call_is_forced_in_as_one_chunk(scripted, tok):
 def test_after_a_forced_result_the_model_goes_on_as_if_it_had_been_in_the_prompt(scripted, tok):
     said = call(tok, "6*7")
     scripted.say(3, said)
-    pieces = reply(Engine(scripted, tok), Sampling(temperature=0, max_tokens=30))
-    ids = [piece.token_id for piece in pieces]
+    deltas = reply(Engine(scripted, tok), Sampling(temperature=0, max_tokens=30))
+    ids = [delta.token_id for delta in deltas]
     fixed = [*PROMPT, *said, *result(tok, "42")]
     assert ids[: len(fixed) - 3] == fixed[3:]
     scripted.script = {}
@@ -72,41 +72,41 @@ def test_an_invalid_expression_forces_nothing(scripted, tok):
     for expression in ("12 +", "1/0", ""):
         said = [*call(tok, expression), *tok.encode("cat"), *special(tok, "assistant_end")]
         scripted.say(3, said)
-        pieces = reply(Engine(scripted, tok))
-        assert [piece.token_id for piece in pieces] == said
-        assert texts(pieces) == [("tool", expression)] * bool(expression) + [("text", "cat")]
+        deltas = reply(Engine(scripted, tok))
+        assert [delta.token_id for delta in deltas] == said
+        assert texts(deltas) == [("tool", expression)] * bool(expression) + [("text", "cat")]
 
 
 def test_without_tools_nothing_is_evaluated(scripted, tok):
     said = [*call(tok, "1+1"), *special(tok, "assistant_end")]
     scripted.say(3, said)
-    pieces = reply(Engine(scripted, tok), tools=False)
-    assert [piece.token_id for piece in pieces] == said
-    assert texts(pieces) == [("text", "1+1")]
+    deltas = reply(Engine(scripted, tok), tools=False)
+    assert [delta.token_id for delta in deltas] == said
+    assert texts(deltas) == [("text", "1+1")]
 
 
 def test_a_result_that_does_not_fit_is_not_cut(scripted, tok):
     said = call(tok, "10**50")
     scripted.say(3, said)
-    pieces = reply(Engine(scripted, tok), Sampling(temperature=0, max_tokens=len(said) + 3))
-    assert [piece.token_id for piece in pieces] == said
-    assert pieces[-1].finish == "length"
+    deltas = reply(Engine(scripted, tok), Sampling(temperature=0, max_tokens=len(said) + 3))
+    assert [delta.token_id for delta in deltas] == said
+    assert deltas[-1].finish == "length"
     exact = len(said) + len(result(tok, "1" + "0" * 50))
-    pieces = reply(Engine(scripted, tok), Sampling(temperature=0, max_tokens=exact))
-    assert len(pieces) == exact
-    assert pieces[-1].finish == "length"
-    assert texts(pieces)[-1] == ("output", "1" + "0" * 50)
+    deltas = reply(Engine(scripted, tok), Sampling(temperature=0, max_tokens=exact))
+    assert len(deltas) == exact
+    assert deltas[-1].finish == "length"
+    assert texts(deltas)[-1] == ("output", "1" + "0" * 50)
 
 
 def test_many_rows_call_the_tool_at_different_times(scripted, tok):
     engine = Engine(scripted, tok, max_rows=4)
     scripted.say(10, [*call(tok, "12*12"), *[0] * len(result(tok, "144")), *special(tok, "assistant_end")])
     requests = [engine.submit([9] * length, GREEDY) for length in (3, 5, 9, 10, 7)]
-    pieces = []
+    deltas = []
     while engine.busy:
-        pieces += engine.step()
+        deltas += engine.step()
     for request in requests:
-        shown = texts(piece for piece in pieces if piece.request is request)
+        shown = texts(delta for delta in deltas if delta.request is request)
         assert [entry for entry in shown if entry[0] != "text"] == [("tool", "12*12"), ("output", "144")]
 
 
@@ -120,12 +120,12 @@ def test_partial_characters_are_held_back(scripted, tok):
     text = "☃日本é!"
     said = one_by_one(tok, text)
     scripted.say(3, [*said, *special(tok, "assistant_end")])
-    pieces = reply(Engine(scripted, tok))
-    assert "".join(piece.text for piece in pieces) == text
-    assert all("�" not in piece.text for piece in pieces)
+    deltas = reply(Engine(scripted, tok))
+    assert "".join(delta.text for delta in deltas) == text
+    assert all("�" not in delta.text for delta in deltas)
     scripted.say(3, said[:2])
     cut = reply(Engine(scripted, tok), Sampling(temperature=0, max_tokens=2))
-    assert "".join(piece.text for piece in cut) == "�"  # said only where the reply ends in the middle
+    assert "".join(delta.text for delta in cut) == "�"  # said only where the reply ends in the middle
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ def test_stop_strings_split_over_tokens(scripted, tok, text, stop, shown, stream
         [[completion]] = engine.sample([PROMPT], 1, sampling)
         assert (completion.text, completion.finish) == (shown, "stop")
         return
-    pieces = reply(engine, sampling)
-    assert "".join(piece.text for piece in pieces) == shown
-    assert pieces[-1].finish == "stop"
+    deltas = reply(engine, sampling)
+    assert "".join(delta.text for delta in deltas) == shown
+    assert deltas[-1].finish == "stop"
 
 
 def one_by_one(tok, text):
@@ -161,16 +161,16 @@ def one_by_one(tok, text):
 
 def test_text_held_for_a_stop_string_comes_before_a_tool_call(scripted, tok):
     scripted.say(3, [*one_by_one(tok, "a se"), *call(tok, "2+2"), *[0] * len(result(tok, "4"))])
-    pieces = reply(Engine(scripted, tok), Sampling(temperature=0, max_tokens=14, stop=("sea",)))
-    assert texts(pieces)[:3] == [("text", "a se"), ("tool", "2+2"), ("output", "4")]
+    deltas = reply(Engine(scripted, tok), Sampling(temperature=0, max_tokens=14, stop=("sea",)))
+    assert texts(deltas)[:3] == [("text", "a se"), ("tool", "2+2"), ("output", "4")]
 
 
 def test_chat_streams_pieces_and_generate_continues_text(model, tok):
     engine = Engine(model, tok)
     messages = [{"role": "user", "content": "the cat"}]
-    pieces = list(engine.chat(messages, temperature=0, max_tokens=12))
-    assert pieces[-1].finish is not None
-    assert [p.token_id for p in engine.chat(messages, temperature=0, max_tokens=12)] == [p.token_id for p in pieces]
+    deltas = list(engine.chat(messages, temperature=0, max_tokens=12))
+    assert deltas[-1].finish is not None
+    assert [p.token_id for p in engine.chat(messages, temperature=0, max_tokens=12)] == [p.token_id for p in deltas]
     both = engine.generate(["the cat", "on the"], temperature=0, max_tokens=5)
     assert both == [engine.generate([prompt], temperature=0, max_tokens=5)[0] for prompt in ("the cat", "on the")]
     with pytest.raises(ValueError, match="accepted: a list of texts"):
@@ -218,9 +218,9 @@ def test_a_conversation_beyond_the_context_goes_on(long_model, tok):
     """nanochat issue 581."""
     engine = Engine(long_model, tok)
     messages = turns(50)
-    pieces = list(engine.chat(messages, max_tokens=8, seed=1))
-    request = pieces[0].request
-    assert pieces[-1].finish in ("stop", "length")
+    deltas = list(engine.chat(messages, max_tokens=8, seed=1))
+    request = deltas[0].request
+    assert deltas[-1].finish in ("stop", "length")
     assert request.dropped % 2 == 0
     assert 0 < request.dropped < len(messages)
     assert not request.truncated

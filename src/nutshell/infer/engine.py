@@ -187,6 +187,8 @@ class Engine:
         began = time.perf_counter()
         logits, best = self._runner.forward([chunk for _, chunk in batch])
         ready = scheduler.advance(batch, time.perf_counter() - began)
+        if min(best) < 0:  # not a number: nobody shall read on from that
+            scheduler.pool.forget()
         if len(ready) < len(batch):
             logits, best = logits[ready], [best[place] for place in ready]
         deltas += self._choose([batch[place][0] for place in ready], logits, best)

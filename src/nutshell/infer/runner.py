@@ -14,7 +14,7 @@ from torch import Tensor
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.request import Delta, Request
 from nutshell.infer.sampling import adjusted, log_probabilities, sample
-from nutshell.model.kv_cache import KVCache
+from nutshell.model.kv_cache import KVCache, blocks_of
 
 
 class Runner(Protocol):
@@ -53,8 +53,11 @@ class TorchRunner:
     def _call(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (B, V) of chunks of one length."""
         cache, rows = self.cache, torch.arange(len(chunks), device=self.device)
-        most = max(len(chunk.blocks) for chunk in chunks)
-        padded = [[*chunk.blocks, *[0] * (most - len(chunk.blocks))] for chunk in chunks]  # what lies behind is masked
+        used = [list(chunk.blocks[: blocks_of(chunk.start + len(chunk.ids))]) for chunk in chunks]
+        fresh = [block for chunk, blocks in zip(chunks, used, strict=True) for block in blocks[blocks_of(chunk.start) :]]
+        cache.clear(torch.tensor(fresh, dtype=torch.long, device=self.device))
+        most = max(map(len, used))
+        padded = [blocks + blocks[-1:] * (most - len(blocks)) for blocks in used]  # what lies behind is masked
         cache.tables[: len(chunks), :most] = torch.tensor(padded, device=self.device)
         cache.lengths[: len(chunks)] = torch.tensor([chunk.start for chunk in chunks], device=self.device)
         cache.previous[: len(chunks)] = torch.tensor([chunk.previous for chunk in chunks], device=self.device)

@@ -50,6 +50,12 @@ class KVCache:
         self.keys.zero_()
         self.values.zero_()
 
+    def clear(self, blocks: Tensor) -> None:
+        """Forget what blocks (N,) held: a mask hides it only where it is numbers, since zero times NaN is NaN."""
+        if blocks.numel():
+            self.keys[:, blocks] = 0
+            self.values[:, blocks] = 0
+
     def slots(self, rows: Tensor, tokens: int) -> Slots:
         """Where the next `tokens` tokens of the rows (B,) go, computed once for all layers."""
         start = self.lengths[rows]
