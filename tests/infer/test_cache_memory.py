@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nutshell.infer import cache_memory
-from nutshell.infer.cache_memory import bytes_per_token, cache_blocks, free_memory
+from nutshell.infer.cache_memory import bytes_per_token, cache_blocks, describe_cache, free_memory
 from nutshell.infer.native import NativeRunner
 from nutshell.model.kv_cache import KVCache
 
@@ -15,6 +15,7 @@ def test_bytes_of_a_token_are_those_of_the_tensors(model):
     cache = KVCache(model.config, rows=2)
     tokens = 2 * model.config.context
     assert bytes_per_token(model.config, torch.float32) * tokens == cache.keys.nbytes + cache.values.nbytes
+    assert describe_cache(model, 10_000) == "10,000 tokens of 384 bytes, 4 MiB"
 
 
 def test_a_cache_is_bounded_by_its_limit_by_half_of_free_memory_and_by_what_can_be_used(model, monkeypatch):

@@ -125,11 +125,14 @@ def serve(arguments: list[str]) -> Any:
     tool = _open_tool(options)
 
     def open_engine() -> Any:
+        from nutshell.infer.cache_memory import describe_cache
         from nutshell.infer.engine import Engine  # imports torch, which takes seconds: the page is there meanwhile
 
         engine = Engine(*open_model(options.model, options.device), engine=options.engine, kv_cache_bytes=options.kv_cache_bytes)
         engine.tool = tool
-        engine.allocate(touch=True)  # what does not fit is said now, not to the first who asks
+        pool = engine.allocate(touch=True).pool  # what does not fit is said now, not to the first who asks
+        cache = describe_cache(engine.model, pool.total * pool.size)
+        print(f"Replies: {engine.computes}; KV cache: {cache}", file=sys.stderr)
         return engine
 
     run_server(

@@ -43,6 +43,12 @@ def cache_blocks(model: Any, context: int, max_rows: int, limit_bytes: int | Non
     return blocks, blocks * block
 
 
+def describe_cache(model: Any, tokens: int) -> str:
+    """For people."""
+    each = bytes_per_token(model.config, model.compute_dtype)
+    return f"{tokens:,} tokens of {each:,} bytes, {tokens * each / 2**20:,.0f} MiB"
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be taken: of the GPU, else of the machine and of the control group that this process is in (a
     container's). None where that cannot be asked."""
