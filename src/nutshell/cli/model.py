@@ -117,21 +117,22 @@ def serve(arguments: list[str]) -> Any:
         api_key={"default": None, "help": "key that clients must send; NUTSHELL_API_KEY does not show in ps"},
         allow_host={"action": "append", "default": [], "metavar": "NAME", "help": "answer to this host name too"},
         cors_origin={"action": "append", "default": [], "metavar": "ORIGIN", "help": "let pages of this site use the API"},
+        max_models={"type": int, "default": 3, "help": "stages and steps that are in memory at a time"},
         **TOOLS,
     )  # fmt: skip
     from nutshell.serve.server import serve as run_server
 
     tool = _open_tool(options)
 
-    def open_engine() -> Any:
+    def open_engine(folder: Path) -> Any:
         from nutshell.infer.engine import Engine  # imports torch, which takes seconds: the page is there meanwhile
 
-        engine = Engine(*open_model(options.model, options.device), engine=options.engine)
+        engine = Engine(*open_model(str(folder), options.device), engine=options.engine)
         engine.tool = tool
         engine.allocate()  # what does not fit is said now, not to the first who asks
         return engine
 
     run_server(
         options.model, open_engine=open_engine, host=options.host, port=options.port, api_key=options.api_key,
-        allow_hosts=options.allow_host, cors_origins=options.cors_origin,
+        allow_hosts=options.allow_host, cors_origins=options.cors_origin, max_models=options.max_models,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi.responses import StreamingResponse
@@ -15,27 +15,38 @@ PING_SECONDS = 15.0
 """A stream that has had no token for this long sends a comment, so that proxies keep it open."""
 
 
+Logprob = tuple[int, float | None, Sequence[tuple[int, float]]]
+"""A token, its log-probability, and the likeliest tokens of its place with theirs."""
+
+
 class Choice:
-    """What has been said so far in one of the `n` completions."""
+    """What has been said so far in one of the completions."""
 
     def __init__(self) -> None:
         self.parts: Parts = []
-        self.logprobs: list[dict[str, Any]] = []
+        self.logprobs: list[Logprob] = []
         self.tokens = 0
         self.finish: str | None = None
+        self.taken: list[int] = []
 
-    def add(self, delta: Any, tok: Any, want_logprobs: bool) -> list[dict[str, Any]]:
-        """Add a delta; returns its entries for `logprobs.content` (none for text that the user does not read)."""
+    def add(self, delta: Any) -> list[Logprob]:
+        """Add a delta; returns the log-probabilities that came with it (none for text that the user does not read)."""
         add_delta(self.parts, delta)
         self.tokens += delta.token_id >= 0  # -1 is text that was held back, or the end of a cancelled answer
         if delta.finish is not None:
             self.finish = "length" if delta.finish == "length" else "stop"
-        if not want_logprobs or delta.kind != "text" or delta.logprob is None or not tok.token_bytes(delta.token_id):
+        if delta.kind != "text" or delta.logprob is None:
             return []
-        entry = _token(delta.token_id, delta.logprob, tok)
-        entry["top_logprobs"] = [_token(token_id, logprob, tok) for token_id, logprob in delta.top]
+        entry = (delta.token_id, delta.logprob, delta.top)
         self.logprobs.append(entry)
         return [entry]
+
+    def take(self, entry: Logprob, finish: str) -> None:
+        """Add a token that is known without the engine, and end with it."""
+        self.taken, self.logprobs, self.tokens, self.finish = [entry[0]], [entry], 1, finish
+
+    def text(self, tok: Any) -> str:
+        return text_of(self.parts) + tok.decode(self.taken)
 
     def message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text_of(self.parts), "refusal": None}
@@ -44,10 +55,19 @@ class Choice:
         return message
 
 
-def _token(token_id: int, logprob: float, tok: Any) -> dict[str, Any]:
-    raw = tok.token_bytes(token_id)
-    # JSON has no -inf, which is what a token that top_k or top_p ruled out has.
-    return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+def chat_logprobs(entries: Sequence[Logprob], tok: Any) -> list[dict[str, Any]]:
+    """The entries of `logprobs.content`: of tokens that have text."""
+
+    def token(token_id: int, logprob: float | None) -> dict[str, Any]:
+        raw = tok.token_bytes(token_id)
+        # JSON has no -inf, which is what a token that top_k or top_p ruled out has.
+        return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob or 0.0, -9999.0), "bytes": list(raw)}
+
+    return [
+        {**token(token_id, logprob), "top_logprobs": [token(*one) for one in top]}
+        for token_id, logprob, top in entries
+        if tok.token_bytes(token_id)
+    ]
 
 
 class Completion:
@@ -71,7 +91,7 @@ class Completion:
 
     async def deltas(self) -> AsyncIterator[Deltas]:
         """The deltas that arrived since the last time, until every choice is finished. Raises what the engine raised."""
-        unfinished = len(self.choices)
+        unfinished = sum(choice.finish is None for choice in self.choices)
         while unfinished:
             arrived = [await self._queue.get()]
             while not self._queue.empty():
@@ -97,12 +117,14 @@ class Completion:
         """The `chat.completion` object, once all choices are finished."""
         async for deltas in self.deltas():
             for index, delta in deltas:
-                self.choices[index].add(delta, self.tok, self.want_logprobs)
+                self.choices[index].add(delta)
         choices = [
             {
                 "index": index,
                 "message": choice.message(),
-                "logprobs": {"content": choice.logprobs, "refusal": None} if self.want_logprobs else None,
+                "logprobs": {"content": chat_logprobs(choice.logprobs, self.tok), "refusal": None}
+                if self.want_logprobs
+                else None,
                 "finish_reason": choice.finish,
             }
             for index, choice in enumerate(self.choices)
@@ -129,7 +151,7 @@ class Completion:
         last: tuple[int, str] | None = None
         for index, delta in deltas:
             choice = self.choices[index]
-            entries = choice.add(delta, self.tok, self.want_logprobs)
+            entries = chat_logprobs(choice.add(delta), self.tok)
             if delta.text or entries:
                 if last != (index, delta.kind):
                     text = {"content": ""} if delta.kind == "text" else {"nutshell": {"type": PART_TYPES[delta.kind], "text": ""}}

@@ -16,10 +16,15 @@ class Metrics:
         self.first_token_seconds = Histogram(
             "nutshell_first_token_seconds", "Time from request to first token", buckets=SECONDS, registry=self.registry
         )
+        self.queue_seconds = Histogram(
+            "nutshell_queue_seconds", "Time from a request's slot to its hand-over to the engine's next step",
+            buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
         self.prompt_tokens = Counter("nutshell_prompt_tokens", "Prompt tokens accepted", registry=self.registry)
         self.completion_tokens = Counter("nutshell_completion_tokens", "Tokens generated", registry=self.registry)
         self.rejected = Counter("nutshell_rejected", "Requests refused with 429", registry=self.registry)
         self.in_flight = Gauge("nutshell_answers_in_flight", "Answers waiting or running", registry=self.registry)
+        self.loaded = Gauge("nutshell_models_loaded", "Models in memory", registry=self.registry)
         self.waiting = Gauge("nutshell_answers_waiting", "Answers that wait for a row", registry=self.registry)
 
     def text(self) -> bytes:
