@@ -135,4 +135,4 @@ def test_a_new_step_becomes_the_default(client, ask, run, make_model, tok, monke
 def test_a_model_folder_offers_itself_alone(run):
     (one,) = offers(run / "sft" / "step-000003")
     assert (one.id, one.stage, one.step) == ("run", "sft", 3)
-    assert [offer.id for offer in offers(run / "sft")][0] == "run"
+    assert offers(run / "sft")[0].id == "run"

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -22,6 +22,8 @@ from nutshell.serve.service import Service
 from nutshell.serve.text import answer_texts
 from nutshell.serve.tokens import detokenize, tokenize, tokenizer_info
 from nutshell.serve.worker import StoppedError
+
+Route = TypeVar("Route", bound=Callable[..., Any])
 
 WEB_FOLDER = Path(__file__).parent / "web"
 MEDIA_TYPES = {
@@ -88,6 +90,17 @@ def create_app(
     return app
 
 
+def _readable(app: FastAPI, path: str) -> Callable[[Route], Route]:
+    """A route for GET, and for HEAD, which the schema need not say."""
+
+    def add(route: Route) -> Route:
+        app.head(path, include_in_schema=False)(route)
+        app.get(path)(route)
+        return route
+
+    return add
+
+
 def _body(shape: type[BaseModel]) -> dict[str, Any]:
     """What a route reads, for /openapi.json: FastAPI itself would parse it on the event loop."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(shape.model_json_schema())}}}}
@@ -103,16 +116,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             **({} if context is None else {"context": context, "max_model_len": context}),
         }  # fmt: skip
 
-    @app.api_route("/v1/models", methods=["GET", "HEAD"])
+    @_readable(app, "/v1/models")
     async def models() -> dict[str, Any]:
         """Every model that can be asked for, the default first."""
         return {"object": "list", "data": [described(offer) for offer in await service.models.list()]}
 
-    @app.api_route("/v1/models/{name:path}", methods=["GET", "HEAD"])
+    @_readable(app, "/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
         return described(await service.models.find(name))
 
-    @app.api_route("/health", methods=["GET", "HEAD"])
+    @_readable(app, "/health")
     async def health() -> JSONResponse:
         status, worker = service.status(), service.worker
         if status == "ok":
@@ -122,7 +135,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             said["reason"] = f"{worker.failures} failures in a row, the last one: {worker.last_error!r}"
         return JSONResponse(said, 503, {"Retry-After": "2"})
 
-    @app.api_route("/metrics", methods=["GET", "HEAD"])
+    @_readable(app, "/metrics")
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -146,7 +159,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """The text of token ids. The body is a `DetokenizeRequest`."""
         return await detokenize(service, request)
 
-    @app.get("/tokenizer_info")
+    @_readable(app, "/tokenizer_info")
     async def about_tokenizer(model: str | None = None) -> dict[str, Any]:
         return await tokenizer_info(service, model)
 
