@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nutshell.cli.arguments import parse_arguments
+from nutshell.cli.arguments import parse_arguments, read_text
 
 DEVICE = {"default": "auto", "help": "auto, cpu, cuda or mps"}
 TOOLS = {
@@ -115,13 +115,21 @@ def serve(arguments: list[str]) -> Any:
         host={"default": "127.0.0.1", "help": "address to listen on; any other than loopback needs --api-key"},
         port={"type": int, "default": 8000, "help": "port to listen on"},
         api_key={"default": None, "help": "key that clients must send; NUTSHELL_API_KEY does not show in ps"},
+        api_key_file={"type": os.path.expanduser, "default": None, "metavar": "FILE", "help": "a file that holds the key"},
         allow_host={"action": "append", "default": [], "metavar": "NAME", "help": "answer to this host name too"},
-        cors_origin={"action": "append", "default": [], "metavar": "ORIGIN", "help": "let pages of this site use the API"},
+        allow_origin={"action": "append", "default": [], "metavar": "ORIGIN", "help": "let pages of this site use the API"},
+        max_queue={"type": int, "default": 64, "help": "answers of a model that may wait; 429 beyond"},
+        log={"default": "text", "choices": ["text", "json"], "help": "how each request is logged on standard error"},
         max_models={"type": int, "default": 3, "help": "stages and steps that are in memory at a time"},
         **TOOLS,
     )  # fmt: skip
     from nutshell.serve.server import serve as run_server
 
+    api_key = options.api_key
+    if options.api_key_file is not None:
+        if api_key is not None:
+            raise ValueError("the key is given twice. Accepted: one of --api-key KEY and --api-key-file FILE.")
+        api_key = read_text(options.api_key_file)
     tool = _open_tool(options)
 
     def open_engine(folder: Path) -> Any:
@@ -133,6 +141,7 @@ def serve(arguments: list[str]) -> Any:
         return engine
 
     run_server(
-        options.model, open_engine=open_engine, host=options.host, port=options.port, api_key=options.api_key,
-        allow_hosts=options.allow_host, cors_origins=options.cors_origin, max_models=options.max_models,
+        options.model, open_engine=open_engine, host=options.host, port=options.port, api_key=api_key,
+        allow_hosts=options.allow_host, cors_origins=options.allow_origin, max_models=options.max_models,
+        max_queue=options.max_queue, json_log=options.log == "json",
     )  # fmt: skip

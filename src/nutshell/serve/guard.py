@@ -116,8 +116,18 @@ class Guard:
             log.info("request %s: the client is gone", request_id)
         finally:
             seconds, path = time.monotonic() - began, scope["path"].encode("unicode_escape").decode()[:100]
-            log.info("%s %s %s %s %.3f s", request_id, scope["method"], path, status or "gone", seconds)
+            self._log(scope, request_id, path, status, seconds)
             self.observe(scope["path"], status, seconds)
+
+    def _log(self, scope: Scope, request_id: str, path: str, status: int, seconds: float) -> None:
+        """One line for each request: no prompts, answers or keys."""
+        answer = {name: value for name, value in scope["nutshell"].get("answer", {}).items() if value is not None}
+        rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in answer.items()}
+        access = {"request_id": request_id, "method": scope["method"], "path": path, "status": status or 499, "seconds": seconds}
+        more = "".join(f" {name}={value}" for name, value in rounded.items())
+        line = "%s %s %s %s %.3f s%s"
+        shown = (request_id, scope["method"], path, status or "gone", seconds, more)
+        log.info(line, *shown, extra={"access": {**access, "seconds": round(seconds, 4), **rounded}})
 
     def _check_host(self, scope: Scope) -> None:
         if self.allowed_hosts is None:

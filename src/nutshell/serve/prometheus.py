@@ -4,6 +4,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+
 
 class Metrics:
     def __init__(self) -> None:
@@ -16,8 +18,11 @@ class Metrics:
         self.first_token_seconds = Histogram(
             "nutshell_first_token_seconds", "Time from request to first token", buckets=SECONDS, registry=self.registry
         )
+        self.token_seconds = Histogram(
+            "nutshell_token_seconds", "Mean time between the tokens of an answer", buckets=TOKEN_SECONDS, registry=self.registry
+        )
         self.queue_seconds = Histogram(
-            "nutshell_queue_seconds", "Time from a request's slot to its hand-over to the engine's next step",
+            "nutshell_queue_seconds", "Time from arrival to the step that began with its prompt",
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.prompt_tokens = Counter("nutshell_prompt_tokens", "Prompt tokens accepted", registry=self.registry)

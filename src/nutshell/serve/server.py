@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import logging
 import os
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
+import uvicorn.config
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -81,12 +83,14 @@ class Server(uvicorn.Server):
         address: str = "",
         drain_seconds: float = 20.0,
         log_level: str = "info",
+        log_config: dict[str, Any] | None = uvicorn.config.LOGGING_CONFIG,
     ):
         config = uvicorn.Config(
             app,
             http=HeaderDeadline,
             ws="none",
             log_level=log_level,
+            log_config=log_config,
             server_header=False,
             access_log=False,  # the guard logs each request, with its id
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -141,6 +145,7 @@ def serve(
     cors_origins: Sequence[str] = (),
     drain_seconds: float = 20.0,
     log_level: str = "info",
+    json_log: bool = False,
 ) -> None:
     """Serve the models of a run, or the one of a model folder. Blocks until it is told to end.
 
@@ -156,7 +161,7 @@ def serve(
             "set one (NUTSHELL_API_KEY=... or --api-key KEY), or use --host 127.0.0.1"
         )
     if "*" in cors_origins and api_key is None:
-        raise ValueError("--cors-origin '*' lets every web site use this server; name the sites, or set an API key")
+        raise ValueError("--allow-origin '*' lets every web site use this server; name the sites, or set an API key")
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}; it must lie between 0 and 65535 (0 picks a free one)")
     allowed_hosts = [name.lower().rstrip(".") for name in (host, *allow_hosts)] if api_key is None else None
@@ -165,9 +170,16 @@ def serve(
     models = Models(run_name(folder), max_queue=max_queue, folder=folder, max_loaded=max_models)
     app = create_app(None, models.name, models=models, api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins)
     listeners = _listen(host, port)
-    server = Server(app, open_engine=open_engine or _open_engine, drain_seconds=drain_seconds, log_level=log_level)
-    _log_to_stderr(log_level)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
+    server = Server(
+        app,
+        open_engine=open_engine or _open_engine,
+        address=address,
+        drain_seconds=drain_seconds,
+        log_level=log_level,
+        log_config=None if json_log else uvicorn.config.LOGGING_CONFIG,
+    )
+    _log_to_stderr(log_level, json_log)
     log.info("Listening on %s; the model loads", address)
     try:
         server.run(sockets=listeners)
@@ -198,14 +210,27 @@ def _checked_key(key: str | None) -> str | None:
     return key
 
 
-def _log_to_stderr(level: str) -> None:
-    """Our log lines go where uvicorn's go."""
+class JSONLines(logging.Formatter):
+    """Each record as one JSON object; a request's has its id, status, seconds and tokens as fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps({**line, **getattr(record, "access", {})}, ensure_ascii=False)
+
+
+def _log_to_stderr(level: str, as_json: bool) -> None:
+    """Our log lines go where uvicorn's go; as JSON, uvicorn's go where ours do."""
     ours = logging.getLogger("nutshell.serve")
     ours.setLevel(level.upper())
-    if not ours.handlers and not logging.getLogger().handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname)s:     %(message)s"))
-        ours.addHandler(handler)
+    if logging.getLogger().handlers or ours.handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONLines() if as_json else logging.Formatter("%(levelname)s:     %(message)s"))
+    ours.addHandler(handler)
+    if as_json:
+        logging.getLogger("uvicorn").addHandler(handler)
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -138,6 +139,10 @@ class Service:
         self.metrics.completion_tokens.inc(usage["completion_tokens"])
         if completion.first_token_seconds is not None:
             self.metrics.first_token_seconds.observe(completion.first_token_seconds)
+            longest = max(choice.tokens for choice in completion.choices)
+            if longest > 1:
+                since = time.monotonic() - completion.began - completion.first_token_seconds
+                self.metrics.token_seconds.observe(since / (longest - 1))
         if completion.handle.queue_seconds is not None:
             self.metrics.queue_seconds.observe(completion.handle.queue_seconds)
         request.scope["nutshell"]["answer"] = {
