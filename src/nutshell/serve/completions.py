@@ -1,6 +1,7 @@
 """What the engine says, turned into OpenAI's completion objects, whole or as server-sent events."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -179,13 +180,14 @@ def sse(data: Any) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """Sends `events` as they come. The stream ends when the client leaves; `close` always runs."""
+    """Sends `events` as they come, and a comment where none comes for long. Ends when the client leaves; `close` always runs."""
 
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]):
-        super().__init__(_with_pings(events), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self.close = close
+        self.sent = time.monotonic()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -193,18 +195,20 @@ class EventStream(StreamingResponse):
         finally:
             self.close()
 
+    async def stream_response(self, send: Any) -> None:
+        async def noted(event: Any) -> None:
+            self.sent = time.monotonic()
+            await send(event)
 
-async def _with_pings(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    async def next_event() -> bytes | None:
-        return await anext(events, None)
-
-    while True:
-        following = asyncio.ensure_future(next_event())
+        pinging = asyncio.ensure_future(self._ping(send))  # one task a stream: one a token is a third of a busy event loop
         try:
-            while not (await asyncio.wait({following}, timeout=PING_SECONDS))[0]:
-                yield b": waiting\n\n"
+            await super().stream_response(noted)
         finally:
-            following.cancel()  # nothing, where it is done
-        if (event := following.result()) is None:
-            return
-        yield event
+            pinging.cancel()
+
+    async def _ping(self, send: Any) -> None:
+        with contextlib.suppress(Exception):  # a client that is gone: the stream itself finds out
+            while True:
+                await asyncio.sleep(max(0.0, self.sent + PING_SECONDS - time.monotonic()) or PING_SECONDS)
+                if time.monotonic() >= self.sent + PING_SECONDS:
+                    await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})

@@ -91,10 +91,7 @@ class Guard:
                 status = event["status"]
                 extra = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
                 event = {**event, "headers": [*event.get("headers", []), *extra]}
-            try:
-                await asyncio.wait_for(send(event), self.send_seconds)
-            except (asyncio.TimeoutError, OSError) as error:
-                raise ClientGoneError from error
+            await _send_within(self.send_seconds, send(event))
 
         try:
             try:
@@ -184,6 +181,29 @@ class Guard:
             # Browsers send other types to foreign sites without asking; for JSON they ask first, and are refused.
             raise APIError(400, "send the header 'Content-Type: application/json'", code="wrong_content_type")
         return b"".join(chunks)
+
+
+async def _send_within(seconds: float, sending: Awaitable[None]) -> None:
+    """ClientGoneError where it takes longer. `asyncio.wait_for` would make a task of every token."""
+    task, late = asyncio.current_task(), False
+    assert task is not None
+
+    def cut_off() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, cut_off)
+    try:
+        await sending
+    except OSError as error:
+        raise ClientGoneError from error
+    except asyncio.CancelledError:
+        if late:
+            raise ClientGoneError from None
+        raise
+    finally:
+        timer.cancel()
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

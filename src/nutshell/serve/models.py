@@ -176,8 +176,10 @@ class Models:
             worker = self.loaded.pop(idle).worker
             await asyncio.to_thread(worker.stop)
             del worker
+            gc.unfreeze()
             gc.collect()  # engines refer to themselves; their weights should not wait for the collector
         engine = await asyncio.get_running_loop().run_in_executor(self._loader, self.open_engine, folder)
+        gc.freeze()  # the collector need not look through torch and the models again: that would hold up everybody
         return self.open(engine, folder)
 
     def stop(self) -> None:
