@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +97,22 @@ def chat(arguments: list[str]) -> Any:
     )  # fmt: skip
     from nutshell.infer.engine import Engine
     from nutshell.serve import terminal
+    from nutshell.serve.models import offers
 
     tool = _open_tool(options)
-    model, tok = open_model(options.model, options.device)
-    engine = Engine(model, tok, max_rows=1, engine=options.engine)
-    engine.tool = tool
-    print(f"Replies: {engine.computes}", file=sys.stderr)
+
+    def open_engine(folder: str | Path) -> Engine:
+        engine = Engine(*open_model(str(folder), options.device), max_rows=1, engine=options.engine)
+        engine.tool = tool
+        print(f"Replies: {engine.computes}", file=sys.stderr)
+        return engine
+
+    engine = open_engine(options.model)
+    models = {offer.id: partial(open_engine, offer.folder) for offer in offers(options.model)}
     terminal.chat(
         engine, prompt=options.prompt, temperature=options.temperature, top_k=options.top_k,
         max_tokens=options.max_tokens, system=options.system,
+        models=models,
     )  # fmt: skip
 
 
