@@ -85,6 +85,16 @@ def test_many_who_ask_for_one_model_load_it_once(client, ask, opened):
     assert [name for name, _ in opened].count("pretrain/step-000020") == 1
 
 
+def test_many_models_at_once_are_never_all_in_memory(client, ask, opened):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda name: ask(client, max_tokens=1, model=name), NAMES * 2))
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    assert sum(answer.status_code == 200 for answer in answers) >= 2
+    gc.collect()
+    assert sum(engine() is not None for _, engine in opened) <= 2
+    assert ask(client, max_tokens=1).status_code == 200
+
+
 def test_models_that_answer_are_not_unloaded(client, ask, eventually):
     client.service.models.max_loaded = 1
     threading.Thread(target=ask, args=(client,), kwargs={"max_tokens": 40}).start()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nutshell.serve.server import JSONLines
+from nutshell.serve.logs import JSONLines
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
 

@@ -197,23 +197,6 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema without `$defs`, for a place where references to them would lead nowhere."""
-    definitions = schema.pop("$defs", {})
-
-    def resolve(value: Any) -> Any:
-        if isinstance(value, list):
-            return [resolve(one) for one in value]
-        if not isinstance(value, dict):
-            return value
-        if "$ref" in value:
-            return resolve(definitions[value["$ref"].rsplit("/", 1)[1]])
-        return {key: resolve(one) for key, one in value.items()}
-
-    resolved: dict[str, Any] = resolve(schema)
-    return resolved
-
-
 class APIError(Exception):
     """An answer other than 200, in the API's own shape."""
 

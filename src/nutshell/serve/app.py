@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from nutshell.serve.api import APIError, ChatRequest, DetokenizeRequest, TextRequest, TokenizeRequest, inlined
+from nutshell.serve.api import APIError, ChatRequest, DetokenizeRequest, TextRequest, TokenizeRequest
 from nutshell.serve.chat import answer_chat
 from nutshell.serve.guard import Guard
 from nutshell.serve.models import Models, Offer
@@ -103,7 +103,24 @@ def _readable(app: FastAPI, path: str) -> Callable[[Route], Route]:
 
 def _body(shape: type[BaseModel]) -> dict[str, Any]:
     """What a route reads, for /openapi.json: FastAPI itself would parse it on the event loop."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(shape.model_json_schema())}}}}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(shape.model_json_schema())}}}}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema without `$defs`, for a place where references to them would lead nowhere."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolve(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        if "$ref" in value:
+            return resolve(definitions[value["$ref"].rsplit("/", 1)[1]])
+        return {key: resolve(one) for key, one in value.items()}
+
+    resolved: dict[str, Any] = resolve(schema)
+    return resolved
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:

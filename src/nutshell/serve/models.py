@@ -98,7 +98,8 @@ class Models:
         self.loaded: OrderedDict[Path, LoadedModel] = OrderedDict()  # least recently used first
         self.started = False
         self._loading: dict[Path, asyncio.Task[LoadedModel]] = {}
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="nutshell-load")  # one at a time: two would need memory for both
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="nutshell-load")
+        self._one_at_a_time = asyncio.Lock()
         self._offers: list[Offer] = [Offer(name, Path(), created=int(time.time()))]
         self._listed = 0.0
 
@@ -145,18 +146,18 @@ class Models:
     async def get(self, id: str | None) -> tuple[Offer, LoadedModel]:
         """The model of this id (None: the default), loaded first where it is not. APIError says why it cannot be had."""
         offer = await self.find(id)
-        if offer.folder not in self.loaded:
-            await self.load(offer.folder)
-        self.loaded.move_to_end(offer.folder)
-        return offer, self.loaded[offer.folder]
+        model = self.loaded.get(offer.folder) or await self.load(offer.folder)
+        if offer.folder in self.loaded:
+            self.loaded.move_to_end(offer.folder)
+        return offer, model
 
-    async def load(self, folder: Path) -> None:
+    async def load(self, folder: Path) -> LoadedModel:
         task = self._loading.get(folder)
         if task is None:
             task = self._loading[folder] = asyncio.create_task(self._load(folder))
             task.add_done_callback(lambda task: self._loading.pop(folder, None))
         try:
-            await asyncio.shield(task)  # a client that leaves does not stop it: others may wait for the same
+            return await asyncio.shield(task)  # a client that leaves does not stop it: others may wait for the same
         except APIError:
             raise
         except Exception as error:
@@ -166,21 +167,24 @@ class Models:
 
     async def _load(self, folder: Path) -> LoadedModel:
         assert self.open_engine is not None
-        while len(self.loaded) >= max(1, self.max_loaded - len(self._loading) + 1):
+        async with self._one_at_a_time:  # two loads at once could leave more in memory than there may be
+            await asyncio.sleep(0.01)  # those who waited for the model before this one take their slots first
+            await self._make_room()
+            engine = await asyncio.get_running_loop().run_in_executor(self._loader, self.open_engine, folder)
+            gc.freeze()  # the collector need not look through torch and the models again: it held up everybody for 150 ms
+            return self.open(engine, folder)
+
+    async def _make_room(self) -> None:
+        while len(self.loaded) >= self.max_loaded:
             idle = next((key for key, model in self.loaded.items() if not model.worker.in_flight), None)
             if idle is None:
                 message = (
                     f"all {len(self.loaded)} loaded models are answering; try again (--max-models says how many there may be)"
                 )
                 raise APIError(503, message, type="server_error", code="models_busy", retry_after_seconds=2)
-            worker = self.loaded.pop(idle).worker
-            await asyncio.to_thread(worker.stop)
-            del worker
+            await asyncio.to_thread(self.loaded.pop(idle).worker.stop)
             gc.unfreeze()
             gc.collect()  # engines refer to themselves; their weights should not wait for the collector
-        engine = await asyncio.get_running_loop().run_in_executor(self._loader, self.open_engine, folder)
-        gc.freeze()  # the collector need not look through torch and the models again: that would hold up everybody
-        return self.open(engine, folder)
 
     def stop(self) -> None:
         for model in list(self.loaded.values()):

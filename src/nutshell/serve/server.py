@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import json
 import logging
 import os
 import socket
@@ -18,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nutshell.serve.app import create_app
 from nutshell.serve.guard import is_loopback
+from nutshell.serve.logs import log_to_stderr
 from nutshell.serve.models import MAX_LOADED, Models, run_name
 from nutshell.serve.service import Service
 
@@ -182,7 +182,7 @@ def serve(
         log_level=log_level,
         log_config=None if json_log else uvicorn.config.LOGGING_CONFIG,
     )
-    _log_to_stderr(log_level, json_log)
+    log_to_stderr(log_level, json_log)
     log.info("Listening on %s; the model loads", address)
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
@@ -212,29 +212,6 @@ def _checked_key(key: str | None) -> str | None:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError("the API key is empty or has characters that no header can carry; use ASCII letters, digits and signs")
     return key
-
-
-class JSONLines(logging.Formatter):
-    """Each record as one JSON object; a request's has its id, status, seconds and tokens as fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"time": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps({**line, **getattr(record, "access", {})}, ensure_ascii=False)
-
-
-def _log_to_stderr(level: str, as_json: bool) -> None:
-    """Our log lines go where uvicorn's go; as JSON, uvicorn's go where ours do."""
-    ours = logging.getLogger("nutshell.serve")
-    ours.setLevel(level.upper())
-    if logging.getLogger().handlers or ours.handlers:
-        return
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONLines() if as_json else logging.Formatter("%(levelname)s:     %(message)s"))
-    ours.addHandler(handler)
-    if as_json:
-        logging.getLogger("uvicorn").addHandler(handler)
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
