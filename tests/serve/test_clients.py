@@ -1,6 +1,5 @@
 """Real clients, unchanged, against a real server: openai-python, LangChain, lm-evaluation-harness, schemathesis."""
 
-import logging
 import warnings
 
 import pytest
@@ -113,12 +112,12 @@ def harness(name):
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_no_answer_but_those_of_the_schema(serving, engine):
+def test_schemathesis_finds_no_answer_but_those_of_the_schema(serving, engine, caplog):
     """Requests made from /openapi.json: none may end in a 5xx, and each error has the one shape."""
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, given, settings
 
-    logging.getLogger("nutshell.serve").setLevel("CRITICAL")
+    caplog.set_level("CRITICAL", "nutshell.serve")
     client = serving(engine, max_queue=200)
     schema = schemathesis.openapi.from_url(f"{client.url}/openapi.json")
     operations = [result.ok() for result in schema.get_all_operations()]
