@@ -93,9 +93,9 @@ def scripted(make_model, tok):
 
 
 @contextlib.contextmanager
-def running(app, drain_seconds=5.0):
+def running(app, drain_seconds=5.0, open_engine=None):
     listener = socket.create_server(("127.0.0.1", 0))
-    server = Server(app, drain_seconds=drain_seconds, log_level="warning")
+    server = Server(app, open_engine=open_engine, drain_seconds=drain_seconds, log_level="warning")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -118,9 +118,9 @@ def serving():
     """serving(engine, wrap=..., **options of create_app) -> an httpx client of a running server, with .service, .server."""
     with contextlib.ExitStack() as stack:
 
-        def start(engine, name="tiny", drain_seconds=5.0, wrap=lambda app: app, **options):
+        def start(engine, name="tiny", drain_seconds=5.0, wrap=lambda app: app, open_engine=None, **options):
             app = create_app(engine, name, **options)
-            return stack.enter_context(running(wrap(app), drain_seconds))
+            return stack.enter_context(running(wrap(app), drain_seconds, open_engine))
 
         yield start
 

@@ -19,7 +19,7 @@ from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.tokenizer import Tokenizer
 
-def slow_load():
+def slow_load(folder):
     from nutshell.infer.engine import Engine
 
     tok = Tokenizer.train(["some words to learn from, a few of them"] * 3, vocab_size=300)

@@ -1,6 +1,7 @@
 """The chat loop: with a pipe, with a terminal (a pseudo-terminal), and Ctrl-C."""
 
 import io
+import json
 import os
 import select
 import signal
@@ -36,7 +37,7 @@ def typed(monkeypatch):
         def isatty(self):
             return True
 
-    def run(engine, lines):
+    def run(engine, lines, **options):
         pending = iter(lines.splitlines())
 
         def read(prompt=""):
@@ -47,7 +48,7 @@ def typed(monkeypatch):
 
         monkeypatch.setattr("builtins.input", read)
         out = io.StringIO()
-        chat(engine, stdin=Keyboard(), stdout=out)
+        chat(engine, stdin=Keyboard(), stdout=out, **options)
         return out.getvalue().partition("commands.\n")[2]
 
     return run
@@ -123,6 +124,45 @@ def test_commands_that_have_nothing_to_do(scripted, typed):
     assert "No system prompt." in out
     assert "/retry" in out
     assert "not reached" not in out
+
+
+def test_a_conversation_is_saved_and_loaded(scripted, typed, tmp_path):
+    engine = scripted(reply)
+    file = tmp_path / "chat.json"
+    typed(engine, f"/system Be brief.\nthe sum\n/save {file}")
+    seen = []
+    real = engine.chat
+    engine.chat = lambda messages, **sampling: (seen.append(messages), real(messages, **sampling))[1]
+    out = typed(engine, f"/load {file}\n/regen\nand now")
+    assert f"2 messages from {file}." in out
+    kept = json.loads(file.read_text(encoding="utf-8"))["messages"]
+    assert seen[0] == kept[:2] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "the sum"}]
+    assert seen[1] == [*kept, {"role": "user", "content": "and now"}]
+    assert [part["type"] for part in kept[2]["content"]] == ["text", "python", "python_output", "text"]
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b"[]", b'{"messages": [{"role": "king", "content": "x"}]}'])
+def test_a_file_that_holds_no_conversation_changes_nothing(scripted, typed, tmp_path, content):
+    file = tmp_path / "chat.json"
+    if content is not None:
+        file.write_bytes(content)
+    out = typed(scripted(reply), f"one\n/load {file}\n/save\n/regen")
+    assert out.count("You said: one") == 2
+    assert "/save needs the name of a file" in out
+
+
+def test_another_model_goes_on_with_the_conversation(scripted, typed):
+    made = []
+
+    def other():
+        made.append(scripted("I am another."))
+        return made[0]
+
+    out = typed(scripted(reply), "one\n/model\n/model rl\n/model sft\n/regen\n", models={"demo/sft": other})
+    assert "There are: demo/sft" in out
+    assert "There is no model 'rl' here." in out
+    assert out.rstrip().endswith("demo/sft answers from now on.\nI am another.")
+    assert len(made) == 1
 
 
 def test_history_keeps_tool_calls_as_parts(scripted):

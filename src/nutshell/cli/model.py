@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nutshell.cli.arguments import parse_arguments
+from nutshell.cli.arguments import parse_arguments, read_text
 
 DEVICE = {"default": "auto", "help": "auto, cpu, cuda or mps"}
 TOOLS = {
@@ -96,15 +97,22 @@ def chat(arguments: list[str]) -> Any:
     )  # fmt: skip
     from nutshell.infer.engine import Engine
     from nutshell.serve import terminal
+    from nutshell.serve.models import offers
 
     tool = _open_tool(options)
-    model, tok = open_model(options.model, options.device)
-    engine = Engine(model, tok, max_rows=1, engine=options.engine)
-    engine.tool = tool
-    print(f"Replies: {engine.computes}", file=sys.stderr)
+
+    def open_engine(folder: str | Path) -> Engine:
+        engine = Engine(*open_model(str(folder), options.device), max_rows=1, engine=options.engine)
+        engine.tool = tool
+        print(f"Replies: {engine.computes}", file=sys.stderr)
+        return engine
+
+    engine = open_engine(options.model)
+    models = {offer.id: partial(open_engine, offer.folder) for offer in offers(options.model)}
     terminal.chat(
         engine, prompt=options.prompt, temperature=options.temperature, top_k=options.top_k,
         max_tokens=options.max_tokens, system=options.system,
+        models=models,
     )  # fmt: skip
 
 
@@ -115,20 +123,30 @@ def serve(arguments: list[str]) -> Any:
         host={"default": "127.0.0.1", "help": "address to listen on; any other than loopback needs --api-key"},
         port={"type": int, "default": 8000, "help": "port to listen on"},
         api_key={"default": None, "help": "key that clients must send; NUTSHELL_API_KEY does not show in ps"},
+        api_key_file={"type": os.path.expanduser, "default": None, "metavar": "FILE", "help": "a file that holds the key"},
         allow_host={"action": "append", "default": [], "metavar": "NAME", "help": "answer to this host name too"},
-        cors_origin={"action": "append", "default": [], "metavar": "ORIGIN", "help": "let pages of this site use the API"},
-        kv_cache_bytes={"type": int, "default": None, "help": "most memory of the KV cache; by default half of what is free"},
+        kv_cache_bytes={"type": int, "default": None, "help": "most memory of a KV cache; by default half of what is free"},
+        allow_origin={"action": "append", "default": [], "metavar": "ORIGIN", "help": "let pages of this site use the API"},
+        max_queue={"type": int, "default": 64, "help": "answers of a model that may wait; 429 beyond"},
+        log={"default": "text", "choices": ["text", "json"], "help": "how each request is logged on standard error"},
+        max_models={"type": int, "default": 3, "help": "stages and steps that are in memory at a time"},
         **TOOLS,
     )  # fmt: skip
     from nutshell.serve.server import serve as run_server
 
+    api_key = options.api_key
+    if options.api_key_file is not None:
+        if api_key is not None:
+            raise ValueError("the key is given twice. Accepted: one of --api-key KEY and --api-key-file FILE.")
+        api_key = read_text(options.api_key_file)
     tool = _open_tool(options)
 
-    def open_engine() -> Any:
+    def open_engine(folder: Path) -> Any:
         from nutshell.infer.cache_memory import describe_cache
         from nutshell.infer.engine import Engine  # imports torch, which takes seconds: the page is there meanwhile
 
-        engine = Engine(*open_model(options.model, options.device), engine=options.engine, kv_cache_bytes=options.kv_cache_bytes)
+        model = open_model(str(folder), options.device)
+        engine = Engine(*model, engine=options.engine, kv_cache_bytes=options.kv_cache_bytes)
         engine.tool = tool
         pool = engine.allocate(touch=True).pool  # what does not fit is said now, not to the first who asks
         cache = describe_cache(engine.model, pool.total * pool.size)
@@ -136,6 +154,7 @@ def serve(arguments: list[str]) -> Any:
         return engine
 
     run_server(
-        options.model, open_engine=open_engine, host=options.host, port=options.port, api_key=options.api_key,
-        allow_hosts=options.allow_host, cors_origins=options.cors_origin,
+        options.model, open_engine=open_engine, host=options.host, port=options.port, api_key=api_key,
+        allow_hosts=options.allow_host, cors_origins=options.allow_origin, max_models=options.max_models,
+        max_queue=options.max_queue, json_log=options.log == "json",
     )  # fmt: skip

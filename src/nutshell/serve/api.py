@@ -52,17 +52,15 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class ChatRequest(BaseModel):
-    """Body of `POST /v1/chat/completions`. Unknown fields are ignored, as clients send many."""
+class SamplingFields(BaseModel):
+    """What chat and text completions share. Unknown fields are ignored, as clients send many."""
 
     model_config = ConfigDict(extra="ignore")
 
-    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
-    max_completion_tokens: int | None = None
     temperature: Number | None = Field(default=None, ge=0, le=2)
     top_p: Number | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, le=1_000_000)
@@ -76,18 +74,7 @@ class ChatRequest(BaseModel):
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     stop: str | list[str] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
     response_format: dict[str, Any] | None = None
-
-    @field_validator("tools", "functions")
-    @classmethod
-    def _no_tools(cls, tools: list[Any] | None) -> None:
-        """Answering as if there were no tools would look like a model that never calls them."""
-        if tools:
-            raise ValueError("this model calls no functions of the client's; leave this field out")
 
     @field_validator("response_format")
     @classmethod
@@ -107,6 +94,27 @@ class ChatRequest(BaseModel):
             raise ValueError(f"stop takes at most {MAX_STOPS} strings of at most {MAX_STOP_CHARACTERS} characters")
         return [one for one in stops if one]
 
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(SamplingFields):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+
+    @field_validator("tools", "functions")
+    @classmethod
+    def _no_tools(cls, tools: list[Any] | None) -> None:
+        """Answering as if there were no tools would look like a model that never calls them."""
+        if tools:
+            raise ValueError("this model calls no functions of the client's; leave this field out")
+
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
@@ -120,6 +128,73 @@ class ChatRequest(BaseModel):
 
     def conversation(self) -> list[dict[str, Any]]:
         return tidy_messages([message.model_dump() for message in self.messages])
+
+
+class TextRequest(SamplingFields):
+    """Body of `POST /v1/completions`: texts, or token ids as they are."""
+
+    prompt: Any = ""
+    max_tokens: int | None = Field(default=16, ge=0)
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _list_of_prompts(cls, prompt: Any) -> list[str] | list[list[int]]:
+        """Checked by hand, because pydantic reports one error for each type of a union."""
+        if prompt is None:
+            return [""]
+        if isinstance(prompt, str):
+            return [prompt]
+        if isinstance(prompt, list) and prompt:
+            if all(isinstance(one, str) for one in prompt):
+                return prompt
+            arrays = [prompt] if all(_is_id(one) for one in prompt) else prompt
+            if all(isinstance(ids, list) and ids and all(_is_id(one) for one in ids) for ids in arrays):
+                return arrays
+        raise ValueError("prompt must be a string, a list of strings, token ids, or a list of lists of token ids, none empty")
+
+    @field_validator("suffix")
+    @classmethod
+    def _no_suffix(cls, suffix: str | None) -> None:
+        if suffix:
+            raise ValueError("this model was not trained to fill in the middle; leave this field out")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TextRequest":
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError("best_of is not supported; leave it out, or send the value of n")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens is 0, so there is nothing to answer; ask for tokens, or send echo: true")
+        return self
+
+
+class TokenizeRequest(BaseModel):
+    """Body of `POST /tokenize`: a text, or a conversation as the model reads it."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    add_special_tokens: bool = True
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("send either prompt (a text) or messages (a conversation)")
+        return self
+
+
+class DetokenizeRequest(BaseModel):
+    """Body of `POST /detokenize`."""
+
+    model: str | None = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], FailFast()]
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class APIError(Exception):

@@ -1,9 +1,10 @@
 """What the engine says, turned into OpenAI's completion objects, whole or as server-sent events."""
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi.responses import StreamingResponse
@@ -15,27 +16,38 @@ PING_SECONDS = 15.0
 """A stream that has had no token for this long sends a comment, so that proxies keep it open."""
 
 
+Logprob = tuple[int, float | None, Sequence[tuple[int, float]]]
+"""A token, its log-probability, and the likeliest tokens of its place with theirs."""
+
+
 class Choice:
-    """What has been said so far in one of the `n` completions."""
+    """What has been said so far in one of the completions."""
 
     def __init__(self) -> None:
         self.parts: Parts = []
-        self.logprobs: list[dict[str, Any]] = []
+        self.logprobs: list[Logprob] = []
         self.tokens = 0
         self.finish: str | None = None
+        self.taken: list[int] = []
 
-    def add(self, delta: Any, tok: Any, want_logprobs: bool) -> list[dict[str, Any]]:
-        """Add a delta; returns its entries for `logprobs.content` (none for text that the user does not read)."""
+    def add(self, delta: Any) -> list[Logprob]:
+        """Add a delta; returns the log-probabilities that came with it (none for text that the user does not read)."""
         add_delta(self.parts, delta)
         self.tokens += delta.token_id >= 0  # -1 is text that was held back, or the end of a cancelled answer
         if delta.finish is not None:
             self.finish = "length" if delta.finish == "length" else "stop"
-        if not want_logprobs or delta.kind != "text" or delta.logprob is None or not tok.token_bytes(delta.token_id):
+        if delta.kind != "text" or delta.logprob is None:
             return []
-        entry = _token(delta.token_id, delta.logprob, tok)
-        entry["top_logprobs"] = [_token(token_id, logprob, tok) for token_id, logprob in delta.top]
+        entry = (delta.token_id, delta.logprob, delta.top)
         self.logprobs.append(entry)
         return [entry]
+
+    def take(self, entry: Logprob, finish: str) -> None:
+        """Add a token that is known without the engine, and end with it."""
+        self.taken, self.logprobs, self.tokens, self.finish = [entry[0]], [entry], 1, finish
+
+    def text(self, tok: Any) -> str:
+        return text_of(self.parts) + tok.decode(self.taken)
 
     def message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text_of(self.parts), "refusal": None}
@@ -44,10 +56,19 @@ class Choice:
         return message
 
 
-def _token(token_id: int, logprob: float, tok: Any) -> dict[str, Any]:
-    raw = tok.token_bytes(token_id)
-    # JSON has no -inf, which is what a token that top_k or top_p ruled out has.
-    return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+def chat_logprobs(entries: Sequence[Logprob], tok: Any) -> list[dict[str, Any]]:
+    """The entries of `logprobs.content`: of tokens that have text."""
+
+    def token(token_id: int, logprob: float | None) -> dict[str, Any]:
+        raw = tok.token_bytes(token_id)
+        # JSON has no -inf, which is what a token that top_k or top_p ruled out has.
+        return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob or 0.0, -9999.0), "bytes": list(raw)}
+
+    return [
+        {**token(token_id, logprob), "top_logprobs": [token(*one) for one in top]}
+        for token_id, logprob, top in entries
+        if tok.token_bytes(token_id)
+    ]
 
 
 class Completion:
@@ -71,7 +92,7 @@ class Completion:
 
     async def deltas(self) -> AsyncIterator[Deltas]:
         """The deltas that arrived since the last time, until every choice is finished. Raises what the engine raised."""
-        unfinished = len(self.choices)
+        unfinished = sum(choice.finish is None for choice in self.choices)
         while unfinished:
             arrived = [await self._queue.get()]
             while not self._queue.empty():
@@ -97,12 +118,14 @@ class Completion:
         """The `chat.completion` object, once all choices are finished."""
         async for deltas in self.deltas():
             for index, delta in deltas:
-                self.choices[index].add(delta, self.tok, self.want_logprobs)
+                self.choices[index].add(delta)
         choices = [
             {
                 "index": index,
                 "message": choice.message(),
-                "logprobs": {"content": choice.logprobs, "refusal": None} if self.want_logprobs else None,
+                "logprobs": {"content": chat_logprobs(choice.logprobs, self.tok), "refusal": None}
+                if self.want_logprobs
+                else None,
                 "finish_reason": choice.finish,
             }
             for index, choice in enumerate(self.choices)
@@ -129,7 +152,7 @@ class Completion:
         last: tuple[int, str] | None = None
         for index, delta in deltas:
             choice = self.choices[index]
-            entries = choice.add(delta, self.tok, self.want_logprobs)
+            entries = chat_logprobs(choice.add(delta), self.tok)
             if delta.text or entries:
                 if last != (index, delta.kind):
                     text = {"content": ""} if delta.kind == "text" else {"nutshell": {"type": PART_TYPES[delta.kind], "text": ""}}
@@ -157,13 +180,14 @@ def sse(data: Any) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """Sends `events` as they come. The stream ends when the client leaves; `close` always runs."""
+    """Sends `events` as they come, and a comment where none comes for long. Ends when the client leaves; `close` always runs."""
 
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]):
-        super().__init__(_with_pings(events), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self.close = close
+        self.sent = time.monotonic()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -171,18 +195,20 @@ class EventStream(StreamingResponse):
         finally:
             self.close()
 
+    async def stream_response(self, send: Any) -> None:
+        async def noted(event: Any) -> None:
+            self.sent = time.monotonic()
+            await send(event)
 
-async def _with_pings(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    async def next_event() -> bytes | None:
-        return await anext(events, None)
-
-    while True:
-        following = asyncio.ensure_future(next_event())
+        pinging = asyncio.ensure_future(self._ping(send))  # one task a stream: one a token is a third of a busy event loop
         try:
-            while not (await asyncio.wait({following}, timeout=PING_SECONDS))[0]:
-                yield b": waiting\n\n"
+            await super().stream_response(noted)
         finally:
-            following.cancel()  # nothing, where it is done
-        if (event := following.result()) is None:
-            return
-        yield event
+            pinging.cancel()
+
+    async def _ping(self, send: Any) -> None:
+        with contextlib.suppress(Exception):  # a client that is gone: the stream itself finds out
+            while True:
+                await asyncio.sleep(max(0.0, self.sent + PING_SECONDS - time.monotonic()) or PING_SECONDS)
+                if time.monotonic() >= self.sent + PING_SECONDS:
+                    await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})

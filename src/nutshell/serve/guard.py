@@ -91,10 +91,7 @@ class Guard:
                 status = event["status"]
                 extra = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
                 event = {**event, "headers": [*event.get("headers", []), *extra]}
-            try:
-                await asyncio.wait_for(send(event), self.send_seconds)
-            except (asyncio.TimeoutError, OSError) as error:
-                raise ClientGoneError from error
+            await _send_within(self.send_seconds, send(event))
 
         try:
             try:
@@ -116,8 +113,18 @@ class Guard:
             log.info("request %s: the client is gone", request_id)
         finally:
             seconds, path = time.monotonic() - began, scope["path"].encode("unicode_escape").decode()[:100]
-            log.info("%s %s %s %s %.3f s", request_id, scope["method"], path, status or "gone", seconds)
+            self._log(scope, request_id, path, status, seconds)
             self.observe(scope["path"], status, seconds)
+
+    def _log(self, scope: Scope, request_id: str, path: str, status: int, seconds: float) -> None:
+        """One line for each request: no prompts, answers or keys."""
+        answer = {name: value for name, value in scope["nutshell"].get("answer", {}).items() if value is not None}
+        rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in answer.items()}
+        access = {"request_id": request_id, "method": scope["method"], "path": path, "status": status or 499, "seconds": seconds}
+        more = "".join(f" {name}={value}" for name, value in rounded.items())
+        line = "%s %s %s %s %.3f s%s"
+        shown = (request_id, scope["method"], path, status or "gone", seconds, more)
+        log.info(line, *shown, extra={"access": {**access, "seconds": round(seconds, 4), **rounded}})
 
     def _check_host(self, scope: Scope) -> None:
         if self.allowed_hosts is None:
@@ -174,6 +181,29 @@ class Guard:
             # Browsers send other types to foreign sites without asking; for JSON they ask first, and are refused.
             raise APIError(400, "send the header 'Content-Type: application/json'", code="wrong_content_type")
         return b"".join(chunks)
+
+
+async def _send_within(seconds: float, sending: Awaitable[None]) -> None:
+    """ClientGoneError where it takes longer. `asyncio.wait_for` would make a task of every token."""
+    task, late = asyncio.current_task(), False
+    assert task is not None
+
+    def cut_off() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, cut_off)
+    try:
+        await sending
+    except OSError as error:
+        raise ClientGoneError from error
+    except asyncio.CancelledError:
+        if late:
+            raise ClientGoneError from None
+        raise
+    finally:
+        timer.cancel()
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

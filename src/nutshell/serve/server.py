@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
+import uvicorn.config
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nutshell.serve.app import Service, create_app
+from nutshell.serve.app import create_app
 from nutshell.serve.guard import is_loopback
+from nutshell.serve.logs import log_to_stderr
+from nutshell.serve.models import MAX_LOADED, Models, run_name
+from nutshell.serve.service import Service
 
 log = logging.getLogger("uvicorn.error")
 
@@ -25,6 +29,9 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep an idle connection, so that the server never closes one that a client is about to use."""
 MOST_CONNECTIONS = 256
 """Beyond this an idle connection is closed to make room; where none is idle, the new one is refused."""
+
+SWITCH_SECONDS = 0.0005
+"""How long the engine's thread may keep the interpreter from the event loop; Python's 5 ms add up under load."""
 
 
 class HeaderDeadline(H11Protocol):
@@ -75,16 +82,18 @@ class Server(uvicorn.Server):
         self,
         app: FastAPI,
         *,
-        open_engine: Callable[[], Any] | None = None,
+        open_engine: Callable[[Path], Any] | None = None,
         address: str = "",
         drain_seconds: float = 20.0,
         log_level: str = "info",
+        log_config: dict[str, Any] | None = uvicorn.config.LOGGING_CONFIG,
     ):
         config = uvicorn.Config(
             app,
             http=HeaderDeadline,
             ws="none",
             log_level=log_level,
+            log_config=log_config,
             server_header=False,
             access_log=False,  # the guard logs each request, with its id
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -105,22 +114,22 @@ class Server(uvicorn.Server):
         if self.open_engine is None:
             return
         try:
-            self.service.open(await asyncio.to_thread(self.open_engine))
-            log.info("%s is ready: %s (Ctrl-C ends it)", self.service.model_name, self.address)
+            await self.service.models.start(self.open_engine)
+            log.info("%s is ready: %s (Ctrl-C ends it)", self.service.models.name, self.address)
         except BaseException as error:
             self.failure = error
             self.should_exit = True
 
     async def shutdown(self, sockets: Any = None) -> None:
         self.service.draining = True
-        worker = self.service.worker
+        models = self.service.models
         deadline = asyncio.get_running_loop().time() + self.drain_seconds
-        if worker is not None and worker.in_flight:
-            log.info("Finishing %d answers, %g seconds at most", worker.in_flight, self.drain_seconds)
-        while worker is not None and worker.in_flight and not self.force_exit:
+        if models.in_flight:
+            log.info("Finishing %d answers, %g seconds at most", models.in_flight, self.drain_seconds)
+        while models.in_flight and not self.force_exit:
             if asyncio.get_running_loop().time() > deadline:
-                log.warning("Giving up %d unfinished answers", worker.in_flight)
-                worker.stop()
+                log.warning("Giving up %d unfinished answers", models.in_flight)
+                models.stop()
                 break
             await asyncio.sleep(0.05)
         await super().shutdown(sockets)
@@ -129,7 +138,9 @@ class Server(uvicorn.Server):
 def serve(
     folder: str | Path,
     *,
-    open_engine: Callable[[], Any] | None = None,
+    open_engine: Callable[[Path], Any] | None = None,
+    max_models: int = MAX_LOADED,
+    max_queue: int = 64,
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
@@ -137,10 +148,12 @@ def serve(
     cors_origins: Sequence[str] = (),
     drain_seconds: float = 20.0,
     log_level: str = "info",
+    json_log: bool = False,
 ) -> None:
-    """Serve the model of a run or model folder. Blocks until it is told to end.
+    """Serve the models of a run, or the one of a model folder. Blocks until it is told to end.
 
-    Listens at once and answers 503 while `open_engine` makes the engine (without it: on CPU, in the dtype that is stored).
+    Listens at once and answers 503 while `open_engine(model_folder)` makes the first engine (without it: on CPU, in the dtype
+    that is stored). At most `max_models` are in memory at a time.
     SIGTERM and Ctrl-C let running answers finish for `drain_seconds`.
     Raises ValueError for a public `host` without an `api_key`, and whatever loading raised.
     """
@@ -151,18 +164,27 @@ def serve(
             "set one (NUTSHELL_API_KEY=... or --api-key KEY), or use --host 127.0.0.1"
         )
     if "*" in cors_origins and api_key is None:
-        raise ValueError("--cors-origin '*' lets every web site use this server; name the sites, or set an API key")
+        raise ValueError("--allow-origin '*' lets every web site use this server; name the sites, or set an API key")
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}; it must lie between 0 and 65535 (0 picks a free one)")
     allowed_hosts = [name.lower().rstrip(".") for name in (host, *allow_hosts)] if api_key is None else None
-    app = create_app(None, _name(folder), api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins)
+    if max_models < 1:
+        raise ValueError(f"--max-models is {max_models}; accepted: 1 or more models in memory")
+    models = Models(run_name(folder), max_queue=max_queue, folder=folder, max_loaded=max_models)
+    app = create_app(None, models.name, models=models, api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins)
     listeners = _listen(host, port)
-    server = Server(
-        app, open_engine=open_engine or (lambda: _open_engine(folder)), drain_seconds=drain_seconds, log_level=log_level
-    )
-    _log_to_stderr(log_level)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
+    server = Server(
+        app,
+        open_engine=open_engine or _open_engine,
+        address=address,
+        drain_seconds=drain_seconds,
+        log_level=log_level,
+        log_config=None if json_log else uvicorn.config.LOGGING_CONFIG,
+    )
+    log_to_stderr(log_level, json_log)
     log.info("Listening on %s; the model loads", address)
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         server.run(sockets=listeners)
     except KeyboardInterrupt:  # raised again by uvicorn after it has shut down gracefully
@@ -174,7 +196,7 @@ def serve(
         raise server.failure
 
 
-def _open_engine(folder: str | Path) -> Any:
+def _open_engine(folder: Path) -> Any:
     from nutshell.checkpoint import load
     from nutshell.infer.engine import Engine
 
@@ -190,16 +212,6 @@ def _checked_key(key: str | None) -> str | None:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError("the API key is empty or has characters that no header can carry; use ASCII letters, digits and signs")
     return key
-
-
-def _log_to_stderr(level: str) -> None:
-    """Our log lines go where uvicorn's go."""
-    ours = logging.getLogger("nutshell.serve")
-    ours.setLevel(level.upper())
-    if not ours.handlers and not logging.getLogger().handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname)s:     %(message)s"))
-        ours.addHandler(handler)
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
@@ -225,9 +237,3 @@ def _listen(host: str, port: int) -> list[socket.socket]:
         for listener in listeners:
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
     return listeners
-
-
-def _name(folder: str | Path) -> str:
-    """A run folder's own name, so that `runs/demo/sft/step-000100` and `runs/demo` are both "demo"."""
-    path = Path(folder).resolve()
-    return next((parent.name for parent in (path, *path.parents) if (parent / "plan.json").is_file()), path.name)

@@ -1,22 +1,29 @@
 """Chat in the terminal: one question (`-p`), a conversation, or lines from a pipe."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
+from nutshell.files import write_json
 from nutshell.serve.parts import Parts, add_delta, content_of
+from nutshell.tokenizer.chat import parse_messages
 
 HELP = """\
 /new           begin a new conversation
-/retry         answer the last question again
+/regen         answer the last question again (also /retry)
 /system TEXT   begin anew with this system prompt (without TEXT: show it; "none" removes it)
 /temp X        temperature, 0 to 2 (without X: show it)
+/save FILE     keep the conversation as JSON
+/load FILE     go on with one that was kept
+/model NAME    answer with another stage or step from now on (without NAME: list them)
 /help          this
 /quit          leave (also Ctrl-D)
 Ctrl-C stops an answer. A line that ends in \\ goes on in the next."""
@@ -26,7 +33,7 @@ SHOWN = "\n\t\u200c\u200d\ufe0e\ufe0f"
 DIM, BOLD, RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 
 
-COMMANDS = ("/new", "/retry", "/system", "/temp", "/help", "/quit", "/exit", "/q")
+COMMANDS = ("/new", "/regen", "/retry", "/system", "/temp", "/save", "/load", "/model", "/help", "/quit", "/exit", "/q")
 """At a keyboard; any other line, and every line of a pipe, is a message."""
 
 
@@ -37,6 +44,8 @@ class Conversation:
     engine: Any
     sampling: dict[str, Any]
     system: str = ""
+    models: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    """Makes the engine of another model, by its id."""
     messages: list[dict[str, Any]] = field(default_factory=list)
 
     def to_send(self) -> list[dict[str, Any]]:
@@ -74,18 +83,19 @@ def chat(
     prompt: str | None = None,
     system: str | None = None,
     temperature: float = 0.4,
+    models: Mapping[str, Callable[[], Any]] | None = None,
     stdin: TextIO | None = None,
     stdout: TextIO | None = None,
     **sampling: Any,
 ) -> None:
-    """Talk to `engine`; `sampling` are fields of `Sampling`. With `prompt` ("-" reads stdin), print one answer and return.
+    """Talk to `engine`, or to one of `models` where /model asks for it; `sampling` are fields of `Sampling`.
 
-    Without a terminal at stdin each line is a message, and only answers are printed. Raises ValueError for an empty
-    prompt or a setting that Sampling refuses.
+    With `prompt` ("-" reads stdin), print one answer and return. Without a terminal at stdin each line is a message, and only
+    answers are printed. Raises ValueError for an empty prompt or a setting that Sampling refuses.
     """
     stdin, stdout = stdin or sys.stdin, stdout or sys.stdout
     styled = stdout.isatty() and "NO_COLOR" not in os.environ
-    talk = Conversation(engine, {"temperature": temperature, **sampling}, system or "")
+    talk = Conversation(engine, {"temperature": temperature, **sampling}, system or "", models or {})
     if prompt is not None:
         text = stdin.read() if prompt == "-" else prompt
         if not text.strip():
@@ -106,7 +116,7 @@ def chat(
                 _answer(talk, line, screen)
             elif not _command(talk, line, screen):
                 break
-        except ValueError as error:  # at a keyboard a message that is refused is no end
+        except (ValueError, OSError) as error:  # at a keyboard a message that is refused is no end
             if not interactive:
                 raise
             screen.note(f"\n{error}")
@@ -162,7 +172,7 @@ def _command(talk: Conversation, line: str, screen: Screen) -> bool:
                 return True
             talk.sampling["temperature"] = value
         screen.note(f"Temperature: {talk.sampling['temperature']:g}")
-    elif command == "/retry":
+    elif command in ("/regen", "/retry"):
         questions = [index for index, message in enumerate(talk.messages) if message["role"] == "user"]
         if not questions:
             screen.note("There is nothing to answer again.")
@@ -170,9 +180,45 @@ def _command(talk: Conversation, line: str, screen: Screen) -> bool:
         question = talk.messages[questions[-1]]["content"]
         del talk.messages[questions[-1] :]
         _answer(talk, question, screen)
+    elif command == "/save":
+        write_json(Path(_given(rest, command)).expanduser(), {"messages": talk.to_send()})
+        screen.note(f"Kept in {rest}: {len(talk.messages)} messages.")
+    elif command == "/load":
+        _load(talk, Path(_given(rest, command)).expanduser())
+        screen.note(f"{len(talk.messages)} messages from {rest}.")
+    elif command == "/model":
+        _choose_model(talk, rest, screen)
     elif command == "/help":
         screen.note(HELP)
     return True
+
+
+def _given(file: str, command: str) -> str:
+    if not file:
+        raise ValueError(f"{command} needs the name of a file, for example {command} chat.json")
+    return file
+
+
+def _load(talk: Conversation, file: Path) -> None:
+    """Nothing changes where the file holds no conversation."""
+    try:
+        messages = parse_messages(json.loads(file.read_text(encoding="utf-8")))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is no JSON file of a conversation ({error})") from None
+    has_system = messages[0]["role"] == "system"
+    talk.system = messages[0]["content"] if has_system else ""
+    talk.messages = messages[has_system:]
+
+
+def _choose_model(talk: Conversation, name: str, screen: Screen) -> None:
+    """`name` is an id, or the end of one: sft, step-000100."""
+    found = [id for id in talk.models if id == name] or [id for id in talk.models if name and id.endswith(f"/{name}")]
+    if not found:
+        said = f"There is no model {name!r} here. " if name else ""
+        screen.note(said + ("There are: " + ", ".join(talk.models) if talk.models else "This is the only model."))
+        return
+    talk.engine = talk.models[found[0]]()
+    screen.note(f"{found[0]} answers from now on.")
 
 
 def _answer(talk: Conversation, question: str, screen: Screen) -> None:

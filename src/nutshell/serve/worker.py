@@ -5,10 +5,13 @@ that is held for microseconds, so a long step never holds up an HTTP request. De
 `deliver`, which is called on the worker's thread.
 """
 
+import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,12 +39,22 @@ class RequestHandle:
         self.slots = slots
         self.closed = False
         self.request_id = ""
+        self.taken = time.monotonic()
+        self.queue_seconds: float | None = None
+        """From taking the slots to the first delta: what tokenizing, the queue and the prompt took."""
         self.deliver: Deliver = lambda deltas: None
 
-    def submit(self, prompt: list[int], samplings: "Sequence[Sampling]", deliver: Deliver) -> None:
-        """Hand the prompt and the sampling of each choice to the engine; `deliver` gets the deltas, or one exception."""
+    def submit(
+        self, prompt: list[int], samplings: "Sequence[Sampling]", deliver: Deliver, *, first: int = 0, tools: bool = True
+    ) -> None:
+        """Hand a prompt and the sampling of each choice, numbered from `first`, to the engine; `deliver` gets the deltas, or one
+        exception."""
         self.deliver = deliver
-        self.worker.post(lambda: self.worker.begin(self, prompt, samplings))
+        self.worker.post(lambda: self.worker.begin(self, prompt, samplings, first, tools))
+
+    def compute(self, work: Callable[[], Any]) -> "Future[Any]":
+        """Run `work` on the engine's thread, one such piece between two steps; cancelled where the handle is closed by then."""
+        return self.worker.compute(self, work)
 
     def close(self) -> None:
         """Give the slots back and stop what still runs. May be called twice, and from any thread."""
@@ -61,6 +74,7 @@ class Worker:
         self.steps = 0
         self._lock = threading.Lock()
         self._inbox: deque[Callable[[], None]] = deque()
+        self._jobs: deque[tuple[RequestHandle, Callable[[], Any], Future[Any]]] = deque()
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -97,6 +111,11 @@ class Worker:
                 self._thread.start()
         self._wake.set()
 
+    def compute(self, handle: RequestHandle, work: Callable[[], Any]) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self.post(lambda: self._jobs.append((handle, work, future)))
+        return future
+
     def stop(self, timeout_seconds: float = 10.0) -> None:
         """Stop after the step that is running; answers that are not finished get an error."""
         with self._lock:
@@ -107,11 +126,13 @@ class Worker:
 
     # ---- the worker's thread
 
-    def begin(self, handle: RequestHandle, prompt: list[int], samplings: "Sequence[Sampling]") -> None:
+    def begin(
+        self, handle: RequestHandle, prompt: list[int], samplings: "Sequence[Sampling]", first: int = 0, tools: bool = True
+    ) -> None:
         if handle.closed:
             return
         try:
-            for index, request in enumerate(self.engine.submit_choices(prompt, samplings)):
+            for index, request in enumerate(self.engine.submit_choices(prompt, samplings, tools), first):
                 self._owners[request] = (handle, index)
         except Exception as error:
             self.failures, self.last_error = self.failures + 1, error
@@ -126,18 +147,39 @@ class Worker:
         while not self._stopping:
             self._wake.wait()
             self._wake.clear()
-            while not self._stopping and (self._inbox or self.engine.busy):
+            while not self._stopping and (self._inbox or self._jobs or self.engine.busy):
                 try:  # nothing may end this thread: the server would look well and answer nobody
                     self._empty_inbox()
+                    if self._jobs:
+                        self._compute_one()
                     if self.engine.busy:
                         self.steps += 1
-                        self._dispatch(self.engine.step())
+                        began = time.monotonic()
+                        deltas = self.engine.step()
+                        self._note_queue_times(began)
+                        self._dispatch(deltas)
                 except Exception as error:
                     names = ", ".join(sorted({owner.request_id for owner, _ in self._owners.values()}))
                     log.exception("the engine failed in a step; its answers are given up (%s)", names or "none")
                     self.failures, self.last_error = self.failures + 1, error
                     self._give_up(error)
-        self._give_up(StoppedError("the server is shutting down"))
+        stopped = StoppedError("the server is shutting down")
+        self._give_up(stopped)
+        with contextlib.suppress(Exception):
+            self._empty_inbox()  # answers that had not begun
+        for handle, _, future in self._jobs:
+            self._send(handle, stopped)
+            future.set_exception(stopped)
+
+    def _compute_one(self) -> None:
+        handle, work, future = self._jobs.popleft()
+        if handle.closed or not future.set_running_or_notify_cancel():
+            future.cancel()
+            return
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
 
     def _empty_inbox(self) -> None:
         while True:
@@ -146,6 +188,12 @@ class Worker:
                     return
                 action = self._inbox.popleft()
             action()
+
+    def _note_queue_times(self, began: float) -> None:
+        """A request has waited until the step that fed the first of its prompt."""
+        for request, (handle, _) in self._owners.items():
+            if handle.queue_seconds is None and (request.ids or len(request.pending) != len(request.prompt)):
+                handle.queue_seconds = began - handle.taken
 
     def _dispatch(self, deltas: Sequence[Any]) -> None:
         batches: dict[RequestHandle, Deltas] = {}

@@ -1,0 +1,80 @@
+"""`POST /v1/chat/completions`: a conversation becomes a prompt that fits, and the engine's reply an answer."""
+
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from nutshell.infer.conversation import FittedConversation, fit_conversation
+from nutshell.serve.api import APIError, ChatRequest, SamplingFields
+from nutshell.serve.completions import Completion
+from nutshell.serve.models import LoadedModel
+from nutshell.serve.service import Service
+
+if TYPE_CHECKING:
+    from nutshell.infer.sampling import Sampling
+
+
+async def answer_chat(service: Service, request: Request) -> Response:
+    """Take the request's slots, tokenize off the event loop, hand the prompt to the worker, and answer."""
+    body, messages = await service.read(request, ChatRequest, ChatRequest.conversation)
+    offer, model = await service.model(body.model)
+    choices = body.n or 1
+    handle = service.reserve(model.worker, choices, "n", request)
+    try:
+        budget = min(body.wanted_tokens() or model.context, model.context)
+        fitted = await _fit(service, messages, model, budget)
+        base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "", "created": int(time.time()), "model": offer.id}
+        prompt_tokens = len(fitted.ids)
+        began = request.scope["nutshell"]["began"]
+        completion = Completion(handle, model.tok, base, prompt_tokens, bool(body.logprobs), began)
+        if fitted.dropped:
+            completion.note = {"nutshell": {"dropped_messages": fitted.dropped}}
+        max_tokens = min(budget, model.context - prompt_tokens)
+        top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        samplings = [sampling_of(body, max_tokens, index, top_logprobs) for index in range(choices)]
+        handle.submit(fitted.ids, samplings, completion.deliver)
+    except BaseException:
+        handle.close()
+        raise
+    if body.stream:
+        return service.stream(completion, body.include_usage(), request)
+    return await service.whole(completion, request)
+
+
+async def _fit(service: Service, messages: list[dict[str, Any]], model: LoadedModel, max_tokens: int) -> FittedConversation:
+    """The conversation as a prompt that leaves room for an answer."""
+    try:
+        fitted = await service.off_loop(fit_conversation, messages, model.tok, model.context, max_tokens)
+    except ValueError as error:
+        raise APIError(400, str(error), param="messages") from error
+    if fitted.truncated:
+        system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+        too_long = "system prompt" if len(str(system)) > len(str(messages[-1]["content"])) else "last message"
+        message = f"the {too_long} does not fit this model's context of {model.context} tokens, answer included"
+        raise APIError(400, f"{message}; send a shorter one", param="messages", code="context_length_exceeded")
+    return fitted
+
+
+def sampling_of(body: SamplingFields, max_tokens: int, index: int, top_logprobs: int | None) -> "Sampling":
+    """With OpenAI's defaults. With a seed, choice 0 is what `n: 1` would give, and choice i has the seed plus i."""
+    from nutshell.infer.sampling import Sampling  # imports torch, which the page need not wait for
+
+    top_p = 1.0 if body.top_p is None else body.top_p
+    temperature = 1.0 if body.temperature is None else body.temperature
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature if top_p > 0 else 0.0,
+        top_p=top_p if top_p > 0 else 1.0,
+        top_k=max(0, body.top_k or 0),
+        min_p=body.min_p or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=body.logit_bias or {},
+        seed=None if body.seed is None or body.seed < 0 else (body.seed + index) % 2**63,  # -1 means "any" to clients
+        stop=tuple(body.stop or ()),
+        top_logprobs=top_logprobs,
+    )

@@ -1,0 +1,192 @@
+"""The models that one server offers: each stage and kept step of a run, loaded when they are asked for, least recently used out.
+
+An id is the path of the folder: `demo` (today's newest stage, the default), `demo/sft` (its newest step), `demo/sft/step-000189`.
+Names that lead to the same folder share one engine.
+"""
+
+import asyncio
+import gc
+import json
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nutshell.serve.api import APIError
+from nutshell.serve.worker import Worker
+
+log = logging.getLogger("nutshell.serve")
+
+MAX_LOADED = 3
+STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
+"""In the order of training; `checkpoint.py`, which imports torch, has them too."""
+FRESH_SECONDS = 1.0
+"""For so long a list of the folders is used again: a run that trains gets new steps."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that can be asked for."""
+
+    id: str
+    folder: Path
+    stage: str = ""
+    step: int | None = None
+    context: int | None = None
+    created: int = 0
+
+    @property
+    def kind(self) -> str:
+        """A base model goes on with a text, a chat model answers."""
+        return "base" if self.stage == "pretrain" else "chat"
+
+
+def run_name(folder: str | Path) -> str:
+    """A run folder's own name, so that `runs/demo/sft/step-000100` and `runs/demo` are both "demo"."""
+    path = Path(folder).resolve()
+    return next((parent.name for parent in (path, *path.parents) if (parent / "plan.json").is_file()), path.name)
+
+
+def offers(folder: str | Path) -> list[Offer]:
+    """What the folder of a run, a stage or a model offers: the default first, then each stage, then each step.
+
+    Empty where no checkpoint is complete.
+    """
+    from nutshell.checkpoint import checkpoints, read_manifest
+
+    root, name = Path(folder), run_name(folder)
+    if read_manifest(root) is not None:
+        return [_offer(name, root)]
+    stages = [path for stage in STAGES if (path := root / stage).is_dir()] or [root]
+    kept = {path: [checkpoint for _, checkpoint in checkpoints(path)] for path in stages}
+    newest = [_offer(f"{name}/{path.name}", steps[-1]) for path, steps in kept.items() if steps and path != root]
+    each = [_offer(f"{name}/{path.name}/{step.name}", step) for path, steps in kept.items() for step in steps]
+    last = [steps[-1] for steps in kept.values() if steps][-1:]
+    return [*(_offer(name, path) for path in last), *newest, *each]
+
+
+def _offer(id: str, folder: Path) -> Offer:
+    from nutshell.checkpoint import read_manifest
+
+    meta = (read_manifest(folder) or {}).get("meta", {})
+    try:
+        context = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("context")
+        created = int((folder / "manifest.json").stat().st_mtime)
+    except OSError:  # replaced meanwhile
+        context, created = None, 0
+    return Offer(id, folder, meta.get("stage", ""), meta.get("step"), context, created)
+
+
+class LoadedModel:
+    """An engine with the thread that steps it."""
+
+    def __init__(self, engine: Any, max_queue: int):
+        self.worker = Worker(engine, max_queue)
+        self.engine, self.tok, self.context = engine, engine.tok, engine.context
+
+
+class Models:
+    """Finds, loads and unloads models. Its methods belong to the event loop, but `open`, which tests and `_load` share."""
+
+    def __init__(self, name: str, *, max_queue: int, folder: str | Path | None = None, max_loaded: int = MAX_LOADED):
+        self.name, self.folder, self.max_queue, self.max_loaded = name, folder, max_queue, max_loaded
+        self.open_engine: Callable[[Path], Any] | None = None
+        self.loaded: OrderedDict[Path, LoadedModel] = OrderedDict()  # least recently used first
+        self.started = False
+        self._loading: dict[Path, asyncio.Task[LoadedModel]] = {}
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="nutshell-load")
+        self._one_at_a_time = asyncio.Lock()
+        self._offers: list[Offer] = [Offer(name, Path(), created=int(time.time()))]
+        self._listed = 0.0
+
+    @property
+    def default(self) -> LoadedModel | None:
+        return self.loaded.get(self._offers[0].folder)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(model.worker.in_flight for model in list(self.loaded.values()))
+
+    def open(self, engine: Any, folder: Path = Path()) -> LoadedModel:
+        """Begin to answer with this engine, for the model of this folder."""
+        model = self.loaded[folder] = LoadedModel(engine, self.max_queue)
+        self.started = True
+        return model
+
+    async def start(self, open_engine: Callable[[Path], Any]) -> None:
+        """Load the default model. Raises what `open_engine` raises."""
+        self.open_engine = open_engine
+        await self._look()
+        await self._load(self._offers[0].folder)
+
+    async def _look(self) -> None:
+        if self.folder is not None and time.monotonic() > self._listed + FRESH_SECONDS:
+            found = await asyncio.to_thread(offers, self.folder)
+            self._offers, self._listed = found or [Offer(self.name, Path(self.folder))], time.monotonic()
+
+    async def list(self) -> list[Offer]:
+        """What can be asked for now, the default first."""
+        if self.started:  # before then torch is not there, and reading folders would wait for it
+            await self._look()
+        return self._offers
+
+    async def find(self, id: str | None) -> Offer:
+        offers = await self.list()
+        offer = offers[0] if id is None else next((offer for offer in offers if offer.id == id), None)
+        if offer is None:
+            there = ", ".join(repr(offer.id) for offer in offers[:20]) + (", ..." if len(offers) > 20 else "")
+            message = f"the model {str(id)[:100]!r} does not exist here; this server has {there}"
+            raise APIError(404, message, param="model", code="model_not_found")
+        return offer
+
+    async def get(self, id: str | None) -> tuple[Offer, LoadedModel]:
+        """The model of this id (None: the default), loaded first where it is not. APIError says why it cannot be had."""
+        offer = await self.find(id)
+        model = self.loaded.get(offer.folder) or await self.load(offer.folder)
+        if offer.folder in self.loaded:
+            self.loaded.move_to_end(offer.folder)
+        return offer, model
+
+    async def load(self, folder: Path) -> LoadedModel:
+        task = self._loading.get(folder)
+        if task is None:
+            task = self._loading[folder] = asyncio.create_task(self._load(folder))
+            task.add_done_callback(lambda task: self._loading.pop(folder, None))
+        try:
+            return await asyncio.shield(task)  # a client that leaves does not stop it: others may wait for the same
+        except APIError:
+            raise
+        except Exception as error:
+            log.exception("the model in %s cannot be loaded", folder)
+            message = "this model cannot be loaded; the server's log says why"
+            raise APIError(500, message, type="server_error", param="model", code="model_failed") from error
+
+    async def _load(self, folder: Path) -> LoadedModel:
+        assert self.open_engine is not None
+        async with self._one_at_a_time:  # two loads at once could leave more in memory than there may be
+            await asyncio.sleep(0.01)  # those who waited for the model before this one take their slots first
+            await self._make_room()
+            engine = await asyncio.get_running_loop().run_in_executor(self._loader, self.open_engine, folder)
+            gc.freeze()  # the collector need not look through torch and the models again: it held up everybody for 150 ms
+            return self.open(engine, folder)
+
+    async def _make_room(self) -> None:
+        while len(self.loaded) >= self.max_loaded:
+            idle = next((key for key, model in self.loaded.items() if not model.worker.in_flight), None)
+            if idle is None:
+                message = (
+                    f"all {len(self.loaded)} loaded models are answering; try again (--max-models says how many there may be)"
+                )
+                raise APIError(503, message, type="server_error", code="models_busy", retry_after_seconds=2)
+            await asyncio.to_thread(self.loaded.pop(idle).worker.stop)
+            gc.unfreeze()
+            gc.collect()  # engines refer to themselves; their weights should not wait for the collector
+
+    def stop(self) -> None:
+        for model in list(self.loaded.values()):
+            model.worker.stop()
+        self._loader.shutdown(wait=False, cancel_futures=True)

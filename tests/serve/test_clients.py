@@ -1,0 +1,137 @@
+"""Real clients, unchanged, against a real server: openai-python, LangChain, lm-evaluation-harness, schemathesis."""
+
+import warnings
+
+import pytest
+
+from nutshell.eval.score import score
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def openai_client(client):
+    openai = pytest.importorskip("openai")
+    return openai.OpenAI(base_url=f"{client.url}/v1", api_key="none", max_retries=0)
+
+
+def test_openai_chat(serving, scripted):
+    api = openai_client(serving(scripted("It is Paris.")))
+    answer = api.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=20, seed=-1, logprobs=True, top_logprobs=0)
+    assert answer.choices[0].message.content == "It is Paris."
+    assert "".join(entry.token for entry in answer.choices[0].logprobs.content) == "It is Paris."
+    chunks = list(api.chat.completions.create(
+        model="tiny", messages=QUESTION, stream=True, stream_options={"include_usage": True}
+    ))  # fmt: skip
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "It is Paris."
+    assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
+    assert [model.id for model in api.models.list()] == ["tiny"]
+
+
+def test_openai_errors_are_its_own_classes(serving, engine):
+    import openai
+
+    api = openai_client(serving(engine))
+    with pytest.raises(openai.NotFoundError, match="'tiny'"):
+        api.chat.completions.create(model="gpt-4", messages=QUESTION)
+    with pytest.raises(openai.BadRequestError, match="functions"):
+        api.chat.completions.create(model="tiny", messages=QUESTION, tools=[{"type": "function", "function": {"name": "f"}}])
+    with pytest.raises(openai.BadRequestError, match="plain text"):
+        api.chat.completions.create(model="tiny", messages=QUESTION, response_format={"type": "json_object"})
+
+
+def test_openai_completions(serving, engine, tok):
+    api = openai_client(serving(engine))
+    ids = [tok.bos_id, *tok.encode("Once upon a time")]
+    answer = api.completions.create(model="tiny", prompt=["Once upon a time", "There was"], max_tokens=4, temperature=0)
+    assert [choice.text for choice in answer.choices] == engine.generate(
+        ["Once upon a time", "There was"], max_tokens=4, temperature=0
+    )
+    streamed = api.completions.create(model="tiny", prompt=ids, max_tokens=4, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == answer.choices[0].text
+
+
+def test_langchain(serving, scripted):
+    langchain = pytest.importorskip("langchain_openai")
+    from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+
+    client = serving(scripted("It is Paris."))
+    model = langchain.ChatOpenAI(base_url=f"{client.url}/v1", api_key="none", model="tiny", max_retries=0, streaming=False)
+    messages = [SystemMessage("Be brief."), HumanMessage("Hi"), AIMessage("Hello"), HumanMessage("Capital of France?")]
+    assert model.invoke(messages).content == "It is Paris."
+    assert "".join(chunk.content for chunk in model.stream(messages)) == "It is Paris."
+    assert [answer.content for answer in model.batch([messages] * 6)] == ["It is Paris."] * 6
+
+
+ITEMS = [("The capital of France is", " Paris."), ("The capital of France is", " Seine"), ("Once upon a", " time there was")]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_lm_evaluation_harness_gets_the_numbers_of_score(serving, engine, tok, batch_size, monkeypatch):
+    """`local-completions` with our tokenizer behind /tokenizer_info: log-likelihoods are those of eval/score.py."""
+    completions = harness("LocalCompletionsAPI")
+    from lm_eval.api.instance import Instance
+
+    client = serving(engine)
+    model = completions(
+        base_url=f"{client.url}/v1/completions", model="tiny", batch_size=batch_size, max_length=128, tokenizer_backend="remote"
+    )
+    requests = [Instance("loglikelihood", {}, item, number) for number, item in enumerate(ITEMS)]
+    found = model.loglikelihood(requests, disable_tqdm=True)
+    pairs = [(tok.encode(context), tok.encode(context + answer)[len(tok.encode(context)) :]) for context, answer in ITEMS]
+    expected = score(engine.model, pairs)
+    assert [value for value, _ in found] == pytest.approx([one.logprob for one in expected], abs=1e-4)
+    assert [greedy for _, greedy in found] == [one.greedy for one in expected]
+    (text,) = model.generate_until(
+        [Instance("generate_until", {}, ("Once upon a", {"until": ["\n\n"], "max_gen_toks": 5}), 0)], disable_tqdm=True
+    )
+    ids = tok.encode("Once upon a")
+    from nutshell.infer.sampling import Sampling
+
+    oracle = engine.sample([ids], 1, Sampling(max_tokens=5, temperature=0, stop=("\n\n",)), tools=False)[0][0]
+    assert text == oracle.text
+
+
+def test_lm_evaluation_harness_chats(serving, scripted):
+    chat = harness("LocalChatCompletion")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.api_models import JsonChatStr
+
+    client = serving(scripted("It is Paris."))
+    model = chat(base_url=f"{client.url}/v1/chat/completions", model="tiny", tokenizer_backend=None, tokenized_requests=False)
+    prompt = JsonChatStr('[{"role": "user", "content": "What is the capital of France?"}]')
+    request = Instance("generate_until", {}, (prompt, {"until": ["\n"], "max_gen_toks": 16}), 0)
+    assert model.generate_until([request], disable_tqdm=True) == ["It is Paris."]
+
+
+def harness(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("lm_eval")
+        from lm_eval.models import openai_completions
+    return getattr(openai_completions, name)
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_no_answer_but_those_of_the_schema(serving, engine, caplog):
+    """Requests made from /openapi.json: none may end in a 5xx, and each error has the one shape."""
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, Phase, given, settings
+
+    caplog.set_level("CRITICAL", "nutshell.serve")
+    client = serving(engine, max_queue=200)
+    schema = schemathesis.openapi.from_url(f"{client.url}/openapi.json")
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert {"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"} <= {one.path for one in operations}
+    for operation in operations:
+        # No streams, and few tokens: what is tried are the bodies.
+        @given(case=operation.as_strategy())
+        @settings(max_examples=15, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        def attempt(case):
+            if isinstance(case.body, dict):
+                case.body = {**case.body, "max_tokens": 1}
+            response = case.call()
+            assert response.status_code < 500, (case.body, response.text)
+            if response.status_code >= 400 and response.request.method != "HEAD":
+                assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+        attempt()
