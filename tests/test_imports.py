@@ -15,7 +15,8 @@ ALLOWED = {
     "files": set(),
     "runtime": set(),
     "metrics": {"files"},
-    "data": {"files"},
+    "hub": {"files"},
+    "data": {"files", "hub"},
     "tokenizer": {"data", "files"},  # training reads files by the one reader of text, imported when it is needed
     "model": set(),
     "checkpoint": {"files", "model", "tokenizer"},

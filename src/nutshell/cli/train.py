@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from nutshell.cli import hub
 from nutshell.cli.recipe import open_runtime, read_recipe, read_study
 
 
@@ -57,7 +58,9 @@ def speedrun(arguments: list[str]) -> Any:
 
 
 def data(arguments: list[str]) -> Any:
-    """Write the training text as shards: the embedded primer, or your own files."""
+    """Write the training text as shards: the embedded primer, or your own files. `data download NAME` fetches text and tests."""
+    if arguments[:1] == ["download"]:
+        return hub.download(arguments[1:])
     recipe = read_recipe("data", arguments, data.__doc__)
     from nutshell.data.shards import open_shards
     from nutshell.run.lock import run_lock
