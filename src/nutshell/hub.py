@@ -76,7 +76,6 @@ def fetch(
     A file with other bytes than promised is thrown away and fetched once more. ValueError after that, and where the disk is full,
     the network fails or the hub refuses; what had arrived is kept.
     """
-    check_space(folder, sum(file.bytes for file in files))
     with _progress(repository, sum(file.bytes for file in files)) as counting:
         pool = ThreadPoolExecutor(min(WORKERS, len(files) or 1))
         try:

@@ -1,9 +1,10 @@
-"""What brings data in: `data download`."""
+"""What brings data in: `data download`, `data import`."""
 
 from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,29 @@ def download(arguments: list[str]) -> Any:
         files = bring(source, Path(options.out) / source.folder, shards=shards, url=options.url, note=print)
         result[name] = {"folder": str(Path(options.out) / source.folder), "files": len(files)}
     return result
+
+
+def import_data(arguments: list[str]) -> Any:
+    """Turn your files into shards to train on: .txt .md .html .csv .tsv .json .jsonl .parquet .pdf, code, also .gz .zst .bz2."""
+    options = parse_arguments(
+        "data import", arguments, import_data.__doc__,
+        _paths={"nargs": "+", "metavar": "PATH", "type": os.path.expanduser, "help": "files and folders; - is standard input"},
+        out={"required": True, "type": os.path.expanduser, "help": "folder to make, for --data"},
+        column={"default": "", "help": "column of text (default: text, content ...)"},
+        encoding={"default": "", "help": "of text, code, pages and tables (default: UTF-8, or UTF-16 where the file says so)"},
+        lines={"action": "store_true", "help": "each line of a .txt file is a document"},
+        min_chars={"type": int, "default": 1, "help": "leave out shorter documents"},
+        max_chars={"type": int, "help": "leave out longer documents"},
+        near_duplicates={"type": float, "default": 0.0, "metavar": "X", "help": "leave out what is as like an earlier one: 0.8"},
+        skip_bad={"action": "store_true", "help": "leave out what cannot be read in place of stopping"},
+        val_fraction={"type": float, "default": 0.01, "help": "part of the text that is held out for validation"},
+        seed={"type": int, "default": 0, "help": "of the order"},
+    )  # fmt: skip
+    from nutshell.data.importing import Choice, import_files
+
+    names = ("column", "encoding", "lines", "min_chars", "max_chars", "near_duplicates", "skip_bad")
+    choice = Choice(**{name: getattr(options, name) for name in names if getattr(options, name) is not None})
+    out = Path(options.out)
+    facts = import_files(options.paths, out, choice, note=print, val_fraction=options.val_fraction, seed=options.seed)
+    print(f"train on it: nutshell speedrun --data {shlex.quote(options.out)}")
+    return {"folder": str(out), **facts}

@@ -57,15 +57,24 @@ def is_shard_folder(folder: Path | str) -> bool:
     return all(any(Path(folder).glob(f"{split}-*.parquet")) for split in SPLITS)
 
 
-def write_shards(documents: Iterable[str], folder: Path | str, *, source: Any = None, **options: Any) -> Path:
+def write_shards(
+    documents: Iterable[str],
+    folder: Path | str,
+    *,
+    held_out: Iterable[str] = (),
+    buckets: int = 1,
+    source: Any = None,
+    **options: Any,
+) -> Path:
     """Write documents as shuffled train and val shards with a ``manifest.json``; returns the folder.
 
-    Exact duplicates are dropped. ``options`` are those of `Layout`. The folder appears by one rename, complete.
+    Exact duplicates are dropped. Where nothing is ``held_out``, a part of the documents is. Memory holds one of ``buckets`` parts
+    of the text. ``options`` are those of `Layout`. The folder appears by one rename, complete.
     """
     layout, folder = Layout(**options), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; delete it or choose another folder for the shards")
-    _write(folder, source, layout, lambda partial: shuffle_documents(documents, partial, layout), resume=False)
+    _write(folder, source, layout, lambda partial: shuffle_documents(documents, partial, layout, held_out, buckets), resume=False)
     return folder
 
 

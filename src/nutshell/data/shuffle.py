@@ -91,11 +91,14 @@ def shuffle_files(
     return _shards_of(folder, scattered, buckets, layout, workers)
 
 
-def shuffle_documents(documents: Documents, folder: Path, layout: Layout) -> dict[str, Any]:
+def shuffle_documents(
+    documents: Documents, folder: Path, layout: Layout, held_out: Documents = (), buckets: int = 1
+) -> dict[str, Any]:
     """The same for documents from elsewhere, in one process: {files: {name: facts}, documents, characters by split,
     duplicates_dropped}. ValueError where there is none."""
-    record = scatter(documents, folder / "parts", "train-00000", 1, layout.seed)
-    return _shards_of(folder, [record], 1, layout, 1)
+    splits = (("val", held_out), ("train", documents))
+    records = [scatter(texts, folder / "parts", f"{split}-00000", buckets, layout.seed) for split, texts in splits]
+    return _shards_of(folder, records, buckets, layout, 1)
 
 
 def _each(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
