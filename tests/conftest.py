@@ -73,6 +73,7 @@ def hub_server(monkeypatch):
     server = HubServer()
     monkeypatch.setattr(constants, "ENDPOINT", server.url)  # HF_ENDPOINT is read once, when huggingface_hub is imported
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the pauses between attempts
     yield server
     server.close()

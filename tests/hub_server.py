@@ -119,6 +119,8 @@ class Handler(BaseHTTPRequestHandler):
             case ["api", "datasets", owner, name, "paths-info", _]:
                 files = self.hub.repositories[f"{owner}/{name}"]
                 self.answer([describe(path, files[path]) for path in parse_qs(body.decode())["paths"] if path in files])
+            case ["api", "validate-yaml"]:
+                self.answer({"warnings": [], "errors": []})
             case ["api", "repos", "create"]:
                 asked = json.loads(body)
                 repository = f"{asked.get('organization') or 'me'}/{asked['name']}"

@@ -26,7 +26,7 @@ ALLOWED = {
     "tasks": {"data", "files", "infer", "tokenizer"},  # HumanEval runs programs in the sandbox
     "infer": {"model", "tokenizer"},
     "eval": {"infer", "tasks", "data", "files", "tokenizer", "model"},
-    "interop": {"checkpoint", "files", "model", "tokenizer"},
+    "interop": {"checkpoint", "files", "hub", "model", "tokenizer"},
     "serve": {"infer", "checkpoint", "tokenizer"},
     "train": {
         "checkpoint",

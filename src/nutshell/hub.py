@@ -118,11 +118,17 @@ def check_space(folder: Path, needed: int) -> None:
         raise ValueError(f"{folder} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. Make room, or name another disk.")
 
 
-def upload(folder: Path, repository: str, *, private: bool = False) -> str:
-    """Put a folder into a model repository, made where it does not exist; the address of its page."""
+def upload(folder: Path, repository: str, *, private: bool, card: str) -> str:
+    """Put a folder into a model repository, made where it does not exist, with `card` as its README.md; the commit's address."""
+    from huggingface_hub import CommitOperationAdd
+
     api = _api()
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "README.md"]
+    additions = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+    additions.append(CommitOperationAdd("README.md", card.encode()))
     _patiently(repository, lambda: api.create_repo(repository, private=private, exist_ok=True))
-    return str(_patiently(repository, lambda: api.upload_folder(repo_id=repository, folder_path=folder)))
+    message = "Upload by nutshell push"
+    return str(_patiently(repository, lambda: api.create_commit(repository, additions, commit_message=message)))
 
 
 # ---- errors and progress -------------------------------------------------------------------------------------------
@@ -169,6 +175,8 @@ def _one_line(repository: str) -> Iterator[None]:
         yield
     except errors.OfflineModeIsEnabled:
         raise ValueError(f"{repository} is not asked: HF_HUB_OFFLINE is set. Unset it, or copy the files here by hand.") from None
+    except errors.LocalTokenNotFoundError as error:
+        raise ValueError(f"{repository} wants to know who you are: `hf auth login`, or HF_TOKEN=...") from error
     except errors.GatedRepoError as error:
         raise ValueError(
             f"{repository} is gated. Accept its terms on its page, then name yourself: `hf auth login`, or HF_TOKEN=..."

@@ -1,4 +1,4 @@
-"""What brings data in: `data download`, `data import`."""
+"""What comes from outside and goes there: `data download`, `data import`, `push`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def download(arguments: list[str]) -> Any:
         url={"help": "another address of core or identity", "default": ""},
     )  # fmt: skip
     if not options.names:
-        print("\n".join(f"{name:16} {source.use:12} {source.about}; {source.licence}" for name, source in SOURCES.items()))
+        for name, source in SOURCES.items():
+            size = f"{source.megabytes:g} MB" + " a shard" * bool(source.shards)
+            print(f"{name:16} {source.about}\n{'':16} {size}; {source.licence}; for {source.use}")
         return {name: source.repository or source.url for name, source in SOURCES.items()}
     for name in options.names:
         if name not in SOURCES:
@@ -65,3 +67,22 @@ def import_data(arguments: list[str]) -> Any:
     facts = import_files(options.paths, out, choice, note=print, val_fraction=options.val_fraction, seed=options.seed)
     print(f"train on it: nutshell speedrun --data {shlex.quote(options.out)}")
     return {"folder": str(out), **facts}
+
+
+def push(arguments: list[str]) -> Any:
+    """Upload a model to the Hugging Face hub, with a model card."""
+    options = parse_arguments(
+        "push", arguments, push.__doc__,
+        _model={"type": os.path.expanduser, "help": "run, model folder, or a folder that `nutshell export` made"},
+        _repository={"metavar": "OWNER/NAME", "help": "made where it does not exist"},
+        private={"action": "store_true", "help": "a new repository is seen by you alone"},
+        tags={"nargs": "+", "default": [], "help": "for the card, beside nutshell"},
+        licence={"default": "", "short": ["--license"], "help": "for the card, such as mit"},
+    )  # fmt: skip
+    from nutshell.interop.push import push as upload
+
+    address = upload(
+        Path(options.model), options.repository, private=options.private, tags=tuple(options.tags), licence=options.licence
+    )
+    print(address)
+    return {"commit": address}
