@@ -110,11 +110,15 @@ def _fetch_one(
     )
 
 
+def free_bytes(folder: Path) -> int:
+    """Of the disk of a folder that may not exist yet."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
+
+
 def check_space(folder: Path, needed: int) -> None:
     """ValueError where the disk of `folder`, which may not exist yet, has less than `needed` bytes free."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed + SPARE_BYTES:
+    if (free := free_bytes(folder)) < needed + SPARE_BYTES:
         raise ValueError(f"{folder} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. Make room, or name another disk.")
 
 

@@ -21,6 +21,7 @@ def download(arguments: list[str]) -> Any:
         shards={"short": ["-n"], "type": int, "default": 8, "help": "shards of climbmix and fineweb-edu to train on; 0: all"},
         out={"default": "data", "type": os.path.expanduser, "help": "folder to put them in, one below it for each name"},
         url={"help": "another address of core or identity", "default": ""},
+        dry_run={"action": "store_true", "help": "say how much it is, and ask nobody"},
     )  # fmt: skip
     if not options.names:
         for name, source in SOURCES.items():
@@ -32,6 +33,8 @@ def download(arguments: list[str]) -> Any:
             close = difflib.get_close_matches(name, SOURCES, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise ValueError(f"unknown data {name!r}.{hint} Accepted: {', '.join(SOURCES)}.")
+    if options.dry_run:
+        return _sizes(options.names, options.shards, options.out)
     from nutshell.data.download import download as bring
 
     result = {}
@@ -41,6 +44,22 @@ def download(arguments: list[str]) -> Any:
         files = bring(source, Path(options.out) / source.folder, shards=shards, url=options.url, note=print)
         result[name] = {"folder": str(Path(options.out) / source.folder), "files": len(files)}
     return result
+
+
+def _sizes(names: list[str], shards: int, out: str) -> dict[str, float]:
+    """About how many megabytes each name is, printed with the room there is."""
+    from nutshell.data.sources import SOURCES
+    from nutshell.hub import free_bytes
+
+    sizes = {}
+    for name in names:
+        source = SOURCES[name]
+        count = len(source.wanted(shards or source.shards)) if source.shards else 1
+        sizes[name] = count * source.megabytes
+        print(f"download  {name}: about {sizes[name]:,.1f} MB" + f" in {count:,} shards" * bool(source.shards))
+    total, free = sum(sizes.values()) / 1e3, free_bytes(Path(out)) / 1e9
+    print(f"disk      about {total:,.1f} GB for data in {out}, {free:,.1f} GB are free")
+    return sizes
 
 
 def import_data(arguments: list[str]) -> Any:
