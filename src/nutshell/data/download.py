@@ -71,9 +71,9 @@ def _fetch(source: Source, folder: Path, record: dict[str, Any], missing: dict[s
         facts = {"path": file.path, "bytes": place.stat().st_size, "sha256": file.sha256, "git_sha1": file.git_sha1}
         fsync(place)
         with lock:
-            os.replace(place, folder / name)
             record["files"][name] = facts
-            write_json(folder / RECORD, record)
+            write_json(folder / RECORD, record)  # first: a file without a record is somebody else's
+            os.replace(place, folder / name)
 
     try:
         fetch(source.repository, record["commit"], found, partial, arrived)
