@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import zipfile
 
 import pyarrow
@@ -146,6 +148,27 @@ def test_a_disk_that_fills_up(server, run_command, monkeypatch, tmp_path):
     code, _, err = run_command("data download climbmix -n 1")
     assert (code, (tmp_path / "data/climbmix").exists()) == (2, False)
     assert "the disk is full" in err
+
+
+def test_a_download_that_was_killed_goes_on(server, run_command, tmp_path):
+    """Killed between the record and the file's appearance, with half files beside it: the narrowest place."""
+    code = """if True:
+        import os
+        from nutshell.cli.main import main
+        replace = os.replace
+        dies = lambda to: os.path.basename(to) == "val-00000.parquet"
+        os.replace = lambda source, to: os._exit(9) if dies(to) else replace(source, to)
+        main("data download climbmix -n 2".split())
+    """
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0"}
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True)
+    assert killed.returncode == 9, killed.stderr
+    folder = tmp_path / "data/climbmix"
+    assert {".partial", ".source.json"} <= {*os.listdir(folder)}
+    assert "val-00000.parquet" in (folder / ".source.json").read_text()
+    assert run_command("data download climbmix -n 2")[0] == 0
+    assert ".partial" not in os.listdir(folder)
+    assert len(open_shards(folder).read("train", 1)) == 9
 
 
 def test_bytes_that_the_table_knows_better_than_the_hub_are_refused(server, run_command):

@@ -79,7 +79,7 @@ def _fetch(source: Source, folder: Path, record: dict[str, Any], missing: dict[s
         fetch(source.repository, record["commit"], found, partial, arrived)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if not record["files"]:
+        if not any(_is_there(folder / name, record) for name in record["files"]):
             shutil.rmtree(folder, ignore_errors=True)
 
 
