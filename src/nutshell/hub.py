@@ -27,6 +27,7 @@ ATTEMPTS = 4
 """Of a request that the server or the network refused for a moment; pauses of 1, 2 and 4 s between them."""
 PATHS_PER_REQUEST = 500
 AGAIN = "What has arrived is kept: run it again later. HF_ENDPOINT names a mirror, HTTPS_PROXY a proxy."
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 SPARE_BYTES = 64 << 20
 """Stays free on the disk."""
 
@@ -202,7 +203,7 @@ def _one_line(repository: str) -> Iterator[None]:
                 raise error.__cause__ from None
         raise _MomentaryError(f"{repository}: {constants.ENDPOINT} cannot be reached. {AGAIN}") from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL_DISK:
             raise ValueError(f"{repository}: the disk is full. Make room. {AGAIN}") from error
         if error.errno is None:  # huggingface_hub's own: a file that ended early
             raise _MomentaryError(f"{repository}: {str(error).splitlines()[0]}") from error

@@ -148,6 +148,11 @@ def test_a_disk_that_fills_up(server, run_command, monkeypatch, tmp_path):
     code, _, err = run_command("data download climbmix -n 1")
     assert (code, (tmp_path / "data/climbmix").exists()) == (2, False)
     assert "the disk is full" in err
+    mine = tmp_path / "data/climbmix/notes.md"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert run_command("data download climbmix -n 1")[0] == 2
+    assert os.listdir(mine.parent) == ["notes.md"]
 
 
 def test_a_download_that_was_killed_goes_on(server, run_command, tmp_path):

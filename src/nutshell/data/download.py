@@ -5,6 +5,8 @@ A hidden record beside the files says which commit they are of, and is how a lat
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -19,7 +21,7 @@ from typing import Any
 from nutshell.data.sources import Source
 from nutshell.data.text import open_parquet
 from nutshell.files import fsync, sha256, write_json
-from nutshell.hub import RemoteFile, check_space, fetch, is_offline, remote_files
+from nutshell.hub import FULL_DISK, RemoteFile, check_space, fetch, is_offline, remote_files
 
 RECORD = ".source.json"
 PARTIAL = ".partial"
@@ -80,7 +82,9 @@ def _fetch(source: Source, folder: Path, record: dict[str, Any], missing: dict[s
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if not any(_is_there(folder / name, record) for name in record["files"]):
-            shutil.rmtree(folder, ignore_errors=True)
+            (folder / RECORD).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # there may be files of the user's
+                folder.rmdir()
 
 
 def _check_known(source: Source, found: list[RemoteFile]) -> None:
@@ -149,8 +153,12 @@ def _download_url(source: Source, folder: Path, url: str, note: Callable[[str], 
         raise ValueError(f"{url} is no whole .zip ({error}). Run it again, or give another --url.") from error
     except urllib.error.HTTPError as error:
         raise ValueError(f"{url} answers {error.code}. Give its address of today: --url.") from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise ValueError(f"{url} cannot be reached ({error}). --url names another address, HTTPS_PROXY a proxy.") from None
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise ValueError(f"{folder}: the disk is full. Make room and run it again.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     note(f"{folder}: fetched, sha256 {facts['sha256'][:16]}...; licence: {source.licence}")
