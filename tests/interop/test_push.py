@@ -47,6 +47,15 @@ def test_a_run_is_pushed_as_its_newest_model(hub_server, command, portable, tmp_
     assert "# step-000001" in (arrived(hub_server, tmp_path / "arrived") / "README.md").read_text()
 
 
+def test_gguf_goes_up_as_it_is(hub_server, command, portable, tmp_path):
+    assert command("export", "gguf", portable, tmp_path / "gguf")[0] == 0
+    code, _, err = command("push", tmp_path / "gguf", "me/acorn")
+    assert code == 0, err
+    folder = arrived(hub_server, tmp_path / "arrived")
+    assert {path.name for path in folder.iterdir()} == {"README.md", *(path.name for path in (tmp_path / "gguf").iterdir())}
+    assert "tags: [nutshell]" in (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("fault", "says"),
     [

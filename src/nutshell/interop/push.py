@@ -11,6 +11,8 @@ from nutshell.checkpoint import find
 from nutshell.hub import is_offline, upload
 from nutshell.interop.hf_export import export_hf
 
+GGUF_CARD = "# {name}\n\nA language model trained with nutshell, as GGUF for llama.cpp. `Modelfile` is Ollama's.\n"
+
 
 def push(model: Path, repository: str, *, private: bool = False, tags: tuple[str, ...] = (), licence: str = "") -> str:
     """Upload a run, a model folder or a folder that `nutshell export` made; the address of the commit.
@@ -28,13 +30,15 @@ def push(model: Path, repository: str, *, private: bool = False, tags: tuple[str
         folder = model
         if not is_export(model):
             folder = export_hf(find(model), Path(temporary) / "export")
-        card = (folder / "README.md").read_text(encoding="utf-8")
+        page = folder / "README.md"
+        card = page.read_text(encoding="utf-8") if page.is_file() else GGUF_CARD.format(name=repository.split("/")[1])
         return upload(folder, repository, private=private, card=with_metadata(card, tags, licence))
 
 
 def is_export(folder: Path) -> bool:
-    """Whether `nutshell export`, or the user, made the folder for others: it has a card."""
-    return (folder / "README.md").is_file() and not (folder / "manifest.json").exists() and not (folder / "plan.json").exists()
+    """Whether `nutshell export`, or the user, made the folder for others: it has a card or is GGUF."""
+    ours = (folder / "manifest.json").exists() or (folder / "plan.json").exists()
+    return not ours and ((folder / "README.md").is_file() or any(folder.glob("*.gguf")))
 
 
 def with_metadata(card: str, tags: tuple[str, ...], licence: str) -> str:
