@@ -143,7 +143,7 @@ def read_any(file: Path, choice: Choice, columns: set[str]) -> Iterator[str]:
         return iter([_pdf_text(file)])
     if kind in TEXT_KINDS and kind not in (".txt", ".md"):
         return read_file(file, columns, choice.column)
-    blocks = text_blocks(file, choice.encoding or _encoding(file, kind))
+    blocks = text_blocks(file, codecs.lookup(choice.encoding).name if choice.encoding else _encoding(file, kind))
     if kind in TABLES:
         return row_documents(_table_rows(file, _lines(blocks), kind), columns, choice.column)
     if kind in PAGES:
