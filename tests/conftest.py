@@ -64,6 +64,21 @@ def run_command(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def hub_server(monkeypatch):
+    """A hub on this machine that this process talks to; see hub_server.py."""
+    from hub_server import HubServer
+    from huggingface_hub import constants
+
+    server = HubServer()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)  # HF_ENDPOINT is read once, when huggingface_hub is imported
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the pauses between attempts
+    yield server
+    server.close()
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     """What this machine lacks, in one line."""
     skipped = terminalreporter.stats.get("skipped", [])

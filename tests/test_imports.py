@@ -15,7 +15,8 @@ ALLOWED = {
     "files": set(),
     "runtime": set(),
     "metrics": {"files"},
-    "data": {"files"},
+    "hub": {"files"},
+    "data": {"files", "hub"},
     "tokenizer": {"data", "files"},  # training reads files by the one reader of text, imported when it is needed
     "model": set(),
     "checkpoint": {"files", "model", "tokenizer"},
@@ -25,7 +26,7 @@ ALLOWED = {
     "tasks": {"data", "files", "infer", "tokenizer"},  # HumanEval runs programs in the sandbox
     "infer": {"model", "tokenizer"},
     "eval": {"infer", "tasks", "data", "files", "tokenizer", "model"},
-    "interop": {"checkpoint", "files", "model", "tokenizer"},
+    "interop": {"checkpoint", "files", "hub", "model", "tokenizer"},
     "serve": {"checkpoint", "files", "infer", "tokenizer"},
     "train": {
         "checkpoint",

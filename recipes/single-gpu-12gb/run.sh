@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# One consumer card of 12 GB, overnight. Name your text: DATA=folder recipes/single-gpu-12gb/run.sh
+# One consumer card of 12 GB, overnight. Your own text: DATA=folder recipes/single-gpu-12gb/run.sh
 # Run it again after an interruption: it goes on. Settings go behind it, as for speedrun.sh.
-cd "$(dirname "$0")/../.." && NPROC=${NPROC:-1} RECIPE=recipes/single-gpu-12gb RUN=${RUN:-runs/single-gpu-12gb} exec ./speedrun.sh --data "${DATA:-data/text}" "$@"
+cd "$(dirname "$0")/../.." && NPROC=${NPROC:-1} RECIPE=recipes/single-gpu-12gb RUN=${RUN:-runs/single-gpu-12gb} exec ./speedrun.sh ${DATA:+--data "$DATA"} "$@"

@@ -112,9 +112,13 @@ def fingerprint(path: Path | str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: the old one or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    fsync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        fsync(temporary)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync(path.parent)
 
 

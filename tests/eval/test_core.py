@@ -132,7 +132,7 @@ def test_a_text_longer_than_the_context_loses_its_beginning(tok):
         ("core.yaml", YAML.replace("schema", "poem"), "pronouns is of type 'poem'; accepted: multiple_choice"),
         ("core.yaml", YAML.replace("label: ends", "label: odds"), "has no random baseline of odds"),
         ("eval_data/b/ends.jsonl", '{"context": "x"}\n', r"ends.jsonl, line 1: continuation missing"),
-        ("eval_data/b/ends.jsonl", None, r"ends.jsonl does not exist; .*eval_bundle.zip"),
+        ("eval_data/b/ends.jsonl", None, r"ends.jsonl does not exist; .*data download core"),
     ],
 )
 def test_a_broken_bundle_is_named(bundle, tmp_path, file, text, message):

@@ -141,7 +141,7 @@ def test_missing_folders_are_named_with_what_to_get(name, tmp_path):
         load_task(name)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_task(name, data_folder=tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"does not exist; .*(the data set is|archive is)"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist; .*nutshell data download"):
         load_task(name, data_folder=tmp_path)
 
 

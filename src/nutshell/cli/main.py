@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nutshell.cli import generate, interop, model, tokenizer, train
+from nutshell.cli import generate, hub, interop, model, tokenizer, train
 
 BAD_INPUT = (ValueError, MemoryError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -37,6 +37,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "serve": model.serve,
     "export": interop.export,
     "import": interop.import_,
+    "push": hub.push,
     "speedrun": train.speedrun,
 }
 

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from nutshell.cli import hub
 from nutshell.cli.recipe import open_runtime, read_recipe, read_study
 
 
@@ -57,7 +58,9 @@ def speedrun(arguments: list[str]) -> Any:
 
 
 def data(arguments: list[str]) -> Any:
-    """Write the training text as shards: the embedded primer, or your own files."""
+    """Write the training text as shards. `data download` fetches named text, `data import` takes any files."""
+    if arguments and (verb := {"download": hub.download, "import": hub.import_data}.get(arguments[0])):
+        return verb(arguments[1:])
     recipe = read_recipe("data", arguments, data.__doc__)
     from nutshell.data.shards import open_shards
     from nutshell.run.lock import run_lock

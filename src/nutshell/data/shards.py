@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +45,7 @@ def prepare_shards(
             return folder
         raise ValueError(f"{folder} holds shards of other data or settings; delete it or choose another folder")
     layout = Layout(**options)
-    _write(folder, source, layout, lambda partial: shuffle_files(found.train, found.val, partial, layout, found.columns))
+    write_with(lambda beside: shuffle_files(found.train, found.val, beside, layout, found.columns), folder, source, layout)
     manifest = read_manifest(folder)
     documents, dropped = manifest["documents"], manifest["duplicates_dropped"]
     line = f"{found.summary()}; {documents['train']} documents to train on, {documents['val']} held out"
@@ -57,38 +58,50 @@ def is_shard_folder(folder: Path | str) -> bool:
     return all(any(Path(folder).glob(f"{split}-*.parquet")) for split in SPLITS)
 
 
-def write_shards(documents: Iterable[str], folder: Path | str, *, source: Any = None, **options: Any) -> Path:
+def write_shards(
+    documents: Iterable[str],
+    folder: Path | str,
+    *,
+    held_out: Iterable[str] = (),
+    buckets: int = 1,
+    source: Any = None,
+    **options: Any,
+) -> Path:
     """Write documents as shuffled train and val shards with a ``manifest.json``; returns the folder.
 
-    Exact duplicates are dropped. ``options`` are those of `Layout`. The folder appears by one rename, complete.
+    Exact duplicates are dropped. Where nothing is ``held_out``, a part of the documents is. Memory holds one of ``buckets`` parts
+    of the text. ``options`` are those of `Layout`. The folder appears by one rename, complete.
     """
     layout, folder = Layout(**options), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; delete it or choose another folder for the shards")
-    _write(folder, source, layout, lambda partial: shuffle_documents(documents, partial, layout), resume=False)
+    shuffle = partial(shuffle_documents, documents, layout=layout, held_out=held_out, buckets=buckets)
+    write_with(shuffle, folder, source, layout, resume=False)
     return folder
 
 
-def _write(folder: Path, source: Any, layout: Layout, shuffle: Callable[[Path], dict[str, Any]], *, resume: bool = True) -> None:
+def write_with(
+    shuffle: Callable[[Path], dict[str, Any]], folder: Path, source: Any, layout: Layout, *, resume: bool = True
+) -> None:
     """Make the shards beside `folder` and rename them to it. What an interrupted call left there is gone on with, if it was of
     the same source and layout; an error leaves nothing."""
-    partial = folder.with_name(f".{folder.name}.partial")
+    beside = folder.with_name(f".{folder.name}.partial")
     plan = json.dumps([source, asdict(layout)])
-    begun = partial / "parts" / "source.json"
+    begun = beside / "parts" / "source.json"
     if not (resume and begun.exists() and begun.read_text(encoding="utf-8") == plan):
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
         begun.parent.mkdir(parents=True)
         write_text(begun, plan)
     try:
-        facts = shuffle(partial)
-        write_json(partial / MANIFEST, {"format": "nutshell-shards-1", "seed": layout.seed, **facts, "source": source})
+        facts = shuffle(beside)
+        write_json(beside / MANIFEST, {"format": "nutshell-shards-1", "seed": layout.seed, **facts, "source": source})
     except Exception:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
         raise
     shutil.rmtree(begun.parent)
     if folder.exists():
         folder.rmdir()
-    partial.rename(folder)
+    beside.rename(folder)
     fsync(folder.parent)
 
 

@@ -88,14 +88,17 @@ def shuffle_files(
     scattered = list(_each(_scatter_file, jobs, workers))
     for record in scattered:
         columns.update(record.pop("columns"))
-    return _shards_of(folder, scattered, buckets, layout, workers)
+    return shards_of(folder, scattered, buckets, layout, workers)
 
 
-def shuffle_documents(documents: Documents, folder: Path, layout: Layout) -> dict[str, Any]:
+def shuffle_documents(
+    documents: Documents, folder: Path, layout: Layout, held_out: Documents = (), buckets: int = 1
+) -> dict[str, Any]:
     """The same for documents from elsewhere, in one process: {files: {name: facts}, documents, characters by split,
     duplicates_dropped}. ValueError where there is none."""
-    record = scatter(documents, folder / "parts", "train-00000", 1, layout.seed)
-    return _shards_of(folder, [record], 1, layout, 1)
+    splits = (("val", held_out), ("train", documents))
+    records = [scatter(texts, folder / "parts", f"{split}-00000", buckets, layout.seed) for split, texts in splits]
+    return shards_of(folder, records, buckets, layout, 1)
 
 
 def _each(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
@@ -186,7 +189,7 @@ def bucket_of(hashes: np.ndarray, buckets: int) -> np.ndarray:
 # ---- pass 2 --------------------------------------------------------------------------------------------------------
 
 
-def _shards_of(folder: Path, scattered: list[dict[str, Any]], buckets: int, layout: Layout, workers: int) -> dict[str, Any]:
+def shards_of(folder: Path, scattered: list[dict[str, Any]], buckets: int, layout: Layout, workers: int) -> dict[str, Any]:
     """Turn the parts into shards, numbered in the order of the buckets."""
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
     for record in scattered:

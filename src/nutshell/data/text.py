@@ -182,35 +182,40 @@ def names_of(files: list[Path]) -> str:
     return ", ".join(map(shown, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
-def read_file(file: Path, columns: set[str] | None = None) -> Iterator[str]:
-    """The documents of one file that are more than white space; a column with another name than "text" joins `columns`."""
+def read_file(file: Path, columns: set[str] | None = None, column: str = "") -> Iterator[str]:
+    """The documents of one file that are more than white space, of `column` where that is named and the file has columns; one
+    with another name than "text" joins `columns`."""
     kind = kind_of(file)
     if kind == ".parquet":
-        documents: Iterator[str] = (text for part in text_columns(file, columns) for text in part.to_pylist())
+        documents: Iterator[str] = (text for part in text_columns(file, columns, column) for text in part.to_pylist())
     elif kind in (".txt", ".md"):
         limit = min(LONGEST_CUT, max(SHORTEST_CUT, file.stat().st_size // 128))
         documents = split_text(text_blocks(file), limit)
     else:
-        documents = _row_documents(file, columns)
+        documents = row_documents(json_rows(file), columns, column)
     return (document for document in documents if document and not document.isspace())
 
 
-def text_blocks(file: Path) -> Iterator[str]:
-    """The text of a file in blocks, line ends made ``\\n``, a byte order mark left out."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+def text_blocks(file: Path, encoding: str = "utf-8") -> Iterator[str]:
+    """The text of a file in blocks, line ends made ``\\n``, a byte order mark left out. ValueError for bytes that are none."""
+    decoder = codecs.getincrementaldecoder(encoding)()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     position, block = 0, b""
     for block in read_blocks(file):
-        if (at := block.find(0)) >= 0:
+        if encoding == "utf-8" and (at := block.find(0)) >= 0:
             raise not_utf8(file, position + at, block, at)
         held = decoder.getstate()[0]
         try:
             text = decoder.decode(block)
-        except UnicodeDecodeError as error:
-            raise not_utf8(file, position - len(held) + error.start, held + block, error.start) from None
+        except UnicodeError as error:  # of UTF-16 without a mark it is no UnicodeDecodeError
+            if encoding == "utf-8" and isinstance(error, UnicodeDecodeError):
+                raise not_utf8(file, position - len(held) + error.start, held + block, error.start) from None
+            raise ValueError(f"{shown(file)} is not {encoding} text ({str(error)[:200]})") from None
         yield newlines.decode(text.removeprefix("\ufeff") if position == 0 else text)
         position += len(block)
-    if held := decoder.getstate()[0]:
+    if (held := decoder.getstate()[0]) and encoding != "utf-8":
+        raise ValueError(f"{shown(file)} is not {encoding} text: it ends inside a character")
+    if held:
         raise not_utf8(file, position - len(held), held, 0)
     yield newlines.decode("", final=True)
 
@@ -248,8 +253,10 @@ def find_column(names: Iterable[str]) -> str | None:
     return next((known[name] for name in COLUMNS if name in known), None)
 
 
-def _column_of(where: str, names: list[str], columns: set[str] | None = None) -> str:
-    found = find_column(names)
+def _column_of(where: str, names: list[str], columns: set[str] | None = None, column: str = "") -> str:
+    if column and column not in names:
+        raise ValueError(f"{where}: no column {column!r}; found {', '.join(map(str, names[:20])) or 'none'}")
+    found = column or find_column(names)
     if found is None:
         hint = "; these look like conversations, which are read for fine-tuning"
         hint = hint if "messages" in names else f"; accepted are {', '.join(COLUMNS)}"
@@ -259,13 +266,14 @@ def _column_of(where: str, names: list[str], columns: set[str] | None = None) ->
     return found
 
 
-def _row_documents(file: Path, columns: set[str] | None) -> Iterator[str]:
-    column = "text"
-    for where, row in json_rows(file):
+def row_documents(rows: Iterable[tuple[str, Any]], columns: set[str] | None, asked: str = "") -> Iterator[str]:
+    """The text of rows, which come with their places for messages."""
+    column = asked or "text"
+    for where, row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a {type(row).__name__} where an object with the column {column!r} is expected")
         if column not in row:
-            column = _column_of(where, list(row), columns)
+            column = _column_of(where, list(row), columns, asked)
         text = row[column]
         if text is not None and not isinstance(text, str):
             raise ValueError(f"{where}: column {column!r} holds a {type(text).__name__}, not a string")
@@ -283,19 +291,19 @@ def open_parquet(file: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
         raise ValueError(f"{shown(file)} cannot be read as Parquet ({error}): it is damaged or incomplete") from error
 
 
-def text_columns(file: Path, columns: set[str] | None = None) -> Iterator[pyarrow.LargeStringArray]:
+def text_columns(file: Path, columns: set[str] | None = None, column: str = "") -> Iterator[pyarrow.LargeStringArray]:
     """The text of a Parquet file, some rows at a time, null as "": columns of strings or of UTF-8 bytes, dictionaries too."""
     with open_parquet(file) as parquet:
-        name = text_column(file, parquet.schema_arrow, columns)
+        name = text_column(file, parquet.schema_arrow, columns, column)
         row = 0
         for batch in parquet.iter_batches(batch_size=1024, columns=[name]):
             yield as_text(batch.column(0), f"{shown(file)}, row", row)
             row += len(batch)
 
 
-def text_column(file: Path, schema: pyarrow.Schema, columns: set[str] | None = None) -> str:
+def text_column(file: Path, schema: pyarrow.Schema, columns: set[str] | None = None, asked: str = "") -> str:
     """The name of a Parquet file's column of text. ValueError where it has none, or one that holds something else."""
-    column = _column_of(shown(file), schema.names, columns)
+    column = _column_of(shown(file), schema.names, columns, asked)
     kind = schema.field(column).type
     value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     if str(value) not in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view"):

@@ -20,8 +20,8 @@ from nutshell.tasks.task import (
 
 SUBSETS = {"arc-easy": "ARC-Easy", "arc-challenge": "ARC-Challenge"}
 NEEDS = (
-    "JSON lines with question, choices (text, label) and answerKey; the data set is allenai/ai2_arc on huggingface.co, "
-    "one file a split as ARC-Easy-test.jsonl"
+    "JSON lines with question, choices (text, label) and answerKey, one file a split as ARC-Easy-test.jsonl; "
+    "`nutshell data download arc` fetches them"
 )
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from nutshell.tasks.task import needed_folder, read_rows
 
 BUNDLE = (
-    "the files of the CORE evaluation bundle (core.yaml, eval_meta_data.csv, eval_data/); its archive is "
-    "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+    "the files of the CORE evaluation bundle (core.yaml, eval_meta_data.csv, eval_data/), which "
+    "`nutshell data download core` fetches"
 )
 FIELDS = {
     "multiple_choice": ("query", "choices", "gold"),

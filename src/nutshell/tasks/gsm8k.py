@@ -19,8 +19,8 @@ from nutshell.tasks.task import (
 )
 
 NEEDS = (
-    "JSON lines with question and answer, the answer ending in #### and the result; the data set is openai/gsm8k on "
-    "huggingface.co, one file a split as test.jsonl"
+    "JSON lines with question and answer, the answer ending in #### and the result, one file a split as test.jsonl; "
+    "`nutshell data download gsm8k` fetches them"
 )
 MAX_TOKENS = 512
 _FINAL = re.compile(r"####\s*(-?[\d,]*\.?\d+)")

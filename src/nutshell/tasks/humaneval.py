@@ -10,7 +10,7 @@ from nutshell.infer.checker import check_program
 from nutshell.infer.sandbox import Sandbox
 from nutshell.tasks.task import Item, Task, needed_folder, read_rows, subsample
 
-NEEDS = "JSON lines with prompt, test and entry_point; the data set is openai/openai_humaneval on huggingface.co"
+NEEDS = "JSON lines with prompt, test and entry_point; `nutshell data download humaneval` fetches them"
 MAX_TOKENS = 512
 TIMEOUT_SECONDS = 5.0
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)

@@ -18,8 +18,8 @@ from nutshell.tasks.task import (
 )
 
 NEEDS = (
-    "JSON lines with question, subject, choices (4) and answer (0 to 3); the data set is cais/mmlu on huggingface.co, "
-    "one file a split as test.jsonl"
+    "JSON lines with question, subject, choices (4) and answer (0 to 3), one file a split as test.jsonl; "
+    "`nutshell data download mmlu` fetches them"
 )
 
 

@@ -1,0 +1,180 @@
+"""Named data into a folder: only what is missing is fetched, and a file appears when its bytes are proven.
+
+A hidden record beside the files says which commit they are of, and is how a later call knows what is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import threading
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nutshell.data.sources import Source
+from nutshell.data.text import open_parquet
+from nutshell.files import fsync, sha256, write_json
+from nutshell.hub import FULL_DISK, RemoteFile, check_space, fetch, is_offline, remote_files
+
+RECORD = ".source.json"
+PARTIAL = ".partial"
+
+
+def download(
+    source: Source, folder: Path, *, shards: int | None = None, url: str = "", note: Callable[[str], object] = lambda line: None
+) -> list[Path]:
+    """Bring a source into `folder` and return its files; `note` hears one line of what was done.
+
+    ValueError where the network, the hub or the disk do not allow it, or where `folder` holds files of something else. Files that
+    had arrived stay, and the next call goes on with the rest.
+    """
+    if source.url:
+        return _download_url(source, folder, url or source.url, note)
+    if url:
+        raise ValueError(f"--url is for sources that are no hub repository; {source.folder} is {source.repository}.")
+    wanted = source.wanted(shards)
+    record = _read_record(source, folder)
+    missing = {name: path for name, path in wanted.items() if not _is_there(folder / name, record)}
+    if foreign := [name for name in missing if (folder / name).exists() and name not in record["files"]]:
+        raise ValueError(f"{folder / foreign[0]} is there and was not downloaded. Move it away, or give another --out.")
+    if missing and is_offline():
+        lacking = f"{folder} lacks {len(missing)} of {len(wanted)} files of {source.repository}"
+        raise ValueError(f"{lacking}, and HF_HUB_OFFLINE is set.")
+    if missing:
+        # The commit of the first call stands, so that all files are of one state of a branch.
+        record["commit"], found = remote_files(source.repository, record["commit"] or source.revision, [*missing.values()])
+        _check_known(source, found)
+        _fetch(source, folder, record, missing, found)
+    size = sum((folder / name).stat().st_size for name in wanted)
+    state = f"{len(missing)} fetched" if missing else "all there"
+    commit = f"{source.repository} at {record['commit'][:8]}"
+    note(f"{folder}: {len(wanted)} files, {size / 1e6:,.1f} MB, {state}; {commit}; licence: {source.licence}")
+    return [folder / name for name in wanted]
+
+
+def _fetch(source: Source, folder: Path, record: dict[str, Any], missing: dict[str, str], found: list[RemoteFile]) -> None:
+    names = {path: name for name, path in missing.items()}
+    partial, lock = folder / PARTIAL, threading.Lock()
+    shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
+    check_space(folder, sum(file.bytes for file in found))
+    partial.mkdir(parents=True)
+
+    def arrived(file: RemoteFile, place: Path) -> None:
+        name = names[file.path]
+        if name.endswith(".jsonl") and file.path.endswith(".parquet"):
+            place = _to_json_lines(place)
+        facts = {"path": file.path, "bytes": place.stat().st_size, "sha256": file.sha256, "git_sha1": file.git_sha1}
+        fsync(place)
+        with lock:
+            record["files"][name] = facts
+            write_json(folder / RECORD, record)  # first: a file without a record is somebody else's
+            os.replace(place, folder / name)
+
+    try:
+        fetch(source.repository, record["commit"], found, partial, arrived)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not any(_is_there(folder / name, record) for name in record["files"]):
+            (folder / RECORD).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # there may be files of the user's
+                folder.rmdir()
+
+
+def _check_known(source: Source, found: list[RemoteFile]) -> None:
+    for file in found:
+        if (known := source.sha256.get(file.path)) and file.sha256 != known:
+            wrong = f"the hub has {file.sha256 or 'another file'}, known is {known}"
+            raise ValueError(f"{source.repository}: {file.path} is not what it was: {wrong}. Can HF_ENDPOINT be trusted?")
+
+
+def _read_record(source: Source, folder: Path) -> dict[str, Any]:
+    fresh: dict[str, Any] = {"repository": source.repository, "commit": "", "files": {}}
+    path = folder / RECORD
+    if not path.exists():
+        return fresh
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record["repository"] != source.repository:
+        raise ValueError(f"{folder} holds {record['repository']}, not {source.repository}. Give another --out.")
+    return record
+
+
+def _is_there(file: Path, record: dict[str, Any]) -> bool:
+    """Renamed into place when whole, so its size is proof enough."""
+    facts = record["files"].get(file.name)
+    return facts is not None and file.is_file() and file.stat().st_size == facts["bytes"]
+
+
+def _to_json_lines(file: Path) -> Path:
+    """A Parquet file rewritten as JSON lines beside it, which take its place."""
+    lines = file.with_suffix(".jsonl")
+    with open_parquet(file) as parquet, lines.open("w", encoding="utf-8", newline="\n") as out:
+        for batch in parquet.iter_batches(batch_size=1024):
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
+    file.unlink()
+    return lines
+
+
+# ---- one file at an address ----------------------------------------------------------------------------------------
+
+
+def _download_url(source: Source, folder: Path, url: str, note: Callable[[str], object]) -> list[Path]:
+    """One file, or the files of a .zip; the folder appears complete."""
+    if (folder / RECORD).exists():
+        note(f"{folder}: all there; licence: {source.licence}")
+        return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RECORD)
+    if folder.exists():
+        raise ValueError(f"{folder} is there and was not downloaded. Move it away, or give another --out.")
+    if is_offline():
+        raise ValueError(f"{folder} is not there, and HF_HUB_OFFLINE is set.")
+    partial = folder.with_name(f".{folder.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    check_space(folder, int(2 * source.megabytes * 1e6))  # a .zip and what it holds
+    partial.mkdir(parents=True)
+    file = partial / url.split("?")[0].rsplit("/", 1)[-1]
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, file.open("wb") as out:
+            shutil.copyfileobj(answer, out, 1 << 20)
+            promised = answer.headers.get("Content-Length")
+        if promised and file.stat().st_size != int(promised):
+            raise ValueError(f"{url} ended after {file.stat().st_size} of {promised} bytes. Run it again.")
+        facts: dict[str, Any] = {"repository": url, "commit": "", "sha256": sha256(file), "files": {}}
+        if file.suffix == ".zip":
+            _unpack(file, partial)
+        write_json(partial / RECORD, facts)
+        partial.rename(folder)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{url} is no whole .zip ({error}). Run it again, or give another --url.") from error
+    except urllib.error.HTTPError as error:
+        raise ValueError(f"{url} answers {error.code}. Give its address of today: --url.") from None
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        raise ValueError(f"{url} cannot be reached ({error}). --url names another address, HTTPS_PROXY a proxy.") from None
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise ValueError(f"{folder}: the disk is full. Make room and run it again.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    note(f"{folder}: fetched, sha256 {facts['sha256'][:16]}...; licence: {source.licence}")
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RECORD)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """The files of a .zip without the one folder that holds them all."""
+    with zipfile.ZipFile(archive) as packed:
+        names = [name for name in packed.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")]
+        top = os.path.commonpath([*names]) if len(names) > 1 else ""
+        for name in names:
+            target = folder / os.path.relpath(name, top or ".")
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{archive.name} holds {name}, which lies outside of it: it was not unpacked.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with packed.open(name) as content, target.open("wb") as out:
+                shutil.copyfileobj(content, out, 1 << 20)
+    archive.unlink()

@@ -1,0 +1,52 @@
+"""A model onto the hub, with a card that says what it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+from nutshell.checkpoint import find
+from nutshell.hub import is_offline, upload
+from nutshell.interop.hf_export import export_hf
+
+GGUF_CARD = "# {name}\n\nA language model trained with nutshell, as GGUF for llama.cpp. `Modelfile` is Ollama's.\n"
+
+
+def push(model: Path, repository: str, *, private: bool = False, tags: tuple[str, ...] = (), licence: str = "") -> str:
+    """Upload a run, a model folder or a folder that `nutshell export` made; the address of the commit.
+
+    A run or model folder goes up as `export hf` writes it. `tags` and `licence` join the card's. ValueError for a name that is
+    none, a folder that is no model, offline mode, and what the hub refuses.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository, re.ASCII):
+        raise ValueError(f"repository is {repository!r}; accepted: OWNER/NAME of letters, digits, - _ and .")
+    if wrong := [tag for tag in (*tags, *([licence] if licence else [])) if not re.fullmatch(r"[\w.:-]+", tag)]:
+        raise ValueError(f"{wrong[0]!r} is no tag or licence; accepted: letters, digits, - _ . and :, such as mit.")
+    if is_offline():
+        raise ValueError(f"{model} is not pushed: HF_HUB_OFFLINE is set. Unset it to reach the hub.")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = model
+        if not is_export(model):
+            folder = export_hf(find(model), Path(temporary) / "export")
+        page = folder / "README.md"
+        card = page.read_text(encoding="utf-8") if page.is_file() else GGUF_CARD.format(name=repository.split("/")[1])
+        return upload(folder, repository, private=private, card=with_metadata(card, tags, licence))
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `nutshell export`, or the user, made the folder for others: it has a card or is GGUF."""
+    ours = (folder / "manifest.json").exists() or (folder / "plan.json").exists()
+    return not ours and ((folder / "README.md").is_file() or any(folder.glob("*.gguf")))
+
+
+def with_metadata(card: str, tags: tuple[str, ...], licence: str) -> str:
+    """The card with more tags and a licence at its head."""
+    if not card.startswith("---\n"):
+        card = f"---\ntags: [nutshell]\n---\n\n{card}"
+    known = re.search(r"^tags: \[(.*)\]$", card, re.MULTILINE)
+    if known and tags:
+        names = dict.fromkeys([*filter(None, re.split(r",\s*", known[1])), *map(json.dumps, tags)])
+        card = card.replace(known[0], f"tags: [{', '.join(names)}]", 1)
+    return card.replace("---\n", f"---\nlicense: {licence}\n", 1) if licence else card

@@ -1,0 +1,206 @@
+"""Anybody's files as shards: every kind is read, what is left out is counted, and nothing half is written."""
+
+import bz2
+import gzip
+import json
+import os
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nutshell.data.importing import html_text
+from nutshell.data.near_duplicates import NearDuplicates, sequences
+from nutshell.data.shards import open_shards
+
+
+def pdf(text: str) -> bytes:
+    """The least that is a PDF."""
+    drawn = f"BT /F1 12 Tf 20 20 Td ({text}) Tj ET"
+    objects = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        "<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        "<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 300]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
+        f"<</Length {len(drawn)}>>stream\n{drawn}\nendstream",
+        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+    ]
+    content, places = "%PDF-1.4\n", []
+    for number, body in enumerate(objects, 1):
+        places.append(len(content))
+        content += f"{number} 0 obj\n{body}\nendobj\n"
+    table = "".join(f"{place:010d} 00000 n \n" for place in places)
+    end = f"xref\n0 6\n0000000000 65535 f \n{table}trailer\n<</Size 6/Root 1 0 R>>\nstartxref\n{len(content)}\n%%EOF\n"
+    return (content + end).encode()
+
+
+def texts(folder) -> set[str]:
+    shards = open_shards(folder)
+    return {text for split in ("train", "val") for block in range(shards.blocks(split)) for text in shards.read(split, block)}
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """A folder with a document of every kind, and what each says."""
+    folder = tmp_path / "notes"
+    (folder / "deep").mkdir(parents=True)
+    files = {
+        "a.txt": b"plain",
+        "b.md": b"# Marked",
+        "deep/code.py": b"def f():\n    return 1\n",
+        "page.html": b"<head><title>t</title></head><p>One <b>two</b>.<p>Three<script>no()</script>",
+        "table.csv": b'id,text\n1,"in a, cell"\n2,"two\nlines"\n',
+        "tabs.tsv": b"text\tid\nparted by tabs\t1\n",
+        "rows.jsonl": b'{"text": "a row"}\n{"text": "another row"}\n',
+        "list.json": b'[{"content": "in a list"}]',
+        "packed.txt.gz": gzip.compress(b"packed with gzip"),
+        "packed.jsonl.bz2": bz2.compress(b'{"text": "packed with bzip2"}'),
+        "wide.txt": "weit: äöü".encode("utf-16"),
+        "marked.txt": b"\xef\xbb\xbfwith a mark",
+        "latin.html": "<meta charset='latin-1'><p>caf\xe9".encode("latin-1"),
+        "picture.png": b"\x89PNG",
+        ".hidden.txt": b"hidden",
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array(["in parquet"]).dictionary_encode()}), folder / "p.parquet")
+    (folder / "loop").symlink_to(folder)
+    (folder / "deep" / "again.txt").symlink_to(folder / "a.txt")
+    return folder
+
+
+def test_every_kind_is_read_once(notes, run_command, tmp_path):
+    code, out, err = run_command("data import notes --out shards --val-fraction 0.1")
+    assert code == 0, err
+    found = texts(tmp_path / "shards")
+    said = {
+        "plain", "# Marked", "def f():\n    return 1", "One two.\n\nThree", "in a, cell", "two\nlines", "parted by tabs", "a row",
+        "another row", "in a list", "packed with gzip", "packed with bzip2", "weit: äöü", "with a mark", "café", "in parquet",
+    }  # fmt: skip
+    assert {text.removesuffix(" ...") for text in found} == said
+    assert "1 .png" in out and "column content" in out  # noqa: PT018
+    assert "took" in out.splitlines()[0]
+
+
+def test_a_pdf(run_command, tmp_path):
+    pytest.importorskip("pypdf", reason="pypdf is not installed")
+    (tmp_path / "paper.pdf").write_bytes(pdf("Said in a PDF"))
+    (tmp_path / "more.txt").write_text("Said in a note")
+    code, _, err = run_command("data import paper.pdf more.txt --out shards")
+    assert code == 0, err
+    assert texts(tmp_path / "shards") == {"Said in a PDF", "Said in a note"}
+    (tmp_path / "paper.pdf").write_bytes(pdf("")[:60])
+    code, _, err = run_command("data import paper.pdf --out other")
+    assert code == 2
+    assert "paper.pdf cannot be read as PDF" in err
+
+
+def test_a_pdf_without_pypdf_says_how_to_install_it(run_command, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pypdf", None)
+    (tmp_path / "paper.pdf").write_bytes(pdf("Said in a PDF"))
+    code, _, err = run_command("data import paper.pdf --out shards")
+    assert (code, os.path.exists(tmp_path / "shards")) == (2, False)
+    assert "pip install 'nutshell-lm[pdf]'" in err
+
+
+@pytest.mark.parametrize("content", [b"first line\nsecond line\n", b'{"text": "first line"}\n{"text": "second line"}\n'])
+def test_standard_input(run_command, tmp_path, content):
+    code, _, err = run_command("data import - --lines --out shards", stdin=content)
+    assert code == 0, err
+    assert texts(tmp_path / "shards") == {"first line", "second line"}
+
+
+def test_filters_count_what_they_leave_out(run_command, tmp_path):
+    rows = ["no", "right length", "right length", "also right", "much too long" * 9]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"said": row}) + "\n" for row in rows))
+    code, out, err = run_command("data import rows.jsonl --column said --min-chars 3 --max-chars 50 --out shards --json")
+    assert code == 0, err
+    assert texts(tmp_path / "shards") == {"right length", "also right"}
+    assert json.loads(out)["left_out"] == {"too short": 1, "too long": 1, "equal documents": 1}
+
+
+def test_folders_named_for_validation_are_held_out(run_command, tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / "text" / split).mkdir(parents=True)
+        (tmp_path / "text" / split / "a.html").write_text(f"<p>for {split}")
+    assert run_command("data import text --out shards")[0] == 0
+    shards = open_shards(tmp_path / "shards")
+    assert (shards.read("train", 0), shards.read("val", 0)) == (["for train"], ["for validation"])
+
+
+@pytest.mark.parametrize(
+    ("files", "line", "says"),
+    [
+        ({"a.jsonl": b'{"text": "x"}\nbroken'}, "a.jsonl", "a.jsonl, line 2: not JSON"),
+        ({"a.txt": b"caf\xe9"}, "a.txt", "is not UTF-8 text"),
+        ({"a.txt": b"ab\x00"}, "a.txt --encoding utf-16", "a.txt is not utf-16 text"),
+        ({"a.csv": b"x,y\n1,2\n"}, "a.csv", "no column 'text'; found x, y"),
+        ({"a.csv": b"x,y\n1,2\n"}, "a.csv --column z", "no column 'z'; found x, y"),
+        ({"a.html": b"<p> "}, "a.html", "no document to write"),
+        ({"a.exe": b"MZ"}, "a.exe", "has suffix '.exe'; accepted are .txt"),
+        ({}, "nowhere", "nowhere does not exist"),
+        ({"a.txt": b"x"}, "a.txt --encoding klingon", "--encoding klingon is unknown"),
+        ({"a.txt": b"x"}, "a.txt --min-chars 9 --max-chars 2", "--max-chars 2; accepted"),
+        ({"a.txt": b"x"}, "a.txt --near-duplicates 8", "accepted: 0.5 to 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(run_command, tmp_path, files, line, says):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    code, _, err = run_command(f"data import {line} --out shards")
+    assert code == 2
+    assert says in err
+    assert sorted(os.listdir(tmp_path)) == sorted(files)
+
+
+def test_skip_bad_leaves_out_what_cannot_be_read(run_command, tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/a.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "text/b.txt").write_text("good one, and long enough to be cut in two")
+    code, out, err = run_command("data import text --skip-bad --out shards")
+    assert code == 0, err
+    assert "1 unreadable .txt files" in out
+
+
+def test_another_encoding(run_command, tmp_path):
+    for name, text in (("a.txt", "café au lait"), ("b.txt", "thé à la menthe")):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+    assert run_command("data import a.txt b.txt --encoding latin-1 --out shards")[0] == 0
+    assert texts(tmp_path / "shards") == {"café au lait", "thé à la menthe"}
+
+
+def test_html_text():
+    page = (
+        "<html><head><style>p{}</style></head><body><h1>Title</h1><ul><li>one<li>two</ul><td>a<td>b<pre>x\n  y</pre>&amp;&#233;"
+    )
+    assert html_text(page) == "Title\n\none\ntwo\n a b\n\nx\n  y\n\n&é"
+
+
+# ---- near duplicates -----------------------------------------------------------------------------------------------
+
+
+def test_a_near_duplicate_is_left_out_and_another_text_is_not(run_command, tmp_path):
+    draw = np.random.default_rng(0)
+    story = " ".join(f"word{n}" for n in draw.integers(0, 10**6, 400))
+    edited = story.replace(story.split()[200], "changed")  # 5 of 396 sequences differ on each side
+    other = " ".join(f"word{n}" for n in draw.integers(0, 10**6, 400))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in (story, edited, other)))
+    code, out, err = run_command("data import rows.jsonl --near-duplicates 0.9 --out shards --json")
+    assert code == 0, err
+    assert json.loads(out)["left_out"] == {"near duplicates": 1}
+    assert not any("changed" in text for text in texts(tmp_path / "shards"))
+
+
+@given(st.integers(1, 300), st.integers(0, 300), st.integers(0, 2**32))
+def test_minhash_measures_likeness(shared, different, seed):
+    """Against the sets themselves: the standard error of 128 hashes is at most 0.045."""
+    draw = np.random.default_rng(seed)
+    words = [f"w{n}" for n in draw.permutation(10**5)[: shared + 2 * different + 20]]
+    first = " ".join(words[: shared + different + 10])
+    second = " ".join(words[: shared + 10] + words[shared + different + 10 :])
+    sets = {*sequences(first)}, {*sequences(second)}
+    true = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+    seen = NearDuplicates(0.8)
+    assert abs(np.mean(seen.signature(first) == seen.signature(second)) - true) < 0.25
