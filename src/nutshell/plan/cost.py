@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from nutshell.plan.hardware import Timing
-from nutshell.plan.recipe import Recipe, RLConfig
+from nutshell.plan.recipe import DPOConfig, Recipe, RLConfig
 
 VALIDATION_SHARE = 0.03  # of the time of pretraining, for all its validations
 FEWEST_VALIDATION_TOKENS, MOST_VALIDATION_TOKENS = 2**14, 2**20
@@ -31,6 +31,11 @@ def rl_step_seconds(rl: RLConfig, timing: Timing) -> float:
     """
     length = ANSWER_SHARE * rl.max_tokens
     return timing.decode_seconds * length + rl.prompts * rl.samples * length / timing.tokens_per_second
+
+
+def dpo_step_seconds(dpo: DPOConfig, timing: Timing, pair_tokens: float) -> float:
+    """One DPO step: an update on a batch of pairs of so many tokens each."""
+    return dpo.batch * pair_tokens / timing.tokens_per_second
 
 
 def validation(recipe: Recipe, tokens: float) -> tuple[int, int]:

@@ -82,7 +82,7 @@ class StageConfig:
     steps: int = 0
     """Optimizer steps; 0 lets the plan decide."""
     epochs: float = 3.0
-    """Read the conversations at most so often (midtrain and sft); steps that are named win."""
+    """Read the conversations at most so often (midtrain and sft), the pairs just so often (dpo); steps that are named win."""
     lr_fraction: float = 1.0
     """Peak learning rates as a share of pretraining's."""
     primer_share: float = 0.0
@@ -91,6 +91,35 @@ class StageConfig:
     def __post_init__(self) -> None:
         check_ranges(self, {"share": (0, 1), "steps": (0, math.inf), "epochs": (ABOVE_ZERO, 10**6), "lr_fraction": (0, 10**6)})
         check_ranges(self, {"primer_share": (0, 1)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(StageConfig):
+    """Direct preference optimization, where there are pairs of answers."""
+
+    pairs: str = ""
+    """Preferences: a file or folder of rows with prompt, chosen and rejected. Empty leaves the stage out."""
+    beta: float = 0.1
+    """How strongly the model is held to the one before: a smaller beta goes farther."""
+    batch: int = 16
+    """Pairs a step."""
+    held_out: float = 0.1
+    """Share of the pairs, at most 256, that is only scored."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {"beta": (ABOVE_ZERO, 10**6), "batch": (1, math.inf), "held_out": (0, 0.9)})
+        if self.steps and not self.pairs:
+            raise ValueError(f"steps is {self.steps}, but no pairs are named to learn from. Give pairs (--pairs FILE).")
+
+    def held_out_of(self, pairs: int) -> int:
+        """How many of so many pairs are held out."""
+        return min(256, int(self.held_out * pairs))
+
+    def steps_for(self, pairs: int) -> int:
+        """Steps that read so many pairs `epochs` times, those held out aside."""
+        learned = pairs - self.held_out_of(pairs)
+        return self.steps or (math.ceil(self.epochs * learned / min(self.batch, learned)) if learned else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +145,7 @@ class Stages:
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.45))
     midtrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.25, lr_fraction=0.7, primer_share=0.5))
     sft: StageConfig = field(default_factory=lambda: StageConfig(share=0.20, lr_fraction=0.5, primer_share=0.2))
+    dpo: DPOConfig = field(default_factory=lambda: DPOConfig(lr_fraction=0.02))
     rl: RLConfig = field(default_factory=lambda: RLConfig(share=0.10, lr_fraction=0.1))
 
 
@@ -280,6 +310,11 @@ FREE_IN_A_RUN = (
 SOURCES = ("data", "sft", "tokenizer", "init_from")
 """What a run reads of other places. It goes on with its own copy, so the original may be moved, and named at its new place."""
 
+SHORT_FLAGS = {
+    "--init": "--init-from", "--pairs": "--stages.dpo.pairs", "--prompts": "--stages.rl.tasks", "--tasks": "--stages.rl.tasks",
+    "--reward": "--stages.rl.reward",
+}  # fmt: skip
+"""Short for settings of the later stages, at every verb that takes a recipe."""
 OLD_NAMES = {"rows": "micro_batch_size", "lr_scale": "lr_fraction"}
 """Settings by the names they had until version 0.2; understood for one version more, with a note."""
 
@@ -297,11 +332,12 @@ def with_new_names(values: dict) -> dict:
 
 
 def flags_with_new_names(arguments: list[str]) -> list[str]:
-    """The same for flags: --rows 4, --rows=4, --stages.sft.lr-scale 0.5."""
+    """The same for flags: --rows 4, --rows=4, --stages.sft.lr-scale 0.5. Short flags become those of the setting they stand for."""
 
     def replaced(found: re.Match[str]) -> str:
         return found[1] + new_name(found[2].replace("-", "_")).replace("_", "-")
 
+    arguments = [re.sub(r"^--[\w-]+(?==|$)", lambda flag: SHORT_FLAGS.get(flag[0], flag[0]), argument) for argument in arguments]
     return [re.sub(r"^(--(?:[\w-]+\.)*)(rows|lr[-_]scale)(?==|$)", replaced, argument) for argument in arguments]
 
 

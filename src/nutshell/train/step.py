@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nutshell.model.fp8 import quantise_weights
@@ -39,6 +40,19 @@ class StepResult:
 def next_token_loss(model: nn.Module, batch: MicroBatch) -> Tensor:
     """Mean cross-entropy of a micro-batch's targets, each times its weight where there are weights."""
     return model(batch.ids, batch.targets, batch.weights, batch.offsets)
+
+
+def target_logprobs(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Log-probability of each target, (B, T) in fp32, and 0 where there is none. All logits of the micro-batch exist at once."""
+    logits = model(batch.ids, None, None, batch.offsets)
+    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1, reduction="none")
+    return -losses.view_as(batch.targets)
+
+
+def even_out(batches: list[MicroBatch], spare: MicroBatch, runtime: Runtime) -> list[MicroBatch]:
+    """As many micro-batches as the rank with the most has: those added count for nothing, but sharded weights need them."""
+    most = max(runtime.gather(len(batches)))
+    return batches + [spare._replace(target_count=0)] * (most - len(batches))
 
 
 def train_step(
