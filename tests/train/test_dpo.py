@@ -119,7 +119,7 @@ def pairs(tmp_path) -> Path:
 
 def dpo_recipe(begun_from: Path, out: Path, pairs: Path, **changes):
     settings = recipe(out, init_from=str(begun_from))
-    dpo = DPOConfig(pairs=str(pairs), batch=4, beta=0.5, held_out=0.125, lr_fraction=0.1, **changes)
+    dpo = DPOConfig(pairs=str(pairs), batch=4, beta=0.5, held_out=0.125, lr_fraction=0.3, **changes)
     return replace(settings, stages=replace(settings.stages, dpo=dpo))
 
 
@@ -181,5 +181,8 @@ def test_pairs_that_cannot_be_learned_are_left_out_and_said(finished, tmp_path, 
     rows = [("Hi?", "Hello.", "No."), ("Hi?", "Same.", "Same."), ("Hi? " * 200, "Yes.", "No.")]
     file.write_text("".join(json.dumps({"prompt": p, "chosen": c, "rejected": r}) + "\n" for p, c, r in rows))
     run = run_stages(dpo_recipe(finished / "sft", tmp_path / "mine", file), RUNTIME, ("dpo",))
-    assert "dpo: 2 of 3 pairs are left out: longer than the context of 128 tokens, or their answers are equal" in capsys.readouterr().err
+    assert (
+        "dpo: 2 of 3 pairs are left out: longer than the context of 128 tokens, or their answers are equal"
+        in capsys.readouterr().err
+    )
     assert len((run.folder / "dpo" / "pairs.jsonl").read_text().splitlines()) == 1

@@ -37,7 +37,9 @@ def rl(arguments: list[str]) -> Any:
 def _run(stages: tuple[str, ...], arguments: list[str], description: str | None) -> Any:
     recipe = read_recipe(stages[0], arguments, description)
     if stages == ("dpo",) and not recipe.stages.dpo.pairs:
-        raise ValueError("dpo learns from pairs of answers, and none are named. Give --pairs FILE, rows with chosen and rejected.")
+        raise ValueError(
+            "dpo learns from pairs of answers, and none are named. Give --pairs FILE, rows with chosen and rejected."
+        )
     from nutshell.train.pipeline import run_stages
 
     with open_runtime(recipe) as runtime:

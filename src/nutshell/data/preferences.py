@@ -1,6 +1,6 @@
 """The one reader of preferences: rows with a `chosen` and a `rejected` answer to the same prompt. A row is one of
 
-{"prompt": "...", "chosen": "...", "rejected": "..."}                      texts; `question` is another name, `system` may stand beside
+{"prompt": "...", "chosen": "...", "rejected": "..."}                      texts; or `question`, also with `system`
 {"prompt": [messages], "chosen": "..." or [messages], "rejected": ...}     the conversation so far, and how it goes on
 {"chosen": [messages], "rejected": [messages]}                             whole conversations that differ in their last answer
 

@@ -59,6 +59,8 @@ def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: i
             replies += items * (REPLY if own and stage != "pretrain" else LONGEST_REPLY)
             read += items * (PROMPT_TOKENS if own else FILE_PROMPT_TOKENS)
     seconds = replies / EVALUATION_ROWS * step + read / forward
+    if stage == "rl":
+        seconds += rl.validations * rl.held_out / rl.prompts * ANSWER_SHARE * rl.max_tokens * timing.decode_seconds
     return seconds + (validated / (forward * world_size) if stage == "pretrain" else 0.0)
 
 

@@ -153,7 +153,7 @@ def draft_plan(recipe: Recipe, law: Law | None = None) -> Plan:
 
 
 def epoch_tokens(recipe: Recipe, stage: str, data: Data) -> float | None:
-    """Tokens of what a stage reads once; None where that is not known, for DPO, which counts pairs, and RL, which makes its own."""
+    """Tokens of what a stage reads once; None where that is not known, and for DPO and RL, which count pairs and answers."""
     if stage == "pretrain":
         known = recipe.primer_characters / CHARACTERS_PER_TOKEN if recipe.data == PRIMER else 0.0
         return data.tokens or known or None
@@ -171,7 +171,9 @@ def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: 
     Midtraining and SFT take their share, but no more than `epochs` over their conversations; what they leave is pretraining's.
     """
     timing, parameters = hardware.timings[shape.depth], sum(parameters_by_group(shape).values())
-    stages = {name: stage for name, stage in vars(recipe.stages).items() if stage.share or stage.steps or name == "dpo" and data.pairs}
+    stages = {
+        name: stage for name, stage in vars(recipe.stages).items() if stage.share or stage.steps or (name == "dpo" and data.pairs)
+    }
     times, each = cost.validation(recipe, most_tokens(recipe, timing, hardware.seconds_left))
     fixed = sum(cost.evaluation_seconds(recipe, timing, name, hardware.world_size, times * each) for name in stages)
     fixed += sum(timing.startup_seconds + cost.saving_seconds(parameters, times if name == "pretrain" else 1) for name in stages)

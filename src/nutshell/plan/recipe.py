@@ -124,8 +124,15 @@ class DPOConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RLConfig(StageConfig):
-    """Reinforcement learning: GRPO-style, on-policy, rewards that can be checked."""
+    """Reinforcement learning by GRPO (train/rl.py): on-policy, with rewards that can be checked."""
 
+    tasks: tuple[str, ...] = ()
+    """What is practised (--tasks, --prompts): gsm8k, arc-easy ..., a .jsonl file, a function as my_task.py:task (default: the
+    primer's sums, letters and vowels)."""
+    reward: str = ""
+    """A function that grades (item, completion) in place of the tasks' graders, as rewards.py:grade (--reward)."""
+    reward_seconds: float = 10.0
+    """An answer whose grade takes longer is left out."""
     prompts: int = 16
     """Problems a step."""
     samples: int = 8
@@ -133,11 +140,37 @@ class RLConfig(StageConfig):
     max_tokens: int = 96
     """Longest answer."""
     temperature: float = 1.0
+    draws: int = 1
+    """Dynamic sampling (arXiv 2503.14476): draw problems up to so often, until enough have answers of different reward."""
+    updates: int = 1
+    """Updates by the answers of one step, each by a part of them. Above 1 the probability ratio is clipped."""
+    clip_low: float = 0.2
+    """The ratio counts down to 1 - clip_low,"""
+    clip_high: float = 0.28
+    """and up to 1 + clip_high: more room upwards keeps rare tokens alive (clip-higher, arXiv 2503.14476)."""
+    mean_over: Literal["tokens", "answers", "constant"] = "tokens"
+    """What the loss is a mean over: all tokens of the step, the tokens of each answer and then the answers (GRPO's first form,
+    which favours short right and long wrong answers), or answers of max_tokens each (no such bias; arXiv 2503.20783)."""
+    kl: float = 0.0
+    """Weight of the KL divergence to the model before RL, which is kept in memory where this is above 0."""
+    validations: int = 3
+    """pass@1 and pass@k on held-out problems so often: before, during, after; 0 for none."""
+    held_out: int = 32
+    """Problems that these are of, never practised; of items of a file at most a fifth."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        lowest = {"prompts": 1, "samples": 2, "max_tokens": 1}
-        check_ranges(self, {name: (low, math.inf) for name, low in lowest.items()} | {"temperature": (ABOVE_ZERO, 10**6)})
+        lowest = {"prompts": 1, "samples": 2, "max_tokens": 1, "draws": 1, "updates": 1, "validations": 0, "held_out": 0}
+        lowest |= {"clip_high": 0, "kl": 0}
+        check_ranges(self, {name: (low, math.inf) for name, low in lowest.items()} | {"clip_low": (0, 1)})
+        check_ranges(self, {"temperature": (ABOVE_ZERO, 10**6), "reward_seconds": (ABOVE_ZERO, 10**6)})
+        if self.mean_over not in ("tokens", "answers", "constant"):
+            raise ValueError(f"mean_over is {self.mean_over!r}; accepted: tokens, answers, constant.")
+
+    @property
+    def on_primer(self) -> bool:
+        """Whether problems of the primer are practised."""
+        return not self.tasks or any(name.startswith("primer") for name in self.tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +323,8 @@ class Recipe:
         if self.eval_tasks:
             return tuple(name for name in self.eval_tasks if name != "none")
         own_share = getattr(getattr(self.stages, stage), "primer_share", 0.0)
-        on_primer = self.data == PRIMER or (stage != "pretrain" and (self.sft == PRIMER or own_share > 0)) or stage == "rl"
+        on_primer = self.data == PRIMER or (stage != "pretrain" and (self.sft == PRIMER or own_share > 0))
+        on_primer = self.stages.rl.on_primer if stage == "rl" else on_primer
         return PRIMER_TASKS * on_primer + (("arc-easy", "gsm8k") if self.eval_data else ())
 
     def price(self) -> float:
@@ -332,7 +366,7 @@ def with_new_names(values: dict) -> dict:
 
 
 def flags_with_new_names(arguments: list[str]) -> list[str]:
-    """The same for flags: --rows 4, --rows=4, --stages.sft.lr-scale 0.5. Short flags become those of the setting they stand for."""
+    """The same for flags: --rows 4, --rows=4, --stages.sft.lr-scale 0.5. Short flags become those that they stand for."""
 
     def replaced(found: re.Match[str]) -> str:
         return found[1] + new_name(found[2].replace("-", "_")).replace("_", "-")

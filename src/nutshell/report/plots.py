@@ -102,7 +102,11 @@ def _tokens(records: list[Record]) -> tuple[list[float], str]:
 
 
 def _loss(steps: Steps) -> Any:
-    stages = [stage for stage, records in steps.items() if stage not in ("dpo", "rl") and any(r.get("loss") is not None for r in records)]
+    stages = [
+        stage
+        for stage, records in steps.items()
+        if stage not in ("dpo", "rl") and any(r.get("loss") is not None for r in records)
+    ]
     if not stages:
         return None
     plot, panels = figure(columns=len(stages))

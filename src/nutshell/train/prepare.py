@@ -33,6 +33,7 @@ from nutshell.run.folder import CONVERSATIONS, Run
 from nutshell.run.lock import run_lock, stop_signals
 from nutshell.runtime import Runtime, gpu_readings
 from nutshell.tasks import load_task
+from nutshell.tasks.practice import open_practice
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.calibrate import measure, probe_micro_batch
@@ -53,6 +54,7 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
         read_conversations(recipe.sft, check=parse_messages)
     if recipe.stages.dpo.pairs:
         read_pairs(recipe.stages.dpo.pairs, parse_messages)
+    open_practice(recipe.stages.rl.tasks, reward=recipe.stages.rl.reward, data_folder=recipe.eval_data or None)
     for name in dict.fromkeys(name for stage in vars(recipe.stages) for name in recipe.tasks_after(stage)):
         load_task(name, limit=1, data_folder=recipe.eval_data or None)
 
@@ -77,7 +79,7 @@ def open_tokenizer(recipe: Recipe) -> Tokenizer:
 
 def check_order(recipe: Recipe, stage: str) -> None:
     """ValueError where no stage before `stage` has saved anything in this run, and no other model is named to begin with."""
-    before = checkpoint.STAGES[: checkpoint.STAGES.index(stage)]
+    before = [name for name in checkpoint.STAGES[: checkpoint.STAGES.index(stage)] if name != "dpo" or recipe.stages.dpo.pairs]
     if before and not recipe.init_from and checkpoint.latest(Path(recipe.out)) is None:
         missing = f"{recipe.out} has no {before[-1]} checkpoint to start {stage} from"
         raise ValueError(f"{missing}. Run: nutshell {before[-1]} first, or begin with another model: --init-from RUN.")

@@ -66,7 +66,11 @@ class Stage:
         return whole_model(self.model, everywhere=everywhere)
 
     def learn(
-        self, batches: list[MicroBatch], *, share: float = 1.0, loss_of: Callable[[nn.Module, MicroBatch], Tensor] = next_token_loss
+        self,
+        batches: list[MicroBatch],
+        *,
+        share: float = 1.0,
+        loss_of: Callable[[nn.Module, MicroBatch], Tensor] = next_token_loss,
     ) -> StepResult:
         """One optimizer step at the plan's rates.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,16 @@ def train_step(
     return StepResult(
         loss=loss_sum if targets else math.nan, grad_norm=norm, lr=rates.lr, tokens=int(tokens), targets=int(targets),
         seconds=time.perf_counter() - start, finite=finite, flags=tuple(flag > 0 for flag in raised),
+    )  # fmt: skip
+
+
+def merge_results(results: list[StepResult]) -> StepResult:
+    """Several updates as one step: the last one's numbers, tokens, targets and seconds of all; updated where any was."""
+    last, counted = results[-1], [result for result in results if result.targets]
+    return replace(
+        counted[-1] if counted else last, tokens=sum(result.tokens for result in results), flags=last.flags,
+        targets=sum(result.targets for result in results), seconds=sum(result.seconds for result in results),
+        finite=all(result.finite for result in results),
     )  # fmt: skip
 
 
