@@ -305,6 +305,6 @@ def test_the_watch_warns_once_and_only_after_a_while():
     for _ in range(30):
         watch({"zero_variance": 0.97, "finished": 0.2, "reward": 0.01})
     assert len(told) == 2
-    assert "Give easier ones" in told[0]
+    assert "Give others, more" in told[0]
     assert "only 20% of the answers ended" in told[1]
     assert math.isclose(len(watch.last), 10)

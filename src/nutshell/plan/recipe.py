@@ -178,7 +178,7 @@ class Stages:
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.45))
     midtrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.25, lr_fraction=0.7, primer_share=0.5))
     sft: StageConfig = field(default_factory=lambda: StageConfig(share=0.20, lr_fraction=0.5, primer_share=0.2))
-    dpo: DPOConfig = field(default_factory=lambda: DPOConfig(lr_fraction=0.02))
+    dpo: DPOConfig = field(default_factory=lambda: DPOConfig(lr_fraction=0.1))
     rl: RLConfig = field(default_factory=lambda: RLConfig(share=0.10, lr_fraction=0.1))
 
 

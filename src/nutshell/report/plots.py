@@ -105,7 +105,7 @@ def _loss(steps: Steps) -> Any:
     stages = [
         stage
         for stage, records in steps.items()
-        if stage not in ("dpo", "rl") and any(r.get("loss") is not None for r in records)
+        if stage != "rl" and any(r.get("loss") is not None for r in records)
     ]
     if not stages:
         return None

@@ -196,9 +196,7 @@ class Watch:
             return
         mean = {name: sum(step[name] for step in self.last) / len(self.last) for name in ("zero_variance", "finished", "reward")}
         if mean["zero_variance"] > 1 - FEW:
-            cure = (
-                "Give harder ones." if mean["reward"] > 0.5 else "Give easier ones, more --stages.rl.samples, or fine-tune first."
-            )
+            cure = "Give harder ones." if mean["reward"] > 0.9 else "Give others, more --stages.rl.samples, or fine-tune first."
             self._tell("zero_variance", f"{mean['zero_variance']:.0%} of the problems had answers of one reward each (mean "
                                         f"{mean['reward']:.2f}): they teach nothing. {cure}")  # fmt: skip
         if mean["finished"] < 0.5:
