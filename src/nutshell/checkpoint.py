@@ -29,7 +29,7 @@ from nutshell.model.build import build_model, config_from_json, config_to_json
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
-STAGES = ("pretrain", "midtrain", "sft", "rl")
+STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
 LOAD_ATTEMPTS = 20  # so often a model of a run that trains meanwhile is looked for anew
 
 

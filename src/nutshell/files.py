@@ -41,8 +41,8 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-_RUN_PARTS = {"data", "tokenizer", "pretrain", "midtrain", "sft", "rl", "report"}
-_RUN_PARTS |= {"plan.json", "sources.json", "conversations.jsonl", "metrics.jsonl", "report.json", "report.md"}
+_RUN_PARTS = {"data", "tokenizer", "pretrain", "midtrain", "sft", "dpo", "rl", "report"}
+_RUN_PARTS |= {"plan.json", "sources.json", "conversations.jsonl", "metrics.jsonl", "rollouts.jsonl", "report.json", "report.md"}
 EDGE_BYTES = 1 << 16  # read of a file's beginning and end
 
 

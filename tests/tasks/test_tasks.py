@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nutshell.tasks import GROUPS, TASK_NAMES, Item, load_task, task_names
-from nutshell.tasks.primer import GRADERS, grade_letters, grade_spelling, grade_sums, rl_items
+from nutshell.tasks.practice import open_practice
+from nutshell.tasks.primer import GRADERS, grade_letters, grade_spelling, grade_sums
 from nutshell.tasks.task import last_number, subsample
 from nutshell.tokenizer.chat import parse_messages
 
@@ -95,13 +96,13 @@ def test_letters_are_graded_by_the_stated_count(text, right):
     assert grade_letters(item("3"), text) == right
 
 
-def test_rl_items_come_with_graders():
+def test_what_rl_practises_comes_with_graders():
     kinds = set()
-    for kind, each in rl_items(seed=0, count=60):
-        kinds.add(kind)
-        reply = {"sums": "= {}", "letters": "{} times", "vowels": "b0 a1. The word has {} vowels."}[kind].format(each.answer)
-        assert GRADERS[kind](each, reply)
-    assert kinds == set(GRADERS)
+    for name, each, grade in open_practice(()).draw(seed=0, count=60):
+        kinds.add(name)
+        reply = {"sums": "= {}", "letters": "{} times", "vowels": "b0 a1. The word has {} vowels."}[name[7:]].format(each.answer)
+        assert grade(each, reply)
+    assert kinds == {f"primer-{kind}" for kind in GRADERS}
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ def test_own_conversations_score_their_options_as_replies(tmp_path):
     [
         ("{broken", r"line 2: not JSON"),
         ("[1]", r"line 2: a list; accepted"),
-        ({"prompt": "?", "answer": "x"}, r"line 2: has prompt, answer; accepted"),
+        ({"query": "?", "answer": "x"}, r"line 2: has query, answer; accepted"),
         ({"question": "?"}, r"line 2: answer is None; accepted"),
         ({"question": "?", "answer": "x", "options": ["x"]}, r"line 2: choices are .*; accepted: a list of 2 to 10 texts"),
         ({"question": "?", "answer": "x", "options": ["y", "y"]}, r"line 2: choices are .*; they must differ"),

@@ -1,17 +1,20 @@
 """Run by torchrun: trains the given run folders to their end, checking at each step that the ranks' weights are the same bits.
 
-ranks.py FOLDER STAGES [SHARD] [DIE_AT]: SHARD is the recipe's; at step DIE_AT rank 1 ends without a word.
+ranks.py FOLDER STAGES [SHARD] [DIE_AT]: SHARD is the recipe's; at step DIE_AT rank 1 ends without a word. A file
+pairs.jsonl beside the folder is for DPO.
 """
 
 import hashlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from tiny_run import quick_evaluations, recipe
 
+from nutshell.plan.recipe import DPOConfig
 from nutshell.runtime import leave_ranks, start_runtime
 from nutshell.train.pipeline import run_stages
 from nutshell.train.stage import Stage
@@ -42,7 +45,10 @@ def main(folders: str, stages: str, shard: str = "state", die_at: str = "0") -> 
     with quick_evaluations():
         for folder, names in zip(folders.split(","), stages.split(","), strict=True):
             rows = 1 if runtime.world_size == 4 else 2
-            run_stages(recipe(Path(folder), micro_batch_size=rows, shard=shard), runtime, tuple(names.split("+")))
+            asked = recipe(Path(folder), micro_batch_size=rows, shard=shard)
+            if (pairs := Path(folder).parent / "pairs.jsonl").exists():
+                asked = replace(asked, stages=replace(asked.stages, dpo=DPOConfig(pairs=str(pairs), batch=3, lr_fraction=0.3)))
+            run_stages(asked, runtime, tuple(names.split("+")))
     leave_ranks(runtime)
 
 

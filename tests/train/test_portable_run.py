@@ -68,7 +68,7 @@ def test_resuming_is_exact_to_the_bit(trained, tmp_path, monkeypatch, stage):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     for later in checkpoint.STAGES[checkpoint.STAGES.index(stage) :]:
-        shutil.rmtree(folder / later)
+        shutil.rmtree(folder / later, ignore_errors=True)  # there was no DPO
     record = Stage.record
 
     def stop_at_3(self, result, sources, **more):

@@ -1,5 +1,6 @@
 """Two ranks over gloo: the same bits on each after every step, and the same training as on one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from tiny_run import RUNTIME, STEPS, lines, recipe
 
 from nutshell import checkpoint
 from nutshell.plan.plan import for_hardware
+from nutshell.plan.recipe import DPOConfig
 from nutshell.plan.record import load_plan
 from nutshell.run.folder import Preempted
 from nutshell.train.pipeline import run_stages
@@ -74,6 +76,24 @@ def test_other_divisions_train_as_one_rank_does(finished, tmp_path, ranks, shard
     _, expected = checkpoint.load_training(checkpoint.latest(finished / "sft"))
     assert tensors.keys() == expected.keys()
     assert all(tensors[key].shape == expected[key].shape for key in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["state", "weights"])
+def test_dpo_on_two_ranks_is_that_of_one(tmp_path, shard):
+    """Batches of three pairs, so that the ranks never have as many."""
+    rows = [{"prompt": f"Say {n}.", "chosen": f"{n} it is.", "rejected": "I would rather not."} for n in range(7)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = torchrun(tmp_path / "two", "pretrain+midtrain+sft+dpo", shard)
+    assert result.returncode == 0, result.stderr[-3000:]
+    dpo = DPOConfig(pairs=str(tmp_path / "pairs.jsonl"), batch=3, lr_fraction=0.3)
+    asked = recipe(tmp_path / "one")
+    run_stages(replace(asked, stages=replace(asked.stages, dpo=dpo)), RUNTIME, ("pretrain", "midtrain", "sft", "dpo"))
+    two, one = ([line for line in lines(tmp_path / name, "dpo") if "loss" in line] for name in ("two", "one"))
+    assert len(one) == 7
+    for ours, theirs in zip(two, one, strict=True):
+        for name in ("loss", "margin", "chosen_reward"):
+            assert ours[name] == pytest.approx(theirs[name], rel=2e-2, abs=2e-3), (ours["step"], name)
 
 
 def test_another_number_of_ranks_keeps_the_batch_or_is_refused(finished):

@@ -94,5 +94,5 @@ def test_cells_keep_every_setting_of_the_sweep(tmp_path):
     changed = "out data tokenizer vocab_size budget depth tokens_per_parameter eval_tasks eval_data stages"
     assert type(cell) is Recipe
     assert {name for name in vars(cell) if getattr(cell, name) != getattr(asked, name)} <= set(changed.split())
-    assert [stage.share for stage in vars(cell.stages).values()] == [1.0, 0.0, 0.0, 0.0]
+    assert [stage.share for stage in vars(cell.stages).values()] == [1.0, 0.0, 0.0, 0.0, 0.0]
     assert cell.stages.pretrain.steps == 0  # of the horizon

@@ -11,6 +11,7 @@ import torch
 from tiny_run import RUNTIME, STEPS, lines, recipe, weights
 
 from nutshell import checkpoint
+from nutshell.data import primer
 from nutshell.run.checkpoints import Writer
 from nutshell.run.folder import Preempted
 from nutshell.tokenizer import Tokenizer
@@ -341,10 +342,8 @@ def test_contexts_shorter_than_the_questions_still_run_through(tmp_path):
 
 
 def test_rl_draws_other_problems_at_each_step_and_the_same_ones_after_a_resume(begun, interrupt, monkeypatch):
-    from nutshell.train import rl
-
-    seeds, draw = [], rl.rl_items
-    monkeypatch.setattr(rl, "rl_items", lambda seed, count: seeds.append(seed) or draw(seed, count))
+    seeds, draw = [], primer.rl_problems
+    monkeypatch.setattr(primer, "rl_problems", lambda seed, *rest: seeds.append(seed) or draw(seed, *rest))
     folder = begun("rl")
     interrupt(2, "crash")
     with pytest.raises(Crash):
@@ -357,7 +356,7 @@ def test_rl_draws_other_problems_at_each_step_and_the_same_ones_after_a_resume(b
 
 def test_rl_changes_the_weights_only_where_answers_differ(begun, monkeypatch):
     folder = begun("rl")
-    monkeypatch.setattr("nutshell.train.rl.GRADERS", dict.fromkeys(("sums", "letters", "vowels"), lambda item, text: 1.0))
+    monkeypatch.setattr("nutshell.tasks.practice.GRADERS", dict.fromkeys(("sums", "letters", "vowels"), lambda item, text: 1.0))
     run_stages(recipe(folder), RUNTIME, ("rl",))
     steps = [line for line in lines(folder, "rl") if "loss" in line]
     assert all(line["reward"] == 1 and line["grad_norm"] == 0 for line in steps)

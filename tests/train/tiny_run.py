@@ -72,7 +72,9 @@ def quick_evaluations() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nutshell.train.scoring.evaluate", lambda task, model, tok, progress: score(task, model))
         # An untrained model never earns a reward, and RL without one has no gradient.
-        patch.setattr("nutshell.train.rl.GRADERS", dict.fromkeys(("sums", "letters", "vowels"), lambda item, text: len(text) % 2))
+        patch.setattr(
+            "nutshell.tasks.practice.GRADERS", dict.fromkeys(("sums", "letters", "vowels"), lambda item, text: len(text) % 2)
+        )
         yield
 
 

@@ -29,6 +29,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "pretrain": train.pretrain,
     "midtrain": train.midtrain,
     "sft": train.sft,
+    "dpo": train.dpo,
     "rl": train.rl,
     "eval": model.evaluate,
     "report": model.report,

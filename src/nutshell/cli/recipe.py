@@ -68,7 +68,16 @@ def with_whole_paths(recipe: Study) -> Study:
             f"--out {text} is not UTF-8 as this terminal gives it; accepted: names in UTF-8. Give another --out, "
             "or, where the locale is not UTF-8, set PYTHONUTF8=1."
         )
-    return replace(recipe, **{**paths, **whole})
+    dpo, rl = recipe.stages.dpo, recipe.stages.rl
+    tasks = tuple(_whole_path(name) if "." in name else name for name in rl.tasks)
+    stages = replace(
+        recipe.stages, dpo=replace(dpo, pairs=_whole_path(dpo.pairs)), rl=replace(rl, tasks=tasks, reward=_whole_path(rl.reward))
+    )
+    return replace(recipe, stages=stages, **{**paths, **whole})
+
+
+def _whole_path(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path)) if path else ""
 
 
 def with_shape_of(recipe: Recipe, model: str) -> Recipe:

@@ -25,6 +25,11 @@ def sft(arguments: list[str]) -> Any:
     return _run(("sft",), arguments, sft.__doc__)
 
 
+def dpo(arguments: list[str]) -> Any:
+    """Learn which of two answers is preferred: nutshell dpo --init FOLDER --pairs FILE --out RUN."""
+    return _run(("dpo",), arguments, dpo.__doc__)
+
+
 def rl(arguments: list[str]) -> Any:
     """Reinforce answers that can be checked."""
     return _run(("rl",), arguments, rl.__doc__)
@@ -32,6 +37,10 @@ def rl(arguments: list[str]) -> Any:
 
 def _run(stages: tuple[str, ...], arguments: list[str], description: str | None) -> Any:
     recipe = read_recipe(stages[0], arguments, description)
+    if stages == ("dpo",) and not recipe.stages.dpo.pairs:
+        raise ValueError(
+            "dpo learns from pairs of answers, and none are named. Give --pairs FILE, rows with chosen and rejected."
+        )
     from nutshell.train.pipeline import run_stages
 
     with open_runtime(recipe) as runtime:

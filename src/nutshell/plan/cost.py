@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from nutshell.plan.hardware import Timing
-from nutshell.plan.recipe import Recipe, RLConfig
+from nutshell.plan.recipe import DPOConfig, Recipe, RLConfig
 
 VALIDATION_SHARE = 0.03  # of the time of pretraining, for all its validations
 FEWEST_VALIDATION_TOKENS, MOST_VALIDATION_TOKENS = 2**14, 2**20
@@ -33,6 +33,11 @@ def rl_step_seconds(rl: RLConfig, timing: Timing) -> float:
     return timing.decode_seconds * length + rl.prompts * rl.samples * length / timing.tokens_per_second
 
 
+def dpo_step_seconds(dpo: DPOConfig, timing: Timing, pair_tokens: float) -> float:
+    """One DPO step: an update on a batch of pairs of so many tokens each."""
+    return dpo.batch * pair_tokens / timing.tokens_per_second
+
+
 def validation(recipe: Recipe, tokens: float) -> tuple[int, int]:
     """(validations, tokens of each) of pretraining on `tokens`: a power of two, since a forward pass takes a third of a step."""
     times = recipe.validations or (4 if tokens < 1e9 else 10)
@@ -54,6 +59,8 @@ def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: i
             replies += items * (REPLY if own and stage != "pretrain" else LONGEST_REPLY)
             read += items * (PROMPT_TOKENS if own else FILE_PROMPT_TOKENS)
     seconds = replies / EVALUATION_ROWS * step + read / forward
+    if stage == "rl":
+        seconds += rl.validations * rl.held_out / rl.prompts * ANSWER_SHARE * rl.max_tokens * timing.decode_seconds
     return seconds + (validated / (forward * world_size) if stage == "pretrain" else 0.0)
 
 

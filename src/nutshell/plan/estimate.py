@@ -88,7 +88,7 @@ def _warmup(plan: Plan) -> str:
 
 def _stage(name: str, stage: StagePlan) -> str:
     text = f"{stage.steps} steps"
-    if name != "rl":
+    if name not in ("dpo", "rl"):
         text += f" of {stage.tokens_per_step:,} tokens ({stage.steps * stage.tokens_per_step / 1e6:,.2f}M)"
     text += f", rates x {stage.lr_fraction:g}"
     if stage.epochs is not None:

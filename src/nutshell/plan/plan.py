@@ -39,6 +39,8 @@ class Data:
     tokens: float = 0.0  # of the training text
     conversations: int = 0  # of the user's own file
     conversation_tokens: float = 0.0  # of all of these
+    pairs: int = 0  # of preferences
+    pair_tokens: float = 0.0  # of one, both answers each with the prompt
 
 
 def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> ModelConfig:
@@ -151,12 +153,12 @@ def draft_plan(recipe: Recipe, law: Law | None = None) -> Plan:
 
 
 def epoch_tokens(recipe: Recipe, stage: str, data: Data) -> float | None:
-    """Tokens of what a stage reads once; None where that is not known, and for RL, which makes its own."""
+    """Tokens of what a stage reads once; None where that is not known, and for DPO and RL, which count pairs and answers."""
     if stage == "pretrain":
         known = recipe.primer_characters / CHARACTERS_PER_TOKEN if recipe.data == PRIMER else 0.0
         return data.tokens or known or None
     primer = recipe.primer_conversations * CONVERSATION_TOKENS
-    if stage == "rl" or (recipe.sft != PRIMER and not data.conversation_tokens):
+    if stage in ("dpo", "rl") or (recipe.sft != PRIMER and not data.conversation_tokens):
         return None
     share = getattr(recipe.stages, stage).primer_share
     mixed = data.conversations * share / (1 - share) * CONVERSATION_TOKENS if share < 1 else primer
@@ -169,10 +171,15 @@ def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: 
     Midtraining and SFT take their share, but no more than `epochs` over their conversations; what they leave is pretraining's.
     """
     timing, parameters = hardware.timings[shape.depth], sum(parameters_by_group(shape).values())
-    stages = {name: stage for name, stage in vars(recipe.stages).items() if stage.share or stage.steps}
+    stages = {
+        name: stage for name, stage in vars(recipe.stages).items() if stage.share or stage.steps or (name == "dpo" and data.pairs)
+    }
     times, each = cost.validation(recipe, most_tokens(recipe, timing, hardware.seconds_left))
     fixed = sum(cost.evaluation_seconds(recipe, timing, name, hardware.world_size, times * each) for name in stages)
     fixed += sum(timing.startup_seconds + cost.saving_seconds(parameters, times if name == "pretrain" else 1) for name in stages)
+    if data.pairs:
+        dpo = recipe.stages.dpo
+        fixed += dpo.steps_for(data.pairs) * cost.dpo_step_seconds(dpo, timing, data.pair_tokens)
     left = hardware.seconds_left * (1 - cost.RESERVE)
     # Where the budget is hardly more than that, half of it is still for learning: it will be exceeded.
     left = max(left - fixed, left / 2) / (1 + cost.saving_share(recipe, parameters, gpu=hardware.on_gpu))
@@ -232,7 +239,10 @@ def make_plan(
     stages: dict[str, StagePlan] = {}
     for name, config in vars(configs).items():
         whole = epoch_tokens(recipe, name, data)
-        if name == "rl":
+        if name == "dpo":
+            steps = configs.dpo.steps_for(data.pairs)
+            each = cost.dpo_step_seconds(configs.dpo, timing, data.pair_tokens) if timing else None
+        elif name == "rl":
             each = cost.rl_step_seconds(configs.rl, timing) if timing else None
             steps = max(2, int(left[name] / each)) if each and left else 60
         elif name == "pretrain":
@@ -242,7 +252,7 @@ def make_plan(
         else:
             steps = int(pretrain_steps * (config.share / configs.pretrain.share if configs.pretrain.share else 1.0))
             steps = min(steps, math.ceil(config.epochs * whole / step_tokens)) if whole else steps
-        steps = config.steps or (steps if config.share or name == "pretrain" else 0)
+        steps = config.steps or (steps if config.share or name in ("pretrain", "dpo") else 0)
         stages[name] = _stage(recipe, name, steps, step_tokens, each, validated, hardware, shape, data)
     optimizer = replace(
         recipe.optimizer,
@@ -317,11 +327,11 @@ def refit(plan: Plan, stage: str, *, seconds_left: float, slowdown: float) -> Pl
     """Fit the steps of `stage` and those after it to what is left of the budget. Pure.
 
     `slowdown` is how much longer than planned the steps took so far: on a shared machine the first measurement is only a guess.
-    A stage keeps between a quarter and twice its steps; one whose steps the recipe names keeps them all.
+    A stage keeps between a quarter and twice its steps; one whose steps the recipe names, or whose pairs, keeps them all.
     """
     names = list(plan.stages)
     remaining = names[names.index(stage) :]
-    ahead = [name for name in remaining if not getattr(plan.recipe.stages, name).steps]
+    ahead = [name for name in remaining if not getattr(plan.recipe.stages, name).steps and name != "dpo"]
     planned = sum(plan.stages[name].seconds or 0.0 for name in ahead)
     fixed = sum(plan.stages[name].seconds or 0.0 for name in remaining if name not in ahead)
     fixed += sum(plan.stages[name].evaluation_seconds for name in remaining)

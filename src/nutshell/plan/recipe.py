@@ -82,7 +82,7 @@ class StageConfig:
     steps: int = 0
     """Optimizer steps; 0 lets the plan decide."""
     epochs: float = 3.0
-    """Read the conversations at most so often (midtrain and sft); steps that are named win."""
+    """Read the conversations at most so often (midtrain and sft), the pairs just so often (dpo); steps that are named win."""
     lr_fraction: float = 1.0
     """Peak learning rates as a share of pretraining's."""
     primer_share: float = 0.0
@@ -94,9 +94,45 @@ class StageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLConfig(StageConfig):
-    """Reinforcement learning: GRPO-style, on-policy, rewards that can be checked."""
+class DPOConfig(StageConfig):
+    """Direct preference optimization, where there are pairs of answers."""
 
+    pairs: str = ""
+    """Preferences: a file or folder of rows with prompt, chosen and rejected. Empty leaves the stage out."""
+    beta: float = 0.1
+    """How strongly the model is held to the one before: a smaller beta goes farther."""
+    batch: int = 16
+    """Pairs a step."""
+    held_out: float = 0.1
+    """Share of the pairs, at most 256, that is only scored."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {"beta": (ABOVE_ZERO, 10**6), "batch": (1, math.inf), "held_out": (0, 0.9)})
+        if self.steps and not self.pairs:
+            raise ValueError(f"steps is {self.steps}, but no pairs are named to learn from. Give pairs (--pairs FILE).")
+
+    def held_out_of(self, pairs: int) -> int:
+        """How many of so many pairs are held out."""
+        return min(256, int(self.held_out * pairs))
+
+    def steps_for(self, pairs: int) -> int:
+        """Steps that read so many pairs `epochs` times, those held out aside."""
+        learned = pairs - self.held_out_of(pairs)
+        return self.steps or (math.ceil(self.epochs * learned / min(self.batch, learned)) if learned else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig(StageConfig):
+    """Reinforcement learning by GRPO (train/rl.py): on-policy, with rewards that can be checked."""
+
+    tasks: tuple[str, ...] = ()
+    """What is practised (--tasks, --prompts): gsm8k, arc-easy ..., a .jsonl file, a function as my_task.py:task (default: the
+    primer's sums, letters and vowels)."""
+    reward: str = ""
+    """A function that grades (item, completion) in place of the tasks' graders, as rewards.py:grade (--reward)."""
+    reward_seconds: float = 10.0
+    """An answer whose grade takes longer is left out."""
     prompts: int = 16
     """Problems a step."""
     samples: int = 8
@@ -104,11 +140,37 @@ class RLConfig(StageConfig):
     max_tokens: int = 96
     """Longest answer."""
     temperature: float = 1.0
+    draws: int = 1
+    """Dynamic sampling (arXiv 2503.14476): draw problems up to so often, until enough have answers of different reward."""
+    updates: int = 1
+    """Updates by the answers of one step, each by a part of them. Above 1 the probability ratio is clipped."""
+    clip_low: float = 0.2
+    """The ratio counts down to 1 - clip_low,"""
+    clip_high: float = 0.28
+    """and up to 1 + clip_high: more room upwards keeps rare tokens alive (clip-higher, arXiv 2503.14476)."""
+    mean_over: Literal["tokens", "answers", "constant"] = "tokens"
+    """What the loss is a mean over: all tokens of the step, the tokens of each answer and then the answers (GRPO's first form,
+    which favours short right and long wrong answers), or answers of max_tokens each (no such bias; arXiv 2503.20783)."""
+    kl: float = 0.0
+    """Weight of the KL divergence to the model before RL, which is kept in memory where this is above 0."""
+    validations: int = 3
+    """pass@1 and pass@k on held-out problems so often: before, during, after; 0 for none."""
+    held_out: int = 32
+    """Problems that these are of, never practised; of items of a file at most a fifth."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        lowest = {"prompts": 1, "samples": 2, "max_tokens": 1}
-        check_ranges(self, {name: (low, math.inf) for name, low in lowest.items()} | {"temperature": (ABOVE_ZERO, 10**6)})
+        lowest = {"prompts": 1, "samples": 2, "max_tokens": 1, "draws": 1, "updates": 1, "validations": 0, "held_out": 0}
+        lowest |= {"clip_high": 0, "kl": 0}
+        check_ranges(self, {name: (low, math.inf) for name, low in lowest.items()} | {"clip_low": (0, 1)})
+        check_ranges(self, {"temperature": (ABOVE_ZERO, 10**6), "reward_seconds": (ABOVE_ZERO, 10**6)})
+        if self.mean_over not in ("tokens", "answers", "constant"):
+            raise ValueError(f"mean_over is {self.mean_over!r}; accepted: tokens, answers, constant.")
+
+    @property
+    def on_primer(self) -> bool:
+        """Whether problems of the primer are practised."""
+        return not self.tasks or any(name.startswith("primer") for name in self.tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +178,7 @@ class Stages:
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.45))
     midtrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.25, lr_fraction=0.7, primer_share=0.5))
     sft: StageConfig = field(default_factory=lambda: StageConfig(share=0.20, lr_fraction=0.5, primer_share=0.2))
+    dpo: DPOConfig = field(default_factory=lambda: DPOConfig(lr_fraction=0.1))
     rl: RLConfig = field(default_factory=lambda: RLConfig(share=0.10, lr_fraction=0.1))
 
 
@@ -260,7 +323,8 @@ class Recipe:
         if self.eval_tasks:
             return tuple(name for name in self.eval_tasks if name != "none")
         own_share = getattr(getattr(self.stages, stage), "primer_share", 0.0)
-        on_primer = self.data == PRIMER or (stage != "pretrain" and (self.sft == PRIMER or own_share > 0)) or stage == "rl"
+        on_primer = self.data == PRIMER or (stage != "pretrain" and (self.sft == PRIMER or own_share > 0))
+        on_primer = self.stages.rl.on_primer if stage == "rl" else on_primer
         return PRIMER_TASKS * on_primer + (("arc-easy", "gsm8k") if self.eval_data else ())
 
     def price(self) -> float:
@@ -280,6 +344,11 @@ FREE_IN_A_RUN = (
 SOURCES = ("data", "sft", "tokenizer", "init_from")
 """What a run reads of other places. It goes on with its own copy, so the original may be moved, and named at its new place."""
 
+SHORT_FLAGS = {
+    "--init": "--init-from", "--pairs": "--stages.dpo.pairs", "--prompts": "--stages.rl.tasks", "--tasks": "--stages.rl.tasks",
+    "--reward": "--stages.rl.reward",
+}  # fmt: skip
+"""Short for settings of the later stages, at every verb that takes a recipe."""
 OLD_NAMES = {"rows": "micro_batch_size", "lr_scale": "lr_fraction"}
 """Settings by the names they had until version 0.2; understood for one version more, with a note."""
 
@@ -297,11 +366,12 @@ def with_new_names(values: dict) -> dict:
 
 
 def flags_with_new_names(arguments: list[str]) -> list[str]:
-    """The same for flags: --rows 4, --rows=4, --stages.sft.lr-scale 0.5."""
+    """The same for flags: --rows 4, --rows=4, --stages.sft.lr-scale 0.5. Short flags become those that they stand for."""
 
     def replaced(found: re.Match[str]) -> str:
         return found[1] + new_name(found[2].replace("-", "_")).replace("_", "-")
 
+    arguments = [re.sub(r"^--[\w-]+(?==|$)", lambda flag: SHORT_FLAGS.get(flag[0], flag[0]), argument) for argument in arguments]
     return [re.sub(r"^(--(?:[\w-]+\.)*)(rows|lr[-_]scale)(?==|$)", replaced, argument) for argument in arguments]
 
 

@@ -29,6 +29,9 @@ class StagePlan:
     epochs: float | None = None  # how often it reads its data; None where the size of that is not known
 
 
+NO_STAGE = StagePlan(steps=0, tokens_per_step=0, lr_fraction=0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
     """Numbers to look at before a run; nothing that runs depends on them."""
@@ -83,6 +86,8 @@ def load_plan(folder: Path) -> Plan | None:
                 f"numbers mean something else now. The models in {folder} can be used as before (nutshell chat, serve, eval, "
                 "report); to train, give another --out, or use the version that planned the run."
             )
+        if isinstance(values, dict) and isinstance(values.get("stages"), dict):  # runs from before there was DPO go on
+            values["stages"] = {**values["stages"], "dpo": values["stages"].get("dpo") or asdict(NO_STAGE)}
         return from_dict(Plan, values, str(path))
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}). Delete the run folder {folder} to start anew.") from None

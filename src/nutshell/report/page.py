@@ -9,7 +9,7 @@ from typing import Any
 from nutshell.metrics import duration
 from nutshell.report.plots import unit_of
 
-STAGES = ("pretrain", "midtrain", "sft", "rl")
+STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
 COLUMN_NAMES = {"pretrain": "base"}
 _SAMPLES_PER_STAGE = 6
 _SAMPLE_CHARACTERS = 600
@@ -53,7 +53,8 @@ def write_page(
 def _summary(report: dict[str, Any]) -> str:
     seconds, plan = report["seconds"], report["plan"]
     parameters = sum((plan.get("parameters") or {}).values())
-    facts = [f"{len(report['training'])} of {len(STAGES)} stages trained"]
+    trained = report["training"]
+    facts = [f"{len(trained)} of {len(STAGES) - ('dpo' not in trained)} stages trained"]  # most runs have no preferences
     if parameters:
         facts.append(f"{_count(parameters)} parameters")
     tokens = sum(training["tokens"] for training in report["training"].values())

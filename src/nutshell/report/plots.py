@@ -16,7 +16,7 @@ Steps = dict[str, list[Record]]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart too.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-COLOURS = dict(zip(("pretrain", "midtrain", "sft", "rl"), PALETTE, strict=False))
+COLOURS = dict(zip(("pretrain", "midtrain", "sft", "rl", "dpo"), PALETTE, strict=False))
 GREY = "#8A8A8A"
 _POINTS = 2000  # more than a plot has pixels
 _SPEED = (("tokens_per_second", "tokens/s", 1.0), ("mfu", "MFU [%]", 100.0))
@@ -102,7 +102,11 @@ def _tokens(records: list[Record]) -> tuple[list[float], str]:
 
 
 def _loss(steps: Steps) -> Any:
-    stages = [stage for stage, records in steps.items() if stage != "rl" and any(r.get("loss") is not None for r in records)]
+    stages = [
+        stage
+        for stage, records in steps.items()
+        if stage != "rl" and any(r.get("loss") is not None for r in records)
+    ]
     if not stages:
         return None
     plot, panels = figure(columns=len(stages))

@@ -18,6 +18,8 @@ import difflib
 import importlib.util
 import re
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from nutshell.tasks.task import (
     subsample,
 )
 
-ROWS = "rows with question and answer (and choices, or a regex), or with messages"
+ROWS = "rows with question (or prompt) and answer (and choices, or a regex), or with messages"
 NEEDS = f"JSON lines: {ROWS}"
 
 
@@ -45,51 +47,71 @@ def is_own(name: str) -> bool:
     return ".py:" in name or Path(name).suffix in (".py", ".jsonl", ".json", ".gz", ".zst")
 
 
-def load(name: str, limit: int | None, seed: int) -> Task:
-    """The task of a file. ValueError says which row is wrong, or how the function failed; FileNotFoundError for no file."""
-    file, _, function = name.rpartition(".py:")
-    if function and file:
-        task = _called(Path(f"{file}.py"), function, name)
+def load(name: str, limit: int | None, seed: int, *, answered: bool = True) -> Task:
+    """The task of a file. ValueError says which row is wrong, or how the function failed; FileNotFoundError for no file.
+
+    Rows need no answer where they are not `answered`: something else grades the replies.
+    """
+    if ".py:" in name:
+        task = _called(name, answered)
     elif name.endswith(".py"):
         raise ValueError(f"{name} names no function. Give {name}:task, with a function `task` in that file.")
     else:
-        task = from_rows(read_rows(Path(name), NEEDS), name)
+        task = from_rows(read_rows(Path(name), NEEDS), name, answered=answered)
     return replace(task, name=name, items=subsample(task.items, limit, seed))
 
 
-def _called(path: Path, function: str, name: str) -> Task:
-    """What `function` of the file at `path` gives, as a task."""
+def load_function(name: str, what: str) -> Callable[..., Any]:
+    """The function that `file.py:function` names; `what` it is for. ValueError or FileNotFoundError where there is none."""
+    file, _, function = name.rpartition(".py:")
+    path = Path(f"{file}.py")
+    if not (file and function):
+        raise ValueError(f"the {what} is {name!r}; accepted: a file and a function in it, as my_file.py:my_function.")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; the task {name} is a function in that file.")
-    try:
+        raise FileNotFoundError(f"{path} does not exist; the {what} {name} is a function in that file.")
+    with _errors_of(path, f"the {what} {name}"):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None  # of a .py file
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found = getattr(module, function, None)
-        made = found() if callable(found) else None
+    found = getattr(module, function, None)
+    if not callable(found):
+        close = difflib.get_close_matches(function, [key for key in vars(module) if callable(getattr(module, key))], n=1)
+        raise ValueError(f"{path} has no function {function!r}.{f' Did you mean {close[0]}?' if close else ''}")
+    return found  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _errors_of(path: Path, what: str) -> Iterator[None]:
+    """What the user's file raises, as a ValueError with its line."""
+    try:
+        yield
     except Exception as error:
         frames = [
             frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path.resolve()
         ]
         line = f" in line {frames[-1].lineno}" if frames else ""
-        raise ValueError(f"the task {name} raised {type(error).__name__}{line}: {error}") from error
-    if not callable(found):
-        close = difflib.get_close_matches(function, [key for key in vars(module) if callable(getattr(module, key))], n=1)
-        raise ValueError(f"{path} has no function {function!r}.{f' Did you mean {close[0]}?' if close else ''}")
+        raise ValueError(f"{what} raised {type(error).__name__}{line}: {error}") from error
+
+
+def _called(name: str, answered: bool) -> Task:
+    """What the function of that name gives, as a task."""
+    function = load_function(name, "task")
+    with _errors_of(Path(f"{name.rpartition('.py:')[0]}.py"), f"the task {name}"):
+        made = function()
     if isinstance(made, Task):
         if not made.items:
             raise ValueError(f"the task {name} has no items; accepted: at least one.")
         return replace(made, items=[replace(item, index=index) for index, item in enumerate(made.items)])
     if isinstance(made, (list, tuple)) and made and all(isinstance(row, dict) for row in made):
-        return from_rows([(f"{name}, row {number}", row) for number, row in enumerate(made)], name)
+        return from_rows([(f"{name}, row {number}", row) for number, row in enumerate(made)], name, answered=answered)
     raise ValueError(f"the task {name} returned {made!r:.80}; accepted: a Task, or a list of {ROWS}.")
 
 
-def from_rows(rows: list[tuple[str, dict[str, Any]]], name: str) -> Task:
+def from_rows(rows: list[tuple[str, dict[str, Any]]], name: str, *, answered: bool = True) -> Task:
     """The task of (place, row) pairs. Every row is multiple choice, or none is."""
-    items = [replace(_item(place, row), index=index) for index, (place, row) in enumerate(rows)]
+    items = [replace(_item(place, row, answered), index=index) for index, (place, row) in enumerate(rows)]
     with_options = [bool(item.options) for item in items]
     if any(with_options) and not all(with_options):
         other = with_options.index(not with_options[0])
@@ -100,7 +122,7 @@ def from_rows(rows: list[tuple[str, dict[str, Any]]], name: str) -> Task:
     return Task(name=name, items=items, baseline=guessing(items), grade=chosen_letter if lettered else same_text)
 
 
-def _item(place: str, row: dict[str, Any]) -> Item:
+def _item(place: str, row: dict[str, Any], answered: bool) -> Item:
     options = _options(place, row.get("choices", row.get("options")))
     pattern = _pattern(place, row.get("regex"))
     if "messages" in row:
@@ -109,16 +131,17 @@ def _item(place: str, row: dict[str, Any]) -> Item:
             answer = messages.pop()["content"]
         if not messages or messages[-1]["role"] != "user":
             raise ValueError(f"{place}: the conversation must have a user's message before the answer.")
-        accepted = _answers(place, answer, options, pattern)
-        return Item(messages=messages, answer=accepted[0], options=options, details={"accepted": accepted, "regex": pattern})
-    question = row.get("question")
+        accepted = _answers(place, answer, options, pattern, answered)
+        details = {**row, "accepted": accepted, "regex": pattern}
+        return Item(messages=messages, answer=accepted[0], options=options, details=details)
+    question = row.get("question", row.get("prompt"))
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"{place}: has {', '.join(row) or 'nothing'}; accepted: {NEEDS}.")
-    accepted = _answers(place, row.get("answer"), options, pattern)
+    accepted = _answers(place, row.get("answer"), options, pattern, answered)
     if options:
         return lettered_item(question, options, options.index(accepted[0]))
     asked = [{"role": "user", "content": question}]
-    return Item(messages=asked, answer=accepted[0], details={"accepted": accepted, "regex": pattern})
+    return Item(messages=asked, answer=accepted[0], details={**row, "accepted": accepted, "regex": pattern})
 
 
 def _options(place: str, options: object) -> tuple[str, ...]:
@@ -157,10 +180,10 @@ def _is_message(message: object) -> bool:
     )
 
 
-def _answers(place: str, answer: object, options: tuple[str, ...], pattern: str) -> list[str]:
+def _answers(place: str, answer: object, options: tuple[str, ...], pattern: str, needed: bool) -> list[str]:
     """The right answers; of options there is one, given as its text, its letter or its index from 0."""
-    if answer is None and pattern and not options:
-        return [""]
+    if not options and (not needed or (answer is None and pattern)):
+        return [answer if isinstance(answer, str) else ""]
     several = answer if isinstance(answer, list) and answer and not options else [answer]
     return [_answer(place, each, options) for each in several]
 

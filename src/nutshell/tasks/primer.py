@@ -78,8 +78,3 @@ def grade_vowels(item: Item, text: str) -> float:
 
 
 GRADERS = {"sums": grade_sums, "letters": grade_letters, "vowels": grade_vowels}
-
-
-def rl_items(seed: int, count: int) -> list[tuple[str, Item]]:
-    """(kind, item) of training problems for RL; the reward of a reply is `GRADERS[kind](item, text)`."""
-    return [(problem.kind, to_item(problem)) for problem in primer.rl_problems(seed, count)]

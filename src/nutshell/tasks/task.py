@@ -34,7 +34,13 @@ class Item:
     index: int = 0
     """Its place in its file, from 0."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What a grader needs besides."""
+    """What a grader needs besides; of a file's row all its fields."""
+
+    def __getitem__(self, name: str) -> Any:
+        """A field of the row that it was read from. KeyError names those there are."""
+        if name not in self.details:
+            raise KeyError(f"the item has no {name!r}; it has {', '.join(self.details) or 'no fields'}")
+        return self.details[name]
 
     @property
     def conversation(self) -> list[Message]:

@@ -13,6 +13,7 @@ from nutshell.plan.recipe import Recipe
 from nutshell.plan.record import Plan
 from nutshell.run.folder import Run
 from nutshell.runtime import Runtime
+from nutshell.train.dpo import dpo
 from nutshell.train.prepare import check_order, open_run
 from nutshell.train.pretrain import pretrain
 from nutshell.train.rl import reinforce
@@ -22,6 +23,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "pretrain": pretrain,
     "midtrain": partial(sft, name="midtrain"),
     "sft": partial(sft, name="sft"),
+    "dpo": dpo,
     "rl": reinforce,
 }
 

@@ -17,6 +17,8 @@ class MicroBatch(NamedTuple):
     targets: Tensor  # (B, T), -1 where nothing is learned
     target_count: int  # Targets that are learned. On other ranks and in other micro-batches there may be more or fewer.
     weights: Tensor | None = None  # (B, T), a factor on each target's loss: the advantages of RL
+    reference: Tensor | None = None  # log-probabilities by another model: in DPO of whole answers, in RL of each target
+    old: Tensor | None = None  # (B, T), log-probabilities before the first update by this batch (RL)
     offsets: Tensor | None = None  # `document_offsets` of ids, for attention kernels that take documents
     ready: torch.cuda.Event | None = None  # the copy to the device has ended; None where there is none to wait for
 

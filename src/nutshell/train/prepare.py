@@ -19,6 +19,7 @@ from nutshell import checkpoint
 from nutshell.config import from_dict
 from nutshell.data import primer
 from nutshell.data.conversations import read_conversations
+from nutshell.data.preferences import read_pairs
 from nutshell.data.shards import MANIFEST, is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
 from nutshell.data.text import read_documents
 from nutshell.files import fingerprint, sha256, write_json, write_text
@@ -32,6 +33,7 @@ from nutshell.run.folder import CONVERSATIONS, Run
 from nutshell.run.lock import run_lock, stop_signals
 from nutshell.runtime import Runtime, gpu_readings
 from nutshell.tasks import load_task
+from nutshell.tasks.practice import open_practice
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.calibrate import measure, probe_micro_batch
@@ -50,6 +52,9 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     make_plan(recipe, hardware_of(runtime), vocab_size=vocab_size)
     if recipe.sft != PRIMER:
         read_conversations(recipe.sft, check=parse_messages)
+    if recipe.stages.dpo.pairs:
+        read_pairs(recipe.stages.dpo.pairs, parse_messages)
+    open_practice(recipe.stages.rl.tasks, reward=recipe.stages.rl.reward, data_folder=recipe.eval_data or None)
     for name in dict.fromkeys(name for stage in vars(recipe.stages) for name in recipe.tasks_after(stage)):
         load_task(name, limit=1, data_folder=recipe.eval_data or None)
 
@@ -74,7 +79,7 @@ def open_tokenizer(recipe: Recipe) -> Tokenizer:
 
 def check_order(recipe: Recipe, stage: str) -> None:
     """ValueError where no stage before `stage` has saved anything in this run, and no other model is named to begin with."""
-    before = checkpoint.STAGES[: checkpoint.STAGES.index(stage)]
+    before = [name for name in checkpoint.STAGES[: checkpoint.STAGES.index(stage)] if name != "dpo" or recipe.stages.dpo.pairs]
     if before and not recipe.init_from and checkpoint.latest(Path(recipe.out)) is None:
         missing = f"{recipe.out} has no {before[-1]} checkpoint to start {stage} from"
         raise ValueError(f"{missing}. Run: nutshell {before[-1]} first, or begin with another model: --init-from RUN.")
@@ -177,9 +182,12 @@ def data_facts(recipe: Recipe, folder: Path, tok: Tokenizer) -> Data:
     tokens = characters * len(tok.encode(text)) / max(1, len(text))
     conversations = [] if recipe.sft == PRIMER else read_conversations(recipe.sft, check=parse_messages)
     sample = [len(render(c["messages"], tok)[0]) for c in conversations[:200]]
+    pairs = read_pairs(recipe.stages.dpo.pairs, parse_messages) if recipe.stages.dpo.pairs else []
+    answers = [len(render(messages, tok)[0]) for pair in pairs[:100] for messages in pair]
     return Data(
         text=text_fingerprint(recipe, manifest), tokens=tokens, conversations=len(conversations),
         conversation_tokens=len(conversations) * sum(sample) / max(1, len(sample)),
+        pairs=len(pairs), pair_tokens=2 * sum(answers) / max(1, len(answers)),
     )  # fmt: skip
 
 

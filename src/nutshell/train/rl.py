@@ -1,48 +1,60 @@
-"""Reinforcement learning on answers that can be checked: GRPO-style, on-policy, no reference model.
+"""Reinforcement learning on answers that can be checked: GRPO (arXiv 2402.03300), on-policy, no reference model by default.
 
-Each step draws `samples` answers to each of `prompts` problems, rewards the right ones with 1, and raises the probability of
-answers above their problem's mean (arXiv 2402.03300), with a token-level mean over the batch (arXiv 2503.14476). One update per
-batch, so the probability ratio is 1 and needs no clipping. Forced tool output carries no gradient.
+A step draws `samples` answers to each of `prompts` problems, grades them, and makes what is better than the mean of its
+problem likelier and what is worse less likely. That is the policy gradient, grad E[r] = E[(r - b) grad log p(answer)]: a
+baseline b that does not depend on the answer leaves the expectation as it is, and the mean of the group, which no second model
+has to learn, takes most of the noise away. The advantage r - b is not divided by the group's spread, which would weigh nearly
+solved and hopeless problems most (arXiv 2503.20783), and the mean is over all tokens of the step (arXiv 2503.14476). Forced tool
+output carries no gradient. A step where no problem's answers differ in reward changes nothing.
+
+With one update a step the sampling model is the one that learns, and the ratio of their probabilities is 1. Options of the
+recipe: `updates` (the ratio is then clipped as in PPO, arXiv 1707.06347, with more room upwards), `draws`, `mean_over`, `kl`.
 """
 
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nutshell.infer.conversation import fit_conversation
-from nutshell.infer.engine import Engine
 from nutshell.infer.request import Completion
-from nutshell.infer.sampling import Sampling
+from nutshell.plan.recipe import RLConfig
 from nutshell.run.folder import Run
-from nutshell.runtime import Runtime
-from nutshell.tasks.primer import GRADERS, rl_items
+from nutshell.tasks.practice import open_practice
+from nutshell.tasks.reward import Grader
 from nutshell.train.prefetch import MicroBatch
+from nutshell.train.rollout import Group, Watch, log_rollouts, open_rollouts, pass_rates, roll_out, rollout_stats
 from nutshell.train.scoring import evaluate_stage
-from nutshell.train.stage import Stage, open_stage
+from nutshell.train.stage import Stage, open_stage, starting_model
+from nutshell.train.step import StepResult, even_out, merge_results, next_token_loss, target_logprobs
+
+Row = tuple[list[int], Completion, float]
+"""Prompt, answer, advantage."""
 
 
-def advantages(rewards: list[list[float]]) -> list[list[float]]:
-    """Reward minus the mean of its problem's answers; zero where all answers are alike."""
-    return [[reward - sum(group) / len(group) for reward in group] for group in rewards]
+def advantages(rewards: list[float | None]) -> list[float]:
+    """Reward minus the mean of a problem's answers; zero where all answers are alike, and for one without a reward (None)."""
+    known = [reward for reward in rewards if reward is not None]
+    mean = sum(known) / len(known) if known else 0.0
+    return [0.0 if reward is None else reward - mean for reward in rewards]
 
 
-def pack_answers(
-    prompts: list[list[int]], answers: list[list[Completion]], advantage: list[list[float]], context: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of prompt + answer, padded on the right: ids, targets (-1 but for sampled tokens) and weights, all (N, T).
-
-    Answers whose advantage is 0 teach nothing and are left out (one row stays, so that the batch is never empty).
-    """
-    rows = [
-        (prompt, answer, weight)
-        for prompt, group, weights in zip(prompts, answers, advantage, strict=True)
-        for answer, weight in zip(group, weights, strict=True)
+def rows_of(groups: list[Group]) -> list[Row]:
+    """Every answer that teaches: those whose advantage is 0 are left out."""
+    return [
+        (group.prompt, answer, advantage)
+        for group in groups
+        for answer, advantage in zip(group.answers, advantages(group.rewards), strict=True)
+        if advantage and any(answer.mask)
     ]
-    rows = [row for row in rows if row[2] != 0] or rows[:1]
+
+
+def pack_rows(rows: list[Row], context: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt + answer, padded on the right: ids, targets (-1 but for sampled tokens) and advantages as weights, all (N, T)."""
     T = min(context, max(len(prompt) + len(answer.ids) for prompt, answer, _ in rows) - 1)
     ids = torch.zeros(len(rows), T, dtype=torch.long)
     targets = torch.full((len(rows), T), -1, dtype=torch.long)
@@ -57,66 +69,127 @@ def pack_answers(
     return ids, targets, weights
 
 
-class Rollout(NamedTuple):
-    """Answers of this rank, graded."""
+def micro_batch(rows: list[Row], context: int, settings: RLConfig, device: torch.device) -> MicroBatch:
+    """Rows with weights such that the step's loss is a mean over what `settings.mean_over` says.
 
-    prompts: list[list[int]]
-    answers: list[list[Completion]]
-    rewards: list[list[float]]
-    counted: bool  # False: this rank had no problem of its own and works along on another's
-
-
-def roll_out(stage: Stage) -> Rollout:
-    """Draw and grade answers to this rank's problems. They depend on (seed, step) alone, so a resumed run draws the same."""
-    plan, runtime, tok = stage.run.plan, stage.run.runtime, stage.run.tok
-    settings = plan.recipe.stages.rl
-    step_seed = plan.recipe.seed * 1_000_003 + stage.step
-    problems = rl_items(step_seed, settings.prompts)
-    own = problems[runtime.rank :: runtime.world_size]
-    problems = own or problems[:1]
-    prompts = [fit_conversation(item.messages, tok, plan.model.context, settings.max_tokens).ids for _, item in problems]
-    longest = min(plan.model.context, max(map(len, prompts)) + settings.max_tokens)
-    frozen = stage.whole_model(everywhere=True).for_inference().to(runtime.device)
-    engine = Engine(frozen, tok, max_rows=settings.prompts * settings.samples, context=longest)
-    sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=step_seed)
-    answers = engine.sample(prompts, settings.samples, sampling)
-    graded = zip(problems, answers, strict=True)
-    rewards = [[float(GRADERS[kind](item, answer.text)) for answer in group] for (kind, item), group in graded]
-    return Rollout(prompts, answers, rewards, bool(own))
-
-
-def rollout_batch(rollout: Rollout, context: int, device: torch.device) -> MicroBatch:
-    """Every answer that teaches, its advantage as the weight of each of its sampled tokens."""
-    ids, targets, weights = pack_answers(rollout.prompts, rollout.answers, advantages(rollout.rewards), context)
-    # A row that only keeps the batch from being empty is no term of the mean.
-    count = int(((targets >= 0) & (weights != 0)).sum()) * rollout.counted
+    A step divides the sum of weighted losses by the number of targets of a micro-batch, and micro-batches count by target_count.
+    """
+    ids, targets, weights = pack_rows(rows, context)
+    learned = (targets >= 0).sum(1, keepdim=True)  # of each answer, (N, 1)
+    count = int(learned.sum())
+    if settings.mean_over != "tokens":
+        lengths = learned if settings.mean_over == "answers" else torch.full_like(learned, settings.max_tokens)
+        weights, count = weights * count / (len(rows) * lengths.clamp(min=1)), len(rows)
     return MicroBatch(ids.to(device), targets.to(device), count, weights.to(device))
+
+
+def update_batches(stage: Stage, groups: list[Group]) -> list[list[MicroBatch]]:
+    """This rank's micro-batches of each update. Which rows an update has depends on (seed, step); long rows go together."""
+    plan, settings, device = stage.run.plan, stage.run.plan.recipe.stages.rl, stage.run.runtime.device
+    context = plan.model.context
+    rows = rows_of(groups)
+    Random(f"updates {plan.recipe.seed} {stage.step}").shuffle(rows)
+    nothing = micro_batch([([0], Completion([0], [1], "", "stop"), 0.0)], context, settings, device)
+    updates = []
+    for number in range(settings.updates):
+        part = sorted(rows[number :: settings.updates], key=lambda row: len(row[0]) + len(row[1].ids), reverse=True)
+        batches = []
+        while part:
+            longest = min(context, len(part[0][0]) + len(part[0][1].ids))
+            size = max(1, plan.micro_batch_size * context // longest)
+            batches.append(micro_batch(part[:size], context, settings, device))
+            part = part[size:]
+        updates.append(even_out(batches or [nothing._replace(target_count=0)], nothing, stage.run.runtime))
+    return updates
+
+
+@dataclass
+class PolicyLoss:
+    """The clipped surrogate and the KL term, for updates whose model is not the one that sampled, or that stay near a reference.
+
+    For each token with advantage A and ratio q = p / p_old: -min(q A, clip(q, 1 - clip_low, 1 + clip_high) A). The KL divergence
+    is estimated without bias and never below 0 by exp(d) - d - 1 with d = log(reference / p) (arXiv 2402.03300, eq. 4).
+    """
+
+    settings: RLConfig
+    kl: list[float] = field(default_factory=list)
+    clipped: list[float] = field(default_factory=list)
+
+    def __call__(self, model: nn.Module, batch: MicroBatch) -> Tensor:
+        learned = batch.targets >= 0
+        assert batch.weights is not None
+        logprobs, advantage = target_logprobs(model, batch)[learned], batch.weights[learned]
+        ratio = (logprobs - (logprobs.detach() if batch.old is None else batch.old[learned])).exp()
+        bounded = ratio.clamp(1 - self.settings.clip_low, 1 + self.settings.clip_high)
+        gain = torch.minimum(ratio * advantage, bounded * advantage)
+        loss = -gain.mean()
+        if batch.reference is not None:
+            distance = batch.reference[learned] - logprobs
+            kl = (distance.exp() - distance - 1).mean()
+            loss = loss + self.settings.kl * kl
+        if batch.target_count:
+            self.clipped.append((bounded * advantage < ratio * advantage).float().mean().item())
+            self.kl += [kl.item()] if batch.reference is not None else []
+        return loss
+
+    def stats(self) -> dict[str, float]:
+        """Means over the micro-batches of this rank."""
+        values = {"kl": self.kl, "clipped": self.clipped if self.settings.updates > 1 else []}
+        return {name: sum(found) / len(found) for name, found in values.items() if found}
+
+
+def with_logprobs(stage: Stage, updates: list[list[MicroBatch]], reference: nn.Module | None) -> list[list[MicroBatch]]:
+    """The micro-batches with what the options need: log-probabilities before the first update, and those of the reference."""
+
+    @torch.no_grad()
+    def completed(batch: MicroBatch) -> MicroBatch:
+        old = target_logprobs(stage.step_model, batch) if len(updates) > 1 else None
+        return batch._replace(old=old, reference=target_logprobs(reference, batch) if reference is not None else None)
+
+    return [[completed(batch) for batch in batches] for batches in updates]
+
+
+def learn_from(stage: Stage, groups: list[Group], share: float, reference: nn.Module | None) -> tuple[StepResult, dict]:
+    """The updates of one step. `share` is the part of the step's problems that teaches: one of 32 must not make as large a step
+    as 32 of them, since Muon's steps do not shrink with the gradient."""
+    settings, updates = stage.run.plan.recipe.stages.rl, update_batches(stage, groups)
+    loss: Callable[[nn.Module, MicroBatch], Tensor] = next_token_loss  # weighted by advantages it is the on-policy gradient
+    if settings.updates > 1 or reference is not None:
+        loss = PolicyLoss(settings)
+        updates = with_logprobs(stage, updates, reference)
+    results = [stage.learn(batches, share=share / len(updates), loss_of=loss) for batches in updates]
+    return merge_results(results), loss.stats() if isinstance(loss, PolicyLoss) else {}
 
 
 def reinforce(run: Run) -> None:
     """Run the RL stage to its last step, or go on where its newest checkpoint stands."""
     if run.finished("rl"):
         return
-    stage = open_stage(run, "rl")
+    recipe, settings = run.plan.recipe, run.plan.recipe.stages.rl
+    practice = open_practice(
+        settings.tasks, reward=settings.reward, data_folder=recipe.eval_data or None, held_out=settings.held_out, seed=recipe.seed
+    )
+    stage, grader, watch = open_stage(run, "rl"), Grader(settings.reward_seconds, run.log.note), Watch(run.log.note)
+    reference = None
+    if settings.kl:
+        reference = starting_model(run, "rl")[0].set_precision(run.runtime.dtype, run.runtime.attention).requires_grad_(False)
+    open_rollouts(run, stage.step)
+    tests = practice.held_out(settings.held_out) if settings.validations else []
+    interval = -(-stage.steps // max(1, settings.validations - 1))
     while stage.step < stage.steps:
+        if tests and settings.validations > 1 and stage.step % interval == 0 and not run.log.has_evaluation("rl", stage.step):
+            run.log.evaluation("rl", stage.step, pass_rates(stage, tests, grader))
         start = time.perf_counter()
-        rollout = roll_out(stage)
-        batch = rollout_batch(rollout, run.plan.model.context, run.runtime.device)
+        rollout = roll_out(stage, practice, grader)
         stats = rollout_stats(rollout, run.runtime)
+        log_rollouts(run, stage.step + 1, rollout.groups)
         stats["rollout_seconds"] = time.perf_counter() - start
-        # One informative problem of 32 must not make as large a step as 32 of them: Muon's steps do not shrink with the gradient.
-        result = stage.learn([batch], share=stats["informative"])
+        teaching = [group for group in rollout.groups if group.teaches]
+        own = -(-settings.prompts // run.runtime.world_size)
+        share = run.runtime.total(torch.tensor(float(min(own, len(teaching))))).item() / settings.prompts
+        result, more = learn_from(stage, teaching[:own], min(1.0, share), reference)
         stage.seconds += stats["rollout_seconds"]
-        stage.record(result, [f"RL problems of seed {run.plan.recipe.seed}, step {stage.step + 1}"], **stats)
+        stage.record(result, [f"RL problems of seed {recipe.seed}, step {stage.step + 1}"], **stats, **more)
+        watch(stats)
         stage.save_if_due(result)
-    evaluate_stage(run, stage)
-
-
-def rollout_stats(rollout: Rollout, runtime: Runtime) -> dict[str, float]:
-    """Over all ranks: mean reward, the share of problems whose answers differ in reward, and tokens an answer (this rank's)."""
-    rewards = [reward for group in rollout.rewards for reward in group]
-    informative = sum(len(set(group)) > 1 for group in rollout.rewards)
-    sums = torch.tensor([sum(rewards), len(rewards), informative, len(rollout.rewards)]) * rollout.counted
-    total, count, informative, problems = runtime.total(sums).tolist()
-    tokens = sum(len(answer.ids) for group in rollout.answers for answer in group) / len(rewards)
-    return {"reward": total / count, "informative": informative / problems, "answer_tokens": tokens}
+    evaluate_stage(run, stage, **(pass_rates(stage, tests, grader) if tests else {}))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import signal
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nutshell import checkpoint
 from nutshell.data.stream import PackedStream
@@ -19,12 +20,15 @@ from nutshell.model.decoder import Decoder
 from nutshell.run.checkpoints import open_newest, prune, quarantine, truncate_after
 from nutshell.run.folder import Preempted, Run
 from nutshell.runtime import Runtime, peak_memory_bytes
+from nutshell.tokenizer import Tokenizer
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.prefetch import MicroBatch
-from nutshell.train.step import LossScaler, StepResult, train_step
+from nutshell.train.step import LossScaler, StepResult, next_token_loss, train_step
 from nutshell.train.zero import Zero
 
 MOST_SKIPPED_IN_A_ROW = 10
+ON_ANSWERS = ("dpo", "rl")
+"""Stages that learn from whole answers: rows of any length, which would be compiled again and again, and a faint gradient."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -61,7 +65,13 @@ class Stage:
 
         return whole_model(self.model, everywhere=everywhere)
 
-    def learn(self, batches: list[MicroBatch], *, share: float = 1.0) -> StepResult:
+    def learn(
+        self,
+        batches: list[MicroBatch],
+        *,
+        share: float = 1.0,
+        loss_of: Callable[[nn.Module, MicroBatch], Tensor] = next_token_loss,
+    ) -> StepResult:
         """One optimizer step at the plan's rates.
 
         `share` is the part of the step's samples that teaches: rates follow the root of the batch, as they do with its size.
@@ -70,7 +80,7 @@ class Stage:
         rates = plan.schedule.at(self.step, self.steps, plan.stages[self.name].lr_fraction * math.sqrt(share))
         return train_step(
             self.step_model, self.optimizer, batches, rates, run.runtime, self.scaler, clip_norm=plan.optimizer.clip_norm,
-            flags=self.flags(),
+            loss_of=loss_of, flags=self.flags(),
         )  # fmt: skip
 
     def record(self, result: StepResult, sources: list[str], **more: Any) -> None:
@@ -87,7 +97,7 @@ class Stage:
             "tokens": result.tokens, "loss": result.loss, "grad_norm": result.grad_norm,
             "lr": result.lr * min(group.lr for group in self.optimizer.groups if group.rule == "muon"),
             "tokens_per_second": rate,
-            "mfu": rate * flops / (peak * runtime.world_size) if peak and self.name != "rl" else None,
+            "mfu": rate * flops / (peak * runtime.world_size) if peak and self.name not in ON_ANSWERS else None,
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
             **more,
         }  # fmt: skip
@@ -168,9 +178,14 @@ class Stage:
         self.run.runtime.barrier()
 
 
+def before(name: str) -> tuple[str, ...]:
+    """The stages before `name`."""
+    return checkpoint.STAGES[: checkpoint.STAGES.index(name)]
+
+
 def last_of_previous(run: Run, name: str) -> Path:
     """The last checkpoint of the stage before `name`; stages without steps are passed over."""
-    previous = [stage for stage in checkpoint.STAGES[: checkpoint.STAGES.index(name)] if run.plan.stages[stage].steps][-1]
+    previous = [stage for stage in before(name) if run.plan.stages[stage].steps][-1]
     saved, steps = checkpoint.checkpoints(run.stage_folder(previous)), run.plan.stages[previous].steps
     done, source = saved[-1] if saved else (0, Path())
     if done < steps:
@@ -182,9 +197,10 @@ def last_of_previous(run: Run, name: str) -> Path:
 def open_stage(run: Run, name: str) -> Stage:
     """Go on from the stage's newest checkpoint, or start it from the stage before it (pretrain: from drawn weights)."""
     model, training, tensors, damaged = load_or_build(run, name)
-    model.set_precision(run.runtime.dtype, run.runtime.attention, fp8=run.runtime.fp8 and name != "rl").train()
-    zero = parallelize(model, run.runtime, run.shards_weights)
-    step_model = compile_model(model, run.runtime) if not run.shards_weights else model
+    runtime = replace(run.runtime, compiled=False, fp8=False) if name in ON_ANSWERS else run.runtime
+    model.set_precision(runtime.dtype, runtime.attention, fp8=runtime.fp8).train()
+    zero = parallelize(model, runtime, run.shards_weights)
+    step_model = compile_model(model, runtime) if not run.shards_weights else model
     optimizer = make_optimizer(model, run, name, zero)
     if tensors is not None:
         optimizer.load_state_dict(tensors, training["optimizer_steps"])
@@ -213,13 +229,8 @@ def load_or_build(run: Run, name: str) -> tuple[Decoder, dict, dict | None, list
     tensors = None
     if newest is not None:
         model, tok, training, tensors = newest
-    elif name != "pretrain" and not (plan.recipe.init_from and checkpoint.latest(run.folder) is None):
-        model, tok, _ = checkpoint.load_model(last_of_previous(run, name), device)
-    elif plan.recipe.init_from:
-        model, tok, _ = checkpoint.load_model(checkpoint.find(plan.recipe.init_from), device)
     else:
-        torch.manual_seed(plan.recipe.seed)
-        model, tok = build_model(plan.model).to(device), run.tok
+        model, tok = starting_model(run, name, device)
     if tok.fingerprint != run.tok.fingerprint:
         raise ValueError(
             f"{run.folder}/tokenizer is not the one that the checkpoints in {run.folder} were trained with. "
@@ -228,6 +239,17 @@ def load_or_build(run: Run, name: str) -> tuple[Decoder, dict, dict | None, list
     if model.config != plan.model:
         raise ValueError(f"the checkpoint in {run.folder} has another shape than its plan.json. Give another --out.")
     return model, training, tensors, damaged
+
+
+def starting_model(run: Run, name: str, device: torch.device | None = None) -> tuple[Decoder, Tokenizer]:
+    """The model that a stage begins with, as it was then: the last of the stage before it, the recipe's, or drawn weights."""
+    recipe, device = run.plan.recipe, device or run.runtime.device
+    if recipe.init_from and not any(checkpoint.checkpoints(run.stage_folder(stage)) for stage in before(name)):
+        return checkpoint.load_model(checkpoint.find(recipe.init_from), device)[:2]
+    if name != "pretrain":
+        return checkpoint.load_model(last_of_previous(run, name), device)[:2]
+    torch.manual_seed(recipe.seed)
+    return build_model(run.plan.model).to(device), run.tok
 
 
 def parallelize(model: Decoder, runtime: Runtime, sharded: bool) -> Zero:
@@ -244,6 +266,8 @@ def parallelize(model: Decoder, runtime: Runtime, sharded: bool) -> Zero:
 def compile_model(model: Decoder, runtime: Runtime, backend: str = "inductor") -> nn.Module:
     """The model as training calls it. Shapes never change within a stage, so one graph is enough: another is an error."""
     if not runtime.compiled:
+        if runtime.device.type == "cuda":  # attention and loss are compiled by themselves, for some shapes and not for all
+            torch._dynamo.config.fail_on_recompile_limit_hit = False
         return model
     torch._dynamo.reset()  # graphs of timed or earlier models would count towards the limit
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -251,12 +275,12 @@ def compile_model(model: Decoder, runtime: Runtime, backend: str = "inductor") -
 
 
 def make_optimizer(model: Decoder, run: Run, name: str, zero: Zero) -> MuonAdamW:
-    """Groups at the plan's rates. Weights decay in pretraining alone; RL leaves out the groups that the table says."""
+    """Groups at the plan's rates. Weights decay in pretraining alone; DPO and RL leave out the groups that the table says."""
     plan, step_tokens = run.plan, run.plan.stages[name].tokens_per_step
     groups = group_parameters(model, plan.optimizer, width=plan.model.width, tokens_per_step=step_tokens)
     for group in groups:
         if name != "pretrain":
             group.weight_decay = 0.0
-        if name == "rl" and not group.row.trained_in_rl:
+        if name in ON_ANSWERS and not group.row.trained_in_rl:
             group.lr = 0.0
     return MuonAdamW(groups, run.runtime.dtype, zero, muon_beta2=plan.optimizer.muon_beta2)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nutshell.model.fp8 import quantise_weights
@@ -39,6 +40,19 @@ class StepResult:
 def next_token_loss(model: nn.Module, batch: MicroBatch) -> Tensor:
     """Mean cross-entropy of a micro-batch's targets, each times its weight where there are weights."""
     return model(batch.ids, batch.targets, batch.weights, batch.offsets)
+
+
+def target_logprobs(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Log-probability of each target, (B, T) in fp32, and 0 where there is none. All logits of the micro-batch exist at once."""
+    logits = model(batch.ids, None, None, batch.offsets)
+    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1, reduction="none")
+    return -losses.view_as(batch.targets)
+
+
+def even_out(batches: list[MicroBatch], spare: MicroBatch, runtime: Runtime) -> list[MicroBatch]:
+    """As many micro-batches as the rank with the most has: those added count for nothing, but sharded weights need them."""
+    most = max(runtime.gather(len(batches)))
+    return batches + [spare._replace(target_count=0)] * (most - len(batches))
 
 
 def train_step(
@@ -85,6 +99,16 @@ def train_step(
     return StepResult(
         loss=loss_sum if targets else math.nan, grad_norm=norm, lr=rates.lr, tokens=int(tokens), targets=int(targets),
         seconds=time.perf_counter() - start, finite=finite, flags=tuple(flag > 0 for flag in raised),
+    )  # fmt: skip
+
+
+def merge_results(results: list[StepResult]) -> StepResult:
+    """Several updates as one step: the last one's numbers, tokens, targets and seconds of all; updated where any was."""
+    last, counted = results[-1], [result for result in results if result.targets]
+    return replace(
+        counted[-1] if counted else last, tokens=sum(result.tokens for result in results), flags=last.flags,
+        targets=sum(result.targets for result in results), seconds=sum(result.seconds for result in results),
+        finite=all(result.finite for result in results),
     )  # fmt: skip
 
 

@@ -1,0 +1,92 @@
+"""A user's grades: a function in a file, called so that nothing it does ends a run.
+
+    def grade(item, completion) -> float:          # rewards.py, named as rewards.py:grade
+        return float(item["target"] in completion)
+
+`item` is the question (`tasks.Item`): item["name"] is a field of the row that it was read from, item.answer the right answer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from nutshell.tasks.own import load_function
+from nutshell.tasks.task import Item
+
+Grade = Callable[[Item, str], float]
+MOST_NOTES = 5
+
+
+def load_reward(name: str) -> Grade:
+    """The function of `rewards.py:grade`. ValueError or FileNotFoundError where there is none that takes (item, completion)."""
+    function = load_function(name, "reward")
+    try:
+        inspect.signature(function).bind(None, "")
+    except TypeError as error:
+        raise ValueError(f"the reward {name} does not take (item, completion): {error}.") from None
+    return function
+
+
+class TooSlow(BaseException):
+    """Of a grade that takes longer than it may. No Exception, so that a reward's own `except Exception` does not stop it."""
+
+
+@dataclass
+class Grader:
+    """Calls grades within a time limit. What fails is named by `note`, the first few times, and counted."""
+
+    seconds: float
+    note: Callable[[str], object]
+    failed: int = 0
+    """Calls that gave no grade."""
+    _seen: set[str] = field(default_factory=set)
+
+    def __call__(self, grade: Grade, item: Item, completion: str) -> float | None:
+        """The grade, or None where the function raises, takes too long, or gives no finite number."""
+        try:
+            with time_limit(self.seconds):
+                value: Any = grade(item, completion)
+                number = float(value)
+            if math.isfinite(number):
+                return number
+            problem = f"gave {value!r}"
+        except TooSlow:
+            problem = f"took longer than {self.seconds:g} s and was stopped"
+        except (Exception, SystemExit) as error:
+            problem = f"raised {type(error).__name__}: {error}"
+        self.failed += 1
+        if len(self._seen) < MOST_NOTES and problem not in self._seen:
+            self._seen.add(problem)
+            asked = f"item {item.index} ({item.messages[-1]['content']!r:.80})"
+            self.note(f"the reward {problem} on {asked}, answer {completion!r:.80}. The answer is left out; the run goes on.")
+        return None
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TooSlow in the block after so many seconds, and each second after that until it ends.
+
+    By an alarm, which Python acts upon between two of its steps: code in C that never returns is not stopped. Without a limit
+    outside the main thread, and where there are no alarms (Windows).
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(_signal: int, _frame: Any) -> None:
+        raise TooSlow
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,208 @@
+"""Rollouts of RL: many problems answered many times by the batched engine, graded, counted, kept as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from nutshell.eval.chat import pass_at_k
+from nutshell.files import json_rows, write_text
+from nutshell.infer.conversation import fit_conversation
+from nutshell.infer.engine import Engine
+from nutshell.infer.request import Completion
+from nutshell.infer.sampling import Sampling
+from nutshell.model.decoder import Decoder
+from nutshell.run.folder import Run
+from nutshell.runtime import Runtime
+from nutshell.tasks.practice import Practice, Problem
+from nutshell.tasks.reward import Grader
+from nutshell.tasks.task import Item
+from nutshell.train.stage import Stage
+
+FILE_NAME = "rollouts.jsonl"
+MOST_BYTES = 16 << 20
+"""Of rollouts.jsonl; the one before it is kept as rollouts.old.jsonl, older ones are not."""
+ENTROPY_ANSWERS = 16  # of a step, that the entropy is measured on
+WATCHED_STEPS = 10
+FEW = 0.1
+
+
+@dataclass(frozen=True)
+class Group:
+    """A problem with its answers, graded."""
+
+    task: str
+    item: Item
+    prompt: list[int]
+    answers: list[Completion]
+    rewards: list[float | None]
+    """None where the reward gave no grade."""
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the answers differ in reward: otherwise there is nothing to prefer."""
+        return len({reward for reward in self.rewards if reward is not None}) > 1
+
+
+class Rollout(NamedTuple):
+    """What a step has drawn on this rank."""
+
+    groups: list[Group]
+    entropies: list[float]
+    """Of the model's choice of each sampled token of some answers, in nats."""
+
+
+def answer(stage: Stage, model: Decoder, problems: list[Problem], grader: Grader, seed: int) -> list[Group]:
+    """`samples` answers of a frozen model to each problem, all of them in one batch."""
+    if not problems:
+        return []
+    plan, tok = stage.run.plan, stage.run.tok
+    settings = plan.recipe.stages.rl
+    prompts = [fit_conversation(item.messages, tok, plan.model.context, settings.max_tokens).ids for _, item, _ in problems]
+    longest = min(plan.model.context, max(map(len, prompts)) + settings.max_tokens)
+    engine = Engine(model, tok, max_rows=settings.prompts * settings.samples, context=longest)
+    sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=seed)
+    groups = []
+    for problem, prompt, replies in zip(problems, prompts, engine.sample(prompts, settings.samples, sampling), strict=True):
+        task, item, grade = problem
+        groups.append(Group(task, item, prompt, replies, [grader(grade, item, reply.text) for reply in replies]))
+    return groups
+
+
+@torch.inference_mode()
+def token_entropies(model: Decoder, groups: list[Group]) -> list[float]:
+    """Entropy in nats of the distribution that each sampled token of some answers came from, at a temperature of 1."""
+    some = [(group.prompt, group.answers[0]) for group in groups[:ENTROPY_ANSWERS]]
+    if not some:
+        return []
+    T = min(model.config.context, max(len(prompt) + len(reply.ids) for prompt, reply in some))
+    ids, sampled = torch.zeros(len(some), T, dtype=torch.long), torch.zeros(len(some), T, dtype=torch.bool)
+    for i, (prompt, reply) in enumerate(some):
+        tokens, mask = torch.tensor([*prompt, *reply.ids][:T]), torch.tensor([0] * len(prompt) + reply.mask).bool()
+        ids[i, : len(tokens)] = tokens
+        sampled[i, : len(tokens) - 1] = mask[1 : len(tokens)]
+    device = next(model.parameters()).device
+    logprobs = model(ids.to(device))[sampled.to(device)].log_softmax(-1)  # (tokens, V)
+    return (-(logprobs.exp() * logprobs).sum(-1)).tolist()
+
+
+def roll_out(stage: Stage, practice: Practice, grader: Grader) -> Rollout:
+    """This rank's problems of a step, answered. They depend on (seed, step) alone, so a resumed run draws the same.
+
+    Dynamic sampling: up to `draws` times, until as many problems as a step wants have answers that differ in reward.
+    """
+    plan, runtime = stage.run.plan, stage.run.runtime
+    settings = plan.recipe.stages.rl
+    step_seed = plan.recipe.seed * 1_000_003 + stage.step
+    model = stage.whole_model(everywhere=True).for_inference().to(runtime.device)
+    groups: list[Group] = []
+    for draw in range(settings.draws):
+        seed = step_seed + draw * 1_000_000_007
+        problems = practice.draw(seed, settings.prompts)[runtime.rank :: runtime.world_size]
+        groups += answer(stage, model, problems, grader, seed)
+        if sum(group.teaches for group in groups) >= len(problems):
+            break
+    return Rollout(groups, token_entropies(model, groups))
+
+
+def rollout_stats(rollout: Rollout, runtime: Runtime) -> dict[str, float]:
+    """Over all ranks: mean reward, share of problems whose answers are all alike in reward, tokens an answer, share of answers
+    that ended by themselves, entropy of a token; and how many answers had no grade, where there were any."""
+    answers = [reply for group in rollout.groups for reply in group.answers]
+    rewards = [reward for group in rollout.groups for reward in group.rewards if reward is not None]
+    sums = torch.tensor(
+        [
+            sum(rewards), len(rewards), sum(not group.teaches for group in rollout.groups), len(rollout.groups),
+            sum(len(reply.ids) for reply in answers), sum(reply.finish == "stop" for reply in answers), len(answers),
+            sum(rollout.entropies), len(rollout.entropies),
+        ],
+        dtype=torch.float64,
+    )  # fmt: skip
+    reward, graded, alike, problems, tokens, finished, count, entropy, measured = runtime.total(sums.to(runtime.wire)).tolist()
+    stats = {
+        "reward": reward / max(1, graded), "zero_variance": alike / problems, "answer_tokens": tokens / count,
+        "finished": finished / count, "entropy": entropy / max(1, measured),
+    }  # fmt: skip
+    return {**stats, "ungraded": count - graded} if graded < count else stats
+
+
+def pass_rates(stage: Stage, problems: list[Problem], grader: Grader) -> dict[str, float]:
+    """pass@1 and pass@k of held-out problems with `samples` answers each, and their mean reward. Right is a reward from 1 on."""
+    runtime, samples = stage.run.runtime, stage.run.plan.recipe.stages.rl.samples
+    model = stage.whole_model(everywhere=True).for_inference().to(runtime.device)
+    groups = answer(stage, model, problems[runtime.rank :: runtime.world_size], grader, stage.run.plan.recipe.seed)
+    rewards = [of_one for part in runtime.gather([group.rewards for group in groups]) for of_one in part]
+    rights = [sum(reward is not None and reward >= 1 for reward in of_one) for of_one in rewards]
+    known = [reward for of_one in rewards for reward in of_one if reward is not None]
+    rates = {f"pass@{k}": sum(pass_at_k(samples, right, k) for right in rights) / len(rights) for k in (1, samples)}
+    return {**rates, "held_out_reward": sum(known) / max(1, len(known))}
+
+
+# ---- rollouts.jsonl ------------------------------------------------------------------------------------------------
+
+
+def open_rollouts(run: Run, step: int) -> None:
+    """Drop lines beyond `step`, which will be drawn again."""
+    path = run.folder / FILE_NAME
+    if run.runtime.is_main and path.exists():
+        kept = [row for row in _whole_lines(path) if row["step"] <= step]
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """All but a last line that a killed process left half-written."""
+    content = path.read_bytes()
+    os.truncate(path, content.rfind(b"\n") + 1)
+    return [row for _, row in json_rows(path)]
+
+
+def log_rollouts(run: Run, step: int, groups: list[Group]) -> None:
+    """One line a problem of any rank: what was asked, the answers, their rewards and whether they ended by themselves."""
+    rows = [
+        {
+            "step": step, "task": group.task, "index": group.item.index, "question": group.item.messages[-1]["content"],
+            "answers": [reply.text for reply in group.answers], "rewards": group.rewards,
+            "finished": [reply.finish == "stop" for reply in group.answers],
+            "tokens": [len(reply.ids) for reply in group.answers],
+        }
+        for group in groups
+    ]  # fmt: skip
+    parts = run.runtime.gather(rows)
+    if not run.runtime.is_main:
+        return
+    path = run.folder / FILE_NAME
+    if path.exists() and path.stat().st_size > MOST_BYTES:
+        os.replace(path, path.with_name("rollouts.old.jsonl"))
+    with path.open("a", encoding="utf-8", errors="replace") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for part in parts for row in part)
+
+
+class Watch:
+    """Warns, once each, where the last steps say that little is learned."""
+
+    def __init__(self, note: Callable[[str], object]) -> None:
+        self.note, self.last, self.told = note, deque[dict[str, float]](maxlen=WATCHED_STEPS), set[str]()
+
+    def __call__(self, stats: dict[str, float]) -> None:
+        self.last.append(stats)
+        if len(self.last) < WATCHED_STEPS:
+            return
+        mean = {name: sum(step[name] for step in self.last) / len(self.last) for name in ("zero_variance", "finished", "reward")}
+        if mean["zero_variance"] > 1 - FEW:
+            cure = "Give harder ones." if mean["reward"] > 0.9 else "Give others, more --stages.rl.samples, or fine-tune first."
+            self._tell("zero_variance", f"{mean['zero_variance']:.0%} of the problems had answers of one reward each (mean "
+                                        f"{mean['reward']:.2f}): they teach nothing. {cure}")  # fmt: skip
+        if mean["finished"] < 0.5:
+            self._tell("finished", f"only {mean['finished']:.0%} of the answers ended within --stages.rl.max-tokens. Give more.")
+
+    def _tell(self, name: str, text: str) -> None:
+        if name not in self.told:
+            self.told.add(name)
+            self.note(f"rl: in the last {WATCHED_STEPS} steps {text}")

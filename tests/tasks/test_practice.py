@@ -1,0 +1,136 @@
+"""What RL practises: problems by seed, parts held out, own files and rewards, and rewards that fail."""
+
+import json
+import math
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from nutshell.tasks.practice import open_practice
+from nutshell.tasks.reward import Grader, load_reward
+from nutshell.tasks.task import Item
+
+ITEM = Item(messages=[{"role": "user", "content": "Name a colour."}], index=7, details={"target": "red"})
+
+
+@pytest.fixture
+def rewards(tmp_path) -> Path:
+    file = tmp_path / "rewards.py"
+    file.write_text(
+        "import time\n\n\ndef grade(item, completion):\n    return float(item['target'] in completion)\n\n\n"
+        "def slow(item, completion):\n    try:\n        time.sleep(60)\n    except Exception:\n        pass\n    return 1.0\n\n\n"
+        "def one(item):\n    return 1.0\n"
+    )
+    return file
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    file = tmp_path / "prompts.jsonl"
+    rows = [
+        *({"prompt": f"Say {n}.", "target": str(n)} for n in range(18)),
+        {"question": "Say x.", "target": "x", "answer": 4.5},  # its own grader takes no such answer; a reward may
+        {"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Say y."}], "target": "y"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_reward_grades_the_rows_of_a_file(rewards, prompts):
+    practice = open_practice([str(prompts)], reward=f"{rewards}:grade", held_out=100, seed=1)
+    tests = practice.held_out(100)
+    drawn = practice.draw(5, 16)
+    assert len(tests) == 4  # a fifth of 20
+    asked = [item.messages[-1]["content"] for _, item, _ in drawn]
+    assert len(set(asked)) == 16  # none twice before all were drawn
+    assert not set(asked) & {item.messages[-1]["content"] for _, item, _ in tests}
+    assert all(grade(item, f"I say {item['target']}") == 1 and grade(item, "no") == 0 for _, item, grade in [*drawn, *tests])
+    assert [item for _, item, _ in practice.draw(5, 40)][:16] == [item for _, item, _ in drawn]
+    assert len({item.index for _, item, _ in practice.draw(5, 16)} | {item.index for _, item, _ in practice.draw(6, 16)}) == 16
+
+
+def test_the_primer_gives_training_problems_and_holds_out_others():
+    practice = open_practice(["primer-sums", "primer-vowels"])
+    drawn, tests = practice.draw(0, 200), practice.held_out(32)
+    assert {name for name, _, _ in drawn} == {name for name, _, _ in tests} == {"primer-sums", "primer-vowels"}
+    assert len(tests) == 32
+    assert not {item.messages[-1]["content"] for _, item, _ in drawn} & {item.messages[-1]["content"] for _, item, _ in tests}
+
+
+def test_rows_of_ones_own_mix_with_the_primer(rewards, prompts):
+    practice = open_practice([str(prompts), "primer-sums"], reward=f"{rewards}:grade", held_out=4)
+    assert {name for name, _, _ in practice.draw(0, 64)} == {"prompts.jsonl", "primer-sums"}
+    assert {name for name, _, _ in practice.held_out(8)} == {"prompts.jsonl", "primer-sums"}
+
+
+@pytest.mark.parametrize(
+    ("names", "reward", "problem"),
+    [
+        (["{folder}/none.jsonl"], "", "none.jsonl does not exist"),
+        (["humaneval"], "", "the task humaneval has no items to train on, only its test. Accepted: primer-sums"),
+        (["primer-summs"], "", "unknown task 'primer-summs'. Did you mean primer-sums"),
+        (["gsm8k"], "", "gsm8k reads files"),
+        (["{folder}/prompts.jsonl"], "", "line 1: answer is None"),
+        ([], "{folder}/rewards.py:grad", "has no function 'grad'. Did you mean grade"),
+        ([], "{folder}/rewards.py", "accepted: a file and a function in it"),
+        ([], "{folder}/nowhere.py:grade", "nowhere.py does not exist; the reward"),
+        ([], "{folder}/rewards.py:one", r"does not take \(item, completion\)"),
+    ],
+)
+def test_what_cannot_be_practised_is_said(tmp_path, rewards, prompts, names, reward, problem):
+    with pytest.raises((ValueError, FileNotFoundError), match=problem):
+        open_practice([name.format(folder=tmp_path) for name in names], reward=reward.format(folder=tmp_path))
+
+
+def test_a_file_that_raises_is_named_with_its_line(tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text("import math\n\nlimit = math.sqrt(-1)\n")
+    with pytest.raises(ValueError, match=r"broken\.py:grade raised ValueError in line 3: "):
+        load_reward(f"{file}:grade")
+
+
+# ---- rewards that fail ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (lambda item, text: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda item, text: item["goal"], "raised KeyError: .*the item has no 'goal'; it has target"),
+        (lambda item, text: exit(3), "raised SystemExit: 3"),
+        (lambda item, text: math.nan, "gave nan"),
+        (lambda item, text: math.inf, "gave inf"),
+        (lambda item, text: None, "raised TypeError"),
+        (lambda item, text: "good", "raised ValueError: could not convert string to float: 'good'"),
+    ],
+)
+def test_a_grade_that_fails_is_named_with_its_item_and_left_out(value, problem):
+    told: list[str] = []
+    grader = Grader(5.0, told.append)
+    assert grader(value, ITEM, "blue") is None
+    assert grader(value, ITEM, "blue") is None
+    assert grader.failed == 2
+    (line,) = told  # said once
+    assert re.search(rf"the reward {problem}.* on item 7 \('Name a colour.'\), answer 'blue'", line), line
+
+
+def test_numbers_of_all_kinds_are_grades():
+    grader = Grader(5.0, print)
+    assert [grader(lambda item, text, v=v: v, ITEM, "") for v in (True, 0, 0.25, "0.5")] == [1.0, 0.0, 0.25, 0.5]
+
+
+def test_a_reward_that_hangs_is_stopped_whatever_it_catches(rewards):
+    def loops(item, text):
+        while True:
+            pass
+
+    told: list[str] = []
+    grader = Grader(0.05, told.append)
+    start = time.monotonic()
+    assert grader(load_reward(f"{rewards}:slow"), ITEM, "blue") is None
+    assert grader(loops, ITEM, "blue") is None
+    assert time.monotonic() - start < 2
+    assert "took longer than 0.05 s and was stopped on item 7" in told[0]
+    assert grader(lambda item, text: 1.0, ITEM, "") == 1.0
