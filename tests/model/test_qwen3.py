@@ -147,7 +147,7 @@ def test_a_config_of_transformers_is_understood():
     ("changes", "message"),
     [
         ({"attention_bias": True}, "attention_bias is True; accepted: False"),
-        ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05; accepted: 1e-06"),
+        ({"rms_norm_eps": 0}, "norm_eps is 0; accepted: a number between 0 and 1"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling is"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'; accepted: 'default'"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),

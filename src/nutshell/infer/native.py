@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nutshell.infer.blocks import Chunk
+from nutshell.model.elementwise import RMS_EPS
 from nutshell.model.gpt import GPT
 from nutshell.model.kv_cache import KVCache
 from nutshell.model.qwen3 import Qwen3
@@ -35,6 +36,8 @@ def why_not(model: Any) -> str | None:
         return "the extension was built without it: run `make setup` again"
     if type(model) not in (GPT, Qwen3):
         return f"it knows GPT and Qwen3, and this is a {type(model).__name__}"
+    if not model.config.qk_norm or model.config.norm_eps != RMS_EPS:
+        return "it norms queries and keys, with an epsilon of 1e-6"
     if next(model.parameters()).device.type != "cpu":
         return "the model is not on the CPU"
     if model.compute_dtype not in KINDS:

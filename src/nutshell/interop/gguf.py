@@ -21,7 +21,6 @@ from nutshell.checkpoint import load_model
 from nutshell.interop.output import new_folder
 from nutshell.interop.quantize import BLOCK, q4_0, q8_0
 from nutshell.model.config import ModelConfig
-from nutshell.model.elementwise import RMS_EPS
 from nutshell.model.gpt2 import GPT2, LAYER_NORM_EPS
 from nutshell.tokenizer import Tokenizer
 
@@ -83,6 +82,8 @@ def export_gguf(model: Path, out: Path, kind: str) -> Path:
             f"{model} is of the architecture speed, which readers of GGUF do not know. Accepted: portable, gpt2. "
             "Train with --architecture portable, or use `nutshell export hf`."
         )
+    if not config.qk_norm:
+        raise ValueError(f"{model} has Llama's shape, whose queries ggml wants in another order. Accepted: with qk_norm, gpt2.")
     metadata = {**_shape(config, kind, model.resolve().name), **_tokenizer(tok, model)}
     weights = with_joined_attention(decoder) if isinstance(decoder, GPT2) else decoder.state_dict()
     tensors = [(ggml_name(name), _type_of(name, tuple(w.shape), kind), w.numpy()) for name, w in weights.items()]
@@ -131,7 +132,7 @@ def _shape(config: ModelConfig, kind: str, name: str) -> dict[str, Any]:
         theirs, shape = "gpt2", {**shape, "attention.layer_norm_epsilon": LAYER_NORM_EPS}
     else:
         heads = {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
-        more = {"attention.layer_norm_rms_epsilon": RMS_EPS, "rope.freq_base": float(config.rotary_base)}
+        more = {"attention.layer_norm_rms_epsilon": config.norm_eps, "rope.freq_base": float(config.rotary_base)}
         theirs, shape = "qwen3", {**shape, **heads, **more}
     general = {"architecture": theirs, "name": name, "file_type": TYPES[kind][2], "quantization_version": 2}
     return {**{f"general.{key}": v for key, v in general.items()}, **{f"{theirs}.{key}": v for key, v in shape.items()}}

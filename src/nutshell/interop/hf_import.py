@@ -1,4 +1,4 @@
-"""A folder of transformers becomes a model folder of ours: GPT-2, Qwen3, and what `export hf` has written.
+"""A folder of transformers becomes a model folder of ours: GPT-2, Qwen3, Llama, and what `export hf` has written.
 
 What is read: `config.json`, `model.safetensors` (or its parts, with `model.safetensors.index.json`), and the tokenizer, from
 `tokenizer.json` or from `vocab.json` and `merges.txt`.
@@ -24,10 +24,9 @@ from nutshell.model.config import ModelConfig
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
-MODEL_TYPES = ("gpt2", "qwen3", "nutshell")
+MODEL_TYPES = ("gpt2", "qwen3", "llama", "nutshell")
 FOREIGN = {
-    "llama": "it has no norms on queries and keys, which portable has",
-    "mistral": "it has no norms on queries and keys, which portable has",
+    "mistral": "its attention may have a sliding window",
     "qwen2": "it has biases and no norms on queries and keys",
     "gpt_neo": "its attention is not scaled by the width of a head",
     "gpt_neox": "it rotates a part of each head, and attention stands beside the MLP",
@@ -63,7 +62,7 @@ def import_hf(folder: Path, out: Path, *, chat: bool = False) -> Decoder:
 def _config(values: dict[str, Any], tok: Tokenizer) -> ModelConfig:
     if values["model_type"] == "gpt2":
         return config_from_gpt2(values, tok.bos_id)
-    if values["model_type"] == "qwen3":
+    if values["model_type"] in ("qwen3", "llama"):
         return replace(config_from_json(values), bos_id=tok.bos_id)
     return ModelConfig(**{name: values[name] for name in ModelConfig.__dataclass_fields__ if name in values})
 

@@ -42,6 +42,10 @@ class ModelConfig:
     """Hidden channels of the MLP of portable and gpt2; speed's are always 4 times the width, and this is 0."""
     tied: bool = False
     """The head is the embedding: optional in portable, always in gpt2, never in speed."""
+    qk_norm: bool = True
+    """Queries and keys are normed by head; without it portable is Llama's shape instead of Qwen3's."""
+    norm_eps: float = 1e-6
+    """What portable's norms add to the mean square: 1e-5 in many models of Llama's shape."""
     architecture: str = "speed"
     """`speed` (model/gpt.py), `portable` (model/qwen3.py) or `gpt2` (model/gpt2.py)."""
     smear: bool = True
@@ -77,6 +81,10 @@ class ModelConfig:
             raise ValueError(f"softcap is {self.softcap}; accepted: 0 (none), or 1 to {LARGEST_SOFTCAP:g}.")
         if not 0 < self.qk_scale < float("inf"):
             raise ValueError(f"qk_scale is {self.qk_scale}; accepted: a number above 0.")
+        if not 0 < self.norm_eps < 1:
+            raise ValueError(f"norm_eps is {self.norm_eps}; accepted: a number between 0 and 1.")
+        if self.architecture != "portable" and not (self.qk_norm and self.norm_eps == 1e-6):
+            raise ValueError(f"qk_norm and norm_eps are portable's; {self.architecture} has no such switch. Leave them out.")
         if self.architecture != "speed":
             shape = {"portable": "Qwen3", "gpt2": "GPT-2"}[self.architecture]
             defaults = {f.name: f.default for f in fields(self)}

@@ -19,9 +19,9 @@ def _eager_on_cpu(x: Tensor) -> bool:
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:
+    def forward(ctx, x: Tensor, scale: float, eps: float) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        inverse = (norm.square_().div_(x.size(-1)).add_(RMS_EPS).rsqrt_()).to(x.dtype)
+        inverse = (norm.square_().div_(x.size(-1)).add_(eps).rsqrt_()).to(x.dtype)
         y = x * (inverse * scale)
         ctx.save_for_backward(y, inverse)
         ctx.scale = scale
@@ -32,14 +32,14 @@ class _RmsNorm(torch.autograd.Function):
         # y = s x r, r = (mean x^2 + eps)^-1/2: dx = s r (g - y/s mean(g y/s)).
         y, inverse = ctx.saved_tensors
         projection = (grad * y).sum(-1, keepdim=True).mul_(-1 / (y.size(-1) * ctx.scale**2))
-        return torch.addcmul(grad, y, projection).mul_(inverse * ctx.scale), None
+        return torch.addcmul(grad, y, projection).mul_(inverse * ctx.scale), None, None
 
 
-def rms_norm(x: Tensor, scale: float = 1.0) -> Tensor:
-    """Scale the last dimension to a root mean square of `scale` (arXiv 1910.07467, no weights, eps 1e-6)."""
+def rms_norm(x: Tensor, scale: float = 1.0, eps: float = RMS_EPS) -> Tensor:
+    """Scale the last dimension to a root mean square of `scale` (arXiv 1910.07467, no weights)."""
     if _eager_on_cpu(x):
-        return _RmsNorm.apply(x, scale)
-    y = F.rms_norm(x, (x.size(-1),), eps=RMS_EPS)
+        return _RmsNorm.apply(x, scale, eps)
+    y = F.rms_norm(x, (x.size(-1),), eps=eps)
     return y if scale == 1.0 else y * scale
 
 

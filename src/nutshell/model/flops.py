@@ -14,7 +14,7 @@ def parameters_by_group(config: ModelConfig) -> dict[str, int]:
             "attention": config.depth * C * D * (2 * config.heads + 2 * config.kv_heads),
             "mlp": config.depth * 3 * C * config.mlp_width,
             "lm_head": 0 if config.tied else V * C,
-            "norms": config.depth * (2 * C + 2 * D) + C,
+            "norms": config.depth * (2 * C + 2 * D * config.qk_norm) + C,
         }
     if config.architecture == "gpt2":
         return {

@@ -1,9 +1,10 @@
-"""The `portable` architecture: Qwen3's, so that transformers opens what is saved (arXiv 2505.09388).
+"""The `portable` architecture: Qwen3's (arXiv 2505.09388) or Llama's (arXiv 2302.13971), which transformers opens.
 
 Legend: B rows in a batch, T tokens in a row, C model width, H query heads, K key/value heads, D head width, V vocabulary.
 
-Weighted RMSNorms, queries and keys normed by head before RoPE, grouped queries, SwiGLU; no biases, windows or softcap. Modules
-have the names of transformers' `Qwen3ForCausalLM`, so a saved tensor is called there what it is called here.
+Weighted RMSNorms, queries and keys normed by head before RoPE, grouped queries, SwiGLU; no biases, windows or softcap. Without
+`qk_norm` it is Llama's. Modules have the names of transformers' `Qwen3ForCausalLM` and `LlamaForCausalLM`, so a saved tensor is
+called there what it is called here.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from nutshell.model.loss import cross_entropy
 class RMSNorm(nn.Module):
     """Root mean square 1, times a weight for each channel."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x) * self.weight.to(x.dtype)
+        return rms_norm(x, eps=self.eps) * self.weight.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -45,11 +47,15 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.width, config.kv_heads * config.head_dim)
         self.v_proj = Linear(config.width, config.kv_heads * config.head_dim)
         self.o_proj = Linear(config.heads * config.head_dim, config.width)
-        self.q_norm, self.k_norm = RMSNorm(config.head_dim), RMSNorm(config.head_dim)
+        self.normed = config.qk_norm
+        if self.normed:
+            self.q_norm, self.k_norm = RMSNorm(config.head_dim, config.norm_eps), RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(self, x: Tensor, ctx: AttentionContext) -> Tensor:
         q, k, v = (projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(self.q_norm(q), ctx.cos, ctx.sin), rotate(self.k_norm(k), ctx.cos, ctx.sin)
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, ctx.cos, ctx.sin), rotate(k, ctx.cos, ctx.sin)
         y = ctx.attend(self.layer, self.window, q, k, v)  # (B, T, H, D)
         return self.o_proj(y.flatten(2))
 
@@ -70,9 +76,9 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.width)
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.width)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, ctx: AttentionContext) -> Tensor:
@@ -87,7 +93,7 @@ class Layers(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = cast("Sequence[Layer]", nn.ModuleList(Layer(config, layer) for layer in range(config.depth)))
-        self.norm = RMSNorm(config.width)
+        self.norm = RMSNorm(config.width, config.norm_eps)
 
 
 class Qwen3(Decoder):

@@ -59,7 +59,7 @@ def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> 
         vocab_size=vocab_size, depth=depth, width=width, heads=heads, kv_heads=recipe.kv_heads or heads, head_dim=head_dim,
         context=context, window_pattern=recipe.window_pattern or ("SSSL" if recipe.architecture == "speed" else "L"),
         bos_id=bos_id, architecture=recipe.architecture, tied=recipe.tied or recipe.architecture == "gpt2",
-        rotary_base=recipe.rotary_base, mlp_width=recipe.mlp_width or mlp_width,
+        rotary_base=recipe.rotary_base, qk_norm=recipe.qk_norm, norm_eps=recipe.norm_eps, mlp_width=recipe.mlp_width or mlp_width,
         **{name: getattr(recipe, name) for name in SPEED_ONLY},
     )  # fmt: skip
 

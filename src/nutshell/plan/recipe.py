@@ -216,6 +216,10 @@ class Recipe:
     """Attention windows tiled over the layers: S a quarter of the context, L all of it (default SSSL; only speed has S)."""
     short_window: int = 0
     """Tokens that an S layer attends over (speed only; default a quarter of the context)."""
+    qk_norm: bool = True
+    """Queries and keys are normed by head; without it portable has Llama's shape."""
+    norm_eps: float = 1e-6
+    """What portable's norms add to the mean square (below 1)."""
     rotary_base: float = 100_000.0
     """Of the rotary position embeddings: larger turns slower."""
     smear: bool = True
