@@ -56,26 +56,6 @@ def speedrun(arguments: list[str]) -> Any:
     return {"run": recipe.out, "report": f"{recipe.out}/report.json"}
 
 
-def data(arguments: list[str]) -> Any:
-    """Write the training text as shards: the embedded primer, or your own files."""
-    recipe = read_recipe("data", arguments, data.__doc__)
-    from nutshell.data.shards import open_shards
-    from nutshell.run.lock import run_lock
-    from nutshell.runtime import start_runtime
-    from nutshell.train.prepare import check_data, prepare_data
-
-    check_data(recipe)
-    with run_lock(Path(recipe.out)):
-        folder = prepare_data(recipe, start_runtime(device=recipe.device))
-    shards = open_shards(folder)
-    documents = (text for block in range(shards.blocks("train")) for text in shards.read("train", block))
-    # The beginning of one, with control characters spelled out.
-    sample = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in next(documents, "")[:300])
-    blocks = f"{shards.blocks('train')} training blocks, {shards.blocks('val')} validation blocks"
-    print(f"{folder}: {blocks}. A document begins:\n\n{sample}")
-    return {"folder": str(folder), "train_blocks": shards.blocks("train"), "val_blocks": shards.blocks("val")}
-
-
 def plan(arguments: list[str]) -> Any:
     """Decide model, batch, rates and horizon from --depth or --budget, and print it all."""
     recipe = read_recipe("plan", arguments, plan.__doc__)

@@ -181,6 +181,19 @@ def split_turns(messages: list[dict[str, Any]], tok: Encodes, max_tokens: int) -
     return parts
 
 
+def split_example(example: dict[str, Any], tok: Encodes, max_tokens: int) -> list[dict[str, Any]]:
+    """What a data file holds (see `render_example`) in parts that fit: conversations by `split_turns`, documents halved at a
+    space until they do, so that these lose nothing."""
+    if "messages" in example:
+        return [{"messages": part} for part in split_turns(example["messages"], tok, max_tokens)]
+    text: str = example["text"]
+    if len(text) < 2 or len(tok.encode(text)) < max_tokens:
+        return [example]
+    middle = text.rfind(" ", 1, len(text) // 2 + 1)
+    middle = middle if middle > 0 else len(text) // 2
+    return [part for half in (text[:middle], text[middle:]) for part in split_example({"text": half}, tok, max_tokens)]
+
+
 def render(messages: Any, tok: Encodes, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
     """Ids of a conversation, and a mask of the same length: 1 where the model learns to produce the token (what the
     assistant says, its tool calls with their start and end, and `<|assistant_end|>`), 0 for all it is given (the start,
