@@ -42,7 +42,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-_RUN_PARTS = {"data", "tokenizer", "pretrain", "midtrain", "sft", "rl", "report"}
+_RUN_PARTS = {"data", "tokenizer", "pretrain", "midtrain", "sft", "rl", "report", "mixture"}
 _RUN_PARTS |= {"plan.json", "sources.json", "conversations.jsonl", "metrics.jsonl", "report.json", "report.md"}
 EDGE_BYTES = 1 << 16  # read of a file's beginning and end
 

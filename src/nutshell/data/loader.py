@@ -55,13 +55,7 @@ class PretrainLoader(PackedStream):
             mask = np.concatenate([mask, np.ones(packed.ids.shape, bool) if packed.mask is None else packed.mask])
             if wanted is not None and len(ids) >= wanted:
                 break
-        # Packing puts long documents first; a part of the rows must not hold those alone.
-        chosen = np.random.default_rng(0).permutation(len(ids))[:wanted]
-        step = self.rows * self.world_size
-        missing = ((0, -len(chosen) % step), (0, 0))
-        ids = np.pad(ids[chosen], missing, constant_values=self.bos_id)
-        mask = np.pad(mask[chosen], missing)
-        return [self._rank_batch([(ids[i : i + step], mask[i : i + step])]) for i in range(0, len(ids), step)]
+        return self._fixed_batches(ids, mask, wanted)
 
     def _encode(self, texts: list[str]) -> list[Document]:
         if not texts:
@@ -122,6 +116,14 @@ class ConversationLoader(PackedStream):
         if not beyond and not left_out:
             return {}
         return {"cropped_conversations": len(beyond), "cropped_tokens": sum(beyond), "left_out_conversations": left_out}
+
+    def val_batches(self, held_out: Sequence[Any], max_tokens: int) -> list[Batch]:
+        """Batches of conversations that are not learned, the same at every call: about ``max_tokens`` over all ranks."""
+        rendered = [(np.asarray(ids, np.uint32), np.asarray(mask, bool)) for ids, mask in map(self.render, held_out)]
+        learned = [document for document in rendered if self._is_learned(document)]
+        packed = pack(learned, self.row_tokens, split=False, bos_id=self.bos_id, flush=True)
+        assert packed.mask is not None
+        return self._fixed_batches(packed.ids, packed.mask, max(1, max_tokens // (self.row_tokens - 1)))
 
     def _blocks(self) -> int:
         return -(-len(self.conversations) // CONVERSATIONS_PER_BLOCK)

@@ -10,7 +10,7 @@ from nutshell.plan.law import Law, expectation
 from nutshell.plan.memory import MOST_ROWS, fitting_cards, memory_by_part
 from nutshell.plan.record import Forecast, Plan, StagePlan
 
-MANY_EPOCHS = 4  # text that is read more often teaches little more (arXiv 2305.16264)
+MANY_EPOCHS = 3  # data that is read more often teaches less and less (arXiv 2305.16264), conversations are learned by heart
 LONGEST_RUN = 90 * 24 * 3600  # seconds; who saves less often than this wants no checkpoints
 
 
@@ -61,8 +61,8 @@ def describe(plan: Plan) -> str:
     for name, stage in plan.stages.items():
         if stage.steps:
             lines.append(f"{name:9} {_stage(name, stage)}")
-        if stage.steps and (stage.epochs or 0) > MANY_EPOCHS:
-            lines.append(f"          warning: {name} reads its data {stage.epochs:.0f} times; give it more, or fewer steps")
+        if stage.steps and name != "rl":
+            lines += [f"          {line}" for line in _parts(name, stage)]
     lines.append(f"checks    {plan.validations} validations of {plan.validation_tokens:,} tokens; {_checkpoints(plan)}")
     if expected.memory:
         parts = ", ".join(f"{name} {size(value)}" for name, value in expected.memory.items() if value)
@@ -92,10 +92,29 @@ def _stage(name: str, stage: StagePlan) -> str:
         text += f" of {stage.tokens_per_step:,} tokens ({stage.steps * stage.tokens_per_step / 1e6:,.2f}M)"
     text += f", rates x {stage.lr_fraction:g}"
     if stage.epochs is not None:
-        text += f", {stage.epochs:.{2 if stage.epochs < 0.1 else 1}f} epochs"
+        text += f", {_times(stage.epochs)} epochs"
     if stage.seconds is not None:
         text += f", about {duration(stage.seconds)} + {duration(stage.evaluation_seconds)} scoring"
     return text
+
+
+def _parts(name: str, stage: StagePlan) -> list[str]:
+    """What a stage reads where that is more than one thing, and a warning of what it reads too often."""
+    lines = []
+    if len(stage.parts) > 1:
+        for part in stage.parts:
+            rows = f"{part.rows:,} rows, " if part.rows else ""
+            lines.append(f"{part.share:4.0%} {part.name}: {rows}{part.tokens / 1e6:,.2f}M tokens, {_times(part.epochs)} epochs")
+    elif not stage.parts and stage.epochs is None:
+        lines.append("how often it reads its data is not known yet")
+    for part in stage.parts:
+        if round(part.epochs, 1) > MANY_EPOCHS:
+            lines.append(f"warning: {name} reads {part.name} {part.epochs:.0f} times; give it more data, or fewer steps")
+    return lines
+
+
+def _times(epochs: float) -> str:
+    return f"{epochs:.{2 if epochs < 0.1 else 1}f}"
 
 
 def _checkpoints(plan: Plan) -> str:

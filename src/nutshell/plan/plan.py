@@ -8,26 +8,24 @@ higher rates learn fastest there (docs/experiments.md).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nutshell.model.config import SPEED_ONLY, ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
-from nutshell.plan import cost
+from nutshell.plan import cost, mixture
 from nutshell.plan.estimate import forecast, time_and_cost
 from nutshell.plan.groups import BASE_TOKENS_PER_STEP, SMALL_BATCH
 from nutshell.plan.hardware import ASSUMED_MFU, DECODE_SECONDS_PER_LAYER, Hardware, Timing, parse_machine
 from nutshell.plan.law import Law, text_fingerprint
 from nutshell.plan.memory import fitting_rows, most_rows
-from nutshell.plan.recipe import PRIMER, Recipe, quantity
+from nutshell.plan.mixture import Size
+from nutshell.plan.recipe import Recipe, quantity
 from nutshell.plan.record import Plan, StagePlan
 
 D12 = ModelConfig(vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048)
 D12_TOKENS = 12 * matrix_parameters(D12)
 FEWEST_STEPS = 400  # a horizon shorter than this many steps takes a smaller batch
 LARGEST_MICRO_BATCH_TOKENS = 65_536
-CHARACTERS_PER_TOKEN = 4.0
-CONVERSATION_TOKENS, SHORT_CONVERSATION_TOKENS = 100, 60
-"""Of the primer's conversations: their mean with a vocabulary of 2,048, and less than that."""
 BUDGET_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40)
 
 
@@ -36,9 +34,11 @@ class Data:
     """What a plan knows of the data; zero or empty where that is not known yet."""
 
     text: str = ""  # the training text's fingerprint
-    tokens: float = 0.0  # of the training text
-    conversations: int = 0  # of the user's own file
-    conversation_tokens: float = 0.0  # of all of these
+    texts: dict[str, Size] = field(default_factory=dict)  # of each part that pretraining reads, by its file or folder
+    conversations: dict[str, Size] = field(default_factory=dict)  # of each part of the other stages, by file, folder or task
+
+    def sizes(self, stage: str) -> dict[str, Size]:
+        return self.texts if stage == "pretrain" else self.conversations
 
 
 def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> ModelConfig:
@@ -150,23 +150,10 @@ def draft_plan(recipe: Recipe, law: Law | None = None) -> Plan:
     return make_plan(recipe, hardware, vocab_size=default_vocab_size(recipe, hardware.device), law=law)
 
 
-def epoch_tokens(recipe: Recipe, stage: str, data: Data) -> float | None:
-    """Tokens of what a stage reads once; None where that is not known, and for RL, which makes its own."""
-    if stage == "pretrain":
-        known = recipe.primer_characters / CHARACTERS_PER_TOKEN if recipe.data == PRIMER else 0.0
-        return data.tokens or known or None
-    primer = recipe.primer_conversations * CONVERSATION_TOKENS
-    if stage == "rl" or (recipe.sft != PRIMER and not data.conversation_tokens):
-        return None
-    share = getattr(recipe.stages, stage).primer_share
-    mixed = data.conversations * share / (1 - share) * CONVERSATION_TOKENS if share < 1 else primer
-    return primer if recipe.sft == PRIMER else data.conversation_tokens + min(primer, mixed)
-
-
 def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: Data) -> dict[str, float]:
     """The time left that each stage has for its steps: less evaluations, checkpoints, compilation and a reserve.
 
-    Midtraining and SFT take their share, but no more than `epochs` over their conversations; what they leave is pretraining's.
+    Midtraining and SFT take their share, but read no part too often (`mixture.most_tokens`); what they leave is pretraining's.
     """
     timing, parameters = hardware.timings[shape.depth], sum(parameters_by_group(shape).values())
     stages = {name: stage for name, stage in vars(recipe.stages).items() if stage.share or stage.steps}
@@ -178,9 +165,9 @@ def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: 
     left = max(left - fixed, left / 2) / (1 + cost.saving_share(recipe, parameters, gpu=hardware.on_gpu))
     seconds = {name: left * stage.share for name, stage in vars(recipe.stages).items()}
     for name in ("midtrain", "sft"):
-        tokens = epoch_tokens(recipe, name, data)
+        tokens = mixture.most_tokens(recipe, name, data.sizes(name))
         if tokens and not getattr(recipe.stages, name).steps:
-            most = min(seconds[name], getattr(recipe.stages, name).epochs * tokens / timing.tokens_per_second)
+            most = min(seconds[name], tokens / timing.tokens_per_second)
             seconds["pretrain"] += (seconds[name] - most) * bool(recipe.stages.pretrain.share)
             seconds[name] = most
     return seconds
@@ -223,7 +210,8 @@ def make_plan(
     unit = shape.context * hardware.world_size
     step_tokens = recipe.tokens_per_step or max(unit, batch_tokens(tokens) // unit * unit)
     size, grad_accum_steps = _micro_batch(recipe, step_tokens, shape, hardware, asked=recipe.micro_batch_size)
-    pretrain_steps = configs.pretrain.steps or max(1, int(tokens // step_tokens))
+    most = mixture.most_tokens(recipe, "pretrain", data.texts)
+    pretrain_steps = configs.pretrain.steps or max(1, int(min(tokens, most or tokens) // step_tokens))
     each = step_tokens / timing.tokens_per_second if timing else None
     known = timing and left and not configs.pretrain.steps
     validated = cost.validation(
@@ -231,7 +219,7 @@ def make_plan(
     )
     stages: dict[str, StagePlan] = {}
     for name, config in vars(configs).items():
-        whole = epoch_tokens(recipe, name, data)
+        most = mixture.most_tokens(recipe, name, data.sizes(name)) if name != "rl" else None
         if name == "rl":
             each = cost.rl_step_seconds(configs.rl, timing) if timing else None
             steps = max(2, int(left[name] / each)) if each and left else 60
@@ -241,7 +229,7 @@ def make_plan(
             steps = math.ceil(left[name] / each)
         else:
             steps = int(pretrain_steps * (config.share / configs.pretrain.share if configs.pretrain.share else 1.0))
-            steps = min(steps, math.ceil(config.epochs * whole / step_tokens)) if whole else steps
+            steps = min(steps, math.ceil(most / step_tokens)) if most else steps
         steps = config.steps or (steps if config.share or name == "pretrain" else 0)
         stages[name] = _stage(recipe, name, steps, step_tokens, each, validated, hardware, shape, data)
     optimizer = replace(
@@ -270,12 +258,10 @@ def _stage(
         seconds = steps * step_seconds * (1 + cost.saving_share(recipe, parameters, gpu=hardware.on_gpu))
         seconds += timing.startup_seconds + cost.saving_seconds(parameters, times)
         scoring = cost.evaluation_seconds(recipe, timing, name, hardware.world_size, times * each)
-    conversations, whole = 0, epoch_tokens(recipe, name, data)
-    if name in ("midtrain", "sft"):  # as many as their tokens can hold, short as some are
-        conversations = min(recipe.primer_conversations, tokens // SHORT_CONVERSATION_TOKENS + 1)
+    parts = mixture.plan_parts(recipe, name, data.sizes(name), tokens) if name != "rl" else ()
     return StagePlan(
         steps=steps, tokens_per_step=step_tokens, lr_fraction=getattr(recipe.stages, name).lr_fraction, seconds=seconds,
-        evaluation_seconds=scoring, conversations=conversations, epochs=tokens / whole if whole else None,
+        evaluation_seconds=scoring, epochs=max((part.epochs for part in parts), default=None), parts=parts,
     )  # fmt: skip
 
 
@@ -332,11 +318,9 @@ def refit(plan: Plan, stage: str, *, seconds_left: float, slowdown: float) -> Pl
             old = stages[name]
             steps = max(1, round(old.steps * factor)) if old.steps else 0
             again = steps / max(1, old.steps)
-            conversations = min(plan.recipe.primer_conversations, math.ceil(old.conversations * again))
-            stages[name] = replace(
-                old, steps=steps, seconds=(old.seconds or 0.0) * factor, conversations=conversations,
-                epochs=None if old.epochs is None else old.epochs * again,
-            )  # fmt: skip
+            parts = tuple(replace(part, epochs=part.epochs * again) for part in old.parts)
+            epochs = None if old.epochs is None else old.epochs * again
+            stages[name] = replace(old, steps=steps, seconds=(old.seconds or 0.0) * factor, epochs=epochs, parts=parts)
     plan = replace(plan, stages=stages, refitted=(*plan.refitted, stage))
     total, usd = time_and_cost(plan)
     return replace(plan, forecast=replace(plan.forecast, seconds=total, usd=usd))

@@ -28,7 +28,7 @@ CHOICES = {
 RANGES = {
     "seed": (0, math.inf), "primer_characters": (10_000, math.inf), "primer_conversations": (1, math.inf),
     "tokens_per_parameter": (ABOVE_ZERO, 10**6), "keep_checkpoints": (1, math.inf), "eval_items": (1, math.inf),
-    "save_every_seconds": (0, math.inf), "usd_per_hour": (0, math.inf), "mfu": (0, 1),
+    "save_every_seconds": (0, math.inf), "usd_per_hour": (0, math.inf), "mfu": (0, 1), "held_out": (0, 0.5),
 }  # fmt: skip
 """Lowest and highest values."""
 RANGES_OR_ZERO = {
@@ -74,6 +74,39 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixturePart:
+    """One part of what a stage learns from: data or a task, with a weight or epochs."""
+
+    data: str = ""
+    """Files or a folder: text for pretraining, conversations for the others; or `primer`."""
+    task: str = ""
+    """A task that teaches, in midtraining and fine-tuning: gsm8k, mmlu, arc-easy, arc-challenge, spelling, my_task.py:task."""
+    weight: float = 0.0
+    """Its share of the stage's tokens, relative to those of the other parts (default 1)."""
+    epochs: float = 0.0
+    """In place of a weight: how often the stage reads it."""
+    rows: int = 0
+    """Take no more than its first rows; of the primer and spelling write so many."""
+
+    def __post_init__(self) -> None:
+        if bool(self.data) == bool(self.task):
+            raise ValueError(f"a part of a mixture has data {self.data!r} and task {self.task!r}; accepted: one of the two.")
+        if self.weight and self.epochs:
+            raise ValueError(f"{self.key} has weight {self.weight:g} and epochs {self.epochs:g}; accepted: one of the two.")
+        check_ranges(self, {"weight": (0, 10**9), "epochs": (0, 10**6), "rows": (0, math.inf)})
+
+    @property
+    def key(self) -> str:
+        """Where it comes from."""
+        return self.data or self.task
+
+    @property
+    def name(self) -> str:
+        """For people: the file's name without its suffixes, or the task."""
+        return re.sub(r"\.(jsonl?|ndjson|parquet|[ct]sv|txt|md|gz|zst|bz2)\b.*", "", re.split(r"[/\\]", self.key.rstrip("/"))[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One training stage."""
 
@@ -87,8 +120,14 @@ class StageConfig:
     """Peak learning rates as a share of pretraining's."""
     primer_share: float = 0.0
     """Share of primer conversations where --sft names a file (midtrain and sft)."""
+    mixture: tuple[MixturePart, ...] = ()
+    """In place of --data or --sft, several parts: tables [[stages.NAME.mixture]] in a recipe's file."""
 
     def __post_init__(self) -> None:
+        if len({bool(part.epochs) for part in self.mixture}) > 1:
+            raise ValueError("a mixture has parts with epochs and parts with weights; accepted: the same for all of its parts.")
+        if len({part.name for part in self.mixture}) < len(self.mixture):
+            raise ValueError("two parts of a mixture have the same name; give each file once, and files of other names.")
         check_ranges(self, {"share": (0, 1), "steps": (0, math.inf), "epochs": (ABOVE_ZERO, 10**6), "lr_fraction": (0, 10**6)})
         check_ranges(self, {"primer_share": (0, 1)})
 
@@ -107,6 +146,8 @@ class RLConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mixture:
+            raise ValueError("rl writes its own problems; a mixture is for pretrain, midtrain and sft.")
         lowest = {"prompts": 1, "samples": 2, "max_tokens": 1}
         check_ranges(self, {name: (low, math.inf) for name, low in lowest.items()} | {"temperature": (ABOVE_ZERO, 10**6)})
 
@@ -128,7 +169,11 @@ class Recipe:
     data: str = PRIMER
     """Text for pretraining: a .txt, .jsonl, .parquet or .md file, a folder of them, or `primer`, the embedded schoolbook."""
     sft: str = PRIMER
-    """Conversations for fine-tuning: a .jsonl file or folder with `messages`, or `primer`."""
+    """Conversations for fine-tuning: a file or folder in any format of docs/data.md, or `primer`."""
+    skip_bad: bool = False
+    """Leave out rows of conversations that are broken, with their number in log and report, in place of stopping."""
+    held_out: float = 0.02
+    """Share of your own conversations that is not learned but validates midtraining and fine-tuning, chosen by a hash."""
     init_from: str = ""
     """Begin with the weights of this run or model folder in place of drawn ones; its shape and tokenizer are taken too."""
     budget: str = ""
@@ -238,6 +283,8 @@ class Recipe:
             raise ValueError(f"loggers names {', '.join(sorted(unknown))}; accepted: wandb, tensorboard.")
         check_ranges(self, RANGES)
         check_ranges(self, RANGES_OR_ZERO, or_zero=True)
+        if tasks := [part.task for part in self.stages.pretrain.mixture if part.task]:
+            raise ValueError(f"task {tasks[0]!r} in pretraining's mixture: tasks are conversations, for midtrain and sft.")
         if self.architecture == "speed" and self.tied:
             raise ValueError("tied is for --architecture portable; speed's embedding and head are apart. Leave out --tied.")
         if self.architecture == "speed" and self.mlp_width:
@@ -259,8 +306,12 @@ class Recipe:
         """What the model is scored on after a stage: the primer's tasks only where it has trained on the primer."""
         if self.eval_tasks:
             return tuple(name for name in self.eval_tasks if name != "none")
-        own_share = getattr(getattr(self.stages, stage), "primer_share", 0.0)
-        on_primer = self.data == PRIMER or (stage != "pretrain" and (self.sft == PRIMER or own_share > 0)) or stage == "rl"
+        config = getattr(self.stages, stage)
+        if config.mixture:
+            on_primer = any(part.data == PRIMER for part in config.mixture)
+        else:
+            own = stage != "pretrain" and (self.sft == PRIMER or config.primer_share > 0)
+            on_primer = self.data == PRIMER or own or stage == "rl"
         return PRIMER_TASKS * on_primer + (("arc-easy", "gsm8k") if self.eval_data else ())
 
     def price(self) -> float:
@@ -274,7 +325,8 @@ class Recipe:
 
 FREE_IN_A_RUN = (
     "out", "device", "dtype", "threads", "fp8", "micro_batch_size", "shard", "save_every_seconds", "keep_checkpoints",
-    "damaged_checkpoint", "damaged_shards", "eval_tasks", "eval_items", "eval_data", "loggers", "usd_per_hour", "budget",
+    "damaged_checkpoint", "damaged_shards", "skip_bad", "eval_tasks", "eval_items", "eval_data", "loggers", "usd_per_hour",
+    "budget",
 )  # fmt: skip
 """Settings that may differ from the plan of a run that goes on: where it runs, what it keeps, what it is scored on."""
 SOURCES = ("data", "sft", "tokenizer", "init_from")

@@ -18,23 +18,23 @@ import torch.distributed as dist
 from nutshell import checkpoint
 from nutshell.config import from_dict
 from nutshell.data import primer
-from nutshell.data.conversations import read_conversations
 from nutshell.data.shards import MANIFEST, is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
 from nutshell.data.text import read_documents
-from nutshell.files import fingerprint, sha256, write_json, write_text
+from nutshell.files import fingerprint, sha256, write_json
 from nutshell.metrics import MetricsLog, check_loggers
 from nutshell.plan.hardware import Hardware
 from nutshell.plan.law import load_law, text_fingerprint
+from nutshell.plan.mixture import Size
 from nutshell.plan.plan import Data, default_vocab_size, for_hardware, make_plan, same_machine
 from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, SOURCES, Recipe
 from nutshell.plan.record import Plan, has_trained, source_prints, standing_plan
-from nutshell.run.folder import CONVERSATIONS, Run
+from nutshell.run.folder import Run
 from nutshell.run.lock import run_lock, stop_signals
 from nutshell.runtime import Runtime, gpu_readings
 from nutshell.tasks import load_task
 from nutshell.tokenizer import Tokenizer
-from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.calibrate import measure, probe_micro_batch
+from nutshell.train.examples import given_parts, read_part, sizes, write_copies
 
 LOCK_PATIENCE_SECONDS = 120.0  # under torchrun; a file server gives a lost machine's lock back after its lease, often 90 s
 TOKENIZER_CHARACTERS = 8_000_000  # of the training text; more no longer changes the merges that matter at these sizes
@@ -48,8 +48,8 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     check_data(recipe)
     vocab_size = open_tokenizer(recipe).vocab_size if recipe.tokenizer else default_vocab_size(recipe, runtime.device.type)
     make_plan(recipe, hardware_of(runtime), vocab_size=vocab_size)
-    if recipe.sft != PRIMER:
-        read_conversations(recipe.sft, check=parse_messages)
+    for part in given_parts(recipe).values():
+        read_part(recipe, part)
     for name in dict.fromkeys(name for stage in vars(recipe.stages) for name in recipe.tasks_after(stage)):
         load_task(name, limit=1, data_folder=recipe.eval_data or None)
 
@@ -175,12 +175,8 @@ def data_facts(recipe: Recipe, folder: Path, tok: Tokenizer) -> Data:
     text = next(iter(open_shards(folder, on_error=recipe.damaged_shards).read("train", 0)), "")[:100_000]
     characters = manifest.get("characters", {}).get("train", 0)
     tokens = characters * len(tok.encode(text)) / max(1, len(text))
-    conversations = [] if recipe.sft == PRIMER else read_conversations(recipe.sft, check=parse_messages)
-    sample = [len(render(c["messages"], tok)[0]) for c in conversations[:200]]
-    return Data(
-        text=text_fingerprint(recipe, manifest), tokens=tokens, conversations=len(conversations),
-        conversation_tokens=len(conversations) * sum(sample) / max(1, len(sample)),
-    )  # fmt: skip
+    texts = {recipe.data: Size(manifest.get("documents", {}).get("train", 0), tokens)}
+    return Data(text=text_fingerprint(recipe, manifest), texts=texts, conversations=sizes(recipe, tok))
 
 
 def prepare_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, saved: Plan | None, started: float) -> Plan:
@@ -219,18 +215,6 @@ def save_plan(plan: Plan, runtime: Runtime) -> Plan:
     return from_dict(Plan, runtime.agree(json.loads(json.dumps(plan.to_dict()))), "plan.json")
 
 
-def prepare_conversations(recipe: Recipe, runtime: Runtime) -> None:
-    """The run's own copy of the user's conversations."""
-    if runtime.is_main:
-        rows = read_conversations(recipe.sft) if recipe.sft != PRIMER else []
-        path = Path(recipe.out) / CONVERSATIONS
-        if rows:
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-        else:
-            path.unlink(missing_ok=True)  # of a first attempt
-    runtime.barrier()
-
-
 def note_changes(recipe: Recipe, folder: Path, log: MetricsLog) -> None:
     """Say where a source is no longer what the run was made from."""
     for name, known in source_prints(folder).items():
@@ -263,8 +247,9 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
             note_changes(recipe, folder, log)
         with timed(log, "data"):
             data = prepare_data(recipe, runtime, log.note, planned=saved is not None)
-            if not saved:
-                prepare_conversations(recipe, runtime)
+            if not saved and runtime.is_main:
+                write_copies(recipe, log)
+            runtime.barrier()
         with timed(log, "tokenizer"):
             tok = prepare_tokenizer(recipe, runtime, data, planned=saved is not None)
         with timed(log, "plan"):
