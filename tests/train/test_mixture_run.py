@@ -170,3 +170,12 @@ def test_a_recipes_file_has_mixtures(tmp_path):
     (tmp_path / "config.toml").write_text('[[stages.sft.mixture]]\nfile = "a.csv"\n')
     with pytest.raises(ValueError, match=r"unknown key stages\.sft\.mixture\.0\.file"):
         load_toml(Recipe, tmp_path)
+
+
+def test_an_identity_that_nothing_would_learn_is_refused(tmp_path):
+    own = chats(tmp_path / "own.jsonl", 200, "Cherry")
+    asked = mixed(tmp_path, "run", MixturePart(data=own), identity="name=Acorn", data=str(tmp_path / "a.txt"), sft=own)
+    (tmp_path / "a.txt").write_text("Some words. " * 5000)
+    asked = replace(asked, stages=replace(asked.stages, midtrain=replace(asked.stages.midtrain, primer_share=0.0)))
+    with pytest.raises(ValueError, match="no stage reads the primer"):
+        check_recipe(asked, RUNTIME)

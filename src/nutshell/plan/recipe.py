@@ -174,6 +174,8 @@ class Recipe:
     """Leave out rows of conversations that are broken, with their number in log and report, in place of stopping."""
     held_out: float = 0.02
     """Share of your own conversations that is not learned but validates midtraining and fine-tuning, chosen by a hash."""
+    identity: str = ""
+    """Who the model says it is where it learns from the primer, such as name=Acorn,maker="the physics class"."""
     init_from: str = ""
     """Begin with the weights of this run or model folder in place of drawn ones; its shape and tokenizer are taken too."""
     budget: str = ""
@@ -301,6 +303,7 @@ class Recipe:
         if self.gpu:
             parse_machine(self.gpu)
         self.budget_seconds()
+        parse_identity(self.identity)
 
     def tasks_after(self, stage: str) -> tuple[str, ...]:
         """What the model is scored on after a stage: the primer's tasks only where it has trained on the primer."""
@@ -413,6 +416,18 @@ def seconds(budget: str, usd_per_hour: float = 0.0) -> float:
     if not match or float(match[1]) * factors[match[2]] < 10:
         raise ValueError(f"budget is {budget!r}; accepted: at least 10s, written like 90s, 8min or 2h, or 100usd.")
     return float(match[1]) * factors[match[2]]
+
+
+def parse_identity(text: str) -> dict[str, str]:
+    """'name=Acorn,maker="the physics class"' as {"name": ..., "maker": ...}; a value may hold commas. ValueError for others."""
+    found: dict[str, str] = {}
+    for part in re.split(r",\s*(?=\w+\s*=)", text) if text else ():
+        key, _, value = (side.strip() for side in part.partition("="))
+        value = value.strip("\"'").strip()
+        if key not in ("name", "maker") or key in found or not value or not value.isprintable() or len(value) > 80:
+            raise ValueError(f'identity is {text!r}; accepted: name=Acorn,maker="the physics class", or one of the two.')
+        found[key] = value
+    return found
 
 
 def quantity(text: str, name: str = "quantity") -> float:

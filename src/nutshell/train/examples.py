@@ -16,7 +16,7 @@ from nutshell.data.conversations import Example, Found, find_conversations, refu
 from nutshell.files import json_rows, write_text
 from nutshell.metrics import MetricsLog
 from nutshell.plan.mixture import GENERATED, SHORT_CONVERSATION_TOKENS, Size, parts_of, plan_parts
-from nutshell.plan.recipe import MixturePart, Recipe
+from nutshell.plan.recipe import MixturePart, Recipe, parse_identity
 from nutshell.run.folder import Run, copy_of
 from nutshell.tasks.teach import conversations_of
 from nutshell.tokenizer import Tokenizer
@@ -25,6 +25,10 @@ from nutshell.tokenizer.chat import parse_messages, render_example, split_exampl
 CONVERSATION_STAGES = {"midtrain": 1, "sft": 2}
 """Stages of conversations, and what is added to the seed for each."""
 SAMPLE = 200  # conversations by which the tokens of a file are reckoned
+
+
+def identity_of(recipe: Recipe) -> primer.Identity:
+    return primer.Identity(**parse_identity(recipe.identity))
 
 
 def given_parts(recipe: Recipe) -> dict[str, MixturePart]:
@@ -93,7 +97,7 @@ def examples_for(run: Run, stage: str) -> tuple[list[Example], list[Example]]:
         if part.key in GENERATED:
             wanted = min(size.rows, int(tokens * size.share) // SHORT_CONVERSATION_TOKENS + 1)  # short as some are
             seed = recipe.seed + CONVERSATION_STAGES[stage]
-            learned += primer.conversations(seed, wanted, GENERATED[part.key])
+            learned += primer.conversations(seed, wanted, GENERATED[part.key], identity=identity_of(recipe))
             continue
         rows = read_copy(recipe, part)
         if part.data:

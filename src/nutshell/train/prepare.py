@@ -24,7 +24,7 @@ from nutshell.files import fingerprint, sha256, write_json
 from nutshell.metrics import MetricsLog, check_loggers
 from nutshell.plan.hardware import Hardware
 from nutshell.plan.law import load_law, text_fingerprint
-from nutshell.plan.mixture import Size
+from nutshell.plan.mixture import Size, parts_of
 from nutshell.plan.plan import Data, default_vocab_size, for_hardware, make_plan, same_machine
 from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, SOURCES, Recipe
 from nutshell.plan.record import Plan, has_trained, source_prints, standing_plan
@@ -34,7 +34,7 @@ from nutshell.runtime import Runtime, gpu_readings
 from nutshell.tasks import load_task
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.calibrate import measure, probe_micro_batch
-from nutshell.train.examples import given_parts, read_part, sizes, write_copies
+from nutshell.train.examples import given_parts, identity_of, read_part, sizes, write_copies
 
 LOCK_PATIENCE_SECONDS = 120.0  # under torchrun; a file server gives a lost machine's lock back after its lease, often 90 s
 TOKENIZER_CHARACTERS = 8_000_000  # of the training text; more no longer changes the merges that matter at these sizes
@@ -50,6 +50,12 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     make_plan(recipe, hardware_of(runtime), vocab_size=vocab_size)
     for part in given_parts(recipe).values():
         read_part(recipe, part)
+    read = {part.key for stage in vars(recipe.stages) for part in parts_of(recipe, stage)}
+    if recipe.identity and not read & {PRIMER}:
+        raise ValueError(
+            "--identity fills what the primer says of the model, and no stage reads the primer. Leave it out, or give a stage "
+            "a share of it: --stages.sft.primer-share 0.1."
+        )
     for name in dict.fromkeys(name for stage in vars(recipe.stages) for name in recipe.tasks_after(stage)):
         load_task(name, limit=1, data_folder=recipe.eval_data or None)
 
@@ -91,11 +97,13 @@ def prepare_data(recipe: Recipe, runtime: Runtime, note: Callable[[str], object]
         return folder
     if recipe.data != PRIMER and is_shard_folder(recipe.data):
         return Path(recipe.data)
-    source = {"primer": recipe.primer_characters, "seed": recipe.seed}
+    source: dict[str, Any] = {"primer": recipe.primer_characters, "seed": recipe.seed}
+    source |= {"identity": recipe.identity} if recipe.identity else {}
     if runtime.is_main and recipe.data != PRIMER:
         prepare_shards(recipe.data, folder, note=note, seed=recipe.seed)
     elif runtime.is_main and not is_shard_folder(folder):
-        write_shards(primer.documents(recipe.seed, recipe.primer_characters), folder, seed=recipe.seed, source=source)
+        pages = primer.documents(recipe.seed, recipe.primer_characters, identity=identity_of(recipe))
+        write_shards(pages, folder, seed=recipe.seed, source=source)
     elif runtime.is_main and (found := read_manifest(folder).get("source")) != source:
         raise ValueError(f"{folder} holds {found}, not {source}. Delete it, or give another --out.")
     runtime.barrier()
