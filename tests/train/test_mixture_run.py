@@ -9,6 +9,7 @@ import pytest
 from tiny_run import EVERY_STEP, RUNTIME, STEPS, at_step, lines, quick_evaluations, recipe, weights
 
 from nutshell import checkpoint
+from nutshell.cli.recipe import read_recipe
 from nutshell.config import load_toml
 from nutshell.plan.recipe import MixturePart, Recipe
 from nutshell.report.facts import build_report
@@ -179,3 +180,24 @@ def test_an_identity_that_nothing_would_learn_is_refused(tmp_path):
     asked = replace(asked, stages=replace(asked.stages, midtrain=replace(asked.stages.midtrain, primer_share=0.0)))
     with pytest.raises(ValueError, match="no stage reads the primer"):
         check_recipe(asked, RUNTIME)
+
+
+def test_fine_tuning_begins_with_another_model_without_pretraining(tmp_path, monkeypatch):
+    """Its batch and steps follow its own conversations, no text is prepared, and the same command goes on."""
+    run_stages(recipe(tmp_path / "old", eval_tasks=("none",)), RUNTIME, ("pretrain",))
+    model = checkpoint.latest(tmp_path / "old").rename(tmp_path / "model")  # a folder of its own
+    own = chats(tmp_path / "own.jsonl", 400, "Cherry")
+    flags = ["--init-from", str(model), "--sft", own, "--out", str(tmp_path / "mine"), "--eval-tasks", "none"]
+    asked = read_recipe("sft", flags, "")
+    assert [asked.first_stage, asked.stages.pretrain.share, asked.stages.midtrain.share] == ["sft", 0, 0]
+    run = run_stages(asked, RUNTIME, ("sft",))
+    planned = run.plan.stages["sft"]
+    assert (run.plan.stages["pretrain"].steps, run.plan.stages["midtrain"].steps) == (0, 0)
+    assert planned.epochs <= 3 + planned.tokens_per_step / planned.parts[0].tokens
+    assert planned.steps >= 5
+    assert not (tmp_path / "mine" / "data").exists()
+    losses = [line["loss"] for line in lines(tmp_path / "mine", "sft") if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert run_stages(read_recipe("sft", flags, ""), RUNTIME, ("sft",)).plan == run.plan
+    after = read_recipe("rl", ["--out", str(tmp_path / "mine")], "")
+    assert after.first_stage == "sft"

@@ -41,9 +41,20 @@ def read_recipe(verb: str, arguments: list[str], description: str | None) -> Rec
     recipe = with_whole_paths(recipe)
     if recipe.init_from and (given or plan is None or recipe.init_from != plan.recipe.init_from):
         recipe = with_shape_of(recipe, recipe.init_from)
+    if recipe.init_from:
+        first = verb if plan is None else next(name for name, stage in plan.stages.items() if stage.steps)
+        recipe = begun_with(recipe, first)
     if plan and standing_plan(recipe) is None:
         print(f"{recipe.out}: nothing was trained yet, so the plan is made anew with these settings.", file=sys.stderr)
     return recipe
+
+
+def begun_with(recipe: Recipe, stage: str) -> Recipe:
+    """The recipe of a run that begins with another model at this stage: what comes before it is left out."""
+    names = list(vars(recipe.stages))
+    earlier = names[: names.index(stage)] if stage in names else []
+    left_out = {name: replace(getattr(recipe.stages, name), share=0.0, steps=0) for name in earlier}
+    return replace(recipe, stages=replace(recipe.stages, **left_out))
 
 
 def _before_parsing(verb: str, arguments: list[str], flag: str, **settings: Any) -> tuple[argparse.Namespace, list[str]]:

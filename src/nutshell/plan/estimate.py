@@ -20,8 +20,12 @@ def forecast(plan: Plan, law: Law | None, text: str) -> Forecast:
     pretraining = plan.stages["pretrain"]
     tokens = pretraining.steps * pretraining.tokens_per_step
     flops = plan.flops_per_token * tokens
-    bpb, note = expectation(
-        law, parameters=matrix_parameters(plan.model), tokens=tokens, flops=flops, text=text, vocab_size=plan.model.vocab_size
+    bpb, note = (
+        (None, "")
+        if not tokens
+        else expectation(
+            law, parameters=matrix_parameters(plan.model), tokens=tokens, flops=flops, text=text, vocab_size=plan.model.vocab_size
+        )
     )
     total, usd = time_and_cost(plan)
     return Forecast(
@@ -82,7 +86,7 @@ def describe(plan: Plan) -> str:
 
 
 def _warmup(plan: Plan) -> str:
-    asked, steps = plan.schedule.warmup_steps, plan.schedule.warmup(plan.stages["pretrain"].steps)
+    asked, steps = plan.schedule.warmup_steps, plan.schedule.warmup(plan.stages[plan.recipe.first_stage].steps)
     return f"{steps} steps" + f" (not {asked}: a short run)" * (steps < asked)
 
 
@@ -114,7 +118,7 @@ def _parts(name: str, stage: StagePlan) -> list[str]:
 
 
 def _times(epochs: float) -> str:
-    return f"{epochs:.{2 if epochs < 0.1 else 1}f}"
+    return f"{epochs:.1f}" if epochs >= 0.1 else f"{epochs:.1g}"
 
 
 def _checkpoints(plan: Plan) -> str:

@@ -163,7 +163,8 @@ def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: 
     left = hardware.seconds_left * (1 - cost.RESERVE)
     # Where the budget is hardly more than that, half of it is still for learning: it will be exceeded.
     left = max(left - fixed, left / 2) / (1 + cost.saving_share(recipe, parameters, gpu=hardware.on_gpu))
-    seconds = {name: left * stage.share for name, stage in vars(recipe.stages).items()}
+    whole = 1.0 if recipe.first_stage == "pretrain" else sum(stage.share for stage in vars(recipe.stages).values()) or 1.0
+    seconds = {name: left * stage.share / whole for name, stage in vars(recipe.stages).items()}
     for name in ("midtrain", "sft"):
         tokens = mixture.most_tokens(recipe, name, data.sizes(name))
         if tokens and not getattr(recipe.stages, name).steps:
@@ -203,19 +204,22 @@ def make_plan(
     timing = hardware.timings.get(depth)
     parameters, configs = parameters_by_group(shape), recipe.stages
     left = stage_seconds(recipe, hardware, shape, data) if budget and timing else {}
-    if timing and left.get("pretrain"):
-        tokens = timing.tokens_per_second * left["pretrain"]
+    first = recipe.first_stage  # the one whose horizon decides the batch
+    if timing and left.get(first):
+        tokens = timing.tokens_per_second * left[first]
     else:
         tokens = recipe.tokens_per_parameter * matrix_parameters(shape)
+    most = mixture.most_tokens(recipe, first, data.sizes(first))
+    tokens = min(tokens, most or tokens)
     unit = shape.context * hardware.world_size
     step_tokens = recipe.tokens_per_step or max(unit, batch_tokens(tokens) // unit * unit)
     size, grad_accum_steps = _micro_batch(recipe, step_tokens, shape, hardware, asked=recipe.micro_batch_size)
-    most = mixture.most_tokens(recipe, "pretrain", data.texts)
-    pretrain_steps = configs.pretrain.steps or max(1, int(min(tokens, most or tokens) // step_tokens))
+    first_share, first_steps = getattr(configs, first).share, getattr(configs, first).steps
+    first_steps = first_steps or max(1, int(tokens // step_tokens))
     each = step_tokens / timing.tokens_per_second if timing else None
-    known = timing and left and not configs.pretrain.steps
+    known = timing and left and first == "pretrain" and not configs.pretrain.steps
     validated = cost.validation(
-        recipe, most_tokens(recipe, timing, hardware.seconds_left) if timing and known else pretrain_steps * step_tokens
+        recipe, most_tokens(recipe, timing, hardware.seconds_left) if timing and known else first_steps * step_tokens
     )
     stages: dict[str, StagePlan] = {}
     for name, config in vars(configs).items():
@@ -223,18 +227,18 @@ def make_plan(
         if name == "rl":
             each = cost.rl_step_seconds(configs.rl, timing) if timing else None
             steps = max(2, int(left[name] / each)) if each and left else 60
-        elif name == "pretrain":
-            steps = pretrain_steps
+        elif name == first:
+            steps = first_steps
         elif each and left:
             steps = math.ceil(left[name] / each)
         else:
-            steps = int(pretrain_steps * (config.share / configs.pretrain.share if configs.pretrain.share else 1.0))
+            steps = int(first_steps * (config.share / first_share if first_share else 1.0))
             steps = min(steps, math.ceil(most / step_tokens)) if most else steps
-        steps = config.steps or (steps if config.share or name == "pretrain" else 0)
+        steps = config.steps or (steps if config.share or name == first else 0)
         stages[name] = _stage(recipe, name, steps, step_tokens, each, validated, hardware, shape, data)
     optimizer = replace(
         recipe.optimizer,
-        weight_decay=scaled_weight_decay(recipe.optimizer.weight_decay, step_tokens, pretrain_steps * step_tokens),
+        weight_decay=scaled_weight_decay(recipe.optimizer.weight_decay, step_tokens, first_steps * step_tokens),
     )
     plan = Plan(
         model=shape, micro_batch_size=size, grad_accum_steps=grad_accum_steps, stages=stages, optimizer=optimizer,

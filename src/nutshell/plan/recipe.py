@@ -317,6 +317,13 @@ class Recipe:
             on_primer = self.data == PRIMER or own or stage == "rl"
         return PRIMER_TASKS * on_primer + (("arc-easy", "gsm8k") if self.eval_data else ())
 
+    @property
+    def first_stage(self) -> str:
+        """The stage that the run begins with: pretraining, but where it begins with another model and leaves that out."""
+        if not self.init_from:
+            return "pretrain"
+        return next((name for name, stage in vars(self.stages).items() if stage.share or stage.steps), "pretrain")
+
     def price(self) -> float:
         """Dollars an hour; 0 where unknown."""
         return self.usd_per_hour or (parse_machine(self.gpu).usd_per_hour if self.gpu else 0.0)

@@ -93,7 +93,7 @@ def prepare_data(recipe: Recipe, runtime: Runtime, note: Callable[[str], object]
     the user's files and what was left out, when that happens.
     """
     folder = Path(recipe.out) / "data"
-    if planned and is_shard_folder(folder):
+    if recipe.first_stage != "pretrain" or (planned and is_shard_folder(folder)):
         return folder
     if recipe.data != PRIMER and is_shard_folder(recipe.data):
         return Path(recipe.data)
@@ -179,12 +179,15 @@ def hardware_of(runtime: Runtime) -> Hardware:
 
 def data_facts(recipe: Recipe, folder: Path, tok: Tokenizer) -> Data:
     """What a plan may know of the data: which text, and how many tokens, reckoned from a sample of it."""
+    conversations = sizes(recipe, tok)
+    if recipe.first_stage != "pretrain":
+        return Data(conversations=conversations)
     manifest = read_manifest(folder)
     text = next(iter(open_shards(folder, on_error=recipe.damaged_shards).read("train", 0)), "")[:100_000]
     characters = manifest.get("characters", {}).get("train", 0)
     tokens = characters * len(tok.encode(text)) / max(1, len(text))
     texts = {recipe.data: Size(manifest.get("documents", {}).get("train", 0), tokens)}
-    return Data(text=text_fingerprint(recipe, manifest), texts=texts, conversations=sizes(recipe, tok))
+    return Data(text=text_fingerprint(recipe, manifest), texts=texts, conversations=conversations)
 
 
 def prepare_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, saved: Plan | None, started: float) -> Plan:
