@@ -201,3 +201,38 @@ def test_fine_tuning_begins_with_another_model_without_pretraining(tmp_path, mon
     assert run_stages(read_recipe("sft", flags, ""), RUNTIME, ("sft",)).plan == run.plan
     after = read_recipe("rl", ["--out", str(tmp_path / "mine")], "")
     assert after.first_stage == "sft"
+
+
+def texts(path, count, word):
+    path.write_text("\n\n".join(f"{word} number {n} grows on tree {n * n}." * 4 for n in range(count)))
+    return str(path)
+
+
+def test_pretraining_on_a_mixture_gives_bits_per_byte_of_each_and_goes_on(tmp_path, monkeypatch):
+    base = recipe(tmp_path, eval_tasks=("none",), validations=2, **EVERY_STEP)
+    corpora = (
+        MixturePart(data=texts(tmp_path / "apples.txt", 1200, "Apple"), weight=2),
+        MixturePart(data=texts(tmp_path / "pears.txt", 300, "Pear"), weight=1),
+        MixturePart(data="primer", weight=1),
+    )
+    stages = replace(base.stages, pretrain=replace(base.stages.pretrain, mixture=corpora))
+
+    def asked(out):
+        return replace(base, out=str(tmp_path / out), stages=stages)
+
+    run = run_stages(asked("whole"), RUNTIME, ("pretrain",))
+    shares = {part.name: part.share for part in run.plan.stages["pretrain"].parts}
+    assert shares == pytest.approx({"apples": 0.5, "pears": 0.25, "primer": 0.25})
+    found = [line["eval"] for line in lines(tmp_path / "whole", "pretrain") if "eval" in line][-1]
+    assert set(found) == {"val_bpb", "val_bpb-apples", "val_bpb-pears", "val_bpb-primer"}
+    mean = found["val_bpb-apples"] / 2 + (found["val_bpb-pears"] + found["val_bpb-primer"]) / 4
+    assert found["val_bpb"] == pytest.approx(mean)
+    at_step(monkeypatch, 4, stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(asked("cut"), RUNTIME, ("pretrain",))
+    monkeypatch.undo()
+    for name in ("apples.txt", "pears.txt"):
+        (tmp_path / name).unlink()
+    run_stages(asked("cut"), RUNTIME, ("pretrain",))
+    last = f"pretrain/step-{STEPS['pretrain']:06d}"
+    assert weights(tmp_path / "whole" / last) == weights(tmp_path / "cut" / last)

@@ -16,7 +16,7 @@ def data(arguments: list[str]) -> Any:
     if arguments[:1] == ["stats"]:
         return stats(arguments[1:])
     recipe = read_recipe("data", arguments, data.__doc__)
-    from nutshell.data.shards import open_shards
+    from nutshell.data.mixed import open_corpus
     from nutshell.run.lock import run_lock
     from nutshell.runtime import start_runtime
     from nutshell.train.prepare import check_data, prepare_data
@@ -24,7 +24,7 @@ def data(arguments: list[str]) -> Any:
     check_data(recipe)
     with run_lock(Path(recipe.out)):
         folder = prepare_data(recipe, start_runtime(device=recipe.device))
-    shards = open_shards(folder)
+    shards = open_corpus(folder)
     documents = (text for block in range(shards.blocks("train")) for text in shards.read("train", block))
     # The beginning of one, with control characters spelled out.
     sample = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in next(documents, "")[:300])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from nutshell.plan.recipe import Recipe
+    from nutshell.plan.recipe import MixturePart, Recipe
     from nutshell.runtime import Runtime
 
 Study = TypeVar("Study", bound="Recipe")
@@ -79,7 +79,17 @@ def with_whole_paths(recipe: Study) -> Study:
             f"--out {text} is not UTF-8 as this terminal gives it; accepted: names in UTF-8. Give another --out, "
             "or, where the locale is not UTF-8, set PYTHONUTF8=1."
         )
-    return replace(recipe, **{**paths, **whole})
+    stages = {
+        name: replace(stage, mixture=tuple(with_whole_path(part) for part in stage.mixture))
+        for name, stage in vars(recipe.stages).items()
+    }
+    return replace(recipe, **{**paths, **whole}, stages=replace(recipe.stages, **stages))
+
+
+def with_whole_path(part: MixturePart) -> MixturePart:
+    from nutshell.plan.recipe import PRIMER
+
+    return replace(part, data=os.path.abspath(os.path.expanduser(part.data))) if part.data not in ("", PRIMER) else part
 
 
 def with_shape_of(recipe: Recipe, model: str) -> Recipe:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nutshell.data.mixed import MixedShards
 from nutshell.data.packing import Document, pack
 from nutshell.data.shards import Shards
 from nutshell.data.stream import Batch, PackedStream
@@ -29,8 +30,8 @@ class PretrainLoader(PackedStream):
     """
 
     def __init__(
-        self, shards: Shards, encode_batch: Callable[[list[str]], tuple[np.ndarray, np.ndarray]], bos_id: int, rows: int,
-        row_tokens: int, split: str = "train", **options: Any,
+        self, shards: Shards | MixedShards, encode_batch: Callable[[list[str]], tuple[np.ndarray, np.ndarray]], bos_id: int,
+        rows: int, row_tokens: int, split: str = "train", **options: Any,
     ):  # fmt: skip
         super().__init__(bos_id, rows, row_tokens, **options)
         self.shards, self.encode_batch, self.split = shards, encode_batch, split

@@ -285,6 +285,8 @@ class Recipe:
             raise ValueError(f"loggers names {', '.join(sorted(unknown))}; accepted: wandb, tensorboard.")
         check_ranges(self, RANGES)
         check_ranges(self, RANGES_OR_ZERO, or_zero=True)
+        if any(part.rows for part in self.stages.pretrain.mixture):
+            raise ValueError("rows in pretraining's mixture: accepted are weights and epochs; text is taken whole.")
         if tasks := [part.task for part in self.stages.pretrain.mixture if part.task]:
             raise ValueError(f"task {tasks[0]!r} in pretraining's mixture: tasks are conversations, for midtrain and sft.")
         if self.architecture == "speed" and self.tied:

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from nutshell import checkpoint
 from nutshell.config import from_dict
 from nutshell.data import primer
-from nutshell.data.shards import MANIFEST, is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
+from nutshell.data.mixed import open_corpus, write_mixture
+from nutshell.data.shards import MANIFEST, is_shard_folder, prepare_shards, read_manifest, write_shards
 from nutshell.data.text import read_documents
 from nutshell.files import fingerprint, sha256, write_json
 from nutshell.metrics import MetricsLog, check_loggers
@@ -65,8 +66,9 @@ def check_data(recipe: Recipe) -> None:
     recipe's tokenizer can't be used."""
     if recipe.tokenizer:
         open_tokenizer(recipe)
-    if recipe.data != PRIMER and not is_shard_folder(recipe.data):
-        next(read_documents(recipe.data))
+    for part in parts_of(recipe, "pretrain"):
+        if part.data != PRIMER and not is_shard_folder(part.data):
+            next(read_documents(part.data))
 
 
 def open_tokenizer(recipe: Recipe) -> Tokenizer:
@@ -95,18 +97,30 @@ def prepare_data(recipe: Recipe, runtime: Runtime, note: Callable[[str], object]
     folder = Path(recipe.out) / "data"
     if recipe.first_stage != "pretrain" or (planned and is_shard_folder(folder)):
         return folder
-    if recipe.data != PRIMER and is_shard_folder(recipe.data):
+    if runtime.is_main and recipe.stages.pretrain.mixture:
+        parts = {part.name: part for part in recipe.stages.pretrain.mixture}
+        folders = {name: _prepare_text(recipe, part.data, folder / name, note) for name, part in parts.items()}
+        amounts = {name: part.epochs or part.weight or 1.0 for name, part in parts.items()}
+        write_mixture(folder, folders, amounts, repeats=any(part.epochs for part in parts.values()))
+    elif is_shard_folder(recipe.data) and recipe.data != PRIMER and not recipe.stages.pretrain.mixture:
         return Path(recipe.data)
+    elif runtime.is_main:
+        _prepare_text(recipe, recipe.data, folder, note)
+    runtime.barrier()
+    return folder
+
+
+def _prepare_text(recipe: Recipe, data: str, folder: Path, note: Callable[[str], object]) -> Path:
+    """The folder of one corpus' shards: `folder`, written now where it is not there, or `data` where that is shards itself."""
+    if data != PRIMER:
+        return prepare_shards(data, folder, note=note, seed=recipe.seed)
     source: dict[str, Any] = {"primer": recipe.primer_characters, "seed": recipe.seed}
     source |= {"identity": recipe.identity} if recipe.identity else {}
-    if runtime.is_main and recipe.data != PRIMER:
-        prepare_shards(recipe.data, folder, note=note, seed=recipe.seed)
-    elif runtime.is_main and not is_shard_folder(folder):
+    if not is_shard_folder(folder):
         pages = primer.documents(recipe.seed, recipe.primer_characters, identity=identity_of(recipe))
         write_shards(pages, folder, seed=recipe.seed, source=source)
-    elif runtime.is_main and (found := read_manifest(folder).get("source")) != source:
+    elif (found := read_manifest(folder).get("source")) != source:
         raise ValueError(f"{folder} holds {found}, not {source}. Delete it, or give another --out.")
-    runtime.barrier()
     return folder
 
 
@@ -154,7 +168,7 @@ def check_tokenizer(recipe: Recipe, folder: Path, pattern: str, text: str) -> No
 
 
 def _training_text(data: Path, recipe: Recipe) -> Iterator[str]:
-    shards = open_shards(data, on_error=recipe.damaged_shards)
+    shards = open_corpus(data, on_error=recipe.damaged_shards)
     characters = 0
     # Blocks in random order: whatever order the files had, all of them are in the sample.
     for block in np.random.default_rng(recipe.seed).permutation(shards.blocks("train")).tolist():
@@ -183,10 +197,15 @@ def data_facts(recipe: Recipe, folder: Path, tok: Tokenizer) -> Data:
     if recipe.first_stage != "pretrain":
         return Data(conversations=conversations)
     manifest = read_manifest(folder)
-    text = next(iter(open_shards(folder, on_error=recipe.damaged_shards).read("train", 0)), "")[:100_000]
-    characters = manifest.get("characters", {}).get("train", 0)
-    tokens = characters * len(tok.encode(text)) / max(1, len(text))
-    texts = {recipe.data: Size(manifest.get("documents", {}).get("train", 0), tokens)}
+    text = next(iter(open_corpus(folder, on_error=recipe.damaged_shards).read("train", 0)), "")[:100_000]
+    tokens_per_character = len(tok.encode(text)) / max(1, len(text))
+    found = manifest.get("mixture") or [
+        {"documents": manifest.get("documents", {}).get("train", 0), "characters": manifest.get("characters", {}).get("train", 0)}
+    ]
+    texts = {
+        part.key: Size(facts["documents"], facts["characters"] * tokens_per_character)
+        for part, facts in zip(parts_of(recipe, "pretrain"), found, strict=True)
+    }
     return Data(text=text_fingerprint(recipe, manifest), texts=texts, conversations=conversations)
 
 
