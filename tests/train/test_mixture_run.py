@@ -69,7 +69,7 @@ def test_a_mixture_is_learned_by_its_weights(tmp_path, parts):
     assert tokens["many"] / tokens["few"] == pytest.approx(2, rel=0.35)
     page = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "many: 300 rows of prompt/response" in page
-    assert "gsm8k: 30 rows of task gsm8k" in page
+    assert "gsm8k: 30 rows of the task gsm8k (train)" in page
 
 
 def test_an_interrupted_mixture_ends_as_one_that_was_not(tmp_path, parts, monkeypatch):

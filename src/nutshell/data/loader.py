@@ -120,9 +120,13 @@ class ConversationLoader(PackedStream):
 
     def val_batches(self, held_out: Sequence[Any], max_tokens: int) -> list[Batch]:
         """Batches of conversations that are not learned, the same at every call: about ``max_tokens`` over all ranks."""
-        rendered = [(np.asarray(ids, np.uint32), np.asarray(mask, bool)) for ids, mask in map(self.render, held_out)]
-        learned = [document for document in rendered if self._is_learned(document)]
-        packed = pack(learned, self.row_tokens, split=False, bos_id=self.bos_id, flush=True)
+        documents: list[Document] = []
+        for index in np.random.default_rng(0).permutation(len(held_out)).tolist():
+            ids, mask = self.render(held_out[index])
+            documents.append((np.asarray(ids, np.uint32), np.asarray(mask, bool)))
+            if sum(len(ids) for ids, _ in documents) >= max_tokens:
+                break
+        packed = pack(filter(self._is_learned, documents), self.row_tokens, split=False, bos_id=self.bos_id, flush=True)
         assert packed.mask is not None
         return self._fixed_batches(packed.ids, packed.mask, max(1, max_tokens // (self.row_tokens - 1)))
 

@@ -94,8 +94,9 @@ def load_plan(folder: Path) -> Plan | None:
                 f"numbers mean something else now. The models in {folder} can be used as before (nutshell chat, serve, eval, "
                 "report); to train, give another --out, or use the version that planned the run."
             )
-        for stage in values.get("stages", {}).values():
-            stage.pop("conversations", None)  # of plans made before there were parts
+        if isinstance(values, dict) and isinstance(values.get("stages"), dict):
+            for stage in filter(lambda stage: isinstance(stage, dict), values["stages"].values()):
+                stage.pop("conversations", None)  # of plans made before there were parts
         return from_dict(Plan, values, str(path))
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}). Delete the run folder {folder} to start anew.") from None

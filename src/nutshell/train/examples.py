@@ -40,8 +40,8 @@ def given_parts(recipe: Recipe) -> dict[str, MixturePart]:
 def read_part(recipe: Recipe, part: MixturePart) -> Found:
     """All rows of a part. ValueError where one is bad, unless the recipe skips them, and for a task that cannot teach."""
     if part.task:
-        examples: list[Example] = conversations_of(part.task, recipe.eval_data or None)
-        return Found(examples=examples, formats=Counter({f"task {part.task}": len(examples)}))
+        name, examples = conversations_of(part.task, recipe.eval_data or None)
+        return Found(examples=examples, formats=Counter({name: len(examples)}))
     found = find_conversations(part.data, check=parse_messages)
     if not recipe.skip_bad:
         refuse_bad(found)
@@ -103,8 +103,8 @@ def examples_for(run: Run, stage: str) -> tuple[list[Example], list[Example]]:
         if part.data:
             rows, val = hold_out(rows, recipe.held_out)
             held_out += val
-        rows = [piece for row in rows for piece in split_example(row, run.tok, run.plan.model.context + 1)]
-        learned += _times(rows, whole * size.share / size.tokens, recipe.seed)
+        taken = _times(rows, whole * size.share / size.tokens, recipe.seed)
+        learned += [piece for row in taken for piece in split_example(row, run.tok, run.plan.model.context + 1)]
     return learned, held_out
 
 
