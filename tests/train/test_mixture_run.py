@@ -154,6 +154,17 @@ def test_documents_are_learned_whole(tmp_path):
     assert "".join(part["text"] for part in learned[:-1]).strip() in ("word " * 500 + "end", "short one")
 
 
+def test_rows_limit_a_part_in_one_stage_and_not_in_another(tmp_path):
+    own = chats(tmp_path / "own.jsonl", 300, "Cherry")
+    asked = mixed(tmp_path, "run", MixturePart(data=own, rows=50), held_out=0.0)
+    midtrain = replace(asked.stages.midtrain, share=0.2, steps=40, mixture=(MixturePart(data=own),))
+    asked = replace(asked, stages=replace(asked.stages, midtrain=midtrain))
+    with open_run(asked, RUNTIME) as run:
+        assert [run.plan.stages[name].parts[0].rows for name in ("midtrain", "sft")] == [300, 50]
+        assert len({str(example) for example in examples_for(run, "midtrain")[0]}) == 300
+        assert len({str(example) for example in examples_for(run, "sft")[0]}) == 50
+
+
 def test_a_task_without_anything_to_learn_is_refused(tmp_path):
     for name in ("humaneval", "core"):
         with pytest.raises(ValueError, match=f"the task {name} has nothing to learn from"):

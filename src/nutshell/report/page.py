@@ -15,7 +15,7 @@ _SAMPLES_PER_STAGE = 6
 _SAMPLE_CHARACTERS = 600
 _CAPTIONS = {
     "metrics": "Share of held-out items answered right after each stage.",
-    "loss": "Training loss: each step faint, its moving average strong.",
+    "loss": "Training loss: each step faint, its moving average strong; dots are the loss on held-out conversations.",
     "validation": "Bits per byte on held-out text.",
     "reward": "Mean reward of the sampled answers, in RL.",
     "learning-rate": "Learning rate of the matrices.",

@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def sizes(recipe: Recipe, tok: Tokenizer) -> dict[str, Size]:
     """Rows of each given part, and its tokens, reckoned from rows spread over it."""
     found = {}
     for key, part in given_parts(recipe).items():
-        examples = read_copy(recipe, part)
+        examples = read_copy(recipe, replace(part, rows=0))
         sample = examples[:: max(1, len(examples) // SAMPLE)]
         mean = sum(len(render_example(example, tok)[0]) for example in sample) / max(1, len(sample))
         found[key] = Size(len(examples), mean * len(examples))
