@@ -41,7 +41,7 @@ def validation(recipe: Recipe, tokens: float) -> tuple[int, int]:
 
 
 def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: int = 1, validated: float = 0.0) -> float:
-    """What a stage spends on scoring: the tasks after it, on one rank, and pretraining's validations of so many tokens in all."""
+    """What a stage spends on scoring: the tasks after it, on one rank, and validations of so many tokens in all."""
     rl, items = recipe.stages.rl, recipe.eval_items
     forward = timing.forward_tokens_per_second or 3 * timing.tokens_per_second / world_size
     step = timing.reply_seconds or timing.decode_seconds * EVALUATION_ROWS / (rl.prompts * rl.samples)
@@ -54,7 +54,7 @@ def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: i
             replies += items * (REPLY if own and stage != "pretrain" else LONGEST_REPLY)
             read += items * (PROMPT_TOKENS if own else FILE_PROMPT_TOKENS)
     seconds = replies / EVALUATION_ROWS * step + read / forward
-    return seconds + (validated / (forward * world_size) if stage == "pretrain" else 0.0)
+    return seconds + validated / (forward * world_size)
 
 
 def saving_seconds(parameters: int, times: int = 1) -> float:

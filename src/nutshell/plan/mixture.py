@@ -42,6 +42,12 @@ def parts_of(recipe: Recipe, stage: str) -> tuple[MixturePart, ...]:
     return tuple(MixturePart(data=data, weight=weight) for data, weight in weights.items() if weight)
 
 
+def is_validated(recipe: Recipe, stage: str) -> bool:
+    """Whether a stage has data that is held out: text, or conversations that somebody else wrote."""
+    own = any(part.data and part.key not in GENERATED for part in parts_of(recipe, stage))
+    return stage == "pretrain" or (own and recipe.held_out > 0)
+
+
 def size_of(recipe: Recipe, stage: str, part: MixturePart, sizes: Mapping[str, Size]) -> Size | None:
     """Rows and tokens of one reading; None where that is not known yet."""
     if stage == "pretrain" and part.key == PRIMER and PRIMER not in sizes:

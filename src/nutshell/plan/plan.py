@@ -158,8 +158,11 @@ def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: 
     timing, parameters = hardware.timings[shape.depth], sum(parameters_by_group(shape).values())
     stages = {name: stage for name, stage in vars(recipe.stages).items() if stage.share or stage.steps}
     times, each = cost.validation(recipe, most_tokens(recipe, timing, hardware.seconds_left))
-    fixed = sum(cost.evaluation_seconds(recipe, timing, name, hardware.world_size, times * each) for name in stages)
-    fixed += sum(timing.startup_seconds + cost.saving_seconds(parameters, times if name == "pretrain" else 1) for name in stages)
+    fixed = 0.0
+    for name in stages:
+        checks = times if mixture.is_validated(recipe, name) else 0
+        fixed += cost.evaluation_seconds(recipe, timing, name, hardware.world_size, checks * each)
+        fixed += timing.startup_seconds + cost.saving_seconds(parameters, checks or 1)
     left = hardware.seconds_left * (1 - cost.RESERVE)
     # Where the budget is hardly more than that, half of it is still for learning: it will be exceeded.
     left = max(left - fixed, left / 2) / (1 + cost.saving_share(recipe, parameters, gpu=hardware.on_gpu))
@@ -258,7 +261,7 @@ def _stage(
     timing, parameters = hardware.timings.get(shape.depth), sum(parameters_by_group(shape).values())
     seconds, scoring, tokens = None, 0.0, steps * step_tokens
     if timing and step_seconds is not None and steps:
-        times, each = validated if name == "pretrain" else (1, 0)
+        times, each = validated if mixture.is_validated(recipe, name) else (1, 0)
         seconds = steps * step_seconds * (1 + cost.saving_share(recipe, parameters, gpu=hardware.on_gpu))
         seconds += timing.startup_seconds + cost.saving_seconds(parameters, times)
         scoring = cost.evaluation_seconds(recipe, timing, name, hardware.world_size, times * each)
