@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nutshell.data.conversations import find_conversations, kind_of_error, read_conversations
+from nutshell.data.formats import tell_format
 from nutshell.tokenizer import parse_messages
 
 USER, REPLY, SYSTEM = "Why is\nthe sky blue?", 'Air "scatters" blue; light.', "Be brief."
@@ -118,3 +119,22 @@ def test_a_first_row_that_is_broken_does_not_decide(tmp_path):
 @given(st.text(max_size=200))
 def test_kinds_of_errors_have_no_numbers(error):
     assert not any(character.isdecimal() and character.isascii() for character in kind_of_error(error))
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["from", "value", "role", "content"]), inner),
+    max_leaves=6,
+)
+COLUMNS = ("messages", "conversations", "prompt", "response", "question", "answer", "instruction", "input", "output", "text", "system")
+
+
+@given(st.dictionaries(st.sampled_from(COLUMNS), JSON) | JSON)
+def test_whatever_a_row_holds_is_read_or_an_error(row):
+    form = tell_format([row])
+    if form is not None:
+        try:
+            content = form.read(row)
+            assert content if isinstance(content, str) else parse_messages(content)
+        except ValueError as error:
+            assert kind_of_error(str(error))

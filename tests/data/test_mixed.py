@@ -63,6 +63,12 @@ def test_every_block_holds_the_shares(tmp_path):
     assert open_corpus(tmp_path).fingerprint("train") != mixed.fingerprint("train")
 
 
+def test_shards_are_not_made_a_mixture(tmp_path):
+    write_shards(["one", "two"] * 20, tmp_path / "data", val_fraction=0.5)
+    with pytest.raises(ValueError, match="holds shards of other data"):
+        write_mixture(tmp_path / "data", {}, {}, repeats=False)
+
+
 def test_amounts_become_passes_of_at_least_one():
     assert passes_of({"a": 1, "b": 1}, {"a": 1000, "b": 10}) == pytest.approx({"a": 1, "b": 100})
 

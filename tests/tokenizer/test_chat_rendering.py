@@ -186,6 +186,8 @@ def test_openai_tool_calls_are_the_parts_of_one_answer(tok):
     ours = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 12*3?"}]
     assert parse_messages(openai) == [*ours, {"role": "assistant", "content": parts}]
     assert render(openai, tok) == render([*ours, {"role": "assistant", "content": parts}], tok)
+    older = [*openai[:2], {"role": "assistant", "function_call": CALL["function"]}, {"role": "function", "content": "36"}]
+    assert parse_messages([*older, openai[-1]]) == parse_messages(openai)
     weather = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
     called = parse_messages([openai[1], {"role": "assistant", "content": "Wait.", "tool_calls": [weather], "weight": 0}])[1]
     parts = [{"type": "text", "text": "Wait."}, {"type": "python", "text": 'weather({"city": "Oslo"})'}]
@@ -195,7 +197,7 @@ def test_openai_tool_calls_are_the_parts_of_one_answer(tok):
 @pytest.mark.parametrize(
     ("messages", "error"),
     [
-        ([{"role": "tool", "content": "36"}], "message 1 is a tool's"),
+        ([{"role": "tool", "content": "36"}], "message 1 is a tool's without"),
         ([{"role": "assistant", "content": None, "tool_calls": [{"function": 7}]}], "message 1 has a tool call"),
         ([{"role": "assistant", "content": None}], "message 1 .assistant. has the content None"),
         (
@@ -207,3 +209,33 @@ def test_openai_tool_calls_are_the_parts_of_one_answer(tok):
 def test_broken_tool_calls_are_named(messages, error):
     with pytest.raises(ValueError, match=error):
         parse_messages([{"role": "user", "content": "Hi"}, *messages])
+
+
+def test_results_stand_behind_their_calls():
+    calls = [{"id": name, "function": {"name": "python", "arguments": {"code": name}}} for name in "ab"]
+    results = [{"role": "tool", "tool_call_id": name, "content": name * 2} for name in "ba"]
+    (_, answer) = parse_messages([HELLO, {"role": "assistant", "content": None, "tool_calls": calls}, *results])
+    assert [part["text"] for part in answer["content"]] == ["a", "aa", "b", "bb"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "text", "function", "name"]), inner),
+    max_leaves=6,
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "tool", "system", "developer"]) | JSON},
+        optional={"content": JSON, "tool_calls": JSON, "function_call": JSON, "weight": JSON, "tool_call_id": JSON},
+    ),
+    max_size=4,
+)
+
+
+@given(MESSAGES)
+def test_whatever_a_file_holds_is_a_conversation_or_an_error(messages):
+    try:
+        parsed = parse_messages([HELLO, *messages])
+    except ValueError:
+        return
+    assert parse_messages(parsed) == parsed

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 Messages = list[dict[str, Any]]
 
+_CONTENTS = {"content", "tool_calls", "function_call"}
 FIRST_ROWS = 20  # by which a format is told
 PAIRS = (
     ("prompt", "response"), ("prompt", "completion"), ("question", "answer"), ("instruction", "output"),
@@ -60,7 +61,7 @@ def _messages(row: Any) -> Messages:
         found = "an empty list" if messages == [] else f"a {type(messages).__name__}"
         raise ValueError(f"'messages' must be a list of at least one message, found {found}")
     for number, message in enumerate(messages):
-        if not isinstance(message, dict) or "role" not in message or not {"content", "tool_calls"} & message.keys():
+        if not isinstance(message, dict) or "role" not in message or not _CONTENTS & message.keys():
             found = f"keys {sorted(message)}" if isinstance(message, dict) else f"a {type(message).__name__}"
             raise ValueError(f"message {number} must be an object with 'role' and 'content', found {found}")
     return messages

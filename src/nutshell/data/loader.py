@@ -121,11 +121,12 @@ class ConversationLoader(PackedStream):
     def val_batches(self, held_out: Sequence[Any], max_tokens: int) -> list[Batch]:
         """Batches of conversations that are not learned, the same at every call: about ``max_tokens`` over all ranks."""
         documents: list[Document] = []
+        tokens = 0
         for index in np.random.default_rng(0).permutation(len(held_out)).tolist():
-            ids, mask = self.render(held_out[index])
-            documents.append((np.asarray(ids, np.uint32), np.asarray(mask, bool)))
-            if sum(len(ids) for ids, _ in documents) >= max_tokens:
-                break
+            if tokens < max_tokens:
+                ids, mask = self.render(held_out[index])
+                documents.append((np.asarray(ids, np.uint32), np.asarray(mask, bool)))
+                tokens += len(ids)
         packed = pack(filter(self._is_learned, documents), self.row_tokens, split=False, bos_id=self.bos_id, flush=True)
         assert packed.mask is not None
         return self._fixed_batches(packed.ids, packed.mask, max(1, max_tokens // (self.row_tokens - 1)))

@@ -89,8 +89,11 @@ def passes_of(amounts: Mapping[str, float], characters: Mapping[str, float]) -> 
 def write_mixture(folder: Path, parts: Mapping[str, Path], amounts: Mapping[str, float], *, repeats: bool) -> None:
     """A manifest that makes one corpus of several folders of shards, those below `folder` named relative to it.
 
-    The amounts are the shares of the text, or with `repeats` how often each corpus is read beside the others.
+    The amounts are the shares of the text, or with `repeats` how often each corpus is read beside the others. ValueError where
+    `folder` holds shards itself.
     """
+    if any(folder.glob("*.parquet")):
+        raise ValueError(f"{folder} holds shards of other data; delete it or give another --out")
     characters = {name: characters_of(path) for name, path in parts.items()}
     if repeats:
         amounts = {name: times * characters[name] for name, times in amounts.items()}

@@ -10,20 +10,18 @@ from typing import Any
 def join_tool_calls(messages: Sequence[Any]) -> list[Any]:
     """Messages with OpenAI's tool calls in the layout's own form, one answer of several parts: a call is its `python` part, the
     `tool` message behind it the `python_output`, and what the assistant says next goes on in the same answer. Other messages
-    stay as they are; `developer` means system. ValueError for a result without a call, and for weights that differ in an answer.
+    stay as they are; `developer` means system. ValueError for a result without a call, and weights that differ in an answer.
     """
     joined: list[Any] = []
     answer: dict[str, Any] | None = None  # an answer with calls that what follows may go on with
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
-        calls = message.get("tool_calls") if role == "assistant" else None
+        calls = _calls_of(message) if role == "assistant" else []
         if role in ("tool", "function"):
-            if answer is None or not isinstance(message.get("content"), (str, list)):
-                raise ValueError(f"message {index} is a tool's, which needs text and an assistant's tool call before it")
-            answer["content"].append({"type": "python_output", "text": _plain(message["content"])})
+            _add_result(answer["content"] if answer else [], message, index)
         elif calls or (role == "assistant" and answer is not None):
-            parts = [] if (content := message.get("content") or []) == [] else _as_parts(content)
-            parts += [{"type": "python", "text": _call_text(call, index)} for call in calls or []]
+            parts = _as_parts(message.get("content") or [], index)
+            parts += [{"type": "python", "text": _call_text(call, index), "id": call.get("id")} for call in calls]
             if answer is None:
                 answer = {**message, "content": parts}
                 joined.append(answer)
@@ -37,12 +35,27 @@ def join_tool_calls(messages: Sequence[Any]) -> list[Any]:
     return joined
 
 
-def _as_parts(content: Any) -> list[Any]:
+def _calls_of(message: dict[str, Any]) -> list[Any]:
+    """The calls of an assistant's message, also in the older form of one `function_call`."""
+    calls, older = message.get("tool_calls"), message.get("function_call")
+    return calls if isinstance(calls, list) and calls else [{"function": older}] if older else []
+
+
+def _add_result(parts: list[Any], message: dict[str, Any], index: int) -> None:
+    """Put a tool's result behind its call, which is where the engine puts it: the call of its id, or the first without one."""
+    kinds = [part.get("type") if isinstance(part, dict) else None for part in parts] + [None]
+    waiting = [n for n, kind in enumerate(kinds) if kind == "python" and kinds[n + 1] != "python_output"]
+    named = [n for n in waiting if parts[n].get("id") == message.get("tool_call_id")]
+    if not waiting:
+        raise ValueError(f"message {index} is a tool's without an assistant's tool call before it that it answers")
+    texts = [part.get("text") if isinstance(part, dict) else part for part in _as_parts(message.get("content") or [], index)]
+    parts.insert((named or waiting)[0] + 1, {"type": "python_output", "text": "".join(map(str, texts))})
+
+
+def _as_parts(content: Any, index: int) -> list[Any]:
+    if not isinstance(content, (str, list)):
+        raise ValueError(f"message {index} has the content {content!r:.80}; it must be a string or a list of parts")
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-
-
-def _plain(content: Any) -> str:
-    return "".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in _as_parts(content))
 
 
 def _call_text(call: Any, index: int) -> str:
