@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nutshell.data.conversations import find_conversations, kind_of_error, read_conversations
-from nutshell.data.formats import tell_format
+from nutshell.data.formats import PAIRS, tell_format
 from nutshell.tokenizer import parse_messages
 
 USER, REPLY, SYSTEM = "Why is\nthe sky blue?", 'Air "scatters" blue; light.', "Be brief."
@@ -127,19 +127,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["from", "value", "role", "content"]), inner),
     max_leaves=6,
 )
-COLUMNS = [
-    "messages",
-    "conversations",
-    "prompt",
-    "response",
-    "question",
-    "answer",
-    "instruction",
-    "input",
-    "output",
-    "text",
-    "system",
-]
+COLUMNS = [*sorted({name for pair in PAIRS for name in pair}), "messages", "conversations", "input", "text", "system"]
 
 
 @given(st.dictionaries(st.sampled_from(COLUMNS), JSON) | JSON)
