@@ -106,6 +106,9 @@ def test_one_bad_row_names_its_line_and_counts_all_by_kind(tmp_path):
     assert "--skip-bad" in lines[1]
     assert read_conversations(path, check=parse_messages, skip_bad=True) == [{"messages": ASKED}] * 2
     assert "5 bad rows left out" in find_conversations(path, check=parse_messages).summary()
+    path = packed(tmp_path / "c.jsonl", f"{turned}\n".encode())
+    with pytest.raises(ValueError, match=r"1 of 1 rows are bad: .*\. None remains"):
+        read_conversations(path, check=parse_messages, skip_bad=True)
     path = packed(tmp_path / "b.csv", b"prompt,response\nHi,Hello\nHi\nHi,Hello,you\n")
     with pytest.raises(ValueError, match=r"b\.csv, line 3: 1 cells where the head has 2 columns\n2 of 3 rows are bad"):
         read_conversations(path)

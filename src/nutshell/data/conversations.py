@@ -43,19 +43,16 @@ def read_conversations(
 ) -> list[Example]:
     """The conversations of files or folders, see `find_conversations`. ValueError where a row is bad, unless `skip_bad`."""
     found = find_conversations(paths, check=check)
-    if not skip_bad:
-        refuse_bad(found)
+    refuse_bad(found, skip_bad)
     return found.examples
 
 
-def refuse_bad(found: Found) -> None:
-    """ValueError that names the first bad row and counts all of them."""
-    if found.bad:
-        rows = found.bad.total() + len(found.examples)
-        raise ValueError(
-            f"{found.first_bad}\n{found.bad.total()} of {rows} rows are bad: {found.bad_by_kind()}. Mend or delete them, or "
-            "leave them out: --skip-bad."
-        )
+def refuse_bad(found: Found, skip_bad: bool) -> None:
+    """ValueError that names the first bad row and counts all of them, unless they are to be left out and others remain."""
+    if found.bad and not (skip_bad and found.examples):
+        rows, bad = found.bad.total() + len(found.examples), found.bad.total()
+        mend = "Mend or delete them, or leave them out: --skip-bad." if found.examples else "None remains; mend them."
+        raise ValueError(f"{found.first_bad}\n{bad} of {rows} rows are bad: {found.bad_by_kind()}. {mend}")
 
 
 def find_conversations(paths: Path | str | Iterable[Path | str], *, check: Callable[[Any], Any] | None = None) -> Found:

@@ -44,8 +44,7 @@ def read_part(recipe: Recipe, part: MixturePart) -> Found:
         name, examples = conversations_of(part.task, recipe.eval_data or None)
         return Found(examples=examples, formats=Counter({name: len(examples)}))
     found = find_conversations(part.data, check=parse_messages)
-    if not recipe.skip_bad:
-        refuse_bad(found)
+    refuse_bad(found, recipe.skip_bad)
     return found
 
 
