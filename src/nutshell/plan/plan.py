@@ -235,7 +235,7 @@ def make_plan(
         elif each and left:
             steps = math.ceil(left[name] / each)
         else:
-            steps = int(first_steps * (config.share / first_share if first_share else 1.0))
+            steps = max(1, int(first_steps * (config.share / first_share if first_share else 1.0)))
             steps = min(steps, math.ceil(most / step_tokens)) if most else steps
         steps = config.steps or (steps if config.share or name == first else 0)
         stages[name] = _stage(recipe, name, steps, step_tokens, each, validated, hardware, shape, data)
