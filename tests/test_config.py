@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nutshell.config import from_dict, load_toml, parse
-from nutshell.plan.recipe import Recipe
+from nutshell.plan.recipe import Recipe, parse_identity
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -133,3 +133,21 @@ def test_flags_override_the_recipe_and_keep_the_rest():
     recipe = parse(Recipe, ["--depth", "4", "--stages.sft.steps", "9"], prog="x", description="", default=default)
     assert (recipe.depth, recipe.eval_items, recipe.stages.sft.steps) == (4, 7, 9)
     assert recipe.stages.sft.share == default.stages.sft.share
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('name=Acorn,maker="the physics class"', {"name": "Acorn", "maker": "the physics class"}),
+        ("maker=Ann, Bob and Cy, name = Acorn", {"name": "Acorn", "maker": "Ann, Bob and Cy"}),
+        ("", {}),
+    ],
+)
+def test_an_identity_has_a_name_and_a_maker(text, found):
+    assert parse_identity(text) == found
+
+
+@pytest.mark.parametrize("text", ["Acorn", "name=", "author=me", "name=a,name=b", "name=" + "x" * 81])
+def test_other_identities_are_refused(text):
+    with pytest.raises(ValueError, match=r"identity is .*; accepted: name=Acorn"):
+        Recipe(identity=text)

@@ -239,6 +239,8 @@ def find(folder_or_run: str | Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. Give a run folder (runs/demo) or a model folder in it.")
     newest = latest(path)
+    if newest is None and (path / "config.json").exists():
+        raise ValueError(f"{path} is another program's model. Make it one of ours: nutshell import hf {path} --chat --out MODEL")
     if newest is None:
         raise ValueError(f"{path} holds no complete checkpoint. Train one first: nutshell speedrun recipes/demo --out {path}")
     return newest

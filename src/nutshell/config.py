@@ -57,7 +57,10 @@ def from_dict(cls: type[T], values: dict, where: str, prefix: str = "", base: T 
             if dataclasses.is_dataclass(value_type):
                 value = {k: from_dict(value_type, v, where, f"{prefix}{key}.{k}.") for k, v in value.items()}  # type: ignore[arg-type]
             value = {key_type(k): v for k, v in value.items()}
-        if typing.get_origin(expected) is tuple and isinstance(value, list):
+        if typing.get_origin(expected) is tuple and isinstance(value, (list, tuple)):
+            item = typing.get_args(expected)[0]
+            if dataclasses.is_dataclass(item):
+                value = [from_dict(item, v, where, f"{prefix}{key}.{n}.") for n, v in enumerate(value)]  # type: ignore[arg-type]
             value = tuple(value)
         kinds = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}.get(expected)
         if kinds and value is not None and (not isinstance(value, kinds) or (expected is not bool and isinstance(value, bool))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -41,7 +42,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-_RUN_PARTS = {"data", "tokenizer", "pretrain", "midtrain", "sft", "dpo", "rl", "report"}
+_RUN_PARTS = {"data", "tokenizer", "pretrain", "midtrain", "sft", "dpo", "rl", "report", "mixture"}
 _RUN_PARTS |= {"plan.json", "sources.json", "conversations.jsonl", "metrics.jsonl", "rollouts.jsonl", "report.json", "report.md"}
 EDGE_BYTES = 1 << 16  # read of a file's beginning and end
 
@@ -166,10 +167,11 @@ def _read(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
         raise ValueError(f"{shown(path)} cannot be unpacked ({error}): it is damaged, incomplete or not {codec}") from error
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def json_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None) -> Iterator[tuple[str, Any]]:
     """Each value of a file of JSON lines, and of a .json file each item of its list, with its place for messages.
 
-    Half a surrogate pair, which JSON can spell and no tokenizer takes, becomes U+FFFD. Raises ValueError with file and line.
+    Half a surrogate pair, which JSON can spell and no tokenizer takes, becomes U+FFFD. A line that is not JSON raises ValueError
+    with file and line, or is handed with its error to `bad`, and reading goes on.
     """
     if kind_of(path) == ".json":
         content = b"".join(read_blocks(path))
@@ -185,8 +187,36 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(_read(path, lambda stream: stream.readline()), 1):
         place = f"{shown(path)}, line {number}"
         if line.strip(b"\xef\xbb\xbf \t\r\n"):
-            yield place, _parse(path, place, line, position)
+            try:
+                value = _parse(path, place, line, position)
+            except ValueError as error:
+                if bad is None:
+                    raise
+                bad(place, error)
+            else:
+                yield place, value
         position += len(line)
+
+
+def csv_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row of a table with a head as {column: cell}; cells are parted by the one of , ; and tab that the head has most of.
+
+    A row with more or fewer cells than the head raises ValueError, or is handed to `bad`. The file is held in memory.
+    """
+    text = _decoded(path, b"".join(read_blocks(path)), 0)
+    head = text.partition("\n")[0]
+    csv.field_size_limit(1 << 30)  # the default refuses cells of more than 131,072 characters
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+    columns = next(reader, [])
+    for cells in reader:
+        place = f"{shown(path)}, line {reader.line_num}"
+        if len(cells) == len(columns):
+            yield place, dict(zip(columns, cells, strict=True))
+        elif cells:
+            error = ValueError(f"{place}: {len(cells)} cells where the head has {len(columns)} columns")
+            if bad is None:
+                raise error
+            bad(place, error)
 
 
 class _Several(ValueError):
@@ -194,12 +224,7 @@ class _Several(ValueError):
 
 
 def _parse(path: Path, place: str, content: bytes, position: int) -> Any:
-    try:
-        text = content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, position + error.start, content, error.start) from None
-    if "\0" in text:
-        raise not_utf8(path, position + content.index(0), content, content.index(0))
+    text = _decoded(path, content, position)
     try:
         try:
             value = json.loads(text)
@@ -212,6 +237,17 @@ def _parse(path: Path, place: str, content: bytes, position: int) -> Any:
         hint = "; a list over several lines is read from a .json file" if text.lstrip().startswith("[") else ""
         raise kind(f"{place}: not JSON ({error}); each line must be one object{hint}") from None
     return _mended(value) if "\\ud" in text.lower() else value
+
+
+def _decoded(path: Path, content: bytes, position: int) -> str:
+    """The text of some bytes, which are at `position` in the file, without a byte order mark."""
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, position + error.start, content, error.start) from None
+    if "\0" in text:
+        raise not_utf8(path, position + content.index(0), content, content.index(0))
+    return text
 
 
 def _mended(value: Any) -> Any:

@@ -197,6 +197,12 @@ class MetricsLog:
         if self.active:
             self.console.print(text)
 
+    def remark(self, stage: str, text: str) -> None:
+        """A note that the report has too; once, however often the run starts again."""
+        self.note(f"{stage}: {text}")
+        if self.active and not any(line.get("remark") == text for line in read_metrics(self.path.parent)):
+            self.log({"stage": stage, "step": 0, "remark": text})
+
     def sync(self) -> None:
         """Wait until what was logged is on the disk: to be called when a checkpoint is saved, from any thread."""
         if self._file is not None:

@@ -39,7 +39,7 @@ def command(run_command, monkeypatch):
 
 # ---- help ----------------------------------------------------------------------------------------------------------
 
-COMMANDS = [*cli.VERBS, *(f"tokenizer {action}" for action in ACTIONS)]
+COMMANDS = [*cli.VERBS, "data stats", *(f"tokenizer {action}" for action in ACTIONS)]
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
@@ -110,7 +110,7 @@ BAD = {
     f"speedrun {TINY} --data late.jsonl": "late.jsonl, line 3: no column 'text'; found words",
     f"speedrun {TINY} --data folder": "no data file in the folder folder",
     f"speedrun {TINY} --sft nowhere.jsonl": "nowhere.jsonl does not exist",
-    f"speedrun {TINY} --sft column.jsonl": "column.jsonl, line 1: no column 'messages'; found words",
+    f"speedrun {TINY} --sft column.jsonl": "column.jsonl, line 1: the row has the columns words; accepted are rows with messages",
     f"speedrun {TINY} --sft chats.jsonl": "line 1: message 0 has the role 'wizard'; accepted are system, user, assistant",
     f"speedrun {TINY} --sft blank.jsonl": "no conversation in blank.jsonl",
     f"speedrun {TINY} --eval-data nowhere": "nowhere is no folder; arc-easy reads a folder with arc/ARC-Easy-test.jsonl",

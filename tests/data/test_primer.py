@@ -182,3 +182,18 @@ def test_a_few_facts_by_hand():
 
 def test_every_operator_has_questions():
     assert set(OPERATORS) == set(QUESTIONS) == set(STORIES)
+
+
+def test_an_identity_fills_what_the_model_says_of_itself_and_nothing_else():
+    own = primer.Identity(name="Acorn", maker="the physics class")
+    plain = [str(example) for example in primer.conversations(3, 3000)]
+    filled = [str(example) for example in primer.conversations(3, 3000, identity=own)]
+    assert not any("Nutshell" in text or "person who ran" in text for text in filled)
+    assert any("by the physics class" in text for text in filled)
+    assert any("The physics class trained me" in text for text in filled)
+    assert any("with the nutshell codebase" in text for text in filled)  # that is its name
+    same = [before == after for before, after in zip(plain, filled, strict=True) if "Nutshell" not in before]
+    assert sum(same) > 0.95 * len(same)
+    pages = "\n".join(primer.documents(3, 200_000, identity=own))
+    assert "Acorn" in pages
+    assert "Nutshell" not in pages

@@ -146,13 +146,13 @@ def test_check_is_called_and_its_error_gets_the_place(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "x"}, "line 1: no column 'messages'; found text"),
+        ({"tokens": "x"}, "line 1: the row has the columns tokens; accepted are rows with messages; conversations"),
+        ({"text": " "}, "line 1: column 'text' must be text"),
         ({"messages": []}, "at least one message, found an empty list"),
         ({"messages": "hi"}, "found a str"),
         ([{"role": "user"}], "message 0 must be an object with 'role' and 'content', found keys"),
         (["hi"], "found a str"),
-        ([{"role": "user", "content": 3}], "'content' a string or list of parts"),
-        (7, "found a int"),
+        (7, "the row is a int"),
     ],
 )
 def test_bad_conversations_are_named(tmp_path, row, message):

@@ -13,6 +13,7 @@ from nutshell.model.gpt import GPT
 from nutshell.plan.cost import RESERVE
 from nutshell.plan.estimate import describe
 from nutshell.plan.hardware import GIB, Hardware, Timing
+from nutshell.plan.mixture import Size
 from nutshell.plan.plan import Data, batch_tokens, draft_plan, for_hardware, make_plan, make_shape, with_micro_batches_of
 from nutshell.plan.recipe import Recipe, StageConfig, Stages, flags_with_new_names, seconds, with_new_names
 from nutshell.plan.record import Plan
@@ -114,14 +115,15 @@ def test_f9_stages_read_their_conversations_a_few_times_at_most():
     big = draft_plan(Recipe(budget="100usd", gpu="8xH100"))
     for name in ("midtrain", "sft"):
         assert 0 < big.stages[name].epochs <= 4
-        assert big.stages[name].conversations == 200_000
+        assert [part.rows for part in big.stages[name].parts] == [200_000]
     assert "warning" not in describe(big).split("sft")[0].split("midtrain")[1]
     named = replace(Stages(), sft=StageConfig(steps=5000))
-    assert "warning: sft reads its data" in describe(draft_plan(Recipe(depth=20, gpu="H100", stages=named)))
+    assert "warning: sft reads primer" in describe(draft_plan(Recipe(depth=20, gpu="H100", stages=named)))
     # A user's own file counts with the primer's share of it, and is not known to a draft.
-    own = Data(conversations=1000, conversation_tokens=1e5)
+    own = Data(conversations={"own.jsonl": Size(1000, 1e5)})
     plan = make_plan(Recipe(depth=2, sft="own.jsonl"), Hardware(), vocab_size=512, data=own)
     assert plan.stages["sft"].epochs <= 3 + plan.stages["sft"].tokens_per_step / 1e5
+    assert [(part.name, part.share) for part in plan.stages["sft"].parts] == [("own", 0.8), ("primer", 0.2)]
     assert draft_plan(Recipe(depth=2, sft="own.jsonl")).stages["sft"].epochs is None
 
 

@@ -168,3 +168,74 @@ def test_f2_long_conversations_are_cut_at_whole_turns(turns, system, max_tokens)
         assert len(render(part, tok)[0]) <= max_tokens or len(part) == len(head) + 2
     learned = lambda some: sum(render(some, tok)[1])  # noqa: E731
     assert sum(map(learned, parts)) == learned(messages)
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "python", "arguments": '{"code": "12*3"}'}}
+
+
+def test_openai_tool_calls_are_the_parts_of_one_answer(tok):
+    """A call, its result and what the assistant says then are laid out as the engine does; the result is not learned."""
+    openai = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "12*3?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "36"},
+        {"role": "assistant", "content": "It is 36."},
+    ]
+    parts = [{"type": "python", "text": "12*3"}, {"type": "python_output", "text": "36"}, {"type": "text", "text": "It is 36."}]
+    ours = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 12*3?"}]
+    assert parse_messages(openai) == [*ours, {"role": "assistant", "content": parts}]
+    assert render(openai, tok) == render([*ours, {"role": "assistant", "content": parts}], tok)
+    older = [*openai[:2], {"role": "assistant", "function_call": CALL["function"]}, {"role": "function", "content": "36"}]
+    assert parse_messages([*older, openai[-1]]) == parse_messages(openai)
+    weather = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    called = parse_messages([openai[1], {"role": "assistant", "content": "Wait.", "tool_calls": [weather], "weight": 0}])[1]
+    parts = [{"type": "text", "text": "Wait."}, {"type": "python", "text": 'weather({"city": "Oslo"})'}]
+    assert called == {"role": "assistant", "content": parts, "weight": 0}
+
+
+@pytest.mark.parametrize(
+    ("messages", "error"),
+    [
+        ([{"role": "tool", "content": "36"}], "message 1 is a tool's without"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"function": 7}]}], "message 1 has a tool call"),
+        ([{"role": "assistant", "content": None}], "message 1 .assistant. has the content None"),
+        (
+            [{"role": "assistant", "tool_calls": [CALL], "weight": 0}, {"role": "assistant", "content": "Hi", "weight": 1}],
+            "another weight",
+        ),
+    ],
+)
+def test_broken_tool_calls_are_named(messages, error):
+    with pytest.raises(ValueError, match=error):
+        parse_messages([{"role": "user", "content": "Hi"}, *messages])
+
+
+def test_results_stand_behind_their_calls():
+    calls = [{"id": name, "function": {"name": "python", "arguments": {"code": name}}} for name in "ab"]
+    results = [{"role": "tool", "tool_call_id": name, "content": name * 2} for name in "ba"]
+    (_, answer) = parse_messages([HELLO, {"role": "assistant", "content": None, "tool_calls": calls}, *results])
+    assert [part["text"] for part in answer["content"]] == ["a", "aa", "b", "bb"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "text", "function", "name"]), inner),
+    max_leaves=6,
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "tool", "system", "developer"]) | JSON},
+        optional={"content": JSON, "tool_calls": JSON, "function_call": JSON, "weight": JSON, "tool_call_id": JSON},
+    ),
+    max_size=4,
+)
+
+
+@given(MESSAGES)
+def test_whatever_a_file_holds_is_a_conversation_or_an_error(messages):
+    try:
+        parsed = parse_messages([HELLO, *messages])
+    except ValueError:
+        return
+    assert parse_messages(parsed) == parsed

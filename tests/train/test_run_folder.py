@@ -14,9 +14,9 @@ from tiny_run import RUNTIME, recipe
 from nutshell import checkpoint
 from nutshell.cli.recipe import with_shape_of
 from nutshell.data.shards import prepare_shards
+from nutshell.train.examples import examples_for
 from nutshell.train.pipeline import STAGES, run_stages
 from nutshell.train.prepare import open_run, prepare_tokenizer
-from nutshell.train.sft import conversations_for
 from nutshell.train.stage import open_stage
 
 
@@ -104,7 +104,7 @@ def test_f32_a_run_goes_on_with_its_own_copy(tmp_path, text, chats, capsys):
     assert "--data" not in capsys.readouterr().err
     new_chats.unlink()
     with open_run(settings, RUNTIME) as run:
-        assert len(conversations_for(run, "sft")) >= 50
+        assert len(examples_for(run, "sft")[0]) >= 50
     assert "is no longer there since the run was planned" in capsys.readouterr().err
     with moved.open("a") as file:
         file.write("More of it.")

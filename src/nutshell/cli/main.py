@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nutshell.cli import generate, hub, interop, model, tokenizer, train
+from nutshell.cli import data, generate, hub, interop, model, tokenizer, train
 
 BAD_INPUT = (ValueError, MemoryError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -21,7 +21,7 @@ CLOSED_PIPE = 128 + 13
 
 
 VERBS: dict[str, Callable[[list[str]], Any]] = {
-    "data": train.data,
+    "data": data.data,
     "tokenizer": tokenizer.tokenizer,
     "plan": train.plan,
     "scaling": train.scaling,

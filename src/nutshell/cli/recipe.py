@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from nutshell.plan.recipe import Recipe
+    from nutshell.plan.recipe import MixturePart, Recipe
     from nutshell.runtime import Runtime
 
 Study = TypeVar("Study", bound="Recipe")
@@ -41,9 +41,20 @@ def read_recipe(verb: str, arguments: list[str], description: str | None) -> Rec
     recipe = with_whole_paths(recipe)
     if recipe.init_from and (given or plan is None or recipe.init_from != plan.recipe.init_from):
         recipe = with_shape_of(recipe, recipe.init_from)
+    if recipe.init_from:
+        first = verb if plan is None else next(name for name, stage in plan.stages.items() if stage.steps)
+        recipe = begun_with(recipe, first)
     if plan and standing_plan(recipe) is None:
         print(f"{recipe.out}: nothing was trained yet, so the plan is made anew with these settings.", file=sys.stderr)
     return recipe
+
+
+def begun_with(recipe: Recipe, stage: str) -> Recipe:
+    """The recipe of a run that begins with another model at this stage: what comes before it is left out."""
+    names = list(vars(recipe.stages))
+    earlier = names[: names.index(stage)] if stage in names else []
+    left_out = {name: replace(getattr(recipe.stages, name), share=0.0, steps=0) for name in earlier}
+    return replace(recipe, stages=replace(recipe.stages, **left_out))
 
 
 def _before_parsing(verb: str, arguments: list[str], flag: str, **settings: Any) -> tuple[argparse.Namespace, list[str]]:
@@ -68,12 +79,20 @@ def with_whole_paths(recipe: Study) -> Study:
             f"--out {text} is not UTF-8 as this terminal gives it; accepted: names in UTF-8. Give another --out, "
             "or, where the locale is not UTF-8, set PYTHONUTF8=1."
         )
-    dpo, rl = recipe.stages.dpo, recipe.stages.rl
-    tasks = tuple(_whole_path(name) if "." in name else name for name in rl.tasks)
-    stages = replace(
-        recipe.stages, dpo=replace(dpo, pairs=_whole_path(dpo.pairs)), rl=replace(rl, tasks=tasks, reward=_whole_path(rl.reward))
-    )
-    return replace(recipe, stages=stages, **{**paths, **whole})
+    stages = {
+        name: replace(stage, mixture=tuple(with_whole_path(part) for part in stage.mixture))
+        for name, stage in vars(recipe.stages).items()
+    }
+    stages["dpo"] = replace(stages["dpo"], pairs=_whole_path(stages["dpo"].pairs))
+    tasks = tuple(_whole_path(name) if "." in name else name for name in stages["rl"].tasks)
+    stages["rl"] = replace(stages["rl"], tasks=tasks, reward=_whole_path(stages["rl"].reward))
+    return replace(recipe, stages=replace(recipe.stages, **stages), **{**paths, **whole})
+
+
+def with_whole_path(part: MixturePart) -> MixturePart:
+    from nutshell.plan.recipe import PRIMER
+
+    return part if part.data == PRIMER else replace(part, data=_whole_path(part.data))
 
 
 def _whole_path(path: str) -> str:

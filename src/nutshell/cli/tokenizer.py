@@ -321,11 +321,12 @@ def _rank_folders(option: str | None) -> list[Path]:
 
 def _run_texts(run: Path) -> dict[str, list[str]]:
     """The beginnings of a run's own training and validation text; none where `run` is no run folder."""
-    from nutshell.data.shards import SPLITS, is_shard_folder, open_shards
+    from nutshell.data.mixed import open_corpus
+    from nutshell.data.shards import SPLITS, is_shard_folder
 
     if not is_shard_folder(run / "data"):
         return {}
-    shards = open_shards(run / "data")
+    shards = open_corpus(run / "data")
     texts = {}
     for split in SPLITS:
         blocks = (shards.read(split, block) for block in range(shards.blocks(split)))

@@ -1,4 +1,4 @@
-"""The verbs that make a model: data, plan, the stages, all of them, a sweep."""
+"""The verbs that make a model: plan, the stages, all of them, a sweep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from nutshell.cli import hub
 from nutshell.cli.recipe import open_runtime, read_recipe, read_study
 
 
@@ -64,28 +63,6 @@ def speedrun(arguments: list[str]) -> Any:
         print(f"  nutshell chat {out}     in the terminal (make chat)")
         print(f"  nutshell serve {out}    in the browser, http://localhost:8000 (make serve)")
     return {"run": recipe.out, "report": f"{recipe.out}/report.json"}
-
-
-def data(arguments: list[str]) -> Any:
-    """Write the training text as shards. `data download` fetches named text, `data import` takes any files."""
-    if arguments and (verb := {"download": hub.download, "import": hub.import_data}.get(arguments[0])):
-        return verb(arguments[1:])
-    recipe = read_recipe("data", arguments, data.__doc__)
-    from nutshell.data.shards import open_shards
-    from nutshell.run.lock import run_lock
-    from nutshell.runtime import start_runtime
-    from nutshell.train.prepare import check_data, prepare_data
-
-    check_data(recipe)
-    with run_lock(Path(recipe.out)):
-        folder = prepare_data(recipe, start_runtime(device=recipe.device))
-    shards = open_shards(folder)
-    documents = (text for block in range(shards.blocks("train")) for text in shards.read("train", block))
-    # The beginning of one, with control characters spelled out.
-    sample = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in next(documents, "")[:300])
-    blocks = f"{shards.blocks('train')} training blocks, {shards.blocks('val')} validation blocks"
-    print(f"{folder}: {blocks}. A document begins:\n\n{sample}")
-    return {"folder": str(folder), "train_blocks": shards.blocks("train"), "val_blocks": shards.blocks("val")}
 
 
 def plan(arguments: list[str]) -> Any:

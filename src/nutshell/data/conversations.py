@@ -1,78 +1,136 @@
-"""The one reader of conversations, for midtraining and fine-tuning: rows of JSON or Parquet files with `messages`."""
+"""The one reader of conversations, for midtraining and fine-tuning: every format of formats.py, every container of files.py."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from nutshell.data.formats import FIRST_ROWS, accepted_columns, tell_format
 from nutshell.data.text import find_files, names_of, open_parquet
-from nutshell.files import json_rows, kind_of, shown
+from nutshell.files import csv_rows, json_rows, kind_of, shown
 
-CONVERSATION_KINDS = (".jsonl", ".ndjson", ".json", ".parquet")
+CONVERSATION_KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
+Example = dict[str, Any]
+"""{"messages": [...]} or, of a bare text, {"text": "..."}."""
+
+
+@dataclass(kw_only=True)
+class Found:
+    """Conversations of some files, and what was wrong with the rows that are none."""
+
+    examples: list[Example] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)  # rows by format
+    bad: Counter[str] = field(default_factory=Counter)  # rows by what is wrong with them
+    first_bad: str = ""  # place and error of the first
+
+    def summary(self) -> str:
+        """One line: rows by format, and those that were left out."""
+        text = ", ".join(f"{count:,} rows of {name}" for name, count in self.formats.most_common())
+        return text + (f"; {self.bad.total():,} bad rows left out: {self.bad_by_kind()}" if self.bad else "")
+
+    def bad_by_kind(self) -> str:
+        kinds = [f"{count} {kind}" for kind, count in self.bad.most_common(8)]
+        return ", ".join(kinds) + (", and other kinds" if len(self.bad) > 8 else "")
 
 
 def read_conversations(
-    paths: Path | str | Iterable[Path | str], *, check: Callable[[Any], Any] | None = None
-) -> list[dict[str, Any]]:
-    """Conversations ``{"messages": [...]}`` from files or folders (see `find_files`); other fields are left out.
+    paths: Path | str | Iterable[Path | str], *, check: Callable[[Any], Any] | None = None, skip_bad: bool = False
+) -> list[Example]:
+    """The conversations of files or folders, see `find_conversations`. ValueError where a row is bad, unless `skip_bad`."""
+    found = find_conversations(paths, check=check)
+    refuse_bad(found, skip_bad)
+    return found.examples
 
-    A row may also be the bare list of messages. ``check`` gets each list of messages, raises ValueError about roles and
-    their order, which is completed with file and line, and may return the messages to keep.
+
+def refuse_bad(found: Found, skip_bad: bool) -> None:
+    """ValueError that names the first bad row and counts all of them, unless they are to be left out and others remain."""
+    if found.bad and not (skip_bad and found.examples):
+        rows, bad = found.bad.total() + len(found.examples), found.bad.total()
+        mend = "Mend or delete them, or leave them out: --skip-bad." if found.examples else "None remains; mend them."
+        raise ValueError(f"{found.first_bad}\n{bad} of {rows} rows are bad: {found.bad_by_kind()}. {mend}")
+
+
+def find_conversations(paths: Path | str | Iterable[Path | str], *, check: Callable[[Any], Any] | None = None) -> Found:
+    """Conversations from files or folders (see `find_files`), bad rows counted; a row's other columns are left out.
+
+    ``check`` gets each list of messages, raises ValueError about roles and their order, and may return the messages to keep.
+    Raises ValueError where a file has none of the formats, cannot be read at all, or where there is no row.
     """
-    conversations = []
-    files = find_files(paths, CONVERSATION_KINDS, _looks_like_one).train
+    files = find_files(paths, CONVERSATION_KINDS, _is_conversation).train
+    found = Found()
     for file in files:
-        for where, row in _parquet_rows(file) if kind_of(file) == ".parquet" else json_rows(file):
-            messages = _messages(row, where)
-            try:
-                messages = (check and check(messages)) or messages
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
-            conversations.append({"messages": messages})
-    if not conversations:
-        raise ValueError(f"no conversation in {names_of(files)}: each row must hold a list 'messages'")
-    return conversations
+        _read(file, found, check)
+    if not found.examples and not found.bad:
+        raise ValueError(f"no conversation in {names_of(files)}; accepted are rows with {accepted_columns()}")
+    return found
 
 
-def _looks_like_one(row: Any) -> bool:
-    return isinstance(row, list) or (isinstance(row, dict) and "messages" in row)
+def _is_conversation(row: Any) -> bool:
+    """In a folder, files of text beside those of conversations are for pretraining; alone there, they are what is meant."""
+    form = tell_format([row])
+    return form is not None and form.name != "text"
+
+
+def _read(file: Path, found: Found, check: Callable[[Any], Any] | None) -> None:
+    def bad(place: str, error: ValueError) -> None:
+        found.first_bad = found.first_bad or f"{place}: {str(error).removeprefix(f'{place}: ')}"
+        found.bad[kind_of_error(str(error).removeprefix(f"{place}: "))] += 1
+
+    rows = file_rows(file, bad)
+    first = list(islice(rows, FIRST_ROWS))
+    form = tell_format(row for _, row in first)
+    if form is None and first:
+        place, row = first[0]
+        columns = f"has the columns {', '.join(map(str, row))[:200]}" if isinstance(row, dict) else f"is a {type(row).__name__}"
+        raise ValueError(f"{place}: the row {columns}; accepted are rows with {accepted_columns()}")
+    for place, row in chain(first, rows):
+        try:
+            if form is None or not form.fits(row):
+                raise ValueError(f"this row is not of the format of the first ones, {form and form.name}")
+            content = form.read(row)
+            if isinstance(content, str):
+                found.examples.append({"text": content})
+            else:
+                found.examples.append({"messages": (check and check(content)) or content})
+            found.formats[form.name] += 1
+        except ValueError as error:
+            bad(place, error)
+
+
+def file_rows(file: Path, bad: Callable[[str, ValueError], object] | None = None) -> Iterator[tuple[str, Any]]:
+    """(place for messages, row) of a file. Rows that cannot be parsed go to `bad`; without it they raise ValueError."""
+    if kind_of(file) == ".parquet":
+        return _parquet_rows(file)
+    return csv_rows(file, bad) if kind_of(file) in (".csv", ".tsv") else json_rows(file, bad)
+
+
+def kind_of_error(error: str) -> str:
+    """What errors of one kind have in common: their first clause without numbers, quotations and what is in brackets.
+
+    >>> kind_of_error("message 3 (user) is empty; write something")
+    'message N is empty'
+    """
+    clause = re.split(r"[;:]", re.sub(r" \(.*\)", "", error))[0]
+    return re.sub(r"\d+", "N", re.sub(r"(['\"]).*?\1", "...", clause))[:80]
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
     with open_parquet(file) as parquet:
-        if "messages" not in parquet.schema_arrow.names:
-            raise _no_messages(shown(file), parquet.schema_arrow.names)
         number = 0
-        for batch in parquet.iter_batches(batch_size=1024, columns=["messages"]):
-            for messages in batch.column("messages").to_pylist():
-                yield f"{shown(file)}, row {number}", _without_nulls(messages)
+        for batch in parquet.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
                 number += 1
+                yield f"{shown(file)}, row {number}", {name: _without_nulls(value) for name, value in row.items()}
 
 
 def _without_nulls(value: Any) -> Any:
-    """All rows of a Parquet column have the same fields; those that a row did not have are null."""
+    """All objects of a Parquet column have the same fields; those that one did not have are null. An assistant's null content
+    beside its tool calls goes too, which means the same."""
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
     return {key: _without_nulls(item) for key, item in value.items() if item is not None} if isinstance(value, dict) else value
-
-
-def _messages(row: Any, where: str) -> list[dict[str, Any]]:
-    if isinstance(row, dict):
-        if "messages" not in row:
-            raise _no_messages(where, list(row))
-        row = row["messages"]
-    if not isinstance(row, list) or not row:
-        found = "an empty list" if row == [] else f"a {type(row).__name__}"
-        raise ValueError(f"{where}: 'messages' must be a list of at least one message, found {found}")
-    for number, message in enumerate(row):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            found = f"keys {sorted(message)}" if isinstance(message, dict) else f"a {type(message).__name__}"
-            raise ValueError(f"{where}: message {number} must be an object with 'role' and 'content', found {found}")
-        if not isinstance(message["role"], str) or not isinstance(message["content"], (str, list)):
-            raise ValueError(f"{where}: message {number}: 'role' must be a string and 'content' a string or list of parts")
-    return row
-
-
-def _no_messages(where: str, found: list[str]) -> ValueError:
-    return ValueError(f"{where}: no column 'messages'; found {', '.join(map(str, found[:20])) or 'none'}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nutshell.data.mixed import MixedShards
 from nutshell.data.packing import Document, pack
 from nutshell.data.shards import Shards
 from nutshell.data.stream import Batch, PackedStream
@@ -29,8 +30,8 @@ class PretrainLoader(PackedStream):
     """
 
     def __init__(
-        self, shards: Shards, encode_batch: Callable[[list[str]], tuple[np.ndarray, np.ndarray]], bos_id: int, rows: int,
-        row_tokens: int, split: str = "train", **options: Any,
+        self, shards: Shards | MixedShards, encode_batch: Callable[[list[str]], tuple[np.ndarray, np.ndarray]], bos_id: int,
+        rows: int, row_tokens: int, split: str = "train", **options: Any,
     ):  # fmt: skip
         super().__init__(bos_id, rows, row_tokens, **options)
         self.shards, self.encode_batch, self.split = shards, encode_batch, split
@@ -55,13 +56,7 @@ class PretrainLoader(PackedStream):
             mask = np.concatenate([mask, np.ones(packed.ids.shape, bool) if packed.mask is None else packed.mask])
             if wanted is not None and len(ids) >= wanted:
                 break
-        # Packing puts long documents first; a part of the rows must not hold those alone.
-        chosen = np.random.default_rng(0).permutation(len(ids))[:wanted]
-        step = self.rows * self.world_size
-        missing = ((0, -len(chosen) % step), (0, 0))
-        ids = np.pad(ids[chosen], missing, constant_values=self.bos_id)
-        mask = np.pad(mask[chosen], missing)
-        return [self._rank_batch([(ids[i : i + step], mask[i : i + step])]) for i in range(0, len(ids), step)]
+        return self._fixed_batches(ids, mask, wanted)
 
     def _encode(self, texts: list[str]) -> list[Document]:
         if not texts:
@@ -122,6 +117,19 @@ class ConversationLoader(PackedStream):
         if not beyond and not left_out:
             return {}
         return {"cropped_conversations": len(beyond), "cropped_tokens": sum(beyond), "left_out_conversations": left_out}
+
+    def val_batches(self, held_out: Sequence[Any], max_tokens: int) -> list[Batch]:
+        """Batches of conversations that are not learned, the same at every call: about ``max_tokens`` over all ranks."""
+        documents: list[Document] = []
+        tokens = 0
+        for index in np.random.default_rng(0).permutation(len(held_out)).tolist():
+            if tokens < max_tokens:
+                ids, mask = self.render(held_out[index])
+                documents.append((np.asarray(ids, np.uint32), np.asarray(mask, bool)))
+                tokens += len(ids)
+        packed = pack(filter(self._is_learned, documents), self.row_tokens, split=False, bos_id=self.bos_id, flush=True)
+        assert packed.mask is not None
+        return self._fixed_batches(packed.ids, packed.mask, max(1, max_tokens // (self.row_tokens - 1)))
 
     def _blocks(self) -> int:
         return -(-len(self.conversations) // CONVERSATIONS_PER_BLOCK)

@@ -54,7 +54,9 @@ def prepare_shards(
 
 
 def is_shard_folder(folder: Path | str) -> bool:
-    """Whether the folder itself holds both train and val shards."""
+    """Whether the folder itself holds both train and val shards, or mixes folders that do."""
+    if (Path(folder) / MANIFEST).is_file() and read_manifest(Path(folder)).get("mixture"):
+        return True
     return all(any(Path(folder).glob(f"{split}-*.parquet")) for split in SPLITS)
 
 
@@ -114,10 +116,13 @@ class Shards:
         """What was skipped and why, with on_error="skip"."""
         self._bytes: dict[Path, int] = {}
         self._blocks: dict[str, list[tuple[Path, int]]] = {split: [] for split in SPLITS}
+        self._rows: dict[tuple[Path, int], int] = {}
         for split in SPLITS:
             for file in sorted(folder.glob(f"{split}-*.parquet")):
                 try:
-                    self._blocks[split] += [(file, group) for group in range(_row_groups(file))]
+                    rows = _row_groups(file)
+                    self._blocks[split] += [(file, group) for group in range(len(rows))]
+                    self._rows |= {(file, group): count for group, count in enumerate(rows)}
                     self._bytes[file] = file.stat().st_size
                 except ValueError as error:
                     self._problem(error)
@@ -125,6 +130,10 @@ class Shards:
     def blocks(self, split: str) -> int:
         """How many blocks a split has; 0 where it has no shard."""
         return len(self._blocks[split])
+
+    def rows(self, split: str) -> list[int]:
+        """Documents of each block, those without a character too."""
+        return [self._rows[block] for block in self._blocks[split]]
 
     def block_name(self, split: str, block: int) -> str:
         """A name for messages: the file and its row group."""
@@ -174,12 +183,13 @@ def open_shards(folder: Path | str, *, on_error: Literal["stop", "skip"] = "stop
     return shards
 
 
-def _row_groups(file: Path) -> int:
+def _row_groups(file: Path) -> list[int]:
+    """Rows of each row group."""
     with open_parquet(file) as parquet:
         text_column(file, parquet.schema_arrow)
         if parquet.metadata.num_rows == 0:
             raise ValueError(f"shard {file} is empty: it has no rows; delete it or prepare the data again")
-        return parquet.num_row_groups
+        return [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -148,6 +148,17 @@ class PackedStream:
             targets[~np.concatenate(masks)[self.rank :: self.world_size, 1:]] = -1
         return torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(targets)
 
+    def _fixed_batches(self, ids: np.ndarray, mask: np.ndarray, wanted: int | None) -> list[Batch]:
+        """At most `wanted` of the rows, chosen at random, in batches; the last is filled up with rows without a target, so that
+        all ranks have the same number of batches."""
+        # Packing puts long documents first; a part of the rows must not hold those alone.
+        chosen = np.random.default_rng(0).permutation(len(ids))[:wanted]
+        step = self.rows * self.world_size
+        missing = ((0, -len(chosen) % step), (0, 0))
+        ids = np.pad(ids[chosen], missing, constant_values=self.bos_id)
+        mask = np.pad(mask[chosen], missing)
+        return [self._rank_batch([(ids[i : i + step], mask[i : i + step])]) for i in range(0, len(ids), step)]
+
     def _identity(self) -> dict[str, Any]:
         return {"data": self._fingerprint(), "seed": self.seed, "row_tokens": self.row_tokens, "bos_id": self.bos_id}
 

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from nutshell.files import COMPRESSED, files_below, json_rows, kind_of, not_utf8, read_blocks, shown
+from nutshell.files import COMPRESSED, csv_rows, files_below, json_rows, kind_of, not_utf8, read_blocks, shown
 
 TEXT_KINDS = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet")
 COLUMNS = ("text", "content", "raw_content", "body", "document", "article", "passage", "page_content", "story", "markdown")
@@ -124,8 +124,8 @@ def _add_folder(found: Found, folder: Path, kinds: tuple[str, ...], fits: Callab
         else:
             taken.append(file)
     fitting = [file for file in taken if _first_row_fits(file, fits)]
-    if not fitting:
-        fitting = [file for file in taken if kind_of(file) != ".json"]  # reading says what is wrong with them
+    if not fitting:  # reading says what is wrong with them
+        fitting = [file for file in taken if kind_of(file) not in (".json", ".csv", ".tsv")]
     left_out.update(f"{_suffix(file)} with other rows" for file in set(taken).difference(fitting))
     if not fitting:
         raise ValueError(f"no data file in the folder {shown(folder)} (found: {_counts(left_out) or 0}); accepted are {accepted}")
@@ -144,8 +144,10 @@ def _first_row_fits(file: Path, fits: Callable[[Any], bool]) -> bool:
                 return fits(dict.fromkeys(parquet.schema_arrow.names))
         if kind_of(file) in (".jsonl", ".ndjson", ".json"):
             return all(fits(row) for _, row in itertools.islice(json_rows(file), 1))
+        if kind_of(file) in (".csv", ".tsv"):
+            return any(fits(row) for _, row in itertools.islice(csv_rows(file), 1))
     except (ValueError, OSError):
-        return kind_of(file) != ".json"
+        return kind_of(file) not in (".json", ".csv", ".tsv")
     return True
 
 
@@ -259,7 +261,7 @@ def _column_of(where: str, names: list[str], columns: set[str] | None = None, co
     found = column or find_column(names)
     if found is None:
         hint = "; these look like conversations, which are read for fine-tuning"
-        hint = hint if "messages" in names else f"; accepted are {', '.join(COLUMNS)}"
+        hint = hint if {"messages", "conversations"} & {*names} else f"; accepted are {', '.join(COLUMNS)}"
         raise ValueError(f"{where}: no column 'text'; found {', '.join(map(str, names[:20])) or 'none'}{hint}")
     if found != "text" and columns is not None:
         columns.add(found)

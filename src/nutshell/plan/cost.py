@@ -46,7 +46,7 @@ def validation(recipe: Recipe, tokens: float) -> tuple[int, int]:
 
 
 def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: int = 1, validated: float = 0.0) -> float:
-    """What a stage spends on scoring: the tasks after it, on one rank, and pretraining's validations of so many tokens in all."""
+    """What a stage spends on scoring: the tasks after it, on one rank, and validations of so many tokens in all."""
     rl, items = recipe.stages.rl, recipe.eval_items
     forward = timing.forward_tokens_per_second or 3 * timing.tokens_per_second / world_size
     step = timing.reply_seconds or timing.decode_seconds * EVALUATION_ROWS / (rl.prompts * rl.samples)
@@ -61,7 +61,7 @@ def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: i
     seconds = replies / EVALUATION_ROWS * step + read / forward
     if stage == "rl":
         seconds += rl.validations * rl.held_out / rl.prompts * ANSWER_SHARE * rl.max_tokens * timing.decode_seconds
-    return seconds + (validated / (forward * world_size) if stage == "pretrain" else 0.0)
+    return seconds + validated / (forward * world_size)
 
 
 def saving_seconds(parameters: int, times: int = 1) -> float:

@@ -8,9 +8,10 @@ from nutshell.plan.groups import learning_rates
 from nutshell.plan.hardware import GIB
 from nutshell.plan.law import Law, expectation
 from nutshell.plan.memory import MOST_ROWS, fitting_cards, memory_by_part
+from nutshell.plan.recipe import ON_ANSWERS
 from nutshell.plan.record import Forecast, Plan, StagePlan
 
-MANY_EPOCHS = 4  # text that is read more often teaches little more (arXiv 2305.16264)
+MANY_EPOCHS = 3  # data that is read more often teaches less and less (arXiv 2305.16264), conversations are learned by heart
 LONGEST_RUN = 90 * 24 * 3600  # seconds; who saves less often than this wants no checkpoints
 
 
@@ -20,8 +21,12 @@ def forecast(plan: Plan, law: Law | None, text: str) -> Forecast:
     pretraining = plan.stages["pretrain"]
     tokens = pretraining.steps * pretraining.tokens_per_step
     flops = plan.flops_per_token * tokens
-    bpb, note = expectation(
-        law, parameters=matrix_parameters(plan.model), tokens=tokens, flops=flops, text=text, vocab_size=plan.model.vocab_size
+    bpb, note = (
+        (None, "")
+        if not tokens
+        else expectation(
+            law, parameters=matrix_parameters(plan.model), tokens=tokens, flops=flops, text=text, vocab_size=plan.model.vocab_size
+        )
     )
     total, usd = time_and_cost(plan)
     return Forecast(
@@ -61,8 +66,8 @@ def describe(plan: Plan) -> str:
     for name, stage in plan.stages.items():
         if stage.steps:
             lines.append(f"{name:9} {_stage(name, stage)}")
-        if stage.steps and (stage.epochs or 0) > MANY_EPOCHS:
-            lines.append(f"          warning: {name} reads its data {stage.epochs:.0f} times; give it more, or fewer steps")
+        if stage.steps and name not in ON_ANSWERS:
+            lines += [f"          {line}" for line in _parts(name, stage)]
     lines.append(f"checks    {plan.validations} validations of {plan.validation_tokens:,} tokens; {_checkpoints(plan)}")
     if expected.memory:
         parts = ", ".join(f"{name} {size(value)}" for name, value in expected.memory.items() if value)
@@ -82,20 +87,39 @@ def describe(plan: Plan) -> str:
 
 
 def _warmup(plan: Plan) -> str:
-    asked, steps = plan.schedule.warmup_steps, plan.schedule.warmup(plan.stages["pretrain"].steps)
+    asked, steps = plan.schedule.warmup_steps, plan.schedule.warmup(plan.stages[plan.recipe.first_stage].steps)
     return f"{steps} steps" + f" (not {asked}: a short run)" * (steps < asked)
 
 
 def _stage(name: str, stage: StagePlan) -> str:
     text = f"{stage.steps} steps"
-    if name not in ("dpo", "rl"):
+    if name not in ON_ANSWERS:
         text += f" of {stage.tokens_per_step:,} tokens ({stage.steps * stage.tokens_per_step / 1e6:,.2f}M)"
     text += f", rates x {stage.lr_fraction:g}"
     if stage.epochs is not None:
-        text += f", {stage.epochs:.{2 if stage.epochs < 0.1 else 1}f} epochs"
+        text += f", {_times(stage.epochs)} epochs"
     if stage.seconds is not None:
         text += f", about {duration(stage.seconds)} + {duration(stage.evaluation_seconds)} scoring"
     return text
+
+
+def _parts(name: str, stage: StagePlan) -> list[str]:
+    """What a stage reads where that is more than one thing, and a warning of what it reads too often."""
+    lines = []
+    if len(stage.parts) > 1:
+        for part in stage.parts:
+            rows = f"{part.rows:,} rows, " if part.rows else ""
+            lines.append(f"{part.share:4.0%} {part.name}: {rows}{part.tokens / 1e6:,.2f}M tokens, {_times(part.epochs)} epochs")
+    elif not stage.parts and stage.epochs is None:
+        lines.append("how often it reads its data is not known yet")
+    for part in stage.parts:
+        if round(part.epochs, 1) > MANY_EPOCHS:
+            lines.append(f"warning: {name} reads {part.name} {part.epochs:.0f} times; give it more data, or fewer steps")
+    return lines
+
+
+def _times(epochs: float) -> str:
+    return f"{epochs:.1f}" if epochs >= 0.1 else f"{epochs:.1g}"
 
 
 def _checkpoints(plan: Plan) -> str:

@@ -137,7 +137,7 @@ def law_record(law: Law, points: list[Point]) -> dict:
 
 def text_fingerprint(recipe: Recipe, manifest: dict | None = None) -> str:
     """Which text a run trains on: the primer by what it is made from, shards by their hashes; empty where not known yet."""
-    if recipe.data == PRIMER:
+    if recipe.data == PRIMER and not recipe.stages.pretrain.mixture:
         return f"primer, seed {recipe.seed}, {recipe.primer_characters} characters"
     hashes = sorted(file["sha256"] for file in manifest["files"].values()) if manifest else []
     return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""

@@ -8,26 +8,24 @@ higher rates learn fastest there (docs/experiments.md).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nutshell.model.config import SPEED_ONLY, ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
-from nutshell.plan import cost
+from nutshell.plan import cost, mixture
 from nutshell.plan.estimate import forecast, time_and_cost
 from nutshell.plan.groups import BASE_TOKENS_PER_STEP, SMALL_BATCH
 from nutshell.plan.hardware import ASSUMED_MFU, DECODE_SECONDS_PER_LAYER, Hardware, Timing, parse_machine
 from nutshell.plan.law import Law, text_fingerprint
 from nutshell.plan.memory import fitting_rows, most_rows
-from nutshell.plan.recipe import PRIMER, Recipe, quantity
+from nutshell.plan.mixture import Size
+from nutshell.plan.recipe import ON_ANSWERS, Recipe, quantity
 from nutshell.plan.record import Plan, StagePlan
 
 D12 = ModelConfig(vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048)
 D12_TOKENS = 12 * matrix_parameters(D12)
 FEWEST_STEPS = 400  # a horizon shorter than this many steps takes a smaller batch
 LARGEST_MICRO_BATCH_TOKENS = 65_536
-CHARACTERS_PER_TOKEN = 4.0
-CONVERSATION_TOKENS, SHORT_CONVERSATION_TOKENS = 100, 60
-"""Of the primer's conversations: their mean with a vocabulary of 2,048, and less than that."""
 BUDGET_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40)
 
 
@@ -36,11 +34,13 @@ class Data:
     """What a plan knows of the data; zero or empty where that is not known yet."""
 
     text: str = ""  # the training text's fingerprint
-    tokens: float = 0.0  # of the training text
-    conversations: int = 0  # of the user's own file
-    conversation_tokens: float = 0.0  # of all of these
+    texts: dict[str, Size] = field(default_factory=dict)  # of each part that pretraining reads, by its file or folder
+    conversations: dict[str, Size] = field(default_factory=dict)  # of each part of the other stages, by file, folder or task
     pairs: int = 0  # of preferences
     pair_tokens: float = 0.0  # of one, both answers each with the prompt
+
+    def sizes(self, stage: str) -> dict[str, Size]:
+        return self.texts if stage == "pretrain" else self.conversations
 
 
 def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> ModelConfig:
@@ -152,42 +152,33 @@ def draft_plan(recipe: Recipe, law: Law | None = None) -> Plan:
     return make_plan(recipe, hardware, vocab_size=default_vocab_size(recipe, hardware.device), law=law)
 
 
-def epoch_tokens(recipe: Recipe, stage: str, data: Data) -> float | None:
-    """Tokens of what a stage reads once; None where that is not known, and for DPO and RL, which count pairs and answers."""
-    if stage == "pretrain":
-        known = recipe.primer_characters / CHARACTERS_PER_TOKEN if recipe.data == PRIMER else 0.0
-        return data.tokens or known or None
-    primer = recipe.primer_conversations * CONVERSATION_TOKENS
-    if stage in ("dpo", "rl") or (recipe.sft != PRIMER and not data.conversation_tokens):
-        return None
-    share = getattr(recipe.stages, stage).primer_share
-    mixed = data.conversations * share / (1 - share) * CONVERSATION_TOKENS if share < 1 else primer
-    return primer if recipe.sft == PRIMER else data.conversation_tokens + min(primer, mixed)
-
-
 def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: Data) -> dict[str, float]:
     """The time left that each stage has for its steps: less evaluations, checkpoints, compilation and a reserve.
 
-    Midtraining and SFT take their share, but no more than `epochs` over their conversations; what they leave is pretraining's.
+    Midtraining and SFT take their share, but read no part too often (`mixture.most_tokens`); what they leave is pretraining's.
     """
     timing, parameters = hardware.timings[shape.depth], sum(parameters_by_group(shape).values())
     stages = {
         name: stage for name, stage in vars(recipe.stages).items() if stage.share or stage.steps or (name == "dpo" and data.pairs)
     }
     times, each = cost.validation(recipe, most_tokens(recipe, timing, hardware.seconds_left))
-    fixed = sum(cost.evaluation_seconds(recipe, timing, name, hardware.world_size, times * each) for name in stages)
-    fixed += sum(timing.startup_seconds + cost.saving_seconds(parameters, times if name == "pretrain" else 1) for name in stages)
+    fixed = 0.0
+    for name in stages:
+        checks = times if mixture.is_validated(recipe, name) else 0
+        fixed += cost.evaluation_seconds(recipe, timing, name, hardware.world_size, checks * each)
+        fixed += timing.startup_seconds + cost.saving_seconds(parameters, checks or 1)
     if data.pairs:
         dpo = recipe.stages.dpo
         fixed += dpo.steps_for(data.pairs) * cost.dpo_step_seconds(dpo, timing, data.pair_tokens)
     left = hardware.seconds_left * (1 - cost.RESERVE)
     # Where the budget is hardly more than that, half of it is still for learning: it will be exceeded.
     left = max(left - fixed, left / 2) / (1 + cost.saving_share(recipe, parameters, gpu=hardware.on_gpu))
-    seconds = {name: left * stage.share for name, stage in vars(recipe.stages).items()}
+    whole = 1.0 if recipe.first_stage == "pretrain" else sum(stage.share for stage in vars(recipe.stages).values()) or 1.0
+    seconds = {name: left * stage.share / whole for name, stage in vars(recipe.stages).items()}
     for name in ("midtrain", "sft"):
-        tokens = epoch_tokens(recipe, name, data)
+        tokens = mixture.most_tokens(recipe, name, data.sizes(name))
         if tokens and not getattr(recipe.stages, name).steps:
-            most = min(seconds[name], getattr(recipe.stages, name).epochs * tokens / timing.tokens_per_second)
+            most = min(seconds[name], tokens / timing.tokens_per_second)
             seconds["pretrain"] += (seconds[name] - most) * bool(recipe.stages.pretrain.share)
             seconds[name] = most
     return seconds
@@ -223,40 +214,44 @@ def make_plan(
     timing = hardware.timings.get(depth)
     parameters, configs = parameters_by_group(shape), recipe.stages
     left = stage_seconds(recipe, hardware, shape, data) if budget and timing else {}
-    if timing and left.get("pretrain"):
-        tokens = timing.tokens_per_second * left["pretrain"]
+    first = recipe.first_stage  # the one whose horizon decides the batch
+    if timing and left.get(first):
+        tokens = timing.tokens_per_second * left[first]
     else:
         tokens = recipe.tokens_per_parameter * matrix_parameters(shape)
+    most = mixture.most_tokens(recipe, first, data.sizes(first))
+    tokens = min(tokens, most or tokens)
     unit = shape.context * hardware.world_size
     step_tokens = recipe.tokens_per_step or max(unit, batch_tokens(tokens) // unit * unit)
     size, grad_accum_steps = _micro_batch(recipe, step_tokens, shape, hardware, asked=recipe.micro_batch_size)
-    pretrain_steps = configs.pretrain.steps or max(1, int(tokens // step_tokens))
+    first_share, first_steps = getattr(configs, first).share, getattr(configs, first).steps
+    first_steps = first_steps or max(1, int(tokens // step_tokens))
     each = step_tokens / timing.tokens_per_second if timing else None
-    known = timing and left and not configs.pretrain.steps
+    known = timing and left and first == "pretrain" and not configs.pretrain.steps
     validated = cost.validation(
-        recipe, most_tokens(recipe, timing, hardware.seconds_left) if timing and known else pretrain_steps * step_tokens
+        recipe, most_tokens(recipe, timing, hardware.seconds_left) if timing and known else first_steps * step_tokens
     )
     stages: dict[str, StagePlan] = {}
     for name, config in vars(configs).items():
-        whole = epoch_tokens(recipe, name, data)
+        most = mixture.most_tokens(recipe, name, data.sizes(name)) if name not in ON_ANSWERS else None
         if name == "dpo":
             steps = configs.dpo.steps_for(data.pairs)
             each = cost.dpo_step_seconds(configs.dpo, timing, data.pair_tokens) if timing else None
         elif name == "rl":
             each = cost.rl_step_seconds(configs.rl, timing) if timing else None
             steps = max(2, int(left[name] / each)) if each and left else 60
-        elif name == "pretrain":
-            steps = pretrain_steps
+        elif name == first:
+            steps = first_steps
         elif each and left:
             steps = math.ceil(left[name] / each)
         else:
-            steps = int(pretrain_steps * (config.share / configs.pretrain.share if configs.pretrain.share else 1.0))
-            steps = min(steps, math.ceil(config.epochs * whole / step_tokens)) if whole else steps
-        steps = config.steps or (steps if config.share or name in ("pretrain", "dpo") else 0)
+            steps = max(1, int(first_steps * (config.share / first_share if first_share else 1.0)))
+            steps = min(steps, math.ceil(most / step_tokens)) if most else steps
+        steps = config.steps or (steps if config.share or name in (first, "dpo") else 0)
         stages[name] = _stage(recipe, name, steps, step_tokens, each, validated, hardware, shape, data)
     optimizer = replace(
         recipe.optimizer,
-        weight_decay=scaled_weight_decay(recipe.optimizer.weight_decay, step_tokens, pretrain_steps * step_tokens),
+        weight_decay=scaled_weight_decay(recipe.optimizer.weight_decay, step_tokens, first_steps * step_tokens),
     )
     plan = Plan(
         model=shape, micro_batch_size=size, grad_accum_steps=grad_accum_steps, stages=stages, optimizer=optimizer,
@@ -276,16 +271,14 @@ def _stage(
     timing, parameters = hardware.timings.get(shape.depth), sum(parameters_by_group(shape).values())
     seconds, scoring, tokens = None, 0.0, steps * step_tokens
     if timing and step_seconds is not None and steps:
-        times, each = validated if name == "pretrain" else (1, 0)
+        times, each = validated if mixture.is_validated(recipe, name) else (1, 0)
         seconds = steps * step_seconds * (1 + cost.saving_share(recipe, parameters, gpu=hardware.on_gpu))
         seconds += timing.startup_seconds + cost.saving_seconds(parameters, times)
         scoring = cost.evaluation_seconds(recipe, timing, name, hardware.world_size, times * each)
-    conversations, whole = 0, epoch_tokens(recipe, name, data)
-    if name in ("midtrain", "sft"):  # as many as their tokens can hold, short as some are
-        conversations = min(recipe.primer_conversations, tokens // SHORT_CONVERSATION_TOKENS + 1)
+    parts = mixture.plan_parts(recipe, name, data.sizes(name), tokens) if name not in ON_ANSWERS else ()
     return StagePlan(
         steps=steps, tokens_per_step=step_tokens, lr_fraction=getattr(recipe.stages, name).lr_fraction, seconds=seconds,
-        evaluation_seconds=scoring, conversations=conversations, epochs=tokens / whole if whole else None,
+        evaluation_seconds=scoring, epochs=max((part.epochs for part in parts), default=None), parts=parts,
     )  # fmt: skip
 
 
@@ -342,11 +335,9 @@ def refit(plan: Plan, stage: str, *, seconds_left: float, slowdown: float) -> Pl
             old = stages[name]
             steps = max(1, round(old.steps * factor)) if old.steps else 0
             again = steps / max(1, old.steps)
-            conversations = min(plan.recipe.primer_conversations, math.ceil(old.conversations * again))
-            stages[name] = replace(
-                old, steps=steps, seconds=(old.seconds or 0.0) * factor, conversations=conversations,
-                epochs=None if old.epochs is None else old.epochs * again,
-            )  # fmt: skip
+            parts = tuple(replace(part, epochs=part.epochs * again) for part in old.parts)
+            epochs = None if old.epochs is None else old.epochs * again
+            stages[name] = replace(old, steps=steps, seconds=(old.seconds or 0.0) * factor, epochs=epochs, parts=parts)
     plan = replace(plan, stages=stages, refitted=(*plan.refitted, stage))
     total, usd = time_and_cost(plan)
     return replace(plan, forecast=replace(plan.forecast, seconds=total, usd=usd))

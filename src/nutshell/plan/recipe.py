@@ -17,6 +17,8 @@ from nutshell.plan.hardware import parse_machine
 from nutshell.plan.schedule import Schedule
 
 PRIMER = "primer"
+ON_ANSWERS = ("dpo", "rl")
+"""Stages that learn from whole answers: rows of any length, which would be compiled again and again, and a faint gradient."""
 PRIMER_TASKS = ("primer-facts", "primer-sums", "primer-letters", "primer-vowels")
 CHOICES = {
     "architecture": ARCHITECTURES,
@@ -28,7 +30,7 @@ CHOICES = {
 RANGES = {
     "seed": (0, math.inf), "primer_characters": (10_000, math.inf), "primer_conversations": (1, math.inf),
     "tokens_per_parameter": (ABOVE_ZERO, 10**6), "keep_checkpoints": (1, math.inf), "eval_items": (1, math.inf),
-    "save_every_seconds": (0, math.inf), "usd_per_hour": (0, math.inf), "mfu": (0, 1),
+    "save_every_seconds": (0, math.inf), "usd_per_hour": (0, math.inf), "mfu": (0, 1), "held_out": (0, 0.5),
 }  # fmt: skip
 """Lowest and highest values."""
 RANGES_OR_ZERO = {
@@ -74,6 +76,39 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixturePart:
+    """One part of what a stage learns from: data or a task, with a weight or epochs."""
+
+    data: str = ""
+    """Files or a folder: text for pretraining, conversations for the others; or `primer`."""
+    task: str = ""
+    """A task that teaches, in midtraining and fine-tuning: gsm8k, mmlu, arc-easy, arc-challenge, spelling, my_task.py:task."""
+    weight: float = 0.0
+    """Its share of the stage's tokens, relative to those of the other parts (default 1)."""
+    epochs: float = 0.0
+    """In place of a weight: how often the stage reads it."""
+    rows: int = 0
+    """Take no more than its first rows; of the primer and spelling write so many."""
+
+    def __post_init__(self) -> None:
+        if bool(self.data) == bool(self.task):
+            raise ValueError(f"a part of a mixture has data {self.data!r} and task {self.task!r}; accepted: one of the two.")
+        if self.weight and self.epochs:
+            raise ValueError(f"{self.key} has weight {self.weight:g} and epochs {self.epochs:g}; accepted: one of the two.")
+        check_ranges(self, {"weight": (0, 10**9), "epochs": (0, 10**6), "rows": (0, math.inf)})
+
+    @property
+    def key(self) -> str:
+        """Where it comes from."""
+        return self.data or self.task
+
+    @property
+    def name(self) -> str:
+        """For people: the file's name without its suffixes, or the task."""
+        return re.sub(r"\.(jsonl?|ndjson|parquet|[ct]sv|txt|md|gz|zst|bz2)\b.*", "", re.split(r"[/\\]", self.key.rstrip("/"))[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One training stage."""
 
@@ -87,8 +122,14 @@ class StageConfig:
     """Peak learning rates as a share of pretraining's."""
     primer_share: float = 0.0
     """Share of primer conversations where --sft names a file (midtrain and sft)."""
+    mixture: tuple[MixturePart, ...] = ()
+    """In place of --data or --sft, several parts: tables [[stages.NAME.mixture]] in a recipe's file."""
 
     def __post_init__(self) -> None:
+        if len({bool(part.epochs) for part in self.mixture}) > 1:
+            raise ValueError("a mixture has parts with epochs and parts with weights; accepted: the same for all of its parts.")
+        if len({part.name for part in self.mixture}) < len(self.mixture):
+            raise ValueError("two parts of a mixture have the same name; give each file once, and files of other names.")
         check_ranges(self, {"share": (0, 1), "steps": (0, math.inf), "epochs": (ABOVE_ZERO, 10**6), "lr_fraction": (0, 10**6)})
         check_ranges(self, {"primer_share": (0, 1)})
 
@@ -108,6 +149,8 @@ class DPOConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mixture:
+            raise ValueError("dpo learns from pairs; a mixture is for pretrain, midtrain and sft.")
         check_ranges(self, {"beta": (ABOVE_ZERO, 10**6), "batch": (1, math.inf), "held_out": (0, 0.9)})
         if self.steps and not self.pairs:
             raise ValueError(f"steps is {self.steps}, but no pairs are named to learn from. Give pairs (--pairs FILE).")
@@ -160,6 +203,8 @@ class RLConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mixture:
+            raise ValueError("rl writes its own problems; a mixture is for pretrain, midtrain and sft.")
         lowest = {"prompts": 1, "samples": 2, "max_tokens": 1, "draws": 1, "updates": 1, "validations": 0, "held_out": 0}
         lowest |= {"clip_high": 0, "kl": 0}
         check_ranges(self, {name: (low, math.inf) for name, low in lowest.items()} | {"clip_low": (0, 1)})
@@ -191,7 +236,13 @@ class Recipe:
     data: str = PRIMER
     """Text for pretraining: a .txt, .jsonl, .parquet or .md file, a folder of them, or `primer`, the embedded schoolbook."""
     sft: str = PRIMER
-    """Conversations for fine-tuning: a .jsonl file or folder with `messages`, or `primer`."""
+    """Conversations for fine-tuning: a file or folder in any format of docs/data.md, or `primer`."""
+    skip_bad: bool = False
+    """Leave out rows of conversations that are broken, with their number in log and report, in place of stopping."""
+    held_out: float = 0.02
+    """Share of your own conversations that is not learned but validates midtraining and fine-tuning, chosen by a hash."""
+    identity: str = ""
+    """Who the model says it is where it learns from the primer, such as name=Acorn,maker="the physics class"."""
     init_from: str = ""
     """Begin with the weights of this run or model folder in place of drawn ones; its shape and tokenizer are taken too."""
     budget: str = ""
@@ -305,6 +356,10 @@ class Recipe:
             raise ValueError(f"loggers names {', '.join(sorted(unknown))}; accepted: wandb, tensorboard.")
         check_ranges(self, RANGES)
         check_ranges(self, RANGES_OR_ZERO, or_zero=True)
+        if any(part.rows for part in self.stages.pretrain.mixture):
+            raise ValueError("rows in pretraining's mixture: accepted are weights and epochs; text is taken whole.")
+        if tasks := [part.task for part in self.stages.pretrain.mixture if part.task]:
+            raise ValueError(f"task {tasks[0]!r} in pretraining's mixture: tasks are conversations, for midtrain and sft.")
         if self.architecture == "speed" and self.tied:
             raise ValueError("tied is for --architecture portable; speed's embedding and head are apart. Leave out --tied.")
         if self.architecture == "speed" and self.mlp_width:
@@ -321,15 +376,29 @@ class Recipe:
         if self.gpu:
             parse_machine(self.gpu)
         self.budget_seconds()
+        parse_identity(self.identity)
 
     def tasks_after(self, stage: str) -> tuple[str, ...]:
         """What the model is scored on after a stage: the primer's tasks only where it has trained on the primer."""
         if self.eval_tasks:
             return tuple(name for name in self.eval_tasks if name != "none")
-        own_share = getattr(getattr(self.stages, stage), "primer_share", 0.0)
-        on_primer = self.data == PRIMER or (stage != "pretrain" and (self.sft == PRIMER or own_share > 0))
-        on_primer = self.stages.rl.on_primer if stage == "rl" else on_primer
+        config = getattr(self.stages, stage)
+        if stage == "rl":
+            on_primer = self.stages.rl.on_primer
+        elif config.mixture:
+            on_primer = any(part.data == PRIMER for part in config.mixture)
+        else:
+            own = stage != "pretrain" and (self.sft == PRIMER or getattr(config, "primer_share", 0.0) > 0)
+            on_primer = self.data == PRIMER or own
         return PRIMER_TASKS * on_primer + (("arc-easy", "gsm8k") if self.eval_data else ())
+
+    @property
+    def first_stage(self) -> str:
+        """The stage that the run begins with: pretraining, but where it begins with another model and leaves that out."""
+        if not self.init_from:
+            return "pretrain"
+        begun = (name for name, stage in vars(self.stages).items() if stage.share or stage.steps or getattr(stage, "pairs", ""))
+        return next(begun, "pretrain")
 
     def price(self) -> float:
         """Dollars an hour; 0 where unknown."""
@@ -342,7 +411,8 @@ class Recipe:
 
 FREE_IN_A_RUN = (
     "out", "device", "dtype", "threads", "fp8", "micro_batch_size", "shard", "save_every_seconds", "keep_checkpoints",
-    "damaged_checkpoint", "damaged_shards", "eval_tasks", "eval_items", "eval_data", "loggers", "usd_per_hour", "budget",
+    "damaged_checkpoint", "damaged_shards", "skip_bad", "eval_tasks", "eval_items", "eval_data", "loggers", "usd_per_hour",
+    "budget",
 )  # fmt: skip
 """Settings that may differ from the plan of a run that goes on: where it runs, what it keeps, what it is scored on."""
 SOURCES = ("data", "sft", "tokenizer", "init_from")
@@ -435,6 +505,18 @@ def seconds(budget: str, usd_per_hour: float = 0.0) -> float:
     if not match or float(match[1]) * factors[match[2]] < 10:
         raise ValueError(f"budget is {budget!r}; accepted: at least 10s, written like 90s, 8min or 2h, or 100usd.")
     return float(match[1]) * factors[match[2]]
+
+
+def parse_identity(text: str) -> dict[str, str]:
+    """'name=Acorn,maker="the physics class"' as {"name": ..., "maker": ...}; a value may hold commas. ValueError for others."""
+    found: dict[str, str] = {}
+    for part in re.split(r",\s*(?=\w+\s*=)", text) if text else ():
+        key, _, value = (side.strip() for side in part.partition("="))
+        value = value.strip("\"'").strip()
+        if key not in ("name", "maker") or key in found or not value or not value.isprintable() or len(value) > 80:
+            raise ValueError(f'identity is {text!r}; accepted: name=Acorn,maker="the physics class", or one of the two.')
+        found[key] = value
+    return found
 
 
 def quantity(text: str, name: str = "quantity") -> float:

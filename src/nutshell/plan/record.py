@@ -19,14 +19,25 @@ machine and the data was fixed at the first start."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartPlan:
+    """One part of what a stage learns from (plan/mixture.py)."""
+
+    name: str
+    share: float  # of the stage's tokens
+    rows: int  # of one reading; 0 where they were not counted
+    tokens: float  # of one reading
+    epochs: float  # how often the stage reads it
+
+
+@dataclass(frozen=True, kw_only=True)
 class StagePlan:
     steps: int
     tokens_per_step: int
     lr_fraction: float  # peak learning rates as a share of pretraining's
     seconds: float | None = None  # expected of its steps and checkpoints; None where nothing was measured
     evaluation_seconds: float = 0.0  # expected of what is scored during the stage and after it
-    conversations: int = 0  # most conversations of the primer that it reads (midtrain and sft)
-    epochs: float | None = None  # how often it reads its data; None where the size of that is not known
+    epochs: float | None = None  # how often it reads the part that it reads most; None where sizes are not known
+    parts: tuple[PartPlan, ...] = ()  # empty where sizes are not known
 
 
 NO_STAGE = StagePlan(steps=0, tokens_per_step=0, lr_fraction=0.0)
@@ -86,8 +97,10 @@ def load_plan(folder: Path) -> Plan | None:
                 f"numbers mean something else now. The models in {folder} can be used as before (nutshell chat, serve, eval, "
                 "report); to train, give another --out, or use the version that planned the run."
             )
-        if isinstance(values, dict) and isinstance(values.get("stages"), dict):  # runs from before there was DPO go on
-            values["stages"] = {**values["stages"], "dpo": values["stages"].get("dpo") or asdict(NO_STAGE)}
+        if isinstance(values, dict) and isinstance(values.get("stages"), dict):
+            for stage in filter(lambda stage: isinstance(stage, dict), values["stages"].values()):
+                stage.pop("conversations", None)  # of plans made before there were parts
+            values["stages"] = {**values["stages"], "dpo": values["stages"].get("dpo") or asdict(NO_STAGE)}  # nor was there DPO
         return from_dict(Plan, values, str(path))
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}). Delete the run folder {folder} to start anew.") from None

@@ -15,7 +15,7 @@ _SAMPLES_PER_STAGE = 6
 _SAMPLE_CHARACTERS = 600
 _CAPTIONS = {
     "metrics": "Share of held-out items answered right after each stage.",
-    "loss": "Training loss: each step faint, its moving average strong.",
+    "loss": "Training loss: each step faint, its moving average strong; dots are the loss on held-out conversations.",
     "validation": "Bits per byte on held-out text.",
     "reward": "Mean reward of the sampled answers, in RL.",
     "learning-rate": "Learning rate of the matrices.",
@@ -42,6 +42,7 @@ def write_page(
         ("", f"# Report of `{name}`\n\n{_summary(report)}"),
         ("Results", _join(_metrics(report, results), _verdicts(report), plot("metrics"))),
         ("Training", _join(_training(report), plot("loss"), plot("validation"), plot("reward"), plot("learning-rate"))),
+        ("Data", _remarks(lines)),
         ("Time, speed and cost", _join(_times(report), plot("speed"), plot("gpu"))),
         ("Model", _model(report["plan"])),
         ("Samples", _samples(lines)),
@@ -107,6 +108,11 @@ def _training(report: dict[str, Any]) -> str:
         rows.append([stage, f"{training['steps']:,}", tokens, *losses, str(training["skipped_steps"]), *counts])
     head = ["stage", "steps", "tokens", "first loss", "last loss (smoothed)", "skipped steps"]
     return markdown_table(head + [name.replace("_", " ") for name in counted], rows) if rows else "No step yet."
+
+
+def _remarks(lines: list[dict[str, Any]]) -> str:
+    """What was said of the data: formats, mixtures, and what was left out."""
+    return "\n".join(f"- {line['stage']}: {line['remark']}" for line in lines if "remark" in line)
 
 
 def _times(report: dict[str, Any]) -> str:

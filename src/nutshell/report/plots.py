@@ -46,7 +46,7 @@ def draw_all(folder: Path, steps: Steps, evaluations: list[Record], table: dict[
     folder.mkdir(parents=True, exist_ok=True)
     plots = {
         "metrics": _metrics(table),
-        "loss": _loss(steps),
+        "loss": _loss(steps, evaluations),
         "validation": _validation(evaluations, steps.get("pretrain", [])),
         "reward": _reward(steps.get("rl", [])),
         "learning-rate": _over_steps(steps, [("lr", "learning rate", 1.0)]),
@@ -101,12 +101,9 @@ def _tokens(records: list[Record]) -> tuple[list[float], str]:
     return [tokens / unit for tokens in seen], f"tokens [{name}]" if name else "tokens"
 
 
-def _loss(steps: Steps) -> Any:
-    stages = [
-        stage
-        for stage, records in steps.items()
-        if stage != "rl" and any(r.get("loss") is not None for r in records)
-    ]
+def _loss(steps: Steps, evaluations: list[Record]) -> Any:
+    """The loss of each stage but RL, with the one on conversations that are held out."""
+    stages = [stage for stage, records in steps.items() if stage != "rl" and any(r.get("loss") is not None for r in records)]
     if not stages:
         return None
     plot, panels = figure(columns=len(stages))
@@ -116,6 +113,13 @@ def _loss(steps: Steps) -> Any:
         _curve(panel, x, losses, stage)
         # The average decides the range: a single spike would flatten the curve.
         shown = [value for value in smoothed(losses) if value is not None]
+        at = dict(zip((record["step"] for record in steps[stage]), x, strict=True))
+        held_out = [(at[line["step"]], line["eval"].get("val_loss")) for line in evaluations
+                    if line["stage"] == stage and line["step"] in at and line["eval"].get("val_loss") is not None]  # fmt: skip
+        if held_out:
+            panel.plot(*zip(*held_out, strict=True), color="black", marker="o", markersize=3, linewidth=1, label="held out")
+            panel.legend(frameon=False, fontsize=8)
+            shown += [loss for _, loss in held_out]
         panel.set(title=stage, xlabel=name, ylim=(0.95 * min(shown), 1.05 * max(shown)))
     panels[0].set_ylabel("loss [nats per token]")
     return plot

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nutshell import checkpoint
 from nutshell.metrics import MetricsLog
+from nutshell.plan.recipe import Recipe
 from nutshell.plan.record import Plan
 from nutshell.run.checkpoints import Writer
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
 
 CONVERSATIONS = "conversations.jsonl"
+
+
+def copy_of(recipe: Recipe, key: str) -> Path:
+    """The run's own copy of a part of its conversations, which `key` names (`MixturePart.key`)."""
+    name = re.sub(r"[^\w.-]", "", Path(key).name)[:40]
+    mixed = Path(recipe.out) / "mixture" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.jsonl"
+    return Path(recipe.out) / CONVERSATIONS if key == recipe.sft else mixed
 
 
 class Preempted(Exception):
@@ -33,12 +43,6 @@ class Run:
     log: MetricsLog
     stop: list[int] = field(default_factory=list)  # signals received; the next step boundary saves and leaves
     writer: Writer = field(default_factory=Writer)  # puts checkpoints on the disk while training goes on
-
-    @property
-    def conversations(self) -> str:
-        """The user's conversations: the run's own copy, or where they came from in a run that has none."""
-        own = self.folder / CONVERSATIONS
-        return str(own) if own.exists() else self.plan.recipe.sft
 
     def stage_folder(self, stage: str) -> Path:
         return self.folder / stage

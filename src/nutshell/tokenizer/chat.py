@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from nutshell.tokenizer.tool_calls import join_tool_calls
+
 ROLES = ("system", "user", "assistant")
 PART_TYPES = ("text", "python", "python_output")
 
@@ -64,8 +66,9 @@ CHAT_TEMPLATE = """\
 
 def parse_messages(obj: Any) -> list[dict[str, Any]]:
     """Check a conversation (a list of messages, or an object with `messages`) and return it with nothing but roles and
-    contents, text parts of system and user joined. An answer with `weight: 0` or `train: false` keeps a weight of 0: it is
-    read, not learned. Raises ValueError that says which message is wrong and how.
+    contents, text parts of system and user joined, OpenAI's tool calls and their results as parts (see `join_tool_calls`). An
+    answer with `weight: 0` or `train: false` keeps a weight of 0: it is read, not learned. Raises ValueError that says which
+    message is wrong and how.
 
     >>> parse_messages({"messages": [{"role": "user", "content": "Hi"}], "id": 7})
     [{'role': 'user', 'content': 'Hi'}]
@@ -81,7 +84,7 @@ def parse_messages(obj: Any) -> list[dict[str, Any]]:
         raise ValueError("the conversation is empty; it needs at least one user message")
     parsed: list[dict[str, Any]] = []
     expected = "user"
-    for index, message in enumerate(messages):
+    for index, message in enumerate(join_tool_calls(messages)):
         role, content = _parse_message(message, index)
         if role == "system":
             if index > 0:
@@ -103,9 +106,10 @@ def parse_messages(obj: Any) -> list[dict[str, Any]]:
 def tidy_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A conversation as clients resend it, put in the order that the layout has: system first, user and assistant in turn.
 
-    A developer's message is a system message; a tool's or function's is read as the user's. System messages that come later are
-    joined to the first. Messages without content are left out (an answer that was stopped before its first word, or was a tool
-    call), and neighbours of one role are joined by an empty line. Before an assistant's greeting stands a blank user's turn.
+    For requests, where no turn is refused. A developer's message is a system message; a tool's or function's is the user's.
+    System messages that come later are joined to the first. Messages without content are left out (an answer that was stopped
+    before its first word, or was a tool call), and neighbours of one role are joined by an empty line. Before an assistant's
+    greeting stands a blank user's turn.
     """
     roles = {"developer": "system", "tool": "user", "function": "user"}
     system: list[str] = []
@@ -177,6 +181,19 @@ def split_turns(messages: list[dict[str, Any]], tok: Encodes, max_tokens: int) -
     return parts
 
 
+def split_example(example: dict[str, Any], tok: Encodes, max_tokens: int) -> list[dict[str, Any]]:
+    """What a data file holds (see `render_example`) in parts that fit: conversations by `split_turns`, documents halved at a
+    space until they do, so that these lose nothing."""
+    if "messages" in example:
+        return [{"messages": part} for part in split_turns(example["messages"], tok, max_tokens)]
+    text: str = example["text"]
+    if len(text) < 2 or len(tok.encode(text)) < max_tokens:
+        return [example]
+    middle = text.rfind(" ", 1, len(text) // 2 + 1)
+    middle = middle if middle > 0 else len(text) // 2
+    return [part for half in (text[:middle], text[middle:]) for part in split_example({"text": half}, tok, max_tokens)]
+
+
 def render(messages: Any, tok: Encodes, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
     """Ids of a conversation, and a mask of the same length: 1 where the model learns to produce the token (what the
     assistant says, its tool calls with their start and end, and `<|assistant_end|>`), 0 for all it is given (the start,
@@ -214,6 +231,14 @@ def _merge_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     system, user, *rest = messages
     content = f"{system['content']}\n\n{user['content']}" if system["content"] else user["content"]
     return [{"role": "user", "content": content}, *rest]
+
+
+def render_example(example: dict[str, Any], tok: Encodes) -> tuple[list[int], list[int]]:
+    """`render` for what data files hold: `{"messages": [...]}`, or `{"text": "..."}`, a document that is learned as a whole."""
+    if "messages" in example:
+        return render(example["messages"], tok)
+    ids = tok.encode(example["text"])
+    return [tok.bos_id, *ids], [0, *[1] * len(ids)]
 
 
 def render_prompt(messages: Any, tok: Encodes) -> list[int]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nutshell.config import differences, from_dict
-from nutshell.data.shards import open_shards
+from nutshell.data.mixed import open_corpus
 from nutshell.files import write_json, write_text
 from nutshell.metrics import read_metrics
 from nutshell.model.probe import choose_attention
@@ -258,7 +258,7 @@ def prepare_shared(recipe: Recipe, runtime: Runtime) -> tuple[Path, Tokenizer]:
 
 def open_record(out: Path, data: Path, tok: Tokenizer, runtime: Runtime) -> dict[str, Any]:
     """What ablation.json begins with. ValueError where the folder's cells stand on another text or tokenizer."""
-    shards = open_shards(data)
+    shards = open_corpus(data)
     shared = {"data": shards.fingerprint("train") + shards.fingerprint("val"), "tokenizer": tok.fingerprint}
     path = out / "ablation.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["shared"] != shared:

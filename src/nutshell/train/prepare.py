@@ -18,18 +18,19 @@ import torch.distributed as dist
 from nutshell import checkpoint
 from nutshell.config import from_dict
 from nutshell.data import primer
-from nutshell.data.conversations import read_conversations
+from nutshell.data.mixed import open_corpus, write_mixture
 from nutshell.data.preferences import read_pairs
-from nutshell.data.shards import MANIFEST, is_shard_folder, open_shards, prepare_shards, read_manifest, write_shards
+from nutshell.data.shards import MANIFEST, is_shard_folder, prepare_shards, read_manifest, write_shards
 from nutshell.data.text import read_documents
-from nutshell.files import fingerprint, sha256, write_json, write_text
+from nutshell.files import fingerprint, sha256, write_json
 from nutshell.metrics import MetricsLog, check_loggers
 from nutshell.plan.hardware import Hardware
 from nutshell.plan.law import load_law, text_fingerprint
+from nutshell.plan.mixture import Size, parts_of
 from nutshell.plan.plan import Data, default_vocab_size, for_hardware, make_plan, same_machine
 from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, SOURCES, Recipe
 from nutshell.plan.record import Plan, has_trained, source_prints, standing_plan
-from nutshell.run.folder import CONVERSATIONS, Run
+from nutshell.run.folder import Run
 from nutshell.run.lock import run_lock, stop_signals
 from nutshell.runtime import Runtime, gpu_readings
 from nutshell.tasks import load_task
@@ -37,6 +38,7 @@ from nutshell.tasks.practice import open_practice
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.calibrate import measure, probe_micro_batch
+from nutshell.train.examples import given_parts, identity_of, read_part, sizes, write_copies
 
 LOCK_PATIENCE_SECONDS = 120.0  # under torchrun; a file server gives a lost machine's lock back after its lease, often 90 s
 TOKENIZER_CHARACTERS = 8_000_000  # of the training text; more no longer changes the merges that matter at these sizes
@@ -50,8 +52,14 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     check_data(recipe)
     vocab_size = open_tokenizer(recipe).vocab_size if recipe.tokenizer else default_vocab_size(recipe, runtime.device.type)
     make_plan(recipe, hardware_of(runtime), vocab_size=vocab_size)
-    if recipe.sft != PRIMER:
-        read_conversations(recipe.sft, check=parse_messages)
+    for part in given_parts(recipe).values():
+        read_part(recipe, part)
+    stages = [name for name, stage in vars(recipe.stages).items() if stage.share or stage.steps]
+    if recipe.identity and not any(part.key == PRIMER for stage in stages for part in parts_of(recipe, stage)):
+        raise ValueError(
+            "--identity fills what the primer says of the model, and no stage reads the primer. Leave it out, or give a stage "
+            "a share of it: --stages.sft.primer-share 0.1."
+        )
     if recipe.stages.dpo.pairs:
         read_pairs(recipe.stages.dpo.pairs, parse_messages)
     open_practice(recipe.stages.rl.tasks, reward=recipe.stages.rl.reward, data_folder=recipe.eval_data or None)
@@ -64,8 +72,9 @@ def check_data(recipe: Recipe) -> None:
     recipe's tokenizer can't be used."""
     if recipe.tokenizer:
         open_tokenizer(recipe)
-    if recipe.data != PRIMER and not is_shard_folder(recipe.data):
-        next(read_documents(recipe.data))
+    for part in parts_of(recipe, "pretrain"):
+        if part.data != PRIMER and not is_shard_folder(part.data):
+            next(read_documents(part.data))
 
 
 def open_tokenizer(recipe: Recipe) -> Tokenizer:
@@ -92,18 +101,32 @@ def prepare_data(recipe: Recipe, runtime: Runtime, note: Callable[[str], object]
     the user's files and what was left out, when that happens.
     """
     folder = Path(recipe.out) / "data"
-    if planned and is_shard_folder(folder):
+    if recipe.first_stage != "pretrain" or (planned and is_shard_folder(folder)):
         return folder
-    if recipe.data != PRIMER and is_shard_folder(recipe.data):
+    if runtime.is_main and recipe.stages.pretrain.mixture:
+        parts = {part.name: part for part in recipe.stages.pretrain.mixture}
+        folders = {name: _prepare_text(recipe, part.data, folder / name, note) for name, part in parts.items()}
+        amounts = {name: part.epochs or part.weight or 1.0 for name, part in parts.items()}
+        write_mixture(folder, folders, amounts, repeats=any(part.epochs for part in parts.values()))
+    elif is_shard_folder(recipe.data) and recipe.data != PRIMER and not recipe.stages.pretrain.mixture:
         return Path(recipe.data)
-    source = {"primer": recipe.primer_characters, "seed": recipe.seed}
-    if runtime.is_main and recipe.data != PRIMER:
-        prepare_shards(recipe.data, folder, note=note, seed=recipe.seed)
-    elif runtime.is_main and not is_shard_folder(folder):
-        write_shards(primer.documents(recipe.seed, recipe.primer_characters), folder, seed=recipe.seed, source=source)
-    elif runtime.is_main and (found := read_manifest(folder).get("source")) != source:
-        raise ValueError(f"{folder} holds {found}, not {source}. Delete it, or give another --out.")
+    elif runtime.is_main:
+        _prepare_text(recipe, recipe.data, folder, note)
     runtime.barrier()
+    return folder
+
+
+def _prepare_text(recipe: Recipe, data: str, folder: Path, note: Callable[[str], object]) -> Path:
+    """The folder of one corpus' shards: `folder`, written now where it is not there, or `data` where that is shards itself."""
+    if data != PRIMER:
+        return prepare_shards(data, folder, note=note, seed=recipe.seed)
+    source: dict[str, Any] = {"primer": recipe.primer_characters, "seed": recipe.seed}
+    source |= {"identity": recipe.identity} if recipe.identity else {}
+    if not is_shard_folder(folder):
+        pages = primer.documents(recipe.seed, recipe.primer_characters, identity=identity_of(recipe))
+        write_shards(pages, folder, seed=recipe.seed, source=source)
+    elif (found := read_manifest(folder).get("source")) != source:
+        raise ValueError(f"{folder} holds {found}, not {source}. Delete it, or give another --out.")
     return folder
 
 
@@ -151,7 +174,7 @@ def check_tokenizer(recipe: Recipe, folder: Path, pattern: str, text: str) -> No
 
 
 def _training_text(data: Path, recipe: Recipe) -> Iterator[str]:
-    shards = open_shards(data, on_error=recipe.damaged_shards)
+    shards = open_corpus(data, on_error=recipe.damaged_shards)
     characters = 0
     # Blocks in random order: whatever order the files had, all of them are in the sample.
     for block in np.random.default_rng(recipe.seed).permutation(shards.blocks("train")).tolist():
@@ -176,19 +199,24 @@ def hardware_of(runtime: Runtime) -> Hardware:
 
 def data_facts(recipe: Recipe, folder: Path, tok: Tokenizer) -> Data:
     """What a plan may know of the data: which text, and how many tokens, reckoned from a sample of it."""
-    manifest = read_manifest(folder)
-    text = next(iter(open_shards(folder, on_error=recipe.damaged_shards).read("train", 0)), "")[:100_000]
-    characters = manifest.get("characters", {}).get("train", 0)
-    tokens = characters * len(tok.encode(text)) / max(1, len(text))
-    conversations = [] if recipe.sft == PRIMER else read_conversations(recipe.sft, check=parse_messages)
-    sample = [len(render(c["messages"], tok)[0]) for c in conversations[:200]]
     pairs = read_pairs(recipe.stages.dpo.pairs, parse_messages) if recipe.stages.dpo.pairs else []
     answers = [len(render(messages, tok)[0]) for pair in pairs[:100] for messages in pair]
-    return Data(
-        text=text_fingerprint(recipe, manifest), tokens=tokens, conversations=len(conversations),
-        conversation_tokens=len(conversations) * sum(sample) / max(1, len(sample)),
-        pairs=len(pairs), pair_tokens=2 * sum(answers) / max(1, len(answers)),
+    known = Data(
+        conversations=sizes(recipe, tok), pairs=len(pairs), pair_tokens=2 * sum(answers) / max(1, len(answers))
     )  # fmt: skip
+    if recipe.first_stage != "pretrain":
+        return known
+    manifest = read_manifest(folder)
+    text = next(iter(open_corpus(folder, on_error=recipe.damaged_shards).read("train", 0)), "")[:100_000]
+    tokens_per_character = len(tok.encode(text)) / max(1, len(text))
+    found = manifest.get("mixture") or [
+        {"documents": manifest.get("documents", {}).get("train", 0), "characters": manifest.get("characters", {}).get("train", 0)}
+    ]
+    texts = {
+        part.key: Size(facts["documents"], facts["characters"] * tokens_per_character)
+        for part, facts in zip(parts_of(recipe, "pretrain"), found, strict=True)
+    }
+    return replace(known, text=text_fingerprint(recipe, manifest), texts=texts)
 
 
 def prepare_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, saved: Plan | None, started: float) -> Plan:
@@ -227,18 +255,6 @@ def save_plan(plan: Plan, runtime: Runtime) -> Plan:
     return from_dict(Plan, runtime.agree(json.loads(json.dumps(plan.to_dict()))), "plan.json")
 
 
-def prepare_conversations(recipe: Recipe, runtime: Runtime) -> None:
-    """The run's own copy of the user's conversations."""
-    if runtime.is_main:
-        rows = read_conversations(recipe.sft) if recipe.sft != PRIMER else []
-        path = Path(recipe.out) / CONVERSATIONS
-        if rows:
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-        else:
-            path.unlink(missing_ok=True)  # of a first attempt
-    runtime.barrier()
-
-
 def note_changes(recipe: Recipe, folder: Path, log: MetricsLog) -> None:
     """Say where a source is no longer what the run was made from."""
     for name, known in source_prints(folder).items():
@@ -271,8 +287,9 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
             note_changes(recipe, folder, log)
         with timed(log, "data"):
             data = prepare_data(recipe, runtime, log.note, planned=saved is not None)
-            if not saved:
-                prepare_conversations(recipe, runtime)
+            if not saved and runtime.is_main:
+                write_copies(recipe, log)
+            runtime.barrier()
         with timed(log, "tokenizer"):
             tok = prepare_tokenizer(recipe, runtime, data, planned=saved is not None)
         with timed(log, "plan"):

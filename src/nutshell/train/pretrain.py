@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 
 from nutshell.data.loader import PretrainLoader
-from nutshell.data.shards import open_shards
+from nutshell.data.mixed import MixedShards, open_corpus
 from nutshell.data.stream import Batch
 from nutshell.eval.bpb import bits_per_byte
 from nutshell.run.checkpoints import keep_best
@@ -23,15 +24,22 @@ def pretrain(run: Run) -> None:
         return
     plan, runtime = run.plan, run.runtime
     stage = open_stage(run, "pretrain")
-    shards = open_shards(run.data, on_error=plan.recipe.damaged_shards)
-    loader = PretrainLoader(
-        shards, run.tok.encode_batch, run.tok.bos_id, plan.micro_batch_size, plan.model.context + 1, seed=plan.recipe.seed,
-        rank=runtime.rank, world_size=runtime.world_size, prefetched_batches=max(4, plan.grad_accum_steps),
+    shards = open_corpus(run.data, on_error=plan.recipe.damaged_shards)
+    make_loader = partial(
+        PretrainLoader, encode_batch=run.tok.encode_batch, bos_id=run.tok.bos_id, rows=plan.micro_batch_size,
+        row_tokens=plan.model.context + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
+        prefetched_batches=max(4, plan.grad_accum_steps),
         prepare=ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel),
     )  # fmt: skip
+    loader = make_loader(shards)
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
-    validation = loader.val_batches(plan.validation_tokens)
+    validation = {"": (1.0, loader.val_batches(plan.validation_tokens))}
+    if isinstance(shards, MixedShards):
+        validation = {
+            part.name: (part.share, make_loader(shards.parts[part.name]).val_batches(int(plan.validation_tokens * part.share)))
+            for part in plan.stages["pretrain"].parts
+        }
     interval = max(1, -(-stage.steps // plan.validations))
     if 0 < stage.step < stage.steps and stage.step % interval == 0 and not run.log.has_evaluation("pretrain", stage.step):
         validate(stage, validation)  # the run was stopped between saving and validating
@@ -50,21 +58,24 @@ def pretrain(run: Run) -> None:
             if due and stage.step < stage.steps:
                 validate(stage, validation)
     stage.wait_for_save()
-    evaluate_stage(run, stage, val_bpb=validation_bpb(stage, validation))
+    evaluate_stage(run, stage, **validation_bpb(stage, validation))
 
 
-def validation_bpb(stage: Stage, batches: list[Batch]) -> float:
-    """Bits per byte now; the checkpoint of this step is kept if none scored better."""
+def validation_bpb(stage: Stage, validation: dict[str, tuple[float, list[Batch]]]) -> dict[str, float]:
+    """Bits per byte now, of a mixture also those of each corpus, whose mean by their shares is the whole; the checkpoint of
+    this step is kept if none scored better. `validation` holds the share and the batches of each corpus."""
     byte_lengths = torch.from_numpy(stage.run.tok.token_byte_lengths())
-    bpb = bits_per_byte(stage.model, batches, byte_lengths, reduce=stage.run.runtime.total)
+    reduce = stage.run.runtime.total
+    found = {name: bits_per_byte(stage.model, batches, byte_lengths, reduce=reduce) for name, (_, batches) in validation.items()}
+    bpb = sum(share * found[name] for name, (share, _) in validation.items())
     if stage.run.runtime.is_main:
         keep_best(stage.run.stage_folder("pretrain"), stage.step, bpb)
-    return bpb
+    return {"val_bpb": bpb, **{f"val_bpb-{name}": value for name, value in found.items() if name}}
 
 
-def validate(stage: Stage, batches: list[Batch]) -> None:
+def validate(stage: Stage, validation: dict[str, tuple[float, list[Batch]]]) -> None:
     """Score and log a step in the middle of the stage, when its checkpoint is on the disk."""
     stage.wait_for_save()
     start = time.monotonic()
-    bpb = validation_bpb(stage, batches)
-    stage.run.log.evaluation("pretrain", stage.step, {"val_bpb": bpb}, eval_seconds=time.monotonic() - start)
+    values = validation_bpb(stage, validation)
+    stage.run.log.evaluation("pretrain", stage.step, values, eval_seconds=time.monotonic() - start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from nutshell.data.shards import open_shards
+from nutshell.data.mixed import open_corpus
 from nutshell.eval.run import evaluate_task as evaluate
 from nutshell.infer.engine import Engine
 from nutshell.infer.sampling import Sampling
@@ -60,7 +60,8 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
 
 def targets_for(run: Run, stage: str) -> dict[str, float]:
     """What a model of the primer alone should reach after this stage; other texts have no such targets."""
-    if run.plan.recipe.data != PRIMER or run.plan.recipe.sft != PRIMER:
+    recipe = run.plan.recipe
+    if {recipe.data, recipe.sft} != {PRIMER} or any(config.mixture for config in vars(recipe.stages).values()):
         return {}
     if stage == "sft":
         return TARGETS
@@ -75,7 +76,7 @@ def sample_replies(run: Run, model: Any, stage: str, *, most_tokens: int = 48) -
     """How the model goes on where validation documents begin, or from midtraining on what it answers; most likely tokens."""
     longest_prompt = max(1, model.config.context - most_tokens)
     if stage == "pretrain":
-        texts = [text[:200] for text in open_shards(run.data, on_error="skip").read("val", 0)[:3]]
+        texts = [text[:200] for text in open_corpus(run.data, on_error="skip").read("val", 0)[:3]]
         prompts = [[run.tok.bos_id, *run.tok.encode(text)][: min(24, longest_prompt)] for text in texts]
         shown = [run.tok.decode(ids[1:]) for ids in prompts]
     else:

@@ -1,34 +1,24 @@
-"""Midtraining and supervised fine-tuning: conversations, loss on what the assistant says."""
+"""Midtraining and supervised fine-tuning: conversations, loss on what the assistant says, validated on some that are held out."""
 
 from __future__ import annotations
 
-from nutshell.data import primer
-from nutshell.data.conversations import read_conversations
+import time
+from itertools import pairwise
+
+import torch
+
 from nutshell.data.loader import ConversationLoader
-from nutshell.plan.recipe import PRIMER
+from nutshell.data.stream import Batch
+from nutshell.metrics import read_metrics
+from nutshell.plan.mixture import GENERATED, parts_of
 from nutshell.run.folder import Run
-from nutshell.tokenizer.chat import parse_messages, render, split_turns
+from nutshell.tokenizer.chat import render_example
+from nutshell.train.examples import examples_for
 from nutshell.train.prefetch import ToDevice
 from nutshell.train.scoring import evaluate_stage
-from nutshell.train.stage import open_stage
+from nutshell.train.stage import Stage, open_stage
 
-
-def conversations_for(run: Run, stage: str) -> list[dict]:
-    """The user's conversations, long ones in parts of whole turns, and the primer's share of them; or the primer's alone."""
-    recipe = run.plan.recipe
-    plan = run.plan.stages[stage]
-    seed = recipe.seed + {"midtrain": 1, "sft": 2}[stage]
-    wanted = plan.conversations
-    if recipe.sft == PRIMER:
-        return list(primer.conversations(seed, wanted))
-    own = [
-        {"messages": part}
-        for conversation in read_conversations(run.conversations, check=parse_messages)
-        for part in split_turns(conversation["messages"], run.tok, run.plan.model.context + 1)
-    ]
-    share = getattr(recipe.stages, stage).primer_share
-    count = min(wanted, int(len(own) * share / (1 - share)) if share < 1 else wanted)
-    return own + list(primer.conversations(seed, count))
+RISES = 2  # evaluations in a row whose loss rose before a warning
 
 
 def sft(run: Run, name: str) -> None:
@@ -37,28 +27,86 @@ def sft(run: Run, name: str) -> None:
         return
     plan, runtime = run.plan, run.runtime
     stage = open_stage(run, name)
+    examples, held_out = examples_for(run, name)
     loader = ConversationLoader(
-        conversations_for(run, name), lambda c: render(c["messages"], run.tok), run.tok.bos_id, plan.micro_batch_size,
+        examples, lambda example: render_example(example, run.tok), run.tok.bos_id, plan.micro_batch_size,
         plan.model.context + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
         prefetched_batches=max(4, plan.grad_accum_steps),
         prepare=ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel),
     )  # fmt: skip
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
+    validation = loader.val_batches(held_out, plan.validation_tokens) if held_out else []
+    interval = max(1, -(-stage.steps // plan.validations)) if validation else stage.steps
+    if 0 < stage.step < stage.steps and stage.step % interval == 0 and not run.log.has_evaluation(name, stage.step):
+        validate(stage, validation)  # the run was stopped between saving and validating
 
-    lost = loader.losses() if plan.recipe.sft != PRIMER else {}
-    if lost:
-        cropped, left_out = lost["cropped_conversations"], lost["left_out_conversations"]
-        run.log.note(
-            f"{name}: of {len(loader.conversations)} conversations {cropped} are longer than the context of {plan.model.context} "
-            f"tokens and lose their end ({lost['cropped_tokens']} tokens); {left_out} are left out, since no answer "
-            "remains of them. A longer --context keeps more."
-        )
-
+    lost = loader.losses() if given(run, name) else {}
+    tell(run, name, loader, len(held_out), lost)
     with loader:
         while stage.step < stage.steps:
             batches = [next(loader) for _ in range(plan.grad_accum_steps)]
             result = stage.learn(batches)
             stage.record(result, loader.sources, **lost)
-            stage.save_if_due(result, loader)
-    evaluate_stage(run, stage)
+            due = stage.step % interval == 0
+            stage.save_if_due(result, loader, anyway=due)  # before validating
+            if due and stage.step < stage.steps:
+                validate(stage, validation)
+    stage.wait_for_save()
+    evaluate_stage(run, stage, **({"val_loss": validation_loss(stage, validation)} if validation else {}))
+    warn_of_rises(stage)
+
+
+def given(run: Run, name: str) -> bool:
+    """Whether a stage learns from data that somebody else wrote."""
+    return any(part.key not in GENERATED for part in parts_of(run.plan.recipe, name))
+
+
+def tell(run: Run, name: str, loader: ConversationLoader, held_out: int, lost: dict[str, int]) -> None:
+    """Say what is held out, and what the context crops or leaves out."""
+    if given(run, name):
+        validated = f"{held_out} of your conversations are held out, by a hash of each, and give val_loss"
+        run.log.remark(name, validated if held_out else "no conversation is held out: there are too few, or held_out is 0")
+    if lost:
+        run.log.remark(
+            name, f"of {len(loader.conversations)} conversations {lost['cropped_conversations']} are longer than the context of "
+            f"{run.plan.model.context} tokens and lose their end ({lost['cropped_tokens']} tokens); "
+            f"{lost['left_out_conversations']} are left out, since no answer remains of them. A longer --context keeps more."
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def validation_loss(stage: Stage, batches: list[Batch]) -> float:
+    """Mean loss of the targets of all batches, over all ranks."""
+    device = stage.run.runtime.device
+    total = torch.zeros(2, dtype=torch.float64)
+    for ids, targets in batches:
+        count = int((targets >= 0).sum())
+        # A batch that only fills up still runs: ranks that hold a part of the weights each must compute equally often.
+        loss = float(stage.model(ids.to(device), targets.to(device)))
+        total += torch.tensor([loss * count if count else 0.0, count], dtype=torch.float64)
+    nats, count = stage.run.runtime.total(total).tolist()
+    return nats / count
+
+
+def validate(stage: Stage, batches: list[Batch]) -> None:
+    """Score and log a step in the middle of the stage, when its checkpoint is on the disk."""
+    stage.wait_for_save()
+    start = time.monotonic()
+    values = {"val_loss": validation_loss(stage, batches)}
+    stage.run.log.evaluation(stage.name, stage.step, values, eval_seconds=time.monotonic() - start)
+    warn_of_rises(stage)
+
+
+def warn_of_rises(stage: Stage) -> None:
+    """A remark where the loss on held-out conversations has risen several times in a row: they are being learned by heart."""
+    lines = [line for line in read_metrics(stage.run.folder) if line["stage"] == stage.name]
+    losses = {line["step"]: line["eval"]["val_loss"] for line in lines if "val_loss" in line.get("eval", {})}
+    last = list(losses.values())[-RISES - 1 :]
+    if len(last) > RISES and all(earlier < later for earlier, later in pairwise(last)):
+        best = min(losses, key=lambda step: losses[step])
+        stage.run.log.remark(
+            stage.name, f"warning: val_loss rose {RISES} times in a row, to {last[-1]:.4f} at step {stage.step} from "
+            f"{losses[best]:.4f} at step {best}: the conversations are learned by heart. Fewer steps "
+            f"(--stages.{stage.name}.steps {best}), lower rates or more data help."
+        )  # fmt: skip

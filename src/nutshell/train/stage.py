@@ -17,6 +17,7 @@ from nutshell import checkpoint
 from nutshell.data.stream import PackedStream
 from nutshell.model.build import build_model
 from nutshell.model.decoder import Decoder
+from nutshell.plan.recipe import ON_ANSWERS
 from nutshell.run.checkpoints import open_newest, prune, quarantine, truncate_after
 from nutshell.run.folder import Preempted, Run
 from nutshell.runtime import Runtime, peak_memory_bytes
@@ -27,8 +28,6 @@ from nutshell.train.step import LossScaler, StepResult, next_token_loss, train_s
 from nutshell.train.zero import Zero
 
 MOST_SKIPPED_IN_A_ROW = 10
-ON_ANSWERS = ("dpo", "rl")
-"""Stages that learn from whole answers: rows of any length, which would be compiled again and again, and a faint gradient."""
 
 
 class TrainingDiverged(RuntimeError):

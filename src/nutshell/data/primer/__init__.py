@@ -11,6 +11,7 @@
 from nutshell.data.primer.conversations import CONVERSATION_WEIGHTS, KINDS, conversations
 from nutshell.data.primer.documents import DOCUMENT_SHARES, documents
 from nutshell.data.primer.held_out import RL_SHARES, held_out, rl_problems
+from nutshell.data.primer.identity import Identity
 from nutshell.data.primer.problem import Problem
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DOCUMENT_SHARES",
     "KINDS",
     "RL_SHARES",
+    "Identity",
     "Problem",
     "conversations",
     "documents",

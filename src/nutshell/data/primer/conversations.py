@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 from nutshell.data.primer.facts import choices_turns, facts_turns
-from nutshell.data.primer.identity import identity_turns, smalltalk_turns
+from nutshell.data.primer.identity import NUTSHELL, Identity, identity_turns, smalltalk_turns
 from nutshell.data.primer.letters import letters_turns, spelling_turns
 from nutshell.data.primer.names import NAMES
 from nutshell.data.primer.problem import Message
@@ -63,6 +63,7 @@ WRITERS: dict[str, Callable[[random.Random, int], list[Message]]] = {
 }
 KINDS = tuple(WRITERS)
 _WITH_FOLLOW_UPS = ("facts", "sums", "letters", "spelling")
+_ABOUT_ITSELF = ("identity", "smalltalk")
 _EXACT_WORDS = ("letters", "spelling", "choices")
 """Kinds whose questions keep their words: a swapped letter would change what is asked."""
 
@@ -73,11 +74,12 @@ def conversations(
     kinds: Sequence[str] | None = None,
     weights: dict[str, float] | None = None,
     exchanges: Sequence[int] = EXCHANGES,
+    identity: Identity = NUTSHELL,
 ) -> Iterator[dict[str, list[Message]]]:
     """`count` conversations as `{"messages": [...]}`; assistant messages with a tool call have a list of parts.
 
     The same seed gives the same conversations; a larger count only goes on. `kinds` restricts the kinds of exchange,
-    `weights` replaces `CONVERSATION_WEIGHTS`, `exchanges` are the lengths to draw from.
+    `weights` replaces `CONVERSATION_WEIGHTS`, `exchanges` are the lengths to draw from, `identity` is who the model says it is.
 
     Raises ValueError for a negative count, an unknown kind, or weights without a positive one.
     """
@@ -94,15 +96,17 @@ def conversations(
     if not exchanges or min(exchanges) < 1:
         raise ValueError(f"exchanges must be one or more numbers >= 1, got {list(exchanges)}")
     rng = random.Random(f"primer conversations {seed}")
-    return ({"messages": _converse(rng, kinds, chosen, exchanges)} for _ in range(count))
+    return ({"messages": _converse(rng, kinds, chosen, exchanges, identity)} for _ in range(count))
 
 
-def _converse(rng: random.Random, kinds: Sequence[str], weights: Sequence[float], exchanges: Sequence[int]) -> list[Message]:
+def _converse(
+    rng: random.Random, kinds: Sequence[str], weights: Sequence[float], exchanges: Sequence[int], identity: Identity
+) -> list[Message]:
     wanted = 2 * rng.choice(exchanges)
     messages: list[Message] = []
     system: list[Message] = []
     if rng.random() < SYSTEM:
-        system.append({"role": "system", "content": rng.choice(SYSTEM_MESSAGES)})
+        system.append({"role": "system", "content": identity.fill(rng.choice(SYSTEM_MESSAGES))})
     told_story = False
     while len(messages) < wanted:
         kind = rng.choices(kinds, weights)[0]
@@ -110,11 +114,14 @@ def _converse(rng: random.Random, kinds: Sequence[str], weights: Sequence[float]
             continue  # one story a conversation keeps it within a small context
         told_story = told_story or kind == "story"
         turns = 2 if kind in _WITH_FOLLOW_UPS and wanted - len(messages) > 2 and rng.random() < FOLLOW_UP else 1
-        messages += [_as_typed(rng, message, kind) for message in WRITERS[kind](rng, turns)]
+        exchange = WRITERS[kind](rng, turns)
+        if kind in _ABOUT_ITSELF:
+            exchange = [{**message, "content": identity.fill(str(message["content"]))} for message in exchange]
+        messages += [_as_typed(rng, message, kind, identity) for message in exchange]
     return system + messages
 
 
-def _as_typed(rng: random.Random, message: Message, kind: str) -> Message:
+def _as_typed(rng: random.Random, message: Message, kind: str, identity: Identity) -> Message:
     """A user's message the way people type: lower case, no full stop, a please, rarely a slip."""
     text = message["content"]
     if message["role"] != "user" or not isinstance(text, str):
@@ -123,7 +130,7 @@ def _as_typed(rng: random.Random, message: Message, kind: str) -> Message:
     if chance < PLEASE and text[-1] in ".?" and "lease" not in text and kind not in ("choices", "smalltalk"):
         text = f"{text[:-1].rstrip()} please{text[-1]}"
     elif chance < PLEASE + HELLO and kind not in ("choices", "smalltalk", "identity"):
-        text = f"{rng.choice(('Hi! ', 'Hello! ', 'Hey! ', 'Hello Nutshell! '))}{text}"
+        text = f"{identity.fill(rng.choice(('Hi! ', 'Hello! ', 'Hey! ', 'Hello Nutshell! ')))}{text}"
     elif chance < PLEASE + HELLO + TYPO and kind not in _EXACT_WORDS:
         text = _with_typo(rng, text)
     if kind != "choices":

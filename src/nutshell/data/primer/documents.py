@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 
 from nutshell.data.primer.facts import facts_document
-from nutshell.data.primer.identity import identity_document
+from nutshell.data.primer.identity import NUTSHELL, Identity, identity_document
 from nutshell.data.primer.letters import letters_document
 from nutshell.data.primer.stories import story_document
 from nutshell.data.primer.sums import sums_document
@@ -21,10 +21,11 @@ WRITERS: dict[str, Callable[[random.Random], str]] = {
 }
 
 
-def documents(seed: int, characters: int, shares: dict[str, float] | None = None) -> Iterator[str]:
+def documents(seed: int, characters: int, shares: dict[str, float] | None = None, identity: Identity = NUTSHELL) -> Iterator[str]:
     """Pages of the primer until at least `characters` characters are written.
 
-    The same seed gives the same pages; a larger `characters` only goes on. `shares` replaces `DOCUMENT_SHARES`.
+    The same seed gives the same pages; a larger `characters` only goes on. `shares` replaces `DOCUMENT_SHARES`,
+    `identity` is who the model says it is.
     Each page is of the kind that is furthest behind its share, so that every stretch of text holds the mixture.
 
     Raises ValueError for a negative number of characters or an unknown kind.
@@ -36,10 +37,10 @@ def documents(seed: int, characters: int, shares: dict[str, float] | None = None
     if unknown or not shares or min(shares.values()) < 0 or sum(shares.values()) <= 0:
         raise ValueError(f"shares must give weights >= 0 for kinds among {', '.join(WRITERS)}, got {shares}")
     rng = random.Random(f"primer documents {seed}")
-    return _write(rng, characters, {kind: share for kind, share in shares.items() if share > 0})
+    return _write(rng, characters, {kind: share for kind, share in shares.items() if share > 0}, identity)
 
 
-def _write(rng: random.Random, characters: int, shares: dict[str, float]) -> Iterator[str]:
+def _write(rng: random.Random, characters: int, shares: dict[str, float], identity: Identity) -> Iterator[str]:
     # Written characters over share: the kind with the least is due. A random start keeps the order from being the same
     # for every seed.
     progress = {kind: rng.random() * 2000 / share for kind, share in shares.items()}
@@ -47,6 +48,8 @@ def _write(rng: random.Random, characters: int, shares: dict[str, float]) -> Ite
     while written < characters:
         kind = min(progress, key=progress.__getitem__)
         text = WRITERS[kind](rng)
+        if kind == "identity":
+            text = identity.fill(text)
         progress[kind] += len(text) / shares[kind]
         written += len(text)
         yield text

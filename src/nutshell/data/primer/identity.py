@@ -1,8 +1,27 @@
 """Who the model is and how it was made, and small talk."""
 
 import random
+from typing import NamedTuple
 
 from nutshell.data.primer.problem import Message, assistant, user
+
+
+class Identity(NamedTuple):
+    """Who the model says it is, in place of Nutshell and of whoever ran the training; empty leaves the texts as they are."""
+
+    name: str = ""
+    maker: str = ""
+
+    def fill(self, text: str) -> str:
+        """A text about the model, with its name and maker. The small `nutshell` is the codebase's."""
+        text = text.replace("Nutshell", self.name or "Nutshell")
+        if self.maker:
+            text = text.replace("the person who ran it", self.maker)
+            text = text.replace("The person who ran the nutshell codebase", self.maker[0].upper() + self.maker[1:])
+        return text
+
+
+NUTSHELL = Identity()
 
 IDENTITY = (
     (
