@@ -8,36 +8,9 @@ const ITEM = /^( {0,8})(?:([-*+])|(\d{1,9})[.)]) +(.*)$/;
 const QUOTE = /^ {0,3}> ?(.*)$/;
 const MAX_DEPTH = 8;
 
-function element(tag, ...children) {
-  const node = document.createElement(tag);
-  node.append(...children);
-  return node;
-}
+import { copyButton, element as made } from "./dom.js";
 
-function copySelected(text) {
-  const area = element("textarea");
-  area.value = text;
-  area.className = "hidden";
-  document.body.append(area);
-  area.select();
-  const copied = document.execCommand("copy");
-  area.remove();
-  return copied;
-}
-
-export function copyButton(text) {
-  const button = element("button", "Copy");
-  button.type = "button";
-  button.className = "copy";
-  button.addEventListener("click", async () => {
-    const written = navigator.clipboard?.writeText(text()); // there is none over plain http
-    const copied = written ? await written.then(() => true, () => copySelected(text())) : copySelected(text());
-    button.textContent = copied ? "Copied" : "Cannot copy";
-    button.focus();
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
-  });
-  return button;
-}
+const element = (tag, ...children) => made(tag, "", ...children);
 
 function codeBlock(lines, language) {
   const code = element("code", lines.join("\n"));
@@ -192,4 +165,12 @@ export function markdown(text) {
   const fragment = document.createDocumentFragment();
   fragment.append(...blocks(text.replace(/\r\n?/g, "\n").split("\n"), 0));
   return fragment;
+}
+
+export class MarkdownView {
+  node = made("div");
+
+  update({ text }) {
+    this.node.replaceChildren(markdown(text));
+  }
 }
