@@ -1,54 +1,14 @@
-// A small Markdown, as DOM nodes made from text only: nothing a model writes is ever parsed as HTML.
-// Code blocks, headings, lists, quotes, rules; inline code, bold, italic, links to http and https.
+// Markdown as DOM nodes made from text only: nothing a model writes is ever parsed as HTML. Links lead to http(s) alone, images
+// are not loaded. While an answer streams, only its last blocks are parsed and drawn again.
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$/;
-const HEADING = /^ {0,3}(#{1,6}) +(.*)$/;
-const RULE = /^ {0,3}([-*_])( *\1){2,} *$/;
-const ITEM = /^( {0,8})(?:([-*+])|(\d{1,9})[.)]) +(.*)$/;
-const QUOTE = /^ {0,3}> ?(.*)$/;
-const MAX_DEPTH = 8;
+import { parseBlocks } from "./blocks.js";
+import { copyButton, element as made } from "./dom.js";
+import { inline } from "./inline.js";
 
-function element(tag, ...children) {
-  const node = document.createElement(tag);
-  node.append(...children);
-  return node;
-}
+const MOST_NESTED = 40; // of inline nodes; deeper ones become their text
+const BARE = /https?:\/\/[^\s<>"'`[\]{}]{1,2000}/g;
 
-function copySelected(text) {
-  const area = element("textarea");
-  area.value = text;
-  area.className = "hidden";
-  document.body.append(area);
-  area.select();
-  const copied = document.execCommand("copy");
-  area.remove();
-  return copied;
-}
-
-export function copyButton(text) {
-  const button = element("button", "Copy");
-  button.type = "button";
-  button.className = "copy";
-  button.addEventListener("click", async () => {
-    const written = navigator.clipboard?.writeText(text()); // there is none over plain http
-    const copied = written ? await written.then(() => true, () => copySelected(text())) : copySelected(text());
-    button.textContent = copied ? "Copied" : "Cannot copy";
-    button.focus();
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
-  });
-  return button;
-}
-
-function codeBlock(lines, language) {
-  const code = element("code", lines.join("\n"));
-  const head = element("div", element("span", language || "text"), copyButton(() => code.textContent));
-  head.className = "code-head";
-  const pre = element("pre", code);
-  pre.tabIndex = 0; // wide code scrolls, and must do so by keyboard too
-  const block = element("div", head, pre);
-  block.className = "code";
-  return block;
-}
+const element = (tag, ...children) => made(tag, "", ...children);
 
 function safeLink(address, label) {
   let url;
@@ -59,137 +19,164 @@ function safeLink(address, label) {
   }
   if (url.protocol !== "http:" && url.protocol !== "https:") return null;
   const link = element("a", ...label);
-  link.href = url.href;
-  link.target = "_blank";
-  link.rel = "noopener noreferrer nofollow";
+  Object.assign(link, { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow" });
   return link;
 }
 
-// One pattern for what begins a span; each alternative is bounded, so that hostile text costs no more than its length.
-const SPAN = new RegExp([
-  /(?<ticks>`{1,3})(?<code>[^`\n]{1,2000}?)\k<ticks>(?!`)/,
-  /\*\*(?<bold>[^\s*](?:[^*\n]{0,2000}[^\s*])?)\*\*/,
-  /(?<![\w*])\*(?<italic>[^\s*](?:[^*\n]{0,2000}[^\s*])?)\*(?![\w*])/,
-  /\[(?<label>[^\]\n[]{1,500})\]\((?<address>[^\s()<>]{1,2000})\)/,
-  /(?<bare>https?:\/\/[^\s<>"'`()[\]{}]{1,2000})/,
-].map((part) => part.source).join("|"), "g");
-
-export function inline(text, depth = 0) {
+// Text, with the addresses in it as links.
+function bareLinks(text) {
   const nodes = [];
   let from = 0;
-  for (const match of depth > 3 ? [] : text.matchAll(SPAN)) {
-    const { code, bold, italic, label, address } = match.groups;
-    let { bare } = match.groups;
-    let node = null;
-    if (code !== undefined) node = element("code", code);
-    else if (bold !== undefined) node = element("strong", ...inline(bold, depth + 1));
-    else if (italic !== undefined) node = element("em", ...inline(italic, depth + 1));
-    else if (label !== undefined) node = safeLink(address, inline(label, depth + 1));
-    else if (bare !== undefined) {
-      bare = bare.replace(/[.,;:!?*]+$/, "");
-      node = safeLink(bare, [bare]);
-    }
-    if (!node) continue; // stays text
-    nodes.push(text.slice(from, match.index), node);
-    from = match.index + (bare === undefined ? match[0].length : bare.length);
+  for (const { 0: found, index } of text.includes("://") ? text.matchAll(BARE) : []) {
+    let address = found.replace(/[.,;:!?*_]+$/, "");
+    if (address.endsWith(")") && !address.includes("(")) address = address.replace(/\)+$/, "").replace(/[.,;:!?*_]+$/, "");
+    const link = safeLink(address, [address]);
+    if (!link) continue;
+    nodes.push(text.slice(from, index), link);
+    from = index + address.length;
   }
-  nodes.push(text.slice(from));
-  return nodes.filter((node) => node !== "");
+  return [...nodes, text.slice(from)].filter((node) => node !== "");
 }
 
-function paragraph(lines) {
-  const node = element("p");
-  lines.forEach((line, index) => {
-    if (index) node.append(element("br"));
-    node.append(...inline(line.trim()));
+const textOf = (parts) => parts.map((part) => (typeof part === "string" ? part : textOf(part.children ?? []))).join("");
+
+function inlineNodes(parts, depth = 0, linked = false) {
+  return parts.flatMap((part) => {
+    if (typeof part === "string") {
+      const lines = part.split("\n"); // a line of the text is a line on screen
+      return lines.flatMap((line, index) => [...(index ? [element("br")] : []), ...(linked ? [line] : bareLinks(line))]);
+    }
+    if (part.tag === "br") return [element("br")];
+    if (part.tag === "code") return [element("code", part.children[0])];
+    if (depth > MOST_NESTED) return [textOf(part.children)];
+    const inside = inlineNodes(part.children, depth + 1, linked || part.tag === "a");
+    if (part.tag === "img") return [safeLink(part.href, inside.length ? inside : [part.href]) ?? element("span", ...inside)];
+    if (part.tag === "a") return linked ? inside : [safeLink(part.href, inside) ?? element("span", ...inside)];
+    return [element(part.tag, ...inside)];
   });
-  return node;
 }
 
-function list(lines, depth) {
-  const first = ITEM.exec(lines[0]);
-  const node = element(first[2] ? "ul" : "ol");
-  if (first[3] && first[3] !== "1") node.start = Number(first[3]);
-  const items = [];
-  for (const line of lines) {
-    const match = ITEM.exec(line);
-    if (match && match[1].length <= first[1].length + 1) items.push([match[4]]);
-    else items[items.length - 1].push(line.replace(/^ {1,4}/, ""));
-  }
-  for (const item of items) {
-    const content = blocks(item, depth + 1);
-    // An item of one line is not a paragraph: it would stand too far from the next.
-    if (content.length && content[0].tagName === "P") content.splice(0, 1, ...content[0].childNodes);
-    node.append(element("li", ...content));
-  }
-  return node;
+function codeBlock({ lines, info = "" }) {
+  const code = element("code", lines.join("\n"));
+  const language = info.split(/\s/)[0];
+  const head = made("div", "code-head", made("span", "", language || "text"), copyButton(() => code.textContent));
+  const pre = element("pre", code);
+  pre.tabIndex = 0; // wide code scrolls, and must do so by keyboard too
+  pre.dir = "ltr";
+  pre.setAttribute("role", "region");
+  pre.setAttribute("aria-label", `Code, ${language || "text"}`);
+  return made("div", "code", head, pre);
 }
 
-// Lines -> block nodes.
-function blocks(lines, depth) {
-  if (depth > MAX_DEPTH) return [paragraph(lines)];
-  const nodes = [];
-  let plain = [];
-  const flush = () => {
-    if (plain.length) nodes.push(paragraph(plain));
-    plain = [];
-  };
-  for (let at = 0; at < lines.length;) {
-    const line = lines[at];
-    const fence = FENCE.exec(line);
-    const heading = HEADING.exec(line);
-    if (fence) {
-      flush();
-      let end = at + 1;
-      while (end < lines.length && !isFenceEnd(lines[end], fence[1])) end += 1;
-      nodes.push(codeBlock(lines.slice(at + 1, end), fence[2])); // one still open while it streams runs to the end
-      at = end + 1;
-    } else if (heading) {
-      flush();
-      nodes.push(element(`h${Math.min(6, heading[1].length + 2)}`, ...inline(heading[2].replace(/ +#+ *$/, ""))));
-      at += 1;
-    } else if (RULE.test(line)) {
-      flush();
-      nodes.push(element("hr"));
-      at += 1;
-    } else if (QUOTE.test(line)) {
-      flush();
-      let end = at;
-      while (end < lines.length && QUOTE.test(lines[end])) end += 1;
-      const inside = lines.slice(at, end).map((quoted) => QUOTE.exec(quoted)[1]);
-      nodes.push(element("blockquote", ...blocks(inside, depth + 1)));
-      at = end;
-    } else if (ITEM.test(line)) {
-      flush();
-      const ordered = Boolean(ITEM.exec(line)[3]);
-      let end = at + 1;
-      while (end < lines.length && continuesList(lines, end, ordered)) end += 1;
-      nodes.push(list(lines.slice(at, end), depth));
-      at = end;
-    } else {
-      if (line.trim()) plain.push(line);
-      else flush();
-      at += 1;
+function table({ align, header, rows }, definitions) {
+  const row = (cells, tag) => element("tr", ...align.map((side, column) => {
+    const cell = element(tag, ...inlineNodes(inline(cells[column] ?? "", definitions)));
+    if (side) cell.dataset.align = side;
+    if (tag === "th") cell.scope = "col";
+    return cell;
+  }));
+  const node = element("table", element("thead", row(header, "th")), element("tbody", ...rows.map((cells) => row(cells, "td"))));
+  const box = made("div", "table", node);
+  box.tabIndex = 0;
+  box.setAttribute("role", "region");
+  box.setAttribute("aria-label", "Table");
+  return box;
+}
+
+// "[ ] to do" and "[x] done" at the beginning of an item.
+function listItem({ children }, loose, definitions) {
+  const first = children[0];
+  const task = first?.tag === "p" && /^\[([ xX])\][ \n]/.exec(first.text);
+  const nodes = children.flatMap((block) => {
+    const shown = block === first && task ? { ...block, text: block.text.slice(task[0].length) } : block;
+    return block.tag === "p" && !loose ? inlineNodes(inline(shown.text, definitions)) : blockNodes([shown], definitions);
+  });
+  const item = element("li", ...nodes);
+  if (!task) return item;
+  const box = made("span", "task", task[1] === " " ? "☐" : "☑");
+  box.setAttribute("role", "img");
+  box.setAttribute("aria-label", task[1] === " " ? "to do:" : "done:");
+  item.className = "task-item";
+  (loose ? item.firstChild : item).prepend(box, " ");
+  return item;
+}
+
+function blockNodes(blocks, definitions) {
+  return blocks.filter(({ tag }) => tag !== "none").map((block) => {
+    const { tag, children, text } = block;
+    if (tag === "pre") return codeBlock(block);
+    if (tag === "table") return table(block, definitions);
+    if (tag === "hr") return element("hr");
+    if (tag === "blockquote") return element("blockquote", ...blockNodes(children, definitions));
+    if (tag === "list") {
+      const list = element(block.ordered ? "ol" : "ul", ...children.map((item) => listItem(item, block.loose, definitions)));
+      if (block.ordered && block.first !== 1) list.start = block.first;
+      return list;
     }
+    const shown = tag === "p" ? "p" : `h${Math.min(6, Number(tag[1]) + 2)}`; // the page has an h1, a message an h3
+    return element(shown, ...inlineNodes(inline(text, definitions)));
+  });
+}
+
+const lineEnds = (text) => text.replace(/\r\n?/g, "\n").replace(/\0/g, "\ufffd");
+
+// Shows a text that may grow.
+export class MarkdownView {
+  constructor() {
+    this.node = made("div");
+    this.begin();
   }
-  flush();
-  return nodes;
+
+  begin() {
+    this.node.replaceChildren();
+    // Up to character `from` the text is drawn for good, as the first `kept` nodes.
+    Object.assign(this, { source: "", from: 0, kept: 0, definitions: new Map(), code: null });
+  }
+
+  update({ text }) {
+    const source = lineEnds(text);
+    if (!source.startsWith(this.source.slice(0, this.from))) this.begin();
+    const added = source.slice(this.source.length);
+    const grows = this.code && source.startsWith(this.source);
+    this.source = source;
+    if (grows && !this.code.ends(added)) this.code.node.appendData(added);
+    else this.draw();
+  }
+
+  // A block that begins in the last line may still become something else, or part of the block before it.
+  draw() {
+    const lines = this.source.slice(this.from).split("\n");
+    const { blocks, open } = parseBlocks(lines, this.definitions);
+    while (this.node.childNodes.length > this.kept) this.node.lastChild.remove();
+    const nodes = blockNodes(blocks, this.definitions);
+    this.node.append(...nodes);
+    const shown = blocks.filter(({ tag }) => tag !== "none");
+    const last = shown.findLastIndex(({ start }) => start < lines.length - 1);
+    this.code = open?.tag === "pre" && open.fence && open.start < lines.length - 1 ? openCode(nodes.at(-1), open) : null;
+    if (last < 1) return;
+    this.kept += last;
+    for (const line of lines.slice(0, shown[last].start)) this.from += line.length + 1;
+  }
+
+  // The text is complete: what is defined at its end may be meant at its beginning.
+  finish() {
+    if (!this.definitions.size) return;
+    const { definitions } = this;
+    const { source } = this;
+    this.begin();
+    this.definitions = definitions;
+    this.update({ text: source });
+  }
 }
 
-function isFenceEnd(line, fence) {
-  const text = line.trim();
-  return text.length >= fence.length && text === fence[0].repeat(text.length);
-}
-
-// A list goes on with another item of its kind, an indented line, or a blank line before either.
-function continuesList(lines, at, ordered) {
-  if (!lines[at].trim()) return at + 1 < lines.length && lines[at + 1].trim() && continuesList(lines, at + 1, ordered);
-  const match = ITEM.exec(lines[at]);
-  return match ? match[1].length > 1 || Boolean(match[3]) === ordered : /^ {2,}/.test(lines[at]);
-}
-
-export function markdown(text) {
-  const fragment = document.createDocumentFragment();
-  fragment.append(...blocks(text.replace(/\r\n?/g, "\n").split("\n"), 0));
-  return fragment;
+// A block of code that is not closed yet grows by plain text, as long as no line may be its end.
+function openCode(block, { fence, lines, indent }) {
+  if (indent || !lines.length) return null;
+  const node = block.querySelector("code").firstChild;
+  let line = lines.at(-1); // not complete yet
+  return node && { node, ends(added) {
+    const begun = (line + added).split("\n");
+    line = begun.at(-1);
+    return begun.some((one) => one.trimStart().startsWith(fence[0]));
+  } };
 }

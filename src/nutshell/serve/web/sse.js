@@ -30,10 +30,9 @@ export function eventParser(onData) {
 }
 
 export class AnswerError extends Error {
-  constructor(message, status, code) {
+  constructor(message, status, code, retryAfter = 0) {
     super(message);
-    this.status = status;
-    this.code = code;
+    Object.assign(this, { status, code, retryAfter }); // seconds
   }
 }
 
@@ -43,10 +42,11 @@ async function failure(response) {
   try {
     error = (await response.json()).error || {};
   } catch { /* not ours */ }
-  return new AnswerError(error.message || `the server answered ${response.status}`, response.status, error.code);
+  return new AnswerError(error.message || `the server answered ${response.status}`, response.status, error.code,
+    Number(response.headers.get("Retry-After")));
 }
 
-export function headers(apiKey) {
+function headers(apiKey) {
   const all = { "Content-Type": "application/json" };
   if (apiKey) all.Authorization = `Bearer ${apiKey}`;
   return all;
@@ -57,16 +57,16 @@ export function address(path) {
   return new URL(`../${path}`, import.meta.url);
 }
 
-export async function getJson(path, apiKey) {
-  const response = await fetch(address(path), { headers: headers(apiKey), cache: "no-store" });
+export async function getJson(path, apiKey, options = {}) {
+  const response = await fetch(address(path), { headers: headers(apiKey), cache: "no-store", ...options });
   if (!response.ok) throw await failure(response);
   return response.json();
 }
 
 const SILENCE_SECONDS = 90; // the server sends a comment every few seconds while it has nothing to say
 
-// POST a chat completion and call onChunk with each chunk. Throws AnswerError, or AbortError when the controller stops it.
-export async function streamChat(body, { apiKey, controller, onChunk }) {
+// POST to `path` and call onChunk with each chunk. Throws AnswerError, or AbortError when the controller stops it.
+export async function streamAnswer(path, body, { apiKey, controller, onChunk }) {
   let timer = 0;
   let begun = false;
   const listen = () => {
@@ -76,7 +76,7 @@ export async function streamChat(body, { apiKey, controller, onChunk }) {
   };
   try {
     listen();
-    const response = await fetch(address("v1/chat/completions"), {
+    const response = await fetch(address(path), {
       method: "POST",
       headers: headers(apiKey),
       body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),

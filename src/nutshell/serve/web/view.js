@@ -1,149 +1,174 @@
 // One message -> DOM nodes, and keeping them up to date while an answer streams.
 
-import { copyButton, markdown } from "./markdown.js";
-
-function element(tag, className, ...children) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  node.append(...children);
-  return node;
-}
-
-export function button(label, className, onClick, title) {
-  const node = element("button", className, label);
-  node.type = "button";
-  if (title) {
-    node.title = title;
-    node.setAttribute("aria-label", title);
-  }
-  node.addEventListener("click", onClick);
-  return node;
-}
-
-export function plainText(message) {
-  if (message.role === "user") return message.text;
-  return message.parts.filter((part) => part.type === "text").map((part) => part.text).join("").trim();
-}
-
-// Enter sends, but never while an input method composes: Safari ends the composition first and then sends keyCode 229.
-export function isSend(event) {
-  return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229;
-}
+import { button, copyButton, element, isSend } from "./dom.js";
+import { MarkdownView } from "./markdown.js";
+import { plainText } from "./store.js";
 
 // ‹ 2/3 ›: the other versions of a question or an answer.
-function switcher(message, siblings, onSwitch) {
-  if (siblings.length < 2) return [];
-  const at = siblings.indexOf(message);
+function switcher(message, versions, onSwitch) {
+  if (versions.length < 2) return [];
+  const at = versions.indexOf(message);
   const step = (label, to, title) => {
-    const one = button(label, "", () => onSwitch(siblings[to]), title);
-    one.disabled = !siblings[to];
+    const one = button(label, "", () => onSwitch(versions[to]), title);
+    one.disabled = !versions[to];
     return one;
   };
-  return [step("‹", at - 1, "Previous version"), `${at + 1}/${siblings.length}`, step("›", at + 1, "Next version")];
+  return [step("‹", at - 1, "Previous version"), `${at + 1}/${versions.length}`, step("›", at + 1, "Next version")];
 }
 
-// What the model asked the calculator and what came back, on one line.
-function toolBlock(expression, result) {
-  const node = element("div", "tool", element("span", "tool-name", "Calculator"), element("code", "", expression));
-  node.setAttribute("role", "group");
-  node.setAttribute("aria-label", "Tool call");
-  if (result === null) node.append(element("span", "waiting", "…"));
-  else node.append(element("span", "equals", "="), element("code", "result", result));
-  return node;
+// What the model ran and what came back: a sum on one line, a program as a block. Its language is Python either way.
+class ToolView {
+  constructor() {
+    this.code = element("code");
+    this.result = element("code", "result");
+    this.node = element("div", "tool", element("span", "tool-name", "Python"), this.code);
+    this.node.setAttribute("role", "group");
+    this.node.setAttribute("aria-label", "Tool call");
+  }
+
+  update({ tool, output }) {
+    this.code.textContent = tool;
+    this.result.textContent = output;
+    this.node.classList.toggle("program", tool.includes("\n") || Boolean(output?.includes("\n")));
+    this.node.classList.toggle("waiting", output === null);
+    if (output !== null) this.node.append(element("span", "equals", "="), this.result);
+  }
 }
 
-// Parts -> blocks to show: a text each, and a tool call together with its output.
+class PlainView {
+  constructor() {
+    this.node = element("span", "plain");
+  }
+
+  update({ text }) {
+    this.node.textContent = text;
+  }
+}
+
+// Parts -> what is shown: a text each, and a tool call together with its output.
 function blocksOf(parts) {
   const result = [];
-  for (const part of parts) {
-    const last = result[result.length - 1];
-    if (part.type === "python_output" && last && last.tool !== undefined && last.output === null) {
-      last.output = part.text;
-    } else if (part.type === "text") {
-      result.push({ text: part.text });
-    } else {
-      result.push(part.type === "python" ? { tool: part.text, output: null } : { tool: "", output: part.text });
-    }
+  for (const { type, text } of parts) {
+    const last = result.at(-1);
+    if (type === "python_output" && last?.tool !== undefined && last.output === null) last.output = text;
+    else if (type === "text") result.push({ text });
+    else result.push(type === "python" ? { tool: text, output: null } : { tool: "", output: text });
   }
   return result;
 }
 
-// Shows an assistant's message; update() draws again only the blocks that changed.
+// Shows an assistant's message; update() draws again only the blocks that changed. `on` has what its buttons do: regenerate,
+// resume, tokens, rate, better, choose. A `plain` one is part of a text, without Markdown.
 export class AnswerView {
-  constructor(message, { onRegenerate }) {
-    this.message = message;
+  constructor(message, on, plain) {
+    Object.assign(this, { message, on, plain, blocks: [], drawn: [], tokensShown: false });
+    this.name = element("div", "name");
     this.body = element("div", "body");
+    this.body.dir = "auto";
     this.notes = element("div", "notes");
+    this.below = element("div", "below"); // of the token view and the better answer
     this.stats = element("span", "stats");
     this.versions = element("span", "versions");
-    const copy = copyButton(() => plainText(message));
-    const again = button("Regenerate", "again", () => onRegenerate(message));
-    this.tools = element("div", "actions", copy, again, this.versions, this.stats);
-    this.node = element("article", "assistant", element("h3", "hidden", "Answer"), this.body, this.notes, this.tools);
-    this.drawn = [];
-    this.onRegenerate = onRegenerate;
+    const act = (label, name) => button(label, name, () => on[name](message, this));
+    this.buttons = {
+      again: act("Regenerate", "regenerate"), resume: act("Continue", "resume"), tokens: act("Tokens", "tokens"),
+      choose: act("Go on with this one", "choose"),
+      up: button("👍", "rate", () => on.rate(message, this, "up"), "Good answer"),
+      down: button("👎", "rate", () => on.rate(message, this, "down"), "Bad answer"),
+      better: act("Better answer", "better"),
+    };
+    const { again, resume, tokens, choose, up, down, better } = this.buttons;
+    this.actions = element("div", "actions", copyButton(() => plainText(message)), again, resume, tokens, up, down, better, choose,
+      this.versions, this.stats);
+    this.node = element("article", "assistant", element("h3", "hidden", "Answer"), this.name, this.body, this.notes, this.actions,
+      this.below);
     this.update(false);
   }
 
-  setSiblings(siblings, onSwitch) {
-    this.versions.replaceChildren(...switcher(this.message, siblings, onSwitch));
+  // Where it stands in the thread: its versions, and whether it is one of two side by side that the thread goes on with.
+  place({ versions, pair, chosen, feedback, chat }, onSwitch) {
+    this.versions.replaceChildren(...(chosen ? switcher(this.message, versions, onSwitch) : []));
+    this.name.textContent = pair.length > 1 ? this.message.model : "";
+    this.node.classList.toggle("aside", !chosen);
+    this.buttons.choose.hidden = chosen;
+    this.canRate = feedback && chat.kind === "chat";
+    this.showRating();
+  }
+
+  showRating() {
+    const { rating, better } = this.message;
+    for (const name of ["up", "down"]) {
+      this.buttons[name].hidden = !this.canRate;
+      this.buttons[name].setAttribute("aria-pressed", String(rating === name));
+    }
+    this.buttons.better.hidden = !this.canRate;
+    this.buttons.better.setAttribute("aria-pressed", String(Boolean(better)));
   }
 
   update(streaming) {
     const { message } = this;
+    const began = performance.now();
     const shown = blocksOf(message.parts);
     shown.forEach((block, index) => {
-      const key = JSON.stringify(block);
+      const key = block.tool === undefined ? block.text : JSON.stringify(block);
       if (this.drawn[index] === key) return;
-      const node = element("div", "block");
-      if (block.tool !== undefined) node.append(toolBlock(block.tool, block.output));
-      else node.append(markdown(block.text));
-      if (this.body.children[index]) this.body.children[index].replaceWith(node);
-      else this.body.append(node);
+      const Kind = block.tool !== undefined ? ToolView : this.plain ? PlainView : MarkdownView;
+      if (!(this.blocks[index] instanceof Kind)) {
+        this.blocks[index]?.node.remove();
+        this.blocks[index] = new Kind();
+        this.body.append(this.blocks[index].node);
+        this.blocks[index].node.classList.add("block");
+      }
+      this.blocks[index].update(block, streaming);
       this.drawn[index] = key;
     });
+    if (!streaming) this.blocks.at(-1)?.finish?.();
     this.node.classList.toggle("streaming", streaming);
     this.node.classList.toggle("empty", shown.length === 0);
-    this.tools.hidden = streaming;
+    this.actions.hidden = streaming;
+    this.buttons.resume.hidden = !shown.length || !(message.finish === "length" || message.error || message.stats === "stopped");
+    this.buttons.tokens.hidden = !shown.length;
     this.stats.textContent = message.streaming && !streaming ? "unfinished" : message.stats || ""; // or in another tab
     this.notes.replaceChildren();
     if (message.note) this.notes.append(element("p", "note", message.note));
+    if (message.finish === "length") this.notes.append(element("p", "note", "The answer reached the longest length allowed."));
     if (message.error) {
-      const again = button("Try again", "", () => this.onRegenerate(message));
+      const again = button("Try again", "", () => this.on.regenerate(message));
       this.notes.append(element("p", "error", `${message.error} `, again));
     }
+    this.cost = performance.now() - began; // milliseconds
   }
 }
 
 const SHOWN_CHARACTERS = 20000;
 
 export class QuestionView {
-  constructor(message, { onEdit }) {
-    this.message = message;
-    this.onEdit = onEdit;
+  constructor(message, on) {
+    Object.assign(this, { message, on });
     this.node = element("article", "user");
     this.versions = element("span", "versions");
     this.show();
   }
 
-  setSiblings(siblings, onSwitch) {
-    this.versions.replaceChildren(...switcher(this.message, siblings, onSwitch));
+  place({ versions }, onSwitch) {
+    this.versions.replaceChildren(...switcher(this.message, versions, onSwitch));
   }
 
   show() {
-    const { message } = this;
-    this.node.replaceChildren(
-      element("h3", "hidden", "You"),
-      this.bubble(),
-      element("div", "actions", copyButton(() => message.text), button("Edit", "edit", () => this.edit()),
-        this.versions),
-    );
+    const edit = button("Edit", "edit", () => this.edit());
+    this.node.replaceChildren(element("h3", "hidden", "You"), this.bubble(),
+      element("div", "actions", copyButton(() => this.message.text), edit, this.versions));
+  }
+
+  update() {
+    if (!this.node.contains(document.activeElement)) this.show();
   }
 
   // A very long text takes seconds to lay out.
   bubble() {
     const { text } = this.message;
     const node = element("div", "bubble", text.slice(0, SHOWN_CHARACTERS));
+    node.dir = "auto";
     if (text.length > SHOWN_CHARACTERS) {
       node.append(" … ", button(`Show all ${text.length} characters`, "quiet", () => node.replaceChildren(text)));
     }
@@ -151,31 +176,42 @@ export class QuestionView {
   }
 
   edit() {
-    const area = element("textarea", "");
-    area.value = this.message.text;
-    area.setAttribute("aria-label", "Edit the message");
-    area.rows = Math.min(12, this.message.text.split("\n").length + 1);
-    const save = () => {
-      if (!area.value.trim()) return;
-      this.show();
-      this.onEdit(this.message, area.value);
-    };
     const cancel = () => {
       this.show();
       this.node.querySelector(".edit").focus();
     };
-    area.addEventListener("keydown", (event) => {
-      if (isSend(event)) {
-        event.preventDefault();
-        save();
-      } else if (event.key === "Escape" && !event.isComposing) {
-        event.stopPropagation();
-        cancel();
-      }
-    });
-    const buttons = element("div", "actions shown", button("Cancel", "", cancel), button("Send", "primary", save));
-    this.node.replaceChildren(element("div", "editing", area, buttons));
+    const save = (text) => {
+      this.show();
+      this.on.edit(this.message, text);
+    };
+    const box = editBox(this.message.text, { label: "Edit the message", done: "Send", save, cancel });
+    this.node.replaceChildren(box);
+    box.begin();
+  }
+}
+
+// A box for a longer text, with a button that cancels and one that is done.
+export function editBox(text, { label, done, save, cancel }) {
+  const area = element("textarea");
+  area.value = text;
+  area.dir = "auto";
+  area.setAttribute("aria-label", label);
+  area.rows = Math.min(12, text.split("\n").length + 1);
+  const keep = () => area.value.trim() && save(area.value);
+  area.addEventListener("keydown", (event) => {
+    if (isSend(event)) {
+      event.preventDefault();
+      keep();
+    } else if (event.key === "Escape" && !event.isComposing) {
+      event.stopPropagation();
+      cancel();
+    }
+  });
+  const buttons = element("div", "actions shown", button("Cancel", "", cancel), button(done, "primary", keep));
+  const box = element("div", "editing", area, buttons);
+  box.begin = () => {
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
-  }
+  };
+  return box;
 }
