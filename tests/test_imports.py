@@ -26,7 +26,7 @@ ALLOWED = {
     "infer": {"model", "tokenizer"},
     "eval": {"infer", "tasks", "data", "files", "tokenizer", "model"},
     "interop": {"checkpoint", "files", "model", "tokenizer"},
-    "serve": {"infer", "checkpoint", "tokenizer"},
+    "serve": {"infer", "checkpoint", "files", "tokenizer"},
     "train": {
         "checkpoint",
         "config",

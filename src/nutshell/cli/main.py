@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nutshell.cli import generate, interop, model, tokenizer, train
+from nutshell.cli import feedback, generate, interop, model, tokenizer, train
 
 BAD_INPUT = (ValueError, MemoryError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -35,6 +35,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "chat": model.chat,
     "generate": generate.generate,
     "serve": model.serve,
+    "feedback": feedback.feedback,
     "export": interop.export,
     "import": interop.import_,
     "speedrun": train.speedrun,

@@ -117,6 +117,8 @@ def serve(arguments: list[str]) -> Any:
         api_key={"default": None, "help": "key that clients must send; NUTSHELL_API_KEY does not show in ps"},
         allow_host={"action": "append", "default": [], "metavar": "NAME", "help": "answer to this host name too"},
         cors_origin={"action": "append", "default": [], "metavar": "ORIGIN", "help": "let pages of this site use the API"},
+        feedback={"type": os.path.expanduser, "default": None, "metavar": "FILE.db",
+                  "help": "keep thumbs and better answers in this SQLite file, for nutshell feedback export"},
         **TOOLS,
     )  # fmt: skip
     from nutshell.serve.server import serve as run_server
@@ -133,5 +135,5 @@ def serve(arguments: list[str]) -> Any:
 
     run_server(
         options.model, open_engine=open_engine, host=options.host, port=options.port, api_key=options.api_key,
-        allow_hosts=options.allow_host, cors_origins=options.cors_origin,
+        allow_hosts=options.allow_host, cors_origins=options.cors_origin, feedback=options.feedback,
     )  # fmt: skip

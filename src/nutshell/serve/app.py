@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from nutshell.infer.conversation import FittedConversation, fit_conversation
+from nutshell.serve import feedback
 from nutshell.serve.api import APIError, ChatRequest, validation_error
 from nutshell.serve.completions import Completion, EventStream, sse
 from nutshell.serve.guard import Guard
@@ -99,6 +100,7 @@ def create_app(
     max_queue: int = 64,
     allowed_hosts: Iterable[str] | None = None,
     cors_origins: Sequence[str] = (),
+    feedback_store: feedback.FeedbackStore | None = None,
     **limits: Any,
 ) -> FastAPI:
     """The application for one model.
@@ -122,8 +124,9 @@ def create_app(
     app.add_exception_handler(StoppedError, _stopped)
     static_paths = _add_page(app)
     _add_routes(app, service)
+    feedback.add_routes(app, feedback_store, service.tokenizers)
 
-    known = {*static_paths, "/health", "/metrics", "/v1/models", "/v1/chat/completions"}
+    known = {*static_paths, "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/feedback"}
 
     def observe(path: str, status: int, seconds: float) -> None:
         label = path if path in known else "other"

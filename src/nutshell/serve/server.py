@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nutshell.serve.app import Service, create_app
+from nutshell.serve.feedback import FeedbackStore
 from nutshell.serve.guard import is_loopback
 
 log = logging.getLogger("uvicorn.error")
@@ -135,12 +136,14 @@ def serve(
     api_key: str | None = None,
     allow_hosts: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
+    feedback: str | None = None,
     drain_seconds: float = 20.0,
     log_level: str = "info",
 ) -> None:
     """Serve the model of a run or model folder. Blocks until it is told to end.
 
     Listens at once and answers 503 while `open_engine` makes the engine (without it: on CPU, in the dtype that is stored).
+    `feedback` is a file that keeps what users say of answers.
     SIGTERM and Ctrl-C let running answers finish for `drain_seconds`.
     Raises ValueError for a public `host` without an `api_key`, and whatever loading raised.
     """
@@ -155,7 +158,10 @@ def serve(
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}; it must lie between 0 and 65535 (0 picks a free one)")
     allowed_hosts = [name.lower().rstrip(".") for name in (host, *allow_hosts)] if api_key is None else None
-    app = create_app(None, _name(folder), api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins)
+    app = create_app(
+        None, _name(folder), api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins,
+        feedback_store=FeedbackStore(feedback) if feedback else None,
+    )  # fmt: skip
     listeners = _listen(host, port)
     server = Server(
         app, open_engine=open_engine or (lambda: _open_engine(folder)), drain_seconds=drain_seconds, log_level=log_level
