@@ -1,13 +1,20 @@
+import base64
+import hashlib
 import io
 import json
 import math
 import random
+import re
+from collections import Counter
+from html import escape
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
 from nutshell.metrics import MetricsLog
 from nutshell.report.facts import build_report
+from nutshell.report.svg import FRAME_HEIGHT, FRAME_WIDTH, LEFT, TOP, WEB, label, ticks
 
 PLAN = {
     "model": {"depth": 4, "width": 256, "heads": 4, "kv_heads": 4, "head_dim": 64, "context": 512, "vocab_size": 4096},
@@ -93,9 +100,10 @@ def test_the_report_of_a_whole_run(tmp_path):
     assert report["training"]["pretrain"]["tokens"] == 300 * 8192
     assert report["training"]["rl"]["last_reward"] == pytest.approx(0.93, abs=0.05)
     plots = {path.name for path in (folder / "report").iterdir()}
-    names = ("metrics", "loss", "validation", "reward", "learning-rate", "speed", "gpu")
-    assert plots == {f"{name}.png" for name in names}
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (folder / "report").iterdir())
+    names = ("metrics", "loss", "loss-midtrain", "loss-sft", "validation", "reward", "learning-rate", "speed", "mfu", "gpu")
+    assert plots == {f"{name}.svg" for name in names}
+    for path in (folder / "report").iterdir():
+        assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
     page = (folder / "report.md").read_text()
     for text in [
         "# Report of `demo`",
@@ -154,7 +162,7 @@ def test_a_run_that_has_only_begun(tmp_path):
     assert report["plan"] == {}
     assert report["training"]["pretrain"]["steps"] == 3
     assert "No evaluation yet." in (folder / "report.md").read_text()
-    assert {path.name for path in (folder / "report").iterdir()} == {"loss.png", "learning-rate.png", "speed.png"}
+    assert {path.name for path in (folder / "report").iterdir()} == {"loss.svg", "learning-rate.svg", "speed.svg", "mfu.svg"}
 
 
 def test_only_stages_without_steps(tmp_path):
@@ -200,3 +208,69 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"plan\.json is damaged"):
         build_report(folder)
     assert not (folder / "report.md").exists()
+
+
+HOSTILE = "</pre></div><script>window.bad=1</script><img src=x onerror=alert(1)>\"'&lt;`** | ```"
+
+
+def test_the_html_needs_nothing_else_and_hostile_text_stays_text(tmp_path):
+    folder = write_run(tmp_path / HOSTILE.replace("/", "∕")[:100], stages=("pretrain",))
+    with MetricsLog(folder, console=Console(file=io.StringIO())) as log:
+        sample = {"task": HOSTILE, "question": HOSTILE, "reply": HOSTILE, "right": False}
+        log.evaluation("pretrain", 300, {HOSTILE: 0.5}, baselines={HOSTILE: 0.1}, samples=[sample], notes=[HOSTILE])
+    build_report(folder, environment={"cpu": HOSTILE})
+    page = (folder / "report.html").read_text()
+    tags = Counter(re.findall(r"<(\w+)", page))
+    assert tags["script"] == 1
+    assert not tags["img"]
+    assert not re.findall(r"""<[^>]*\s(on\w+|style)=""", page.split("<main>")[1].split("</main>")[0])
+    addresses = set(re.findall(r"https?://[^\s\"'<>]+", page))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, not a place
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)[1]
+    for tag in ("style", "script"):
+        inside = re.search(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.DOTALL)[1]
+        assert base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode() in policy
+    assert escape("reply: " + HOSTILE) in page
+    for path in (folder / "report").iterdir():
+        ElementTree.parse(path)
+
+
+def test_scores_carry_their_intervals(tmp_path):
+    folder = write_run(tmp_path / "demo", stages=("pretrain",), steps=8)
+    with MetricsLog(folder, console=Console(file=io.StringIO())) as log:
+        values, intervals = {"arc": 0.5}, {"arc": [0.4, 0.6]}
+        log.evaluation(
+            "sft", 8, values, baselines={"arc": 0.25}, intervals=intervals, notes=["humaneval: ran in the sandbox full"]
+        )
+    (folder / "eval").mkdir()
+    result = {"accuracy": 0.25, "interval": [0.1, 0.4], "baseline": 0.2, "count": 40, "notes": []}
+    kept = {"model": "runs/demo", "settings": {"shots": 5}, "results": {"mmlu": result, "text": {"bpb": 1.0}}}
+    (folder / "eval" / "results.json").write_text(json.dumps(kept))
+    report = build_report(folder, environment=ENVIRONMENT)
+    assert report["intervals"]["sft"] == {"arc": [0.4, 0.6]}
+    page = (folder / "report.md").read_text()
+    assert "50.0% (40.0 to 60.0)" in page
+    assert "- after sft, humaneval: ran in the sandbox full" in page
+    assert "| mmlu | 25.0% (10.0 to 40.0) | 20.0% | 40 |" in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [
+        (0, 266, ["0", "100", "200"]),
+        (0.45, 7.9, ["2", "4", "6"]),
+        (0.067, 0.096, ["0.07", "0.08", "0.09"]),
+        (0, 1.9e6, ["0", "500k", "1M", "1.5M"]),
+        (16000, 18000, ["16k", "16.5k", "17k", "17.5k", "18k"]),
+        (-3e-5, 3e-5, ["-2.0e-05", "0.00000", "2.0e-05"]),
+    ],
+)
+def test_ticks_are_round_and_their_labels_tell_them_apart(low, high, wanted):
+    found = ticks(low, high, 4)
+    assert [label(value, found[1] - found[0]) for value in found] == wanted
+
+
+def test_the_script_and_the_report_agree_on_the_frame():
+    text = (WEB / "plot.js").read_text()
+    sizes = {"left": LEFT, "top": TOP, "width": FRAME_WIDTH, "height": FRAME_HEIGHT}
+    assert f"FRAME = {{ {', '.join(f'{name}: {size}' for name, size in sizes.items())} }}" in text

@@ -24,12 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nutshell.files import fsync, sha256, write_json
+from nutshell.files import STAGES, fsync, sha256, write_json
 from nutshell.model.build import build_model, config_from_json, config_to_json
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
-STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
 LOAD_ATTEMPTS = 20  # so often a model of a run that trains meanwhile is looked for anew
 
 

@@ -42,7 +42,9 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-_RUN_PARTS = {"data", "tokenizer", "pretrain", "midtrain", "sft", "dpo", "rl", "report", "mixture"}
+STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
+"""Of training, in their order: each has its folder in a run."""
+_RUN_PARTS = {*STAGES, "data", "tokenizer", "report", "mixture"}
 _RUN_PARTS |= {"plan.json", "sources.json", "conversations.jsonl", "metrics.jsonl", "rollouts.jsonl", "report.json", "report.md"}
 EDGE_BYTES = 1 << 16  # read of a file's beginning and end
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nutshell.cli import data, generate, hub, interop, model, tokenizer, train
+from nutshell.cli import data, feedback, generate, hub, interop, model, tokenizer, train
 
 BAD_INPUT = (ValueError, MemoryError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -36,6 +36,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "chat": model.chat,
     "generate": generate.generate,
     "serve": model.serve,
+    "feedback": feedback.feedback,
     "export": interop.export,
     "import": interop.import_,
     "push": hub.push,

@@ -130,6 +130,8 @@ def serve(arguments: list[str]) -> Any:
         max_queue={"type": int, "default": 64, "help": "answers of a model that may wait; 429 beyond"},
         log={"default": "text", "choices": ["text", "json"], "help": "how each request is logged on standard error"},
         max_models={"type": int, "default": 3, "help": "stages and steps that are in memory at a time"},
+        feedback={"type": os.path.expanduser, "default": None, "metavar": "FILE.db",
+                  "help": "keep thumbs and better answers in this SQLite file, for nutshell feedback export"},
         **TOOLS,
     )  # fmt: skip
     from nutshell.serve.server import serve as run_server
@@ -156,5 +158,5 @@ def serve(arguments: list[str]) -> Any:
     run_server(
         options.model, open_engine=open_engine, host=options.host, port=options.port, api_key=api_key,
         allow_hosts=options.allow_host, cors_origins=options.allow_origin, max_models=options.max_models,
-        max_queue=options.max_queue, json_log=options.log == "json",
+        max_queue=options.max_queue, json_log=options.log == "json", feedback=options.feedback,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from nutshell.metrics import duration
-from nutshell.report.page import markdown_table
+from nutshell.report.document import markdown_table
 
 
 def summarise(cells: dict[str, dict[str, Any]], baseline: str) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""Turns plan.json and metrics.jsonl of a run, finished or not, into report.json, report.md and plots."""
+"""Turns plan.json and metrics.jsonl of a run, finished or not, into report.json, report.md and report.html."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -13,8 +14,10 @@ from typing import Any
 
 from nutshell.files import write_json, write_text
 from nutshell.metrics import read_metrics, seconds_by_stage
-from nutshell.report.page import ordered, write_page
-from nutshell.report.plots import draw_all, smoothed
+from nutshell.report.document import Figure, html, markdown
+from nutshell.report.page import ordered, run_page
+from nutshell.report.plots import CAPTIONS, caption, run_plots, shares, smoothed
+from nutshell.report.svg import draw, draw_shares
 
 COUNTED = re.compile(r"(damaged|cropped|left_out|dropped|truncated)_")
 """Names of the counts of data that was not learned from; they grow from step to step."""
@@ -23,7 +26,9 @@ COUNTED = re.compile(r"(damaged|cropped|left_out|dropped|truncated)_")
 def build_report(
     run_folder: Path | str, usd_per_hour: float | None = None, environment: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Writes `report.json`, `report.md` and `report/*.png` into the run folder and returns what is in report.json.
+    """Writes `report.json`, `report.html`, `report.md` and its plots `report/*.svg` into the run folder.
+
+    Returns what is in report.json.
 
     `usd_per_hour` is the price of the machine (default: the plan's recipe has it, or no costs). `environment` replaces
     what `gather_environment` finds. Raises ValueError if the folder is no run or holds no metrics yet.
@@ -37,28 +42,48 @@ def build_report(
     plan = _read_plan(folder / "plan.json")
     if usd_per_hour is None:
         usd_per_hour = (plan.get("recipe") or {}).get("usd_per_hour") or None
-    report = summarise(lines, plan, environment or gather_environment(), usd_per_hour)
-    steps = steps_by_stage(lines)
+    report = summarise(lines, plan, environment or gather_environment(), usd_per_hour) | {"evaluations": _evaluations(folder)}
     table = metric_table(report)
-    plots = draw_all(folder / "report", steps, [line for line in lines if "eval" in line], table)
+    blocks = run_page(folder.resolve().name, report, table, _figures(folder / "report", report, table, lines), lines)
     write_json(folder / "report.json", report)
-    write_text(folder / "report.md", write_page(folder.resolve().name, report, table, plots, lines))
+    write_text(folder / "report.md", markdown(blocks))
+    write_text(folder / "report.html", html(f"Report of {folder.resolve().name}", blocks))
     return report
+
+
+def _figures(folder: Path, report: dict[str, Any], table: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Figure]:
+    """The plots, those of an earlier report replaced: as files for Markdown, and to stand in the HTML."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.svg"), *folder.glob("*.png")):
+        old.unlink()
+    figures = {}
+    if groups := shares(report, table):
+        marks = {"random guessing": table["baselines"], "target": table["targets"]}
+        write_text(folder / "metrics.svg", draw_shares(CAPTIONS["metrics"], groups, marks, alone=True))
+        figures["metrics"] = Figure(draw_shares(CAPTIONS["metrics"], groups, marks), CAPTIONS["metrics"], "report/metrics.svg")
+    for name, plot in run_plots(steps_by_stage(lines), [line for line in lines if "eval" in line]).items():
+        write_text(folder / f"{name}.svg", draw(plot, alone=True))
+        figures[name] = Figure(draw(plot), caption(name, plot), f"report/{name}.svg")
+    return figures
 
 
 def summarise(
     lines: list[dict[str, Any]], plan: dict[str, Any], environment: dict[str, Any], usd_per_hour: float | None
 ) -> dict[str, Any]:
     """What report.json holds: plan, environment, seconds, usd, the last evaluation of each metric by stage (`stages`), and
-    beside these `training` (speed and losses), `baselines` and `targets`."""
+    beside these `training` (speed and losses), `intervals` (95%, of that evaluation), `notes`, `baselines` and `targets`."""
     stages: dict[str, dict[str, float | None]] = {}
     baselines: dict[str, float] = {}
     goals: dict[str, dict[str, float]] = {}
+    intervals: dict[str, dict[str, list[float]]] = {}
+    notes: dict[str, list[str]] = {}
     for line in lines:
         if "eval" in line:
             stages.setdefault(line["stage"], {}).update(line["eval"])
             baselines.update(line.get("baselines") or {})
             goals.setdefault(line["stage"], {}).update(line.get("targets") or {})
+            intervals.setdefault(line["stage"], {}).update(line.get("intervals") or {})
+            notes[line["stage"]] = line.get("notes") or []
     targets = {
         stage: {name: _verdict(name, stages[stage].get(name), goal) for name, goal in wanted.items()}
         for stage, wanted in goals.items()
@@ -69,7 +94,7 @@ def summarise(
     training = {stage: _training(records) for stage, records in steps_by_stage(lines).items()}
     return {
         "plan": plan, "environment": environment, "seconds": seconds, "usd": usd, "stages": stages, "training": training,
-        "baselines": baselines, "targets": targets,
+        "intervals": intervals, "notes": notes, "baselines": baselines, "targets": targets,
     }  # fmt: skip
 
 
@@ -123,11 +148,27 @@ def processor() -> str:
 
 
 def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
+    """The commit of this code, and whether it was changed since; None where it lies in no checkout of its own."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie below somebody else's checkout
+        changed = git("status", "--porcelain", "--untracked-files=no", "..")
+        return git("rev-parse", "--short", "HEAD") + (f" with {len(changed.splitlines())} changed files" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _evaluations(folder: Path) -> dict[str, Any]:
+    """What `nutshell eval --out RUN/eval...` wrote, by folder; a file that cannot be read is passed over."""
+    found = {}
+    for path in sorted(folder.glob("eval*/results.json")):
+        with contextlib.suppress(ValueError, OSError):
+            found[path.parent.name] = json.loads(path.read_text("utf-8"))
+    return found
 
 
 def _verdict(name: str, value: float | None, target: float) -> dict[str, Any]:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from nutshell.plan.law import Law, Point
-from nutshell.report.page import markdown_table
-from nutshell.report.plots import PALETTE, figure
+from nutshell.report.document import markdown_table
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart too.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
 def page(law: Law, points: list[Point], left_out: list[dict[str, Any]] | None = None) -> str:
@@ -29,7 +31,12 @@ def page(law: Law, points: list[Point], left_out: list[dict[str, Any]] | None = 
 
 def draw(law: Law, points: list[Point], file: Path) -> None:
     """Points and fit over tokens, a colour for each size."""
-    plot, (panel,) = figure(height=4.5)
+    from matplotlib.figure import Figure  # not at import: it takes half a second
+
+    plot = Figure(figsize=(8.0, 4.5), layout="constrained")
+    panel = plot.subplots()
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(True, color="#E4E4E4", linewidth=0.8)
     sizes = sorted({p.parameters for p in points})
     first, last = min(p.tokens for p in points), max(p.tokens for p in points)
     reach = [first * (2 * last / first) ** (i / 60) for i in range(61)]  # twice as far as was swept

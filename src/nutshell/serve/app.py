@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from nutshell.serve import feedback
 from nutshell.serve.api import APIError, ChatRequest, DetokenizeRequest, TextRequest, TokenizeRequest
 from nutshell.serve.chat import answer_chat
 from nutshell.serve.guard import Guard
@@ -43,6 +44,7 @@ def create_app(
     models: Models | None = None,
     allowed_hosts: Iterable[str] | None = None,
     cors_origins: Sequence[str] = (),
+    feedback_store: feedback.FeedbackStore | None = None,
     **limits: Any,
 ) -> FastAPI:
     """The application for one model, or for `models`.
@@ -66,6 +68,7 @@ def create_app(
     app.add_exception_handler(StoppedError, _stopped)
     static_paths = _add_page(app)
     _add_routes(app, service)
+    feedback.add_routes(app, feedback_store, service.tokenizers)
 
     known = {*static_paths, *(route.path for route in app.routes if isinstance(route, APIRoute))}
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nutshell.files import STAGES
 from nutshell.serve.api import APIError
 from nutshell.serve.worker import Worker
 
 log = logging.getLogger("nutshell.serve")
 
 MAX_LOADED = 3
-STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
 """In the order of training; `checkpoint.py`, which imports torch, has them too."""
 FRESH_SECONDS = 1.0
 """For so long a list of the folders is used again: a run that trains gets new steps."""

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nutshell.serve.app import create_app
+from nutshell.serve.feedback import FeedbackStore
 from nutshell.serve.guard import is_loopback
 from nutshell.serve.logs import log_to_stderr
 from nutshell.serve.models import MAX_LOADED, Models, run_name
@@ -146,6 +147,7 @@ def serve(
     api_key: str | None = None,
     allow_hosts: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
+    feedback: str | None = None,
     drain_seconds: float = 20.0,
     log_level: str = "info",
     json_log: bool = False,
@@ -153,7 +155,7 @@ def serve(
     """Serve the models of a run, or the one of a model folder. Blocks until it is told to end.
 
     Listens at once and answers 503 while `open_engine(model_folder)` makes the first engine (without it: on CPU, in the dtype
-    that is stored). At most `max_models` are in memory at a time.
+    that is stored). At most `max_models` are in memory at a time. `feedback` is a file that keeps what users say of answers.
     SIGTERM and Ctrl-C let running answers finish for `drain_seconds`.
     Raises ValueError for a public `host` without an `api_key`, and whatever loading raised.
     """
@@ -171,7 +173,10 @@ def serve(
     if max_models < 1:
         raise ValueError(f"--max-models is {max_models}; accepted: 1 or more models in memory")
     models = Models(run_name(folder), max_queue=max_queue, folder=folder, max_loaded=max_models)
-    app = create_app(None, models.name, models=models, api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins)
+    app = create_app(
+        None, models.name, models=models, api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins,
+        feedback_store=FeedbackStore(feedback) if feedback else None,
+    )  # fmt: skip
     listeners = _listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
     server = Server(

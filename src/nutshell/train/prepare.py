@@ -22,7 +22,7 @@ from nutshell.data.mixed import open_corpus, write_mixture
 from nutshell.data.preferences import read_pairs
 from nutshell.data.shards import MANIFEST, is_shard_folder, prepare_shards, read_manifest, write_shards
 from nutshell.data.text import read_documents
-from nutshell.files import fingerprint, sha256, write_json
+from nutshell.files import STAGES, fingerprint, sha256, write_json
 from nutshell.metrics import MetricsLog, check_loggers
 from nutshell.plan.hardware import Hardware
 from nutshell.plan.law import load_law, text_fingerprint
@@ -88,7 +88,7 @@ def open_tokenizer(recipe: Recipe) -> Tokenizer:
 
 def check_order(recipe: Recipe, stage: str) -> None:
     """ValueError where no stage before `stage` has saved anything in this run, and no other model is named to begin with."""
-    before = [name for name in checkpoint.STAGES[: checkpoint.STAGES.index(stage)] if name != "dpo" or recipe.stages.dpo.pairs]
+    before = [name for name in STAGES[: STAGES.index(stage)] if name != "dpo" or recipe.stages.dpo.pairs]
     if before and not recipe.init_from and checkpoint.latest(Path(recipe.out)) is None:
         missing = f"{recipe.out} has no {before[-1]} checkpoint to start {stage} from"
         raise ValueError(f"{missing}. Run: nutshell {before[-1]} first, or begin with another model: --init-from RUN.")

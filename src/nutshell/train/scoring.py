@@ -7,6 +7,7 @@ from typing import Any
 
 from nutshell.data.mixed import open_corpus
 from nutshell.eval.run import evaluate_task as evaluate
+from nutshell.files import write_text
 from nutshell.infer.engine import Engine
 from nutshell.infer.sampling import Sampling
 from nutshell.metrics import read_metrics
@@ -39,11 +40,13 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
         start = time.perf_counter()
         recipe = run.plan.recipe
         model = whole.for_inference().to(run.runtime.device)
-        values, baselines, samples = dict(metrics), {}, []
+        values, baselines, intervals, samples, notes, items = dict(metrics), {}, {}, [], [], []
         for name in recipe.tasks_after(stage.name):
             task = load_task(name, limit=recipe.eval_items, seed=recipe.seed, data_folder=recipe.eval_data or None)
             result = evaluate(task, model, run.tok, progress=progress)
-            values[name], baselines[name] = result["accuracy"], task.baseline
+            values[name], baselines[name], intervals[name] = result["accuracy"], task.baseline, result["interval"]
+            notes += [f"{name}: {note}" for note in result["notes"]]
+            items += [record.line() + "\n" for record in result["records"]]
             samples += [{"task": name, **example} for example in result["examples"]]
         for numbers in (values, baselines):
             if all(name in numbers for name in PRACTISED):
@@ -52,8 +55,10 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
             stage.name, stage.step, values, baselines=baselines,
             targets={name: goal for name, goal in targets_for(run, stage.name).items() if name in values},
             samples=samples if baselines or recipe.eval_tasks else sample_replies(run, model, stage.name),
-            eval_seconds=round(time.perf_counter() - start, 2),
+            eval_seconds=round(time.perf_counter() - start, 2), intervals=intervals, **({"notes": notes} if notes else {}),
         )  # fmt: skip
+        if items:  # what two runs can be compared by
+            write_text(run.stage_folder(stage.name) / "items.jsonl", "".join(items))
         run.log.sync()
     run.runtime.barrier()
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nutshell import checkpoint
 from nutshell.data.stream import PackedStream
+from nutshell.files import STAGES
 from nutshell.model.build import build_model
 from nutshell.model.decoder import Decoder
 from nutshell.plan.recipe import ON_ANSWERS
@@ -179,7 +180,7 @@ class Stage:
 
 def before(name: str) -> tuple[str, ...]:
     """The stages before `name`."""
-    return checkpoint.STAGES[: checkpoint.STAGES.index(name)]
+    return STAGES[: STAGES.index(name)]
 
 
 def last_of_previous(run: Run, name: str) -> Path:
