@@ -159,7 +159,7 @@ def test_native_draws_are_those_of_torch(seed, vocabulary, temperature, top_k, t
     logits[1, torch.rand(vocabulary, generator=generator) < 0.3] = -math.inf
     logits[1, 0] = 1.0
     options = [Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)] * 4
-    uniforms = [0.0, 0.999, *torch.rand(2, generator=generator, dtype=torch.float64).tolist()]
+    uniforms = [1e-6, 0.999, *torch.rand(2, generator=generator, dtype=torch.float64).tolist()]
     rows = torch.zeros(4, vocabulary + 7)[:, :vocabulary].copy_(logits)  # as they lie in the engine's buffer
     assert draw(rows, options, uniforms).tolist() == draw_in_torch(logits, options, uniforms).tolist()
 

@@ -11,7 +11,8 @@ from nutshell.plan.estimate import describe
 from nutshell.plan.hardware import Hardware
 from nutshell.plan.mixture import GENERATED, Size, most_tokens, plan_parts
 from nutshell.plan.plan import Data, draft_plan, make_plan
-from nutshell.plan.recipe import PRIMER, MixturePart, Recipe, StageConfig, Stages
+from nutshell.plan.recipe import PRIMER, Recipe
+from nutshell.plan.stages import MixturePart, StageConfig, Stages
 
 
 def recipe(*parts, **config):

@@ -15,9 +15,10 @@ from nutshell.plan.estimate import describe
 from nutshell.plan.hardware import GIB, Hardware, Timing
 from nutshell.plan.mixture import Size
 from nutshell.plan.plan import Data, batch_tokens, draft_plan, for_hardware, make_plan, make_shape, with_micro_batches_of
-from nutshell.plan.recipe import Recipe, StageConfig, Stages, flags_with_new_names, seconds, with_new_names
+from nutshell.plan.recipe import Recipe, flags_with_new_names, seconds, with_new_names
 from nutshell.plan.record import Plan
 from nutshell.plan.schedule import Schedule
+from nutshell.plan.stages import StageConfig, Stages
 
 
 def hardware(seconds_left=600.0, scale=1.0):

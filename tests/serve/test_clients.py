@@ -28,7 +28,7 @@ def test_openai_chat(serving, scripted):
 
 
 def test_openai_errors_are_its_own_classes(serving, engine):
-    import openai
+    openai = pytest.importorskip("openai")
 
     api = openai_client(serving(engine))
     with pytest.raises(openai.NotFoundError, match="'tiny'"):

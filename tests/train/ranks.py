@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from tiny_run import quick_evaluations, recipe
 
-from nutshell.plan.recipe import DPOConfig
+from nutshell.plan.stages import DPOConfig
 from nutshell.runtime import leave_ranks, start_runtime
 from nutshell.train.pipeline import run_stages
 from nutshell.train.stage import Stage

@@ -20,7 +20,8 @@ from nutshell.plan.cost import (
 )
 from nutshell.plan.hardware import GIB, Hardware, Timing
 from nutshell.plan.plan import Data, draft_plan, make_plan, make_shape, refit, stage_seconds
-from nutshell.plan.recipe import Recipe, RLConfig
+from nutshell.plan.recipe import Recipe
+from nutshell.plan.stages import RLConfig
 from nutshell.train import calibrate
 from nutshell.train.calibrate import LONGEST_TIMING, first_depth, measure, probe_micro_batch
 

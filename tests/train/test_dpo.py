@@ -16,7 +16,7 @@ from nutshell.data.preferences import read_pairs
 from nutshell.eval.score import score
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
-from nutshell.plan.recipe import DPOConfig
+from nutshell.plan.stages import DPOConfig
 from nutshell.tokenizer.chat import parse_messages
 from nutshell.train.dpo import Answers, PairLoss, pack_pairs, pair_at, pair_stats, to_tokens
 from nutshell.train.pipeline import run_stages

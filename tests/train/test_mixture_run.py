@@ -11,7 +11,8 @@ from tiny_run import EVERY_STEP, RUNTIME, STEPS, at_step, lines, quick_evaluatio
 from nutshell import checkpoint
 from nutshell.cli.recipe import read_recipe
 from nutshell.config import load_toml
-from nutshell.plan.recipe import MixturePart, Recipe
+from nutshell.plan.recipe import Recipe
+from nutshell.plan.stages import MixturePart
 from nutshell.report.facts import build_report
 from nutshell.train.examples import examples_for, hold_out
 from nutshell.train.pipeline import run_stages

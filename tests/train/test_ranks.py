@@ -12,8 +12,8 @@ from tiny_run import RUNTIME, STEPS, lines, recipe
 
 from nutshell import checkpoint
 from nutshell.plan.plan import for_hardware
-from nutshell.plan.recipe import DPOConfig
 from nutshell.plan.record import load_plan
+from nutshell.plan.stages import DPOConfig
 from nutshell.run.folder import Preempted
 from nutshell.train.pipeline import run_stages
 from nutshell.train.stage import Stage

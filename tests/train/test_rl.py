@@ -14,7 +14,7 @@ from nutshell import checkpoint
 from nutshell.infer.request import Completion
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
-from nutshell.plan.recipe import RLConfig
+from nutshell.plan.stages import RLConfig
 from nutshell.tasks.task import Item
 from nutshell.train import rollout
 from nutshell.train.pipeline import run_stages

@@ -84,4 +84,9 @@ def score(task, model) -> dict:
     By their matrices: in a model of one layer backout and the embedding's scale only scale what is normed next, so they follow
     the rounding of a gradient that is zero.
     """
-    return {"accuracy": float(sum(p.double().abs().mean() for p in model.parameters() if p.ndim > 1)), "examples": []}
+    return result(float(sum(p.double().abs().mean() for p in model.parameters() if p.ndim > 1)))
+
+
+def result(accuracy: float) -> dict:
+    """As an evaluation gives it."""
+    return {"accuracy": accuracy, "interval": (accuracy, accuracy), "examples": [], "notes": [], "records": []}

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from nutshell.plan.recipe import MixturePart, Recipe
+    from nutshell.plan.recipe import Recipe
+    from nutshell.plan.stages import MixturePart
     from nutshell.runtime import Runtime
 
 Study = TypeVar("Study", bound="Recipe")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from nutshell.plan.hardware import Timing
-from nutshell.plan.recipe import DPOConfig, Recipe, RLConfig
+from nutshell.plan.recipe import Recipe
+from nutshell.plan.stages import DPOConfig, RLConfig
 
 VALIDATION_SHARE = 0.03  # of the time of pretraining, for all its validations
 FEWEST_VALIDATION_TOKENS, MOST_VALIDATION_TOKENS = 2**14, 2**20

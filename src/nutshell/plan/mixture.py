@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from nutshell.plan.recipe import ON_ANSWERS, PRIMER, MixturePart, Recipe
+from nutshell.plan.recipe import ON_ANSWERS, PRIMER, Recipe
 from nutshell.plan.record import PartPlan
+from nutshell.plan.stages import MixturePart
 
 CONVERSATION_TOKENS, SHORT_CONVERSATION_TOKENS = 100, 60
 """Of the primer's conversations: their mean with a vocabulary of 2,048, and less than that."""

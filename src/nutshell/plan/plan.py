@@ -158,9 +158,7 @@ def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: 
     Midtraining and SFT take their share, but read no part too often (`mixture.most_tokens`); what they leave is pretraining's.
     """
     timing, parameters = hardware.timings[shape.depth], sum(parameters_by_group(shape).values())
-    stages = {
-        name: stage for name, stage in vars(recipe.stages).items() if stage.share or stage.steps or (name == "dpo" and data.pairs)
-    }
+    stages = [name for name, stage in vars(recipe.stages).items() if stage.wanted]
     times, each = cost.validation(recipe, most_tokens(recipe, timing, hardware.seconds_left))
     fixed = 0.0
     for name in stages:

@@ -15,6 +15,7 @@ from nutshell.config import ABOVE_ZERO, check_ranges
 from nutshell.model.config import ARCHITECTURES
 from nutshell.plan.hardware import parse_machine
 from nutshell.plan.schedule import Schedule
+from nutshell.plan.stages import Stages
 
 PRIMER = "primer"
 ON_ANSWERS = ("dpo", "rl")
@@ -73,158 +74,6 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, dict.fromkeys(vars(self), (0, 10**6)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixturePart:
-    """One part of what a stage learns from: data or a task, with a weight or epochs."""
-
-    data: str = ""
-    """Files or a folder: text for pretraining, conversations for the others; or `primer`."""
-    task: str = ""
-    """A task that teaches, in midtraining and fine-tuning: gsm8k, mmlu, arc-easy, arc-challenge, spelling, my_task.py:task."""
-    weight: float = 0.0
-    """Its share of the stage's tokens, relative to those of the other parts (default 1)."""
-    epochs: float = 0.0
-    """In place of a weight: how often the stage reads it."""
-    rows: int = 0
-    """Take no more than its first rows; of the primer and spelling write so many."""
-
-    def __post_init__(self) -> None:
-        if bool(self.data) == bool(self.task):
-            raise ValueError(f"a part of a mixture has data {self.data!r} and task {self.task!r}; accepted: one of the two.")
-        if self.weight and self.epochs:
-            raise ValueError(f"{self.key} has weight {self.weight:g} and epochs {self.epochs:g}; accepted: one of the two.")
-        check_ranges(self, {"weight": (0, 10**9), "epochs": (0, 10**6), "rows": (0, math.inf)})
-
-    @property
-    def key(self) -> str:
-        """Where it comes from."""
-        return self.data or self.task
-
-    @property
-    def name(self) -> str:
-        """For people: the file's name without its suffixes, or the task."""
-        return re.sub(r"\.(jsonl?|ndjson|parquet|[ct]sv|txt|md|gz|zst|bz2)\b.*", "", re.split(r"[/\\]", self.key.rstrip("/"))[-1])
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """One training stage."""
-
-    share: float = 0.0
-    """Share of the budget's training time this stage gets."""
-    steps: int = 0
-    """Optimizer steps; 0 lets the plan decide."""
-    epochs: float = 3.0
-    """Read the conversations at most so often (midtrain and sft), the pairs just so often (dpo); steps that are named win."""
-    lr_fraction: float = 1.0
-    """Peak learning rates as a share of pretraining's."""
-    primer_share: float = 0.0
-    """Share of primer conversations where --sft names a file (midtrain and sft)."""
-    mixture: tuple[MixturePart, ...] = ()
-    """In place of --data or --sft, several parts: tables [[stages.NAME.mixture]] in a recipe's file."""
-
-    def __post_init__(self) -> None:
-        if len({bool(part.epochs) for part in self.mixture}) > 1:
-            raise ValueError("a mixture has parts with epochs and parts with weights; accepted: the same for all of its parts.")
-        if len({part.name for part in self.mixture}) < len(self.mixture):
-            raise ValueError("two parts of a mixture have the same name; give each file once, and files of other names.")
-        check_ranges(self, {"share": (0, 1), "steps": (0, math.inf), "epochs": (ABOVE_ZERO, 10**6), "lr_fraction": (0, 10**6)})
-        check_ranges(self, {"primer_share": (0, 1)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPOConfig(StageConfig):
-    """Direct preference optimization, where there are pairs of answers."""
-
-    pairs: str = ""
-    """Preferences: a file or folder of rows with prompt, chosen and rejected. Empty leaves the stage out."""
-    beta: float = 0.1
-    """How strongly the model is held to the one before: a smaller beta goes farther."""
-    batch: int = 16
-    """Pairs a step."""
-    held_out: float = 0.1
-    """Share of the pairs, at most 256, that is only scored."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mixture:
-            raise ValueError("dpo learns from pairs; a mixture is for pretrain, midtrain and sft.")
-        check_ranges(self, {"beta": (ABOVE_ZERO, 10**6), "batch": (1, math.inf), "held_out": (0, 0.9)})
-        if self.steps and not self.pairs:
-            raise ValueError(f"steps is {self.steps}, but no pairs are named to learn from. Give pairs (--pairs FILE).")
-
-    def held_out_of(self, pairs: int) -> int:
-        """How many of so many pairs are held out."""
-        return min(256, int(self.held_out * pairs))
-
-    def steps_for(self, pairs: int) -> int:
-        """Steps that read so many pairs `epochs` times, those held out aside."""
-        learned = pairs - self.held_out_of(pairs)
-        return self.steps or (math.ceil(self.epochs * learned / min(self.batch, learned)) if learned else 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RLConfig(StageConfig):
-    """Reinforcement learning by GRPO (train/rl.py): on-policy, with rewards that can be checked."""
-
-    tasks: tuple[str, ...] = ()
-    """What is practised (--tasks, --prompts): gsm8k, arc-easy ..., a .jsonl file, a function as my_task.py:task (default: the
-    primer's sums, letters and vowels)."""
-    reward: str = ""
-    """A function that grades (item, completion) in place of the tasks' graders, as rewards.py:grade (--reward)."""
-    reward_seconds: float = 10.0
-    """An answer whose grade takes longer is left out."""
-    prompts: int = 16
-    """Problems a step."""
-    samples: int = 8
-    """Answers drawn for each problem."""
-    max_tokens: int = 96
-    """Longest answer."""
-    temperature: float = 1.0
-    draws: int = 1
-    """Dynamic sampling (arXiv 2503.14476): draw problems up to so often, until enough have answers of different reward."""
-    updates: int = 1
-    """Updates by the answers of one step, each by a part of them. Above 1 the probability ratio is clipped."""
-    clip_low: float = 0.2
-    """The ratio counts down to 1 - clip_low,"""
-    clip_high: float = 0.28
-    """and up to 1 + clip_high: more room upwards keeps rare tokens alive (clip-higher, arXiv 2503.14476)."""
-    mean_over: Literal["tokens", "answers", "constant"] = "tokens"
-    """What the loss is a mean over: all tokens of the step, the tokens of each answer and then the answers (GRPO's first form,
-    which favours short right and long wrong answers), or answers of max_tokens each (no such bias; arXiv 2503.20783)."""
-    kl: float = 0.0
-    """Weight of the KL divergence to the model before RL, which is kept in memory where this is above 0."""
-    validations: int = 3
-    """pass@1 and pass@k on held-out problems so often: before, during, after; 0 for none."""
-    held_out: int = 32
-    """Problems that these are of, never practised; of items of a file at most a fifth."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mixture:
-            raise ValueError("rl writes its own problems; a mixture is for pretrain, midtrain and sft.")
-        lowest = {"prompts": 1, "samples": 2, "max_tokens": 1, "draws": 1, "updates": 1, "validations": 0, "held_out": 0}
-        lowest |= {"clip_high": 0, "kl": 0}
-        check_ranges(self, {name: (low, math.inf) for name, low in lowest.items()} | {"clip_low": (0, 1)})
-        check_ranges(self, {"temperature": (ABOVE_ZERO, 10**6), "reward_seconds": (ABOVE_ZERO, 10**6)})
-        if self.mean_over not in ("tokens", "answers", "constant"):
-            raise ValueError(f"mean_over is {self.mean_over!r}; accepted: tokens, answers, constant.")
-
-    @property
-    def on_primer(self) -> bool:
-        """Whether problems of the primer are practised."""
-        return not self.tasks or any(name.startswith("primer") for name in self.tasks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stages:
-    pretrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.45))
-    midtrain: StageConfig = field(default_factory=lambda: StageConfig(share=0.25, lr_fraction=0.7, primer_share=0.5))
-    sft: StageConfig = field(default_factory=lambda: StageConfig(share=0.20, lr_fraction=0.5, primer_share=0.2))
-    dpo: DPOConfig = field(default_factory=lambda: DPOConfig(lr_fraction=0.1))
-    rl: RLConfig = field(default_factory=lambda: RLConfig(share=0.10, lr_fraction=0.1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,8 +246,7 @@ class Recipe:
         """The stage that the run begins with: pretraining, but where it begins with another model and leaves that out."""
         if not self.init_from:
             return "pretrain"
-        begun = (name for name, stage in vars(self.stages).items() if stage.share or stage.steps or getattr(stage, "pairs", ""))
-        return next(begun, "pretrain")
+        return next((name for name, stage in vars(self.stages).items() if stage.wanted), "pretrain")
 
     def price(self) -> float:
         """Dollars an hour; 0 where unknown."""

@@ -17,7 +17,8 @@ from nutshell.data.conversations import Example, Found, find_conversations, refu
 from nutshell.files import json_rows, write_text
 from nutshell.metrics import MetricsLog
 from nutshell.plan.mixture import GENERATED, SHORT_CONVERSATION_TOKENS, Size, parts_of, plan_parts
-from nutshell.plan.recipe import MixturePart, Recipe, parse_identity
+from nutshell.plan.recipe import Recipe, parse_identity
+from nutshell.plan.stages import MixturePart
 from nutshell.run.folder import Run, copy_of
 from nutshell.tasks.teach import conversations_of
 from nutshell.tokenizer import Tokenizer

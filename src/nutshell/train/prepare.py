@@ -54,7 +54,7 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     make_plan(recipe, hardware_of(runtime), vocab_size=vocab_size)
     for part in given_parts(recipe).values():
         read_part(recipe, part)
-    stages = [name for name, stage in vars(recipe.stages).items() if stage.share or stage.steps]
+    stages = [name for name, stage in vars(recipe.stages).items() if stage.wanted]
     if recipe.identity and not any(part.key == PRIMER for stage in stages for part in parts_of(recipe, stage)):
         raise ValueError(
             "--identity fills what the primer says of the model, and no stage reads the primer. Leave it out, or give a stage "

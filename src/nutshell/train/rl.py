@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nutshell.infer.request import Completion
-from nutshell.plan.recipe import RLConfig
+from nutshell.plan.stages import RLConfig
 from nutshell.run.folder import Run
 from nutshell.tasks.practice import open_practice
 from nutshell.tasks.reward import Grader
