@@ -18,7 +18,7 @@ import torch.distributed as dist
 from nutshell import checkpoint
 from nutshell.config import from_dict
 from nutshell.data import primer
-from nutshell.data.mixed import open_corpus, write_mixture
+from nutshell.data.mixed import characters_of, open_corpus, write_mixture
 from nutshell.data.preferences import read_pairs
 from nutshell.data.shards import MANIFEST, is_shard_folder, prepare_shards, read_manifest, write_shards
 from nutshell.data.text import read_documents
@@ -209,9 +209,8 @@ def data_facts(recipe: Recipe, folder: Path, tok: Tokenizer) -> Data:
     manifest = read_manifest(folder)
     text = next(iter(open_corpus(folder, on_error=recipe.damaged_shards).read("train", 0)), "")[:100_000]
     tokens_per_character = len(tok.encode(text)) / max(1, len(text))
-    found = manifest.get("mixture") or [
-        {"documents": manifest.get("documents", {}).get("train", 0), "characters": manifest.get("characters", {}).get("train", 0)}
-    ]
+    documents = manifest.get("documents", {}).get("train", 0)
+    found = manifest.get("mixture") or [{"documents": documents, "characters": characters_of(folder)}]
     texts = {
         part.key: Size(facts["documents"], facts["characters"] * tokens_per_character)
         for part, facts in zip(parts_of(recipe, "pretrain"), found, strict=True)
