@@ -111,6 +111,7 @@ export async function toggleTokens(chat, message, view) {
   } catch (error) {
     panel.replaceChildren(element("p", "error", explain(error)), button("Try again", "quiet", () => {
       panel.remove();
+      buttons.tokens.focus();
       toggleTokens(chat, message, view);
     }));
   }

@@ -173,7 +173,11 @@ export class QuestionView {
     const node = element("div", "bubble", text.slice(0, SHOWN_CHARACTERS));
     node.dir = "auto";
     if (text.length > SHOWN_CHARACTERS) {
-      node.append(" … ", button(`Show all ${text.length} characters`, "quiet", () => node.replaceChildren(text)));
+      node.append(" … ", button(`Show all ${text.length} characters`, "quiet", () => {
+        node.replaceChildren(text);
+        node.tabIndex = -1;
+        node.focus({ preventScroll: true });
+      }));
     }
     return node;
   }
