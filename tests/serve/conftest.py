@@ -8,7 +8,9 @@ import time
 
 import httpx
 import pytest
+import torch
 
+from nutshell.checkpoint import save_model_folder
 from nutshell.infer.engine import Engine
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
@@ -50,6 +52,22 @@ def make_model(tok):
 @pytest.fixture
 def engine(make_model, tok):
     return Engine(make_model(), tok, max_rows=4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, make_model, tok):
+    """A run folder with three stages and five steps of random weights."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    folder.mkdir()
+    (folder / "plan.json").write_text("{}")
+    for stage, steps in {"pretrain": [10, 20], "midtrain": [5], "sft": [3, 7]}.items():
+        for step in steps:
+            meta = {"stage": stage, "step": step}
+            model = make_model(64)
+            for weights in model.parameters():  # each step says something else
+                torch.nn.init.normal_(weights, std=0.1)
+            save_model_folder(folder / stage / f"step-{step:06d}", model, tok, meta=meta)
+    return folder
 
 
 class ScriptedEngine(Engine):

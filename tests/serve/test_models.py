@@ -11,21 +11,8 @@ from nutshell.checkpoint import load, save_model_folder
 from nutshell.infer.engine import Engine
 from nutshell.serve.models import Models, offers
 
-STEPS = {"pretrain": [10, 20], "midtrain": [5], "sft": [3, 7]}
 NAMES = ["run", "run/pretrain", "run/midtrain", "run/sft", "run/pretrain/step-000010", "run/pretrain/step-000020",
          "run/midtrain/step-000005", "run/sft/step-000003", "run/sft/step-000007"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, make_model, tok):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    folder.mkdir()
-    (folder / "plan.json").write_text("{}")
-    for stage, steps in STEPS.items():
-        for step in steps:
-            meta = {"stage": stage, "step": step}
-            save_model_folder(folder / stage / f"step-{step:06d}", make_model(64), tok, meta=meta)
-    return folder
 
 
 @pytest.fixture

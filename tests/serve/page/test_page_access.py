@@ -3,6 +3,8 @@
 import pytest
 from driver import done, focused, say
 
+from nutshell.serve.feedback import FeedbackStore
+
 pytestmark = pytest.mark.browser
 
 
@@ -57,3 +59,68 @@ def test_phone_width_has_a_drawer_and_no_sideways_scroll(open_page):
     page.click("#new-chat")
     page.wait_for_selector("#sidebar", state="hidden")
     assert page.is_visible("#welcome")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(open_page, tmp_path, theme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    page = open_page(feedback_store=FeedbackStore(tmp_path / "said.db"))
+    page.click("#open-settings")
+    page.select_option("#theme", theme)
+    page.emulate_media(reduced_motion="reduce")  # nothing is half faded
+    page.keyboard.press("Escape")
+
+    def serious():
+        return [f"{one['id']}: {[node['html'][:120] for node in one['nodes']]}"
+                for one in axe.run(page).response["violations"] if one["impact"] in ("serious", "critical")]  # fmt: skip
+
+    assert serious() == []
+    say(page, "markdown")
+    say(page, "the sum please")
+    page.locator("button.tokens").last.click()
+    page.locator(".token").first.click()
+    page.locator("button.better").first.click()
+    assert serious() == []
+    page.click("#open-settings")
+    assert serious() == []
+
+
+def test_keys_are_listed_and_reach_everything(open_page):
+    page = open_page(width=320)
+    say(page, "שלום 123")
+    assert page.locator(".bubble").evaluate("node => getComputedStyle(node).direction") == "rtl"
+    page.focus("#log")
+    page.keyboard.press("?")
+    assert page.is_visible("#keys")
+    page.keyboard.press("Escape")
+    assert focused(page) == "log"
+    page.click("#open-settings")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    page.keyboard.press("Escape")
+    assert focused(page) == "open-settings"
+    page.keyboard.press("Control+Shift+F")
+    assert focused(page) == "search"
+    page.keyboard.press("Control+Shift+O")
+    assert focused(page) == "question"
+    page.keyboard.press("Shift+Tab")  # backwards to the first, and never nowhere but at its end
+    seen = set()
+    while focused(page) != "BODY" and len(seen) < 40:
+        seen.add(focused(page))
+        page.keyboard.press("Shift+Tab")
+    assert {"open-settings", "open-sidebar", "example"} <= seen
+
+
+def test_what_takes_itself_away_hands_the_focus_on(open_page):
+    page = open_page()
+    say(page, "one")
+    page.route("**/tokenize", lambda route: route.fulfill(status=429, body="{}"))
+    page.click("button.tokens")
+    page.wait_for_selector(".token-view .error")
+    page.unroute("**/tokenize")
+    page.focus(".token-view button")
+    page.keyboard.press("Enter")
+    assert focused(page) == "tokens"
+    say(page, "x" * 21000)
+    page.focus(".bubble button")
+    page.keyboard.press("Enter")
+    assert focused(page) == "bubble"

@@ -20,6 +20,19 @@ export function button(label, className, onClick, title) {
   return node;
 }
 
+// A line drawing of 24 x 24 from an SVG path: fonts without emoji are common.
+export function icon(path) {
+  const make = (tag, attributes) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    return node;
+  };
+  const drawing = make("svg", { viewBox: "0 0 24 24", width: 15, height: 15, fill: "none", stroke: "currentColor", "stroke-width": 2,
+    "stroke-linejoin": "round", "aria-hidden": true });
+  drawing.append(make("path", { d: path }));
+  return drawing;
+}
+
 // Enter sends, but never while an input method composes: Safari ends the composition first and then sends keyCode 229.
 export function isSend(event) {
   return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229;

@@ -51,7 +51,7 @@ export function drawModels() {
   none.value = "";
   fill($("compare"), chat.compare, none);
   for (const kind of ["chat", "text"]) $(`kind-${kind}`).setAttribute("aria-pressed", String(chat.kind === kind));
-  $("question").placeholder = chat.kind === "text" ? "Begin a text; the model goes on with it" : "Ask anything";
+  $("question").placeholder = chat.kind === "text" ? "Begin a text" : "Ask anything";
   drawGauge(chat);
 }
 

@@ -8,7 +8,8 @@ import * as store from "./store.js";
 
 const ALTERNATIVES = 8;
 
-// The tokens of an answer: [{ text, probability, alternatives: [[text, probability]] }].
+// The tokens of an answer: [{ text, probability, alternatives: [[text, probability]], given }]. What a tool put out is `given`:
+// the model read it and did not choose it.
 async function score(chat, message) {
   const model = message.model || undefined;
   let prompt;
@@ -22,8 +23,15 @@ async function score(chat, message) {
   }
   const { choices } = await post("v1/completions", { model, prompt, echo: true, logprobs: ALTERNATIVES, max_tokens: 0 });
   const { tokens, token_logprobs: logprobs, top_logprobs: tops } = choices[0].logprobs;
+  let given = false;
+  const isGiven = (text) => {
+    const inside = given || text === "<|output_start|>";
+    given = inside && text !== "<|output_end|>";
+    return inside;
+  };
   return tokens.map((text, index) => ({
     text,
+    given: isGiven(text),
     probability: logprobs[index] === null ? 1 : Math.exp(logprobs[index]),
     alternatives: Object.entries(tops[index] ?? {}).map(([name, logprob]) => [name, Math.exp(logprob)])
       .sort((one, other) => other[1] - one[1]),
@@ -36,7 +44,7 @@ const level = (probability) => String([0.9, 0.5, 0.2, 0.05].filter((bound) => pr
 
 // Arrow keys move through the tokens, a click or the arrows show what else could have stood there.
 function tokenList(tokens) {
-  const list = element("div", "tokens");
+  const list = element("div", "token-list");
   const detail = element("div", "alternatives");
   detail.setAttribute("aria-live", "polite");
   list.setAttribute("role", "listbox");
@@ -44,12 +52,12 @@ function tokenList(tokens) {
   list.setAttribute("aria-orientation", "horizontal");
   list.tabIndex = 0;
   let chosen = -1;
-  const nodes = tokens.map(({ text, probability }, index) => {
+  const nodes = tokens.map(({ text, probability, given }, index) => {
     const node = element("span", "token", visible(text));
     if (text.includes("\n")) node.classList.add("break");
     node.id = `token-${store.newId()}-${index}`;
-    node.dataset.level = level(probability);
-    node.title = percent(probability);
+    node.dataset.level = given ? "given" : level(probability);
+    node.title = given ? "from the tool" : percent(probability);
     node.setAttribute("role", "option");
     node.setAttribute("aria-selected", "false");
     node.addEventListener("click", () => choose(index));
@@ -96,12 +104,14 @@ export async function toggleTokens(chat, message, view) {
   below.append(panel);
   try {
     const tokens = await score(chat, message);
-    const total = tokens.reduce((sum, { probability }) => sum - Math.log2(Math.max(probability, 1e-30)), 0);
-    const summary = `${tokens.length} tokens · ${(total / Math.max(1, tokens.length)).toFixed(2)} bits each · ${message.model}`;
+    const own = tokens.filter(({ given }) => !given);
+    const bits = own.reduce((sum, { probability }) => sum - Math.log2(Math.max(probability, 1e-30)), 0) / Math.max(1, own.length);
+    const summary = `${own.length} tokens · ${bits.toFixed(2)} bits each · ${message.model}`;
     panel.replaceChildren(element("p", "summary", summary), ...tokenList(tokens));
   } catch (error) {
     panel.replaceChildren(element("p", "error", explain(error)), button("Try again", "quiet", () => {
       panel.remove();
+      buttons.tokens.focus();
       toggleTokens(chat, message, view);
     }));
   }

@@ -1,8 +1,11 @@
 // One message -> DOM nodes, and keeping them up to date while an answer streams.
 
-import { button, copyButton, element, isSend } from "./dom.js";
+import { button, copyButton, element, icon, isSend } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
 import { plainText } from "./store.js";
+
+const THUMB_UP = "M7 11v9H3v-9zM7 11l4-8c2 0 3 1 3 3v4h6l-2 10H7";
+const THUMB_DOWN = "M7 13V4H3v9zM7 13l4 8c2 0 3-1 3-3v-4h6L18 4H7";
 
 // ‹ 2/3 ›: the other versions of a question or an answer.
 function switcher(message, versions, onSwitch) {
@@ -73,8 +76,8 @@ export class AnswerView {
     this.buttons = {
       again: act("Regenerate", "regenerate"), resume: act("Continue", "resume"), tokens: act("Tokens", "tokens"),
       choose: act("Go on with this one", "choose"),
-      up: button("👍", "rate", () => on.rate(message, this, "up"), "Good answer"),
-      down: button("👎", "rate", () => on.rate(message, this, "down"), "Bad answer"),
+      up: button(icon(THUMB_UP), "rate", () => on.rate(message, this, "up"), "Good answer"),
+      down: button(icon(THUMB_DOWN), "rate", () => on.rate(message, this, "down"), "Bad answer"),
       better: act("Better answer", "better"),
     };
     const { again, resume, tokens, choose, up, down, better } = this.buttons;
@@ -170,7 +173,11 @@ export class QuestionView {
     const node = element("div", "bubble", text.slice(0, SHOWN_CHARACTERS));
     node.dir = "auto";
     if (text.length > SHOWN_CHARACTERS) {
-      node.append(" … ", button(`Show all ${text.length} characters`, "quiet", () => node.replaceChildren(text)));
+      node.append(" … ", button(`Show all ${text.length} characters`, "quiet", () => {
+        node.replaceChildren(text);
+        node.tabIndex = -1;
+        node.focus({ preventScroll: true });
+      }));
     }
     return node;
   }
@@ -196,7 +203,7 @@ export function editBox(text, { label, done, save, cancel }) {
   area.value = text;
   area.dir = "auto";
   area.setAttribute("aria-label", label);
-  area.rows = Math.min(12, text.split("\n").length + 1);
+  area.rows = Math.min(12, text.split("\n").reduce((lines, line) => lines + Math.ceil((line.length + 1) / 60), 1));
   const keep = () => area.value.trim() && save(area.value);
   area.addEventListener("keydown", (event) => {
     if (isSend(event)) {
@@ -211,6 +218,7 @@ export function editBox(text, { label, done, save, cancel }) {
   const box = element("div", "editing", area, buttons);
   box.begin = () => {
     area.focus();
+    box.scrollIntoView({ block: "nearest" });
     area.setSelectionRange(area.value.length, area.value.length);
   };
   return box;
