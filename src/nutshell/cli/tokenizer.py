@@ -71,7 +71,9 @@ def train(arguments: list[str]) -> Any:
         "tokenizer train", arguments, train.__doc__,
         _files={"metavar": "FILE", "nargs": "*", "help": ".txt, .md, .jsonl, .json, .parquet, or folders of them"},
         out={"metavar": "FOLDER", "help": "where tokenizer.json is written, when all is done"},
-        vocab_size={"metavar": "N", "type": int, "default": 32768, "help": "tokens, the 9 special ones included"},
+        kind={"choices": ("bpe", "char"), "default": "bpe",
+              "help": "bpe, or char: an id for each character that the text holds (nanoGPT's), and one for all others"},
+        vocab_size={"metavar": "N", "type": int, "default": 32768, "help": "tokens, the 9 special ones included (bpe)"},
         pattern={"metavar": "P", "default": "nanochat",
                  "help": "how text is split before merging: nanochat, gpt2, cl100k, o200k, qwen2 or a regex"},
         threads={"metavar": "N", "type": int, "default": 0, "help": "0 takes all cores; the result is the same"},
@@ -92,14 +94,18 @@ def train(arguments: list[str]) -> Any:
             size = done if stage == "read" else size
             status.update(f"read {done / 1e6:,.1f} MB" if stage == "read" else f"learned {done:,} merges")
 
-        tok = Tokenizer.train(found.train, options.vocab_size, options.pattern, threads=options.threads, progress=progress)
+        if options.kind == "char":
+            tok = Tokenizer.train_characters(found.train)
+            size = sum(file.stat().st_size for file in found.train)
+        else:
+            tok = Tokenizer.train(found.train, options.vocab_size, options.pattern, threads=options.threads, progress=progress)
     seconds = time.perf_counter() - started
     tok.save(options.out)
     print(found.summary(), file=sys.stderr)
     head = list(_head(chain.from_iterable(map(documents, map(str, found.train)))))
     bytes_per_token = sum(len(text.encode()) for text in head) / max(len(tok.encode_batch(head)[0]), 1)
     folder, fewer = shlex.quote(options.out), ""
-    if tok.vocab_size < options.vocab_size:
+    if options.kind == "bpe" and tok.vocab_size < options.vocab_size:
         fewer = f" (fewer than the {options.vocab_size:,} asked for: the text holds no more pairs to merge)"
     speed = f"{seconds:.2f} s, {size / seconds / 1e6:.1f} MB/s"
     print(f"{folder}: {tok.vocab_size:,} tokens{fewer}")

@@ -58,8 +58,12 @@ def speedrun(arguments: list[str]) -> Any:
         from nutshell.report.facts import build_report
 
         build_report(Path(recipe.out), usd_per_hour=recipe.usd_per_hour or None)
-        print(f"\nThe report is in {recipe.out}/report.md. Talk to your model:")
         out = shlex.quote(recipe.out)
+        if not any(stage.wanted for name, stage in vars(recipe.stages).items() if name != "pretrain"):
+            print(f"\nThe report is in {recipe.out}/report.md. A base model goes on with a text:")
+            print(f"  nutshell generate {out} -p 'Once upon a time'")
+            return {"run": recipe.out, "report": f"{recipe.out}/report.json"}
+        print(f"\nThe report is in {recipe.out}/report.md. Talk to your model:")
         print(f"  nutshell chat {out}     in the terminal (make chat)")
         print(f"  nutshell serve {out}    in the browser, http://localhost:8000 (make serve)")
     return {"run": recipe.out, "report": f"{recipe.out}/report.json"}

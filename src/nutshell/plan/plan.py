@@ -64,8 +64,14 @@ def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> 
     )  # fmt: skip
 
 
+CHARACTERS_EXPECTED = 128
+"""Tokens of a character-level tokenizer, before the text is read."""
+
+
 def default_vocab_size(recipe: Recipe, device: str) -> int:
-    """Before any shape is known (on a budget) a CPU takes 4096 tokens, a GPU 32768."""
+    """Before any shape is known (on a budget) a CPU takes 4096 tokens, a GPU 32768. Characters are counted in the text."""
+    if recipe.tokenizer_kind == "char":
+        return CHARACTERS_EXPECTED
     if recipe.vocab_size:
         return recipe.vocab_size
     if depth := named_depth(recipe):

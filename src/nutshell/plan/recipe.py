@@ -24,6 +24,7 @@ PRIMER_TASKS = ("primer-facts", "primer-sums", "primer-letters", "primer-vowels"
 CHOICES = {
     "architecture": ARCHITECTURES,
     "shard": ("state", "weights"),
+    "tokenizer_kind": ("bpe", "char"),
     "damaged_checkpoint": ("stop", "previous"),
     "damaged_shards": ("stop", "skip"),
 }
@@ -145,6 +146,8 @@ class Recipe:
     tokenizer: str = ""
     """A tokenizer to use in place of a trained one: its folder, a tokenizer.json, or a rank file such as gpt2.tiktoken.
     The special tokens of chats are added where they are missing."""
+    tokenizer_kind: Literal["bpe", "char"] = "bpe"
+    """What the run's tokenizer is trained as: bpe, or char, an id for each character of the training text, as nanoGPT has it."""
     tokens_per_step: int = 0
     """Tokens in one optimizer step (default from the horizon)."""
     micro_batch_size: int = 0
@@ -218,6 +221,11 @@ class Recipe:
             raise ValueError(f"{problem}. Leave out --window-pattern.")
         if self.fp8 and self.shard == "weights":
             raise ValueError("--fp8 does not go with --shard weights: fp8 weights are quantised whole. Leave one of the two out.")
+        if self.tokenizer_kind == "char" and (self.vocab_size or self.tokenizer):
+            raise ValueError(
+                "tokenizer_kind char counts the characters of the text itself. Leave out --vocab-size and --tokenizer, or "
+                "--tokenizer-kind."
+            )
         if self.params and self.depth:
             raise ValueError(f"params is {self.params!r} and depth {self.depth}: both choose the depth. Leave out one.")
         if self.params:

@@ -16,6 +16,7 @@ import numpy as np
 
 from nutshell.files import write_text
 from nutshell.tokenizer import huggingface
+from nutshell.tokenizer.character import CharacterCore, characters_of
 from nutshell.tokenizer.feed import check_text, feed
 
 try:
@@ -55,7 +56,7 @@ class Tokenizer:
         """`merges[i]` joins two ids into the id 256 + i; `pattern` is a name or a regex (see `train`)."""
         self._open(_bpe.Encoder(list(merges), pattern, SPECIAL_TOKENS))
 
-    def _open(self, core: _bpe.Encoder) -> None:
+    def _open(self, core: _bpe.Encoder | CharacterCore) -> None:
         self._core = core
         self.special_tokens: dict[str, int] = dict(core.special)
         self.vocab_size: int = len(core)
@@ -102,6 +103,25 @@ class Tokenizer:
             raise ValueError("there is no text to train a tokenizer on: every text or file given is empty, or none was given")
         merges = counter.train(vocab_size - SMALLEST_VOCABULARY, progress and (lambda done: progress("merge", done)))
         return cls(merges, pattern)
+
+    @classmethod
+    def train_characters(cls, texts_or_paths: Iterable[str | os.PathLike[str]] | os.PathLike[str]) -> Tokenizer:
+        """A vocabulary of the characters that the texts and files hold (see `train`), in the order of their code points.
+
+        Characters that are not among them become one id, which is decoded as U+FFFD; a prompt may hold them.
+
+        >>> Tokenizer.train_characters(["hello"]).encode("hole")
+        [1, 3, 2, 0]
+        """
+        if isinstance(texts_or_paths, str):
+            raise ValueError("expected texts or paths, got one str; give [text] for a text and pathlib.Path(...) for a file")
+        source = [texts_or_paths] if isinstance(texts_or_paths, os.PathLike) else texts_or_paths
+        return cls._of(CharacterCore(characters_of(source), SPECIAL_TOKENS))
+
+    @property
+    def kind(self) -> str:
+        """`bpe`, or `char` where every token is one character."""
+        return "char" if isinstance(self._core, CharacterCore) else "bpe"
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, pattern={self.pattern!r})"
@@ -201,6 +221,8 @@ class Tokenizer:
     @cached_property
     def _json(self) -> str:
         core = self._core
+        if isinstance(core, CharacterCore):
+            return core.dump()
         parts = (self._tokens, core.merges, core.pattern, self.special_tokens)
         return huggingface.dump(*parts, ignore_merges=core.whole_first, nfc=core.nfc)
 
@@ -219,8 +241,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], pattern: str | None = None) -> Tokenizer:
-        """Open a folder that holds a `tokenizer.json`, such a file of byte-level BPE (ours or another's), or a rank file
-        of tiktoken. A rank file doesn't say how it splits text: `pattern` does, unless it is named like a known one."""
+        """Open a folder that holds a `tokenizer.json`, such a file of byte-level BPE (ours or another's) or of characters
+        (ours), or a rank file of tiktoken. A rank file doesn't say how it splits text: `pattern` does, unless it is named
+        like a known one."""
         path = Path(path)
         path = path / TOKENIZER_FILE if path.is_dir() else path
         if not path.is_file():
@@ -229,10 +252,10 @@ class Tokenizer:
 
     @classmethod
     def _parse(cls, content: bytes, source: str, pattern: str | None = None) -> Tokenizer:
-        return cls._of(_bpe.Encoder.parse(content, source, pattern))
+        return cls._of(CharacterCore.parse(content, source) or _bpe.Encoder.parse(content, source, pattern))
 
     @classmethod
-    def _of(cls, core: _bpe.Encoder) -> Tokenizer:
+    def _of(cls, core: _bpe.Encoder | CharacterCore) -> Tokenizer:
         tok = cls.__new__(cls)
         tok._open(core)
         return tok

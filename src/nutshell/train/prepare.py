@@ -145,7 +145,12 @@ def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path, *, planned: 
         if there:
             check_tokenizer(recipe, folder, pattern, text)
         else:
-            tok = open_tokenizer(recipe) if recipe.tokenizer else Tokenizer.train(_training_text(data, recipe), size, pattern)
+            if recipe.tokenizer:
+                tok = open_tokenizer(recipe)
+            elif recipe.tokenizer_kind == "char":
+                tok = Tokenizer.train_characters(_training_text(data, recipe))
+            else:
+                tok = Tokenizer.train(_training_text(data, recipe), size, pattern)
             tok.save(folder)
             write_json(folder / "made.json", {"vocab_size": size, "pattern": pattern, "text": text})
     runtime.barrier()
@@ -164,7 +169,9 @@ def check_tokenizer(recipe: Recipe, folder: Path, pattern: str, text: str) -> No
     size = made.get("vocab_size", tok.vocab_size)  # the text may have been too little for all that was asked for
     if recipe.vocab_size not in (0, size):
         problem = f"was made with vocab_size {size}, now it is {recipe.vocab_size}"
-    elif tok.pattern != Tokenizer([], pattern).pattern:
+    elif tok.kind != recipe.tokenizer_kind:
+        problem = f"is of kind {tok.kind}, now tokenizer_kind is {recipe.tokenizer_kind}"
+    elif tok.kind == "bpe" and tok.pattern != Tokenizer([], pattern).pattern:
         problem = f"splits text by another pattern than {pattern}, which --architecture {recipe.architecture} has"
     elif made.get("text", text) != text:
         problem = "was trained on another text than the run's data"
@@ -175,14 +182,16 @@ def check_tokenizer(recipe: Recipe, folder: Path, pattern: str, text: str) -> No
 
 def _training_text(data: Path, recipe: Recipe) -> Iterator[str]:
     shards = open_corpus(data, on_error=recipe.damaged_shards)
-    characters = 0
+    characters, by_character = 0, recipe.tokenizer_kind == "char"
     # Blocks in random order: whatever order the files had, all of them are in the sample.
     for block in np.random.default_rng(recipe.seed).permutation(shards.blocks("train")).tolist():
         for text in shards.read("train", block):
             yield text
             characters += len(text)
-        if characters >= TOKENIZER_CHARACTERS:
+        if characters >= TOKENIZER_CHARACTERS and not by_character:  # a rare character may stand anywhere
             break
+    if by_character and not any(stage.wanted for name, stage in vars(recipe.stages).items() if name != "pretrain"):
+        return  # no chat follows
     for conversation in primer.conversations(recipe.seed, 4000):
         for message in conversation["messages"]:
             content: Any = message["content"]
