@@ -15,7 +15,8 @@ export function element(name, attributes = {}, text = "") {
 export function ticks(low, high, count = 5) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((factor) => rough <= factor * power * 1.001);
+  const distance = (step) => Math.abs((high - low) / step - count);
+  const step = [1, 2, 5, 10].map((factor) => factor * power).reduce((a, b) => (distance(b) < distance(a) ? b : a));
   const found = [];
   for (let n = Math.ceil(low / step - 1e-9); n <= Math.floor(high / step + 1e-9); n += 1) found.push(n * step);
   return { step, found };
