@@ -69,7 +69,7 @@ def create_app(
     static_paths = _add_page(app)
     _add_routes(app, service)
     feedback.add_routes(app, feedback_store, service.tokenizers)
-    runs.add_routes(app, service.models.folder and Path(service.models.folder))
+    runs.add_routes(app, Path(service.models.folder) if service.models.folder else None)
 
     known = {*static_paths, *(route.path for route in app.routes if isinstance(route, APIRoute))}
 

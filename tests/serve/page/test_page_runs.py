@@ -18,7 +18,7 @@ def text(*records):
 
 
 def write(run, *records):
-    run.mkdir(exist_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(text(*records))
 
@@ -33,6 +33,7 @@ def test_a_training_from_its_first_step_to_its_report(open_page, serving, script
     run, other = tmp_path / "new", tmp_path / "older"
     write(other, *map(step, range(1, 31)))
     page = open_page(client=serving(scripted("Hello."), models=Models("new", max_queue=4, folder=run)), path="/runs")
+    page.set_default_timeout(8000)
     assert page.locator("#runs li").count() == 1
     assert points(page, "Loss") == [30]
 
@@ -45,10 +46,11 @@ def test_a_training_from_its_first_step_to_its_report(open_page, serving, script
         file.write(json.dumps(step(11))[25:] + "\n")
     sample = {"question": "<b>Who</b> are you?", "reply": "<img src=x> A nut."}
     write(run, {"stage": "pretrain", "step": 11, "eval": {"val_bpb": 1.5}, "samples": [sample]})
-    page.set_default_timeout(3000); import time; time.sleep(5); print(page.inner_text("body")); print(points(page, "Loss"), page.locator("#state").inner_text())
     page.wait_for_selector("text=<img src=x> A nut.")
+    assert page.locator("#samples img").count() == 0
     assert sorted(points(page, "Loss")) == [11, 30]
-    page.get_by_label("older").uncheck()
+    page.get_by_role("checkbox", name="older").uncheck()
+    page.wait_for_selector("#plots g[data-name=older]", state="detached")
     assert points(page, "Loss") == [11]
 
     # Another stage begins, a resume rewrites the file from step 5 on, and the report comes: the same page shows it all.
@@ -58,17 +60,15 @@ def test_a_training_from_its_first_step_to_its_report(open_page, serving, script
     assert points(page, "Loss") == [23]
     (tmp_path / "rewritten").write_text(text(*map(step, range(1, 6))))
     (tmp_path / "rewritten").rename(run / "metrics.jsonl")
-    (run / "report.html").write_text(
-        "<!doctype html><title>Done</title><h1>Report</h1><script>document.cookie = 'seen=1'</script>"
-    )
+    script = "try { document.cookie = 'seen=1' } catch { document.querySelector('h1').textContent = 'Report, shut off' }"
+    (run / "report.html").write_text(f"<!doctype html><h1>Report</h1><script>{script}</script>")
     page.wait_for_selector("#runs >> text=step 5 of 60")
     assert points(page, "Loss") == [5]
     page.select_option("#axis", "tokens")
     assert page.locator("figure:visible svg").first.get_attribute("data-x") == "512 2560"
 
     page.get_by_role("link", name="Report").click()
-    page.wait_for_selector("h1:text('Report')")
-    assert page.context.cookies() == []  # its scripts are shut off from the server's origin
+    page.wait_for_selector("h1:text('Report, shut off')")  # its scripts run, but not as this server's own
 
 
 def test_reading_on_by_bytes(tmp_path):
@@ -107,7 +107,6 @@ def test_a_big_file_is_thinned_and_its_evaluations_kept(tmp_path):
 @pytest.mark.parametrize("name", ["..", "../secret", "/etc", "nothing"])
 def test_no_other_folder_is_read(serving, scripted, tmp_path, name):
     write(tmp_path / "runs" / "one", step(1))
-    (tmp_path / "runs").mkdir(exist_ok=True)
     write(tmp_path / "secret", step(1))
     client = serving(scripted("Hello."), models=Models("one", max_queue=4, folder=tmp_path / "runs" / "one"))
     assert [run["name"] for run in client.get("/runs/list").json()["runs"]] == ["one"]

@@ -16,10 +16,11 @@ export function smoothed(points) {
   });
 }
 
+// A constant gets room around it, also one whose average differs from it by rounding: ticks could not count such steps.
 function range(values, margin) {
   let [low, high] = [Infinity, -Infinity];
   for (const value of values) [low, high] = [Math.min(low, value), Math.max(high, value)];
-  if (low === high) [low, high] = [low - Math.abs(low) * 0.05 - (low ? 0 : 0.01), high + Math.abs(high) * 0.05 + (high ? 0 : 1)];
+  if (high - low <= 1e-9 * Math.abs(high)) [low, high] = [low - Math.abs(low) * 0.05 - (low ? 0 : 0.01), high + Math.abs(high) * 0.05 + (high ? 0 : 1)];
   return [low - margin * (high - low), high + margin * (high - low)];
 }
 
