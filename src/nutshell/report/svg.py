@@ -97,7 +97,7 @@ def draw(plot: Plot, *, alone: bool = False) -> str:
 
 def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    if low == high:
+    if high - low <= 1e-9 * abs(high):  # rounding of an average, too
         low, high = low - abs(low) * 0.05 - 1e-9 * (not low), high + abs(high) * 0.05 + (not high)
     room = margin * (high - low)
     return low - room, high + room

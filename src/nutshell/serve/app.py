@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from nutshell.serve import feedback
+from nutshell.serve import feedback, runs
 from nutshell.serve.api import APIError, ChatRequest, DetokenizeRequest, TextRequest, TokenizeRequest
 from nutshell.serve.chat import answer_chat
 from nutshell.serve.guard import Guard
@@ -69,6 +69,7 @@ def create_app(
     static_paths = _add_page(app)
     _add_routes(app, service)
     feedback.add_routes(app, feedback_store, service.tokenizers)
+    runs.add_routes(app, Path(service.models.folder) if service.models.folder else None)
 
     known = {*static_paths, *(route.path for route in app.routes if isinstance(route, APIRoute))}
 
@@ -207,7 +208,7 @@ def _add_page(app: FastAPI) -> list[str]:
     for file in sorted(WEB_FOLDER.iterdir()):
         if file.suffix not in MEDIA_TYPES:
             continue
-        path = "/" if file.name == "index.html" else f"/web/{file.name}"
+        path = {"index.html": "/", "runs.html": "/runs"}.get(file.name, f"/web/{file.name}")
         app.add_api_route(path, _static(file), methods=["GET", "HEAD"], include_in_schema=False)
         paths.append(path)
     return paths

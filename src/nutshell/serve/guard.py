@@ -89,8 +89,10 @@ class Guard:
             nonlocal status
             if event["type"] == "http.response.start":
                 status = event["status"]
-                extra = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
-                event = {**event, "headers": [*event.get("headers", []), *extra]}
+                own = [*event.get("headers", [])]
+                names = {name for name, _ in own}  # a report has a policy of its own
+                extra = [header for header in SECURITY_HEADERS if header[0] not in names]
+                event = {**event, "headers": [*own, (b"x-request-id", request_id.encode()), *extra]}
             await _send_within(self.send_seconds, send(event))
 
         try:

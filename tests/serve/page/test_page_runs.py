@@ -1,0 +1,116 @@
+"""/runs from the first step to the report, in one page that is never loaded again."""
+
+import json
+
+import pytest
+
+from nutshell.serve.models import Models
+from nutshell.serve.runs import THIN_BYTES, read_since
+
+
+def step(number, stage="pretrain", **more):
+    return {"stage": stage, "step": number, "steps": 60, "seconds": number * 0.5, "tokens": 512, "loss": 8 / number**0.5,
+            "lr": {"matrix": 0.01}, "tokens_per_second": 1000.0, **more}  # fmt: skip
+
+
+def text(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def write(run, *records):
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(text(*records))
+
+
+def points(page, title):
+    """Of each run's strong line, its number of points."""
+    lines = page.locator(f"figure:has(h2:text('{title}')) g[data-name]:not([data-faint]) polyline")
+    return lines.evaluate_all("lines => lines.map(line => line.points.length)")
+
+
+def test_a_training_from_its_first_step_to_its_report(open_page, serving, scripted, tmp_path):
+    run, other = tmp_path / "new", tmp_path / "older"
+    write(other, *map(step, range(1, 31)))
+    page = open_page(client=serving(scripted("Hello."), models=Models("new", max_queue=4, folder=run)), path="/runs")
+    page.set_default_timeout(8000)
+    assert page.locator("#runs li").count() == 1
+    assert points(page, "Loss") == [30]
+
+    write(run, *map(step, range(1, 11)))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(step(11))[:25])  # a torn line
+    page.wait_for_selector("#runs >> text=step 10 of 60")
+    assert sorted(points(page, "Loss")) == [10, 30]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(step(11))[25:] + "\n")
+    sample = {"question": "<b>Who</b> are you?", "reply": "<img src=x> A nut."}
+    write(run, {"stage": "pretrain", "step": 11, "eval": {"val_bpb": 1.5}, "samples": [sample]})
+    page.wait_for_selector("text=<img src=x> A nut.")
+    assert page.locator("#samples img").count() == 0
+    assert sorted(points(page, "Loss")) == [11, 30]
+    page.get_by_role("checkbox", name="older").uncheck()
+    page.wait_for_selector("#plots g[data-name=older]", state="detached")
+    assert points(page, "Loss") == [11]
+
+    # Another stage begins, a resume rewrites the file from step 5 on, and the report comes: the same page shows it all.
+    write(run, *(step(n, "rl", reward=n / 20) for n in range(1, 13)))
+    page.wait_for_selector("#runs >> text=rl, step 12")
+    assert points(page, "Mean reward") == [12]
+    assert points(page, "Loss") == [23]
+    (tmp_path / "rewritten").write_text(text(*map(step, range(1, 6))))
+    (tmp_path / "rewritten").rename(run / "metrics.jsonl")
+    script = "try { document.cookie = 'seen=1' } catch { document.querySelector('h1').textContent = 'Report, shut off' }"
+    (run / "report.html").write_text(f"<!doctype html><h1>Report</h1><script>{script}</script>")
+    page.wait_for_selector("#runs >> text=step 5 of 60")
+    assert points(page, "Loss") == [5]
+    page.select_option("#axis", "tokens")
+    assert page.locator("figure:visible svg").first.get_attribute("data-x") == "512 2560"
+
+    page.get_by_role("link", name="Report").click()
+    page.wait_for_selector("h1:text('Report, shut off')")  # its scripts run, but not as this server's own
+
+
+def test_reading_on_by_bytes(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(text(*map(step, range(1, 4))) + "no record\n[]\n" + json.dumps(step(4)))
+    first = read_since(file, 0, "")
+    assert [record["step"] for record in first["records"]] == [1, 2, 3]
+    assert first["records"][0]["lr"] == 0.01
+    with file.open("a") as more:
+        more.write("\n" + text(step(5)))
+    second = read_since(file, first["offset"], first["version"])
+    assert [record["step"] for record in second["records"]] == [4, 5]
+    assert not second["reset"]
+    file.write_text(text(step(1)))  # shorter: begun anew
+    third = read_since(file, second["offset"], second["version"])
+    assert third["reset"]
+    assert [record["step"] for record in third["records"]] == [1]
+
+
+def test_a_big_file_is_thinned_and_its_evaluations_kept(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    count = 4 * THIN_BYTES // len(text(step(1000))) + 2
+    evaluation = {"stage": "pretrain", "step": 777, "eval": {"val_bpb": 1.0}}
+    file.write_text(text(*(step(n, steps=count) for n in range(1, count + 1)), evaluation))
+    records, answer = [], {"offset": 0, "version": "", "more": True}
+    while answer["more"]:
+        answer = read_since(file, answer["offset"], answer["version"])
+        records += answer["records"]
+    assert answer["offset"] == file.stat().st_size
+    steps = [record["step"] for record in records if "loss" in record]
+    assert count / 5 < len(steps) < count / 3
+    assert steps[-1] == count
+    assert [record["eval"] for record in records if "eval" in record] == [{"val_bpb": 1.0}]
+
+
+@pytest.mark.parametrize("name", ["..", "../secret", "/etc", "nothing"])
+def test_no_other_folder_is_read(serving, scripted, tmp_path, name):
+    write(tmp_path / "runs" / "one", step(1))
+    write(tmp_path / "secret", step(1))
+    client = serving(scripted("Hello."), models=Models("one", max_queue=4, folder=tmp_path / "runs" / "one"))
+    assert [run["name"] for run in client.get("/runs/list").json()["runs"]] == ["one"]
+    for path in ("metrics", "report"):
+        answer = client.get(f"/runs/{path}", params={"run": name})
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "not_found"
