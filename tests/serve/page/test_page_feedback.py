@@ -55,3 +55,13 @@ def test_a_refusal_is_said_and_not_shown_as_kept(open_page, tmp_path):
     page.click("[aria-label='Bad answer']")
     page.wait_for_selector("#notice:has-text('The file is full')")
     assert page.get_attribute("[aria-label='Bad answer']", "aria-pressed") == "false"
+
+
+def test_leaving_while_the_server_keeps_it_does_not_take_it_back(open_page, tmp_path):
+    page = open_page(feedback_store=FeedbackStore(tmp_path / "said.db"))
+    page.wait_for_selector("#model option", state="attached")
+    say(page, "one")
+    page.route("**/feedback", lambda route: None if route.request.method == "POST" else route.continue_())  # no answer yet
+    page.click("[aria-label='Good answer']")
+    reload(page)
+    page.wait_for_selector("[aria-label='Good answer'][aria-pressed=true]")

@@ -27,8 +27,8 @@ export function icon(path) {
     for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
     return node;
   };
-  const drawing = make("svg", { viewBox: "0 0 24 24", width: 15, height: 15, fill: "none", stroke: "currentColor", "stroke-width": 2,
-    "stroke-linejoin": "round", "aria-hidden": true });
+  const drawing = make("svg", { viewBox: "0 0 24 24", width: 15, height: 15, fill: "none", stroke: "currentColor",
+    "stroke-width": 2, "stroke-linejoin": "round", "aria-hidden": true });
   drawing.append(make("path", { d: path }));
   return drawing;
 }

@@ -19,6 +19,8 @@ async function say(chat, message, view, changes) {
       model: message.model || "",
     });
   } catch (error) {
+    // A page that is left fails too, and ends while it waits here: the server may have kept it.
+    await new Promise((resolve) => { setTimeout(resolve, 200); });
     Object.assign(message, before);
     view.showRating();
     store.saveMessage(chat, message);

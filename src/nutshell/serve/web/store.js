@@ -53,7 +53,8 @@ export function saveMessage(chat, message) {
 
 // One more message below `parent`; the reader sees it from now on.
 export function add(chat, message, parent) {
-  const after = (chat.messages.get(parent)?.at ?? 0) + 1; // in order, whatever the clock does
+  let after = 0; // in order, whatever the clock does, also within a millisecond
+  for (const { at } of chat.messages.values()) after = Math.max(after, at + 1);
   const added = Object.assign(message, { id: newId(), parent, at: Math.max(Date.now(), after) });
   chats.set(chat.id, chat);
   chat.messages.set(added.id, added);

@@ -54,7 +54,6 @@ function tokenList(tokens) {
   let chosen = -1;
   const nodes = tokens.map(({ text, probability, given }, index) => {
     const node = element("span", "token", visible(text));
-    if (text.includes("\n")) node.classList.add("break");
     node.id = `token-${store.newId()}-${index}`;
     node.dataset.level = given ? "given" : level(probability);
     node.title = given ? "from the tool" : percent(probability);
@@ -77,7 +76,7 @@ function tokenList(tokens) {
     event.preventDefault();
     choose(to);
   });
-  list.append(...nodes);
+  nodes.forEach((node, index) => list.append(node, tokens[index].text.includes("\n") ? "\n" : ""));
   return [list, detail];
 }
 
