@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nutshell.cli import data, feedback, generate, hub, interop, model, tokenizer, train
+from nutshell.cli import bench, data, feedback, generate, hub, interop, model, tokenizer, train
 
 BAD_INPUT = (ValueError, MemoryError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -33,6 +33,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "rl": train.rl,
     "eval": model.evaluate,
     "report": model.report,
+    "bench": bench.bench,
     "chat": model.chat,
     "generate": generate.generate,
     "serve": model.serve,

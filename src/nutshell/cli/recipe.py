@@ -32,7 +32,7 @@ def read_recipe(verb: str, arguments: list[str], description: str | None) -> Rec
     if arguments and not arguments[0].startswith("-"):
         given, arguments = arguments[0], arguments[1:]
         default = load_toml(Recipe, os.path.expanduser(given), tidy=with_new_names)
-    out = os.path.expanduser(_before_parsing(verb, arguments, "--out")[0].out or default.out)
+    out = os.path.expanduser(before_parsing(verb, arguments, "--out")[0].out or default.out)
     plan = load_plan(Path(out))
     if plan and not given:
         default = replace(plan.recipe, out=out)
@@ -58,7 +58,7 @@ def begun_with(recipe: Recipe, stage: str) -> Recipe:
     return replace(recipe, stages=replace(recipe.stages, **left_out))
 
 
-def _before_parsing(verb: str, arguments: list[str], flag: str, **settings: Any) -> tuple[argparse.Namespace, list[str]]:
+def before_parsing(verb: str, arguments: list[str], flag: str, **settings: Any) -> tuple[argparse.Namespace, list[str]]:
     """One flag, read before all others, and the arguments without it."""
     parser = argparse.ArgumentParser(f"nutshell {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument(flag, **settings)
@@ -136,7 +136,7 @@ def read_study(cls: type[Study], verb: str, arguments: list[str], description: s
         default = load_toml(cls, os.path.expanduser(arguments[0]), tidy=with_new_names)
         default = replace(default, out=cls.out if default.out == cls.out else f"{default.out.rstrip('/')}-{verb}")
         arguments = arguments[1:]
-    given, arguments = _before_parsing(verb, arguments, "--vary", nargs="+", action="extend")  # --vary a --vary b is --vary a b
+    given, arguments = before_parsing(verb, arguments, "--vary", nargs="+", action="extend")  # --vary a --vary b is --vary a b
     arguments += ["--vary", *given.vary] if given.vary else []
     return with_whole_paths(parse(cls, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default))
 
