@@ -58,6 +58,17 @@ def test_metrics_count_what_was_answered_and_the_dashboard_asks_for_them(serving
     assert not {name for name in shown if name not in text}
 
 
+def test_metrics_tell_of_the_kv_cache(serving, engine, ask):
+    client = serving(engine)
+    for _ in range(2):  # the second finds the whole blocks of the first's prompt
+        ask(client, max_tokens=2, messages=[{"role": "user", "content": "a b c d e f g h i j k l m n o p q r s t u v w x y z"}])
+    found = dict(re.findall(r'nutshell_(\w+)\{model="tiny"\} (\S+)', client.get("/metrics").text))
+    assert float(found["kv_blocks"]) == engine.allocate().pool.total
+    assert (float(found["kv_blocks_used"]), float(found["preemptions_total"])) == (0, 0)
+    assert float(found["prefix_hit_tokens_total"]) >= 16
+    assert float(found["prefix_hit_tokens_total"]) % 16 == 0
+
+
 def test_the_key_may_come_from_a_file(run_command, tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setattr("nutshell.serve.server.serve", lambda folder, **options: asked.update(options))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tiny_run import RUNTIME, at_step, lines, recipe, weights
 
 from nutshell import checkpoint
+from nutshell.infer.engine import Engine
 from nutshell.infer.request import Completion
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
@@ -246,6 +247,36 @@ def test_all_options_resume_to_the_same_bits_and_the_same_rollouts(finished, tmp
     assert [line["step"] for line in evals] == [0, 3, 5]
     assert all({"pass@1", "pass@4"} <= line["eval"].keys() for line in evals)
     assert all(line["eval"]["pass@1"] <= line["eval"]["pass@4"] for line in evals)
+
+
+def test_one_engine_answers_with_the_weights_of_each_step(finished, tmp_path, monkeypatch):
+    """Its answers are those of engines that are made anew."""
+    by_length = dict.fromkeys(("sums", "letters", "vowels"), lambda item, text: float(len(text) % 2))
+    monkeypatch.setattr("nutshell.tasks.practice.GRADERS", by_length)
+    made, follow = [], rollout.Policy.follow
+    monkeypatch.setattr(rollout, "Engine", lambda *args, **more: made.append(more) or Engine(*args, **more))
+    options = {"steps": 5}
+    kept = run_stages(rl_recipe(finished, tmp_path / "kept", **options), RUNTIME, ("rl",)).folder
+    assert len(made) == 1
+
+    def follow_anew(policy):
+        policy.model = policy.engine = None
+        return follow(policy)
+
+    monkeypatch.setattr(rollout.Policy, "follow", follow_anew)
+    anew = run_stages(rl_recipe(finished, tmp_path / "anew", **options), RUNTIME, ("rl",)).folder
+    assert len(made) > 5
+    assert weights(checkpoint.latest(kept)) == weights(checkpoint.latest(anew)) != weights(checkpoint.latest(finished / "sft"))
+    assert (kept / "rollouts.jsonl").read_text() == (anew / "rollouts.jsonl").read_text()
+
+
+def test_a_frozen_model_follows_in_its_own_dtype():
+    first, second = (random_model(seed).set_precision(torch.bfloat16) for seed in (1, 2))
+    frozen = first.for_inference()
+    frozen.follow(second)
+    ids = torch.arange(1, 9).unsqueeze(0)
+    assert torch.equal(frozen(ids), second.for_inference()(ids))
+    assert not torch.equal(frozen(ids), first.for_inference()(ids))
 
 
 def test_dynamic_sampling_draws_until_enough_problems_teach(finished, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,6 +26,18 @@ from nutshell.model.kv_cache import BLOCK
 
 ENGINES = ("auto", "native", "native-int8", "torch")
 """What computes: native code on CPU, with weights in the model's dtype or in int8, or torch. auto: native where it can."""
+
+
+class CacheStats(NamedTuple):
+    """The KV cache in numbers."""
+
+    blocks: int = 0
+    used: int = 0
+    """Blocks that a request holds; the rest are free or may be taken."""
+    prompt_hits: int = 0
+    """Tokens of prompts that were found in the cache and not computed again."""
+    preemptions: int = 0
+    """How often a request gave its blocks to an older one, to be computed again."""
 
 
 class Engine:
@@ -110,6 +122,14 @@ class Engine:
         """Whether a step has something to do."""
         scheduler = self._scheduler
         return bool(self._submitted or self._parked or (scheduler and (scheduler.live or scheduler.queue)))
+
+    def cache_stats(self) -> CacheStats:
+        """Counts of the KV cache, all 0 before the first step made it."""
+        scheduler = self._scheduler
+        if scheduler is None:
+            return CacheStats()
+        pool = scheduler.pool
+        return CacheStats(pool.total, pool.total - pool.available, scheduler.prompt_hits, scheduler.preemptions)
 
     def _request(self, prompt: Sequence[int], sampling: Sampling, **options: Any) -> Request:
         ids, limit = list(prompt), self.context - len(prompt)

@@ -36,7 +36,8 @@ class Scheduler:
         self.pool, self.max_rows = pool, max_rows
         self.live: list[Request] = []  # hold blocks; oldest first
         self.queue: list[Request] = []  # hold none; oldest first
-        self.preemptions = 0
+        self.preemptions = self.prompt_hits = 0
+        """Requests whose blocks were taken from them; tokens of prompts that the cache held already."""
         self.tokens_per_second = 0.0  # of the last long step; unknown at first
 
     def add(self, request: Request) -> None:
@@ -146,6 +147,7 @@ class Scheduler:
                 return
             request.blocks = blocks + self.pool.take(missing)
             request.cached, request.known, request.parent = len(blocks) * self.pool.size, len(blocks), name
+            self.prompt_hits += request.cached if not request.ids else 0  # a preempted one finds what it computed itself
             self.queue.remove(request)
             insort(self.live, request, key=_age)
 

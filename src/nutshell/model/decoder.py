@@ -90,6 +90,13 @@ class Decoder(nn.Module):
         frozen.cos, frozen.sin = self.cos, self.sin
         return frozen.eval()
 
+    @torch.no_grad()
+    def follow(self, model: Decoder) -> None:
+        """Take over another model's weights, in place. Those that `for_inference` shares with it are there already."""
+        for own, other in zip(self.parameters(), model.parameters(), strict=True):
+            if own.data_ptr() != other.data_ptr():
+                own.copy_(other)
+
     def rows_context(self, ids: Tensor, offsets: Tensor | None = None) -> AttentionContext:
         """For whole rows (B, T) that start at position 0: each token sees its own document, as far as its layer's window."""
         T = ids.size(1)

@@ -111,6 +111,11 @@ class Models:
     def in_flight(self) -> int:
         return sum(model.worker.in_flight for model in list(self.loaded.values()))
 
+    def cache_stats(self) -> dict[str, Any]:
+        """`Engine.cache_stats` of each model in memory, by its most exact id."""
+        ids = {offer.folder: offer.id for offer in self._offers}
+        return {ids.get(folder, str(folder)): model.engine.cache_stats() for folder, model in list(self.loaded.items())}
+
     def open(self, engine: Any, folder: Path = Path()) -> LoadedModel:
         """Begin to answer with this engine, for the model of this folder."""
         model = self.loaded[folder] = LoadedModel(engine, self.max_queue)

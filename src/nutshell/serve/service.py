@@ -32,7 +32,7 @@ class Service:
 
     def __init__(self, models: Models):
         self.models = models
-        self.metrics = Metrics()
+        self.metrics = Metrics(models.cache_stats)
         self.metrics.in_flight.set_function(lambda: models.in_flight)
         self.metrics.waiting.set_function(
             lambda: sum(max(0, one.worker.in_flight - one.engine.max_rows) for one in list(models.loaded.values()))

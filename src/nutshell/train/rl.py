@@ -27,7 +27,7 @@ from nutshell.run.folder import Run
 from nutshell.tasks.practice import open_practice
 from nutshell.tasks.reward import Grader
 from nutshell.train.prefetch import MicroBatch
-from nutshell.train.rollout import Group, Watch, log_rollouts, open_rollouts, pass_rates, roll_out, rollout_stats
+from nutshell.train.rollout import Group, Policy, Watch, log_rollouts, open_rollouts, pass_rates, roll_out, rollout_stats
 from nutshell.train.scoring import evaluate_stage
 from nutshell.train.stage import Stage, open_stage, starting_model
 from nutshell.train.step import StepResult, even_out, merge_results, next_token_loss, target_logprobs
@@ -169,7 +169,8 @@ def reinforce(run: Run) -> None:
     practice = open_practice(
         settings.tasks, reward=settings.reward, data_folder=recipe.eval_data or None, held_out=settings.held_out, seed=recipe.seed
     )
-    stage, grader, watch = open_stage(run, "rl"), Grader(settings.reward_seconds, run.log.note), Watch(run.log.note)
+    stage, watch = open_stage(run, "rl"), Watch(run.log.note)
+    policy = Policy(stage, Grader(settings.reward_seconds, run.log.note))
     reference = None
     if settings.kl:
         reference = starting_model(run, "rl")[0].set_precision(run.runtime.dtype, run.runtime.attention).requires_grad_(False)
@@ -178,9 +179,9 @@ def reinforce(run: Run) -> None:
     interval = -(-stage.steps // max(1, settings.validations - 1))
     while stage.step < stage.steps:
         if tests and settings.validations > 1 and stage.step % interval == 0 and not run.log.has_evaluation("rl", stage.step):
-            run.log.evaluation("rl", stage.step, pass_rates(stage, tests, grader))
+            run.log.evaluation("rl", stage.step, pass_rates(policy, tests))
         start = time.perf_counter()
-        rollout = roll_out(stage, practice, grader)
+        rollout = roll_out(policy, practice)
         stats = rollout_stats(rollout, run.runtime)
         log_rollouts(run, stage.step + 1, rollout.groups)
         stats["rollout_seconds"] = time.perf_counter() - start
@@ -192,4 +193,4 @@ def reinforce(run: Run) -> None:
         stage.record(result, [f"RL problems of seed {recipe.seed}, step {stage.step + 1}"], **stats, **more)
         watch(stats)
         stage.save_if_due(result)
-    evaluate_stage(run, stage, **(pass_rates(stage, tests, grader) if tests else {}))
+    evaluate_stage(run, stage, **(pass_rates(policy, tests) if tests else {}))

@@ -31,6 +31,7 @@ MOST_BYTES = 16 << 20
 """Of rollouts.jsonl; the one before it is kept as rollouts.old.jsonl, older ones are not."""
 ENTROPY_ANSWERS = 16  # of a step, that the entropy is measured on
 WATCHED_STEPS = 10
+ROOM = 64  # tokens: an engine's room is a multiple, so that the next step's longest prompt seldom needs a new one
 FEW = 0.1
 
 
@@ -59,21 +60,52 @@ class Rollout(NamedTuple):
     """Of the model's choice of each sampled token of some answers, in nats."""
 
 
-def answer(stage: Stage, model: Decoder, problems: list[Problem], grader: Grader, seed: int) -> list[Group]:
-    """`samples` answers of a frozen model to each problem, all of them in one batch."""
-    if not problems:
-        return []
-    plan, tok = stage.run.plan, stage.run.tok
-    settings = plan.recipe.stages.rl
-    prompts = [fit_conversation(item.messages, tok, plan.model.context, settings.max_tokens).ids for _, item, _ in problems]
-    longest = min(plan.model.context, max(map(len, prompts)) + settings.max_tokens)
-    engine = Engine(model, tok, max_rows=settings.prompts * settings.samples, context=longest)
-    sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=seed)
-    groups = []
-    for problem, prompt, replies in zip(problems, prompts, engine.sample(prompts, settings.samples, sampling), strict=True):
-        task, item, grade = problem
-        groups.append(Group(task, item, prompt, replies, [grader(grade, item, reply.text) for reply in replies]))
-    return groups
+class Policy:
+    """The stage's model, answering problems. On CPU one engine stays through the stage and follows the weights; on a GPU each
+    batch of answers makes its own, since training needs the memory of its cache in between."""
+
+    def __init__(self, stage: Stage, grader: Grader) -> None:
+        self.stage, self.grader = stage, grader
+        self.model: Decoder | None = None
+        self.engine: Engine | None = None
+
+    def follow(self) -> Decoder:
+        """The frozen model, with the stage's weights as they are now."""
+        whole = self.stage.whole_model(everywhere=True)
+        if self.model is None:
+            self.model = whole.for_inference().to(self.stage.run.runtime.device)
+        else:
+            self.model.follow(whole)
+        if self.engine is not None:
+            self.engine.weights_changed()
+        return self.model
+
+    def answer(self, problems: list[Problem], seed: int) -> list[Group]:
+        """`samples` answers to each problem, graded; all of them in one batch."""
+        if not problems:
+            return []
+        plan, tok = self.stage.run.plan, self.stage.run.tok
+        settings = plan.recipe.stages.rl
+        prompts = [fit_conversation(item.messages, tok, plan.model.context, settings.max_tokens).ids for _, item, _ in problems]
+        engine = self._engine(max(map(len, prompts)) + settings.max_tokens)
+        sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=seed)
+        groups = []
+        for problem, prompt, replies in zip(problems, prompts, engine.sample(prompts, settings.samples, sampling), strict=True):
+            task, item, grade = problem
+            groups.append(Group(task, item, prompt, replies, [self.grader(grade, item, reply.text) for reply in replies]))
+        if self.stage.run.runtime.device.type != "cpu":
+            self.engine = None
+        return groups
+
+    def _engine(self, longest: int) -> Engine:
+        """One for prompt and reply of that many tokens: a new one where the last had less room."""
+        plan, settings = self.stage.run.plan, self.stage.run.plan.recipe.stages.rl
+        longest = min(plan.model.context, longest)
+        if self.engine is None or self.engine.context < longest:
+            room = min(plan.model.context, -(-longest // ROOM) * ROOM)
+            rows = settings.prompts * settings.samples
+            self.engine = Engine(self.model or self.follow(), self.stage.run.tok, max_rows=rows, context=room)
+        return self.engine
 
 
 @torch.inference_mode()
@@ -93,20 +125,20 @@ def token_entropies(model: Decoder, groups: list[Group]) -> list[float]:
     return (-(logprobs.exp() * logprobs).sum(-1)).tolist()
 
 
-def roll_out(stage: Stage, practice: Practice, grader: Grader) -> Rollout:
+def roll_out(policy: Policy, practice: Practice) -> Rollout:
     """This rank's problems of a step, answered. They depend on (seed, step) alone, so a resumed run draws the same.
 
     Dynamic sampling: up to `draws` times, until as many problems as a step wants have answers that differ in reward.
     """
-    plan, runtime = stage.run.plan, stage.run.runtime
+    plan, runtime = policy.stage.run.plan, policy.stage.run.runtime
     settings = plan.recipe.stages.rl
-    step_seed = plan.recipe.seed * 1_000_003 + stage.step
-    model = stage.whole_model(everywhere=True).for_inference().to(runtime.device)
+    step_seed = plan.recipe.seed * 1_000_003 + policy.stage.step
+    model = policy.follow()
     groups: list[Group] = []
     for draw in range(settings.draws):
         seed = step_seed + draw * 1_000_000_007
         problems = practice.draw(seed, settings.prompts)[runtime.rank :: runtime.world_size]
-        groups += answer(stage, model, problems, grader, seed)
+        groups += policy.answer(problems, seed)
         if sum(group.teaches for group in groups) >= len(problems):
             break
     return Rollout(groups, token_entropies(model, groups))
@@ -133,11 +165,12 @@ def rollout_stats(rollout: Rollout, runtime: Runtime) -> dict[str, float]:
     return {**stats, "ungraded": count - graded} if graded < count else stats
 
 
-def pass_rates(stage: Stage, problems: list[Problem], grader: Grader) -> dict[str, float]:
+def pass_rates(policy: Policy, problems: list[Problem]) -> dict[str, float]:
     """pass@1 and pass@k of held-out problems with `samples` answers each, and their mean reward. Right is a reward from 1 on."""
-    runtime, samples = stage.run.runtime, stage.run.plan.recipe.stages.rl.samples
-    model = stage.whole_model(everywhere=True).for_inference().to(runtime.device)
-    groups = answer(stage, model, problems[runtime.rank :: runtime.world_size], grader, stage.run.plan.recipe.seed)
+    run = policy.stage.run
+    runtime, samples = run.runtime, run.plan.recipe.stages.rl.samples
+    policy.follow()
+    groups = policy.answer(problems[runtime.rank :: runtime.world_size], run.plan.recipe.seed)
     rewards = [of_one for part in runtime.gather([group.rewards for group in groups]) for of_one in part]
     rights = [sum(reward is not None and reward >= 1 for reward in of_one) for of_one in rewards]
     known = [reward for of_one in rewards for reward in of_one if reward is not None]
