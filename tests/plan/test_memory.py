@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.plan.hardware import CARDS, GIB, Hardware, parse_machine
@@ -22,13 +23,16 @@ SHAPES = [
     (3, 512, 1024, 2, "float32", {"kv_heads": 1}),
     (4, 512, 2048, 2, "bfloat16", {}),
     (6, 512, 4096, 2, "bfloat16", {}),
+    (2, 256, 512, 4, "float32", {"architecture": "gpt2"}),
+    (3, 512, 1024, 2, "float32", {"architecture": "gpt2"}),
+    (4, 1024, 2048, 2, "bfloat16", {"architecture": "gpt2"}),
 ]
 
 
 @pytest.mark.parametrize(("depth", "context", "vocab_size", "rows", "dtype", "more"), SHAPES)
 def test_the_activations_are_those_that_autograd_holds(depth, context, vocab_size, rows, dtype, more):
     shape = make_shape(Recipe(context=context, **more), depth, vocab_size)
-    model = GPT(shape).set_precision(getattr(torch, dtype))
+    model = build_model(shape).set_precision(getattr(torch, dtype))
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     held = {}
 

@@ -1,6 +1,8 @@
 """A run of the `gpt2` architecture through all stages, and one that begins with a GPT-2's weights."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,13 +11,15 @@ from tiny_run import RUNTIME, STEPS, lines, quick_evaluations, recipe
 import nutshell
 from nutshell import checkpoint
 from nutshell.cli.recipe import with_shape_of
+from nutshell.config import load_toml
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.kv_cache import KVCache
-from nutshell.plan.plan import make_shape
+from nutshell.plan.plan import draft_plan, make_shape
 from nutshell.plan.recipe import Recipe
 from nutshell.train.pipeline import run_stages
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 SHAPE = {"architecture": "gpt2", "depth": 2, "heads": 2}
 
 
@@ -35,7 +39,14 @@ def test_every_stage_trains_it(tmp_path):
     assert fixed == {name for name in last if name.endswith((".bias", "norm.weight"))}, "RL leaves them alone"
 
 
-def test_fine_tuning_begins_with_its_weights(tmp_path):
+def test_the_reproduction_recipe_is_gpt2s_smallest():
+    plan = draft_plan(load_toml(Recipe, RECIPES / "gpt2-124m"))
+    assert (plan.model.mlp_width, plan.model.tied, plan.model.head_dim) == (3072, True, 64)
+    assert sum(plan.parameters.values()) == 124_439_808 + (50304 - 50257) * 768  # Radford et al. 2019, and a rounder vocabulary
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_fine_tuning_begins_with_its_weights(tmp_path, stage):
     tok = nutshell.Tokenizer.train(["once upon a time"] * 9, vocab_size=280, pattern="gpt2")
     config = ModelConfig(
         vocab_size=tok.vocab_size, depth=2, width=64, heads=2, kv_heads=2, head_dim=32, mlp_width=96, context=128, tied=True,
@@ -43,13 +54,13 @@ def test_fine_tuning_begins_with_its_weights(tmp_path):
     )  # fmt: skip
     model = build_model(config)
     folder = checkpoint.save_model_folder(tmp_path / "model", model, tok)
-    asked = with_shape_of(Recipe(init_from=str(folder)), str(folder))
+    asked = with_shape_of(replace(load_toml(Recipe, RECIPES / "gpt2-finetune"), init_from=str(folder)), str(folder))
     assert make_shape(asked, asked.depth, tok.vocab_size, tok.bos_id) == config
     changes = {name: getattr(asked, name) for name in ("init_from", "tokenizer", "vocab_size", *SHAPE, "mlp_width", "tied")}
-    run_stages(recipe(tmp_path / "run", **changes, kv_heads=2, head_dim=32, window_pattern="L"), RUNTIME, ("sft",))
-    first = next(line["loss"] for line in lines(tmp_path / "run", "sft") if "loss" in line)
+    run_stages(recipe(tmp_path / "run", **changes, kv_heads=2, head_dim=32, window_pattern="L"), RUNTIME, (stage,))
+    first = next(line["loss"] for line in lines(tmp_path / "run", stage) if "loss" in line)
     assert first == pytest.approx(math.log(tok.vocab_size), rel=0.05)
-    assert checkpoint.latest(tmp_path / "run").parent.name == "sft"
+    assert checkpoint.latest(tmp_path / "run").parent.name == stage
 
 
 def test_decoding_equals_whole_rows():

@@ -62,6 +62,8 @@ def activation_bytes(model: ModelConfig, *, dtype: str, gpu: bool, shard: str = 
     T, size = model.context, 4 if dtype == "float32" else 2
     groups = parameters_by_group(model)
     mlp = groups["mlp"] / (model.depth * C)  # channels of all its matrices together
+    if model.architecture == "gpt2":
+        return _gpt2_activations(model, size, gpu=gpu, copied=size == 2 and shard != "weights")
     weighted = "norms" in groups  # SwiGLU and weighted norms keep more, and there are no residual scales
     elements = 0.0  # of one token
     for layer, window in enumerate(model.windows()):
@@ -81,6 +83,21 @@ def activation_bytes(model: ModelConfig, *, dtype: str, gpu: bool, shard: str = 
     # Copies of the block matrices in the compute dtype. In fp32, and of gathered weights, only queries and keys are copied.
     copies = groups["attention"] + groups["mlp"] if size == 2 and shard != "weights" else model.depth * C * (A + KV)
     return int(elements * size * T), copies * size
+
+
+def _gpt2_activations(model: ModelConfig, size: int, *, gpu: bool, copied: bool) -> tuple[int, int]:
+    """`activation_bytes` of GPT-2: nothing is rotated or normed in attention, GELU keeps what is before and behind it. The count
+    for a GPU is the same arithmetic with whole queries, keys and values; no partitioner was asked."""
+    C, T, W = model.width, model.context, model.mlp_width
+    layer: float = 2 * C + 2 * C + 4 + C + 2 * W  # residuals, their norms with mean and deviation; attention's output; MLP
+    if gpu:
+        layer += 3 * C + model.heads
+    else:
+        seen, pairs = _blocks(T, T)
+        layer += C + 2 * C * seen + model.heads * pairs  # scaled queries; keys and values of each block; softmax
+    groups = parameters_by_group(model)
+    weights = groups["attention"] + groups["mlp"] if copied else 0
+    return int((model.depth * layer + 2 * C) * size * T), weights * size
 
 
 def _blocks(T: int, window: int) -> tuple[float, float]:
