@@ -159,6 +159,10 @@ def test_what_it_cannot_do_is_said_and_torch_does_it(model, tok, scripted, monke
         Engine(model, tok, engine="rust")
     with pytest.raises(ValueError, match="not in float16"):
         Engine(make({**SPEED, "vocab_size": 300}, torch.float16), tok, engine="native")
+    llama = make({**PORTABLE, "vocab_size": 300, "qk_norm": False})
+    with pytest.raises(ValueError, match=r"it norms queries and keys, with an epsilon of 1e-6. Accepted: auto, torch"):
+        Engine(llama, tok, engine="native")
+    assert Engine(llama, tok).computes == "torch (float32)"
     monkeypatch.setattr(native, "Decoder", None)
     with pytest.raises(ValueError, match="built without it"):
         Engine(model, tok, engine="native")

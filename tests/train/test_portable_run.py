@@ -180,3 +180,17 @@ def test_one_dial_makes_both_architectures_about_as_large():
 def test_what_an_architecture_does_not_have_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**settings)
+
+
+def test_a_plan_from_before_its_shape_had_switches_is_resumed(tmp_path):
+    """It says nothing of qk_norm and norm_eps, which were as their defaults are."""
+    asked = recipe(tmp_path / "run", architecture="portable")
+    whole = run_stages(asked, RUNTIME, ("pretrain",)).plan
+    file = tmp_path / "run" / "plan.json"
+    old = json.loads(file.read_text())
+    for part in (old["model"], old["recipe"]):
+        del part["qk_norm"], part["norm_eps"]
+    file.write_text(json.dumps(old))
+    assert load_plan(tmp_path / "run") == whole
+    run_stages(asked, RUNTIME, ("midtrain",))
+    assert checkpoint.latest(tmp_path / "run").parent.name == "midtrain"
