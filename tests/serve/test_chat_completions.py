@@ -224,21 +224,6 @@ def test_metrics_count(serving, scripted, ask):
     assert "nutshell_completion_tokens_total" in text
 
 
-def test_openai_python_works_unchanged(serving, scripted):
-    openai = pytest.importorskip("openai")
-    client = serving(scripted("That is §47+85§132."))
-    with openai.OpenAI(base_url=f"{client.url}/v1", api_key="") as api:
-        assert [model.id for model in api.models.list()] == ["tiny"]
-        messages = [{"role": "user", "content": "Hello"}]
-        whole = api.chat.completions.create(model="tiny", messages=messages)
-        assert whole.choices[0].message.content == "That is 132."
-        with api.chat.completions.create(model="tiny", messages=messages, stream=True) as parts:
-            text = "".join(part.choices[0].delta.content or "" for part in parts)
-        assert text == "That is 132."
-        with pytest.raises(openai.NotFoundError, match="does not exist"):
-            api.chat.completions.create(model="other", messages=messages)
-
-
 @pytest.mark.parametrize(
     "fields",
     [

@@ -39,6 +39,12 @@ def test_openai_errors_are_its_own_classes(serving, engine):
         api.chat.completions.create(model="tiny", messages=QUESTION, response_format={"type": "json_object"})
 
 
+def test_openai_reads_a_calculation_as_text(serving, scripted):
+    api = openai_client(serving(scripted("That is §47+85§132.")))
+    with api.chat.completions.create(model="tiny", messages=QUESTION, stream=True) as parts:
+        assert "".join(part.choices[0].delta.content or "" for part in parts) == "That is 132."
+
+
 def test_openai_completions(serving, engine, tok):
     api = openai_client(serving(engine))
     ids = [tok.bos_id, *tok.encode("Once upon a time")]

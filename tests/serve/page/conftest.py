@@ -14,8 +14,9 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """Closed with its module: while Playwright runs, no other test of the process can run an event loop of its own."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
