@@ -42,6 +42,7 @@ from nutshell.model.gpt import GPT
 from nutshell.plan.plan import Hardware, Plan, make_plan, make_shape
 from nutshell.plan.recipe import Recipe
 from nutshell.report.facts import processor
+from nutshell.report.svg import Plot, Series, draw
 from nutshell.runtime import Runtime, start_runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.optim import MuonAdamW, group_parameters
@@ -231,21 +232,17 @@ def table(depth: int, mine: list[dict], my_minutes: list[float], peer: list[dict
 
 
 def plot(out: Path, depths: list[int]) -> None:
-    """Bits per byte against minutes of each depth, on the same rows."""
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(depths), figsize=(4.2 * len(depths), 3.6), squeeze=False, layout="constrained")
-    for axes, depth in zip(panels[0], depths, strict=True):
+    """Bits per byte against minutes, a file for each depth."""
+    for depth in depths:
         their_rate, our_rate = json.loads((out / f"rates_d{depth}.json").read_text())
         curves = [(f"nanochat_d{depth}.jsonl", "nanochat", their_rate), (f"ours_d{depth}.jsonl", "nutshell", our_rate)]
         curves += [(path.name, f"nutshell, {path.stem.split('_')[-1]}", our_rate) for path in out.glob(f"ours_d{depth}_*.jsonl")]
-        for name, label, rate in curves:
+        figure = Plot(f"{depth} layers, width {64 * depth}", "minutes of training", "validation bits per byte")
+        for colour, (name, label, rate) in enumerate(curves):
             records = scored(out / name)
-            axes.plot([r["tokens"] / rate / 60 for r in records], [r["bpb"] for r in records], ".-", label=label)
-        axes.set(title=f"{depth} layers, width {64 * depth}", xlabel="minutes of training", ylabel="validation bits per byte")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(out / "curves.png", dpi=120)
+            minutes = [r["tokens"] / rate / 60 for r in records]
+            figure.series.append(Series(label, minutes, [r["bpb"] for r in records], colour, dots=True))
+        (out / f"curves_d{depth}.svg").write_text(draw(figure, alone=True))
 
 
 def main() -> None:
@@ -263,7 +260,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=14, help="evaluations of a curve")
     parser.add_argument("--our-minutes", type=float, default=0.0, help="our horizon; default: as long as nanochat's")
     parser.add_argument("--rates", type=float, nargs=2, default=[], metavar=("NANOCHAT", "OURS"), help="tokens/s known already")
-    parser.add_argument("--plot", action="store_true", help="draw OUT/curves.png")
+    parser.add_argument("--plot", action="store_true", help="draw OUT/curves_dN.svg")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.nanochat, options.data, options.tokenizer, options.device_rows, Path(folder))

@@ -42,7 +42,7 @@ def start(argv: list[str], log: str, file_bytes: int) -> int:
 
 
 # All that a command needs is imported before the first fork.
-for name in ("matplotlib.figure", "torch._dynamo", "nutshell.report.facts", "nutshell.train.pipeline"):
+for name in ("torch._dynamo", "nutshell.report.facts", "nutshell.train.pipeline"):
     importlib.import_module(name)
 torch.set_num_threads(1)
 GPT(

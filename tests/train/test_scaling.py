@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 from tiny_run import RUNTIME, recipe
@@ -34,7 +35,10 @@ def test_a_sweep_ends_in_a_law_that_plans_use_and_goes_on_where_it_stopped(tmp_p
     assert law.error < 0.2
     text = (tmp_path / "sweep" / "scaling.md").read_text()
     assert all(f"{point['bpb']:.4f}" in text for point in record["points"])
-    assert (tmp_path / "sweep" / "scaling.png").stat().st_size > 5000
+    plot = ElementTree.fromstring((tmp_path / "sweep" / "scaling.svg").read_text())
+    sizes = plot.findall(".//*[@data-name]")
+    assert [len(size.findall("{*}polyline")) for size in sizes] == [1, 1]
+    assert [size.find("{*}path").get("d").count("M") for size in sizes] == [2, 2], "each run is a dot beside its fit"
     plan = draft_plan(replace(recipe(tmp_path), depth=1), law)
     assert plan.forecast.bpb is not None
     assert "on primer, by a fit to 4 runs" in plan.forecast.bpb_note

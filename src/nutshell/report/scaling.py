@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from nutshell.plan.law import Law, Point
 from nutshell.report.document import markdown_table
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart too.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+from nutshell.report.svg import Plot, Series
 
 
 def page(law: Law, points: list[Point], left_out: list[dict[str, Any]] | None = None) -> str:
@@ -29,22 +26,15 @@ def page(law: Law, points: list[Point], left_out: list[dict[str, Any]] | None = 
     )
 
 
-def draw(law: Law, points: list[Point], file: Path) -> None:
+def sweep_plot(law: Law, points: list[Point]) -> Plot:
     """Points and fit over tokens, a colour for each size."""
-    from matplotlib.figure import Figure  # not at import: it takes half a second
-
-    plot = Figure(figsize=(8.0, 4.5), layout="constrained")
-    panel = plot.subplots()
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(True, color="#E4E4E4", linewidth=0.8)
-    sizes = sorted({p.parameters for p in points})
     first, last = min(p.tokens for p in points), max(p.tokens for p in points)
     reach = [first * (2 * last / first) ** (i / 60) for i in range(61)]  # twice as far as was swept
-    for number, size in enumerate(sizes):
-        colour = PALETTE[number % len(PALETTE)]
-        swept = [(p.tokens, p.bpb) for p in points if p.parameters == size]
-        panel.plot(reach, [law.bpb(size, tokens) for tokens in reach], color=colour, linewidth=1.2)
-        panel.plot(*zip(*swept, strict=True), "o", color=colour, label=f"{size / 1e6:.2f}M matrix parameters")
-    panel.set(xscale="log", xlabel="training tokens", ylabel=f"bits per byte on {law.text}")
-    panel.legend(frameon=False)
-    plot.savefig(file, dpi=110)
+    plot = Plot("The sweep and its fit", "training tokens", "bits per byte", log_x=True)
+    for colour, size in enumerate(sorted({p.parameters for p in points})):
+        # A value between two gaps is drawn as a dot.
+        dots = [dot for p in points if p.parameters == size for dot in ((p.tokens, None), (p.tokens, p.bpb))]
+        line = [(tokens, law.bpb(size, tokens)) for tokens in reach]
+        tokens, bpb = zip(*line, *dots, strict=True)
+        plot.series.append(Series(f"{size / 1e6:.2f}M matrix parameters", tokens, bpb, colour))
+    return plot

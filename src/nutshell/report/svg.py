@@ -41,6 +41,7 @@ class Plot:
     series: list[Series] = field(default_factory=list)
     low: float | None = None  # of the y axis; None takes what the lines that are not faint need
     high: float | None = None
+    log_x: bool = False  # not in a page: plot.js zooms linear axes alone
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -49,6 +50,12 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = min((factor * power for factor in (1, 2, 5, 10)), key=lambda step: abs((high - low) / step - count))
     return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten from 10**low to 10**high."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    return [factor * 10.0**power for power in powers for factor in (1, 2, 5) if low <= math.log10(factor) + power <= high]
 
 
 def label(value: float, step: float) -> str:
@@ -63,13 +70,14 @@ def label(value: float, step: float) -> str:
 
 def draw(plot: Plot, *, alone: bool = False) -> str:
     """The plot as <svg>; `alone` makes it a file of its own, with its style."""
-    x_low, x_high = _range([x for series in plot.series for x in series.x], 0.0)
+    along = math.log10 if plot.log_x else float
+    x_low, x_high = _range([along(x) for series in plot.series for x in series.x], 0.0)
     strong = [y for series in plot.series if not series.faint for y in series.y]
     y_low, y_high = _range([y for y in strong if y is not None and math.isfinite(y)], 0.06)
     y_low, y_high = (y_low if plot.low is None else plot.low), (y_high if plot.high is None else plot.high)
 
     def across(x: float) -> float:
-        return (x - x_low) / (x_high - x_low) * FRAME_WIDTH
+        return (along(x) - x_low) / (x_high - x_low) * FRAME_WIDTH
 
     def down(y: float) -> float:
         return max(-9999.0, min(9999.0, (y_high - y) / (y_high - y_low) * FRAME_HEIGHT))
@@ -86,7 +94,7 @@ def draw(plot: Plot, *, alone: bool = False) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height}" role="img" {named}',
             f' data-x="{x_low:.9g} {x_high:.9g}" data-y="{y_low:.9g} {y_high:.9g}">',
             _style() if alone else "",
-            _axes(x_low, x_high, y_low, y_high, across, down),
+            _axes(log_ticks(x_low, x_high) if plot.log_x else ticks(x_low, x_high), ticks(y_low, y_high, 4), across, down),
             f'<svg class="view" {frame} preserveAspectRatio="none">{"".join(lines)}</svg>',
             f'<text class="name" {middle}>{escape(plot.x_label)}</text>',
             f'<text class="name" transform="translate(13 {TOP + FRAME_HEIGHT // 2}) rotate(-90)" text-anchor="middle">',
@@ -103,10 +111,9 @@ def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _axes(x_low: float, x_high: float, y_low: float, y_high: float, across: Scale, down: Scale) -> str:
+def _axes(xs: list[float], ys: list[float], across: Scale, down: Scale) -> str:
     """Grid and numbers; plot.js writes the same anew when it zooms."""
     parts = []
-    xs, ys = ticks(x_low, x_high), ticks(y_low, y_high, 4)
     for x in xs:
         at, text = LEFT + across(x), label(x, xs[1] - xs[0] if len(xs) > 1 else abs(x) or 1)
         parts.append(f'<path class="grid" d="M{at:.1f} {TOP}v{FRAME_HEIGHT}"/>')

@@ -21,7 +21,8 @@ from nutshell.plan.law import PACKAGED, Point, fit, law_record, text_fingerprint
 from nutshell.plan.plan import default_vocab_size, make_shape
 from nutshell.plan.recipe import Recipe, Sweep, quantity
 from nutshell.plan.record import load_plan
-from nutshell.report.scaling import draw, page
+from nutshell.report.scaling import page, sweep_plot
+from nutshell.report.svg import draw
 from nutshell.runtime import Runtime
 from nutshell.train.ablate import cell_recipe, prepare_shared, train_cell
 from nutshell.train.calibrate import time_depth, timed_rows
@@ -103,7 +104,7 @@ def point_of(recipe: Recipe, result: dict[str, Any]) -> Point:
 
 
 def run_sweep(sweep: Sweep, runtime: Runtime, *, packaged: Path = PACKAGED) -> dict[str, Any]:
-    """All cells that the budget has time for, then the fit: scaling.json, scaling.md and scaling.png in the sweep's folder.
+    """All cells that the budget has time for, then the fit: scaling.json, scaling.md and scaling.svg in the sweep's folder.
 
     With `sweep.refresh` the fit becomes the one that plans use (`packaged`). ValueError where too few cells were run for a fit.
     """
@@ -129,8 +130,8 @@ def run_sweep(sweep: Sweep, runtime: Runtime, *, packaged: Path = PACKAGED) -> d
     law = fit(points, text=Path(sweep.data).name, fingerprint=text, vocab_size=tok.vocab_size)
     if runtime.is_main:
         write_json(out / "scaling.json", law_record(law, points))
-        write_text(out / "scaling.md", page(law, points, left_out) + "\n\n![The sweep and its fit](scaling.png)\n")
-        draw(law, points, out / "scaling.png")
+        write_text(out / "scaling.md", page(law, points, left_out) + "\n\n![The sweep and its fit](scaling.svg)\n")
+        write_text(out / "scaling.svg", draw(sweep_plot(law, points), alone=True))
         if sweep.refresh:
             refresh(out, packaged)
         print(page(law, points, left_out))
