@@ -43,6 +43,7 @@ def test_two_runs_on_one_page(two_runs, tmp_path, capsys):
     assert code_of("report", *map(str, two_runs), "--out", str(out)) == 0
     assert capsys.readouterr().out.strip() == str(out)
     page = out.with_suffix(".md").read_text()
+    assert "not trained on the same text" not in page
     p = sign_test(20, 5)
     assert f"**+30.0 points** (p {p:.2g}, 50 pairs)" in page
     assert "| primer-sums after sft | small and large | 5 | 20 | 25 | 0 |" in page
@@ -55,6 +56,14 @@ def test_two_runs_on_one_page(two_runs, tmp_path, capsys):
     assert not any("tokens" in plot for plot in plots)  # as many a step in both: it would be the plot over steps
     assert all((out.parent / plot).is_file() for plot in plots)
     assert out.read_text().count("<svg xmlns") == len(plots)
+
+
+def test_different_texts_are_said(two_runs, tmp_path):
+    for run, text in zip(two_runs, ("one", "another"), strict=True):
+        (run / "tokenizer").mkdir()
+        (run / "tokenizer" / "made.json").write_text(json.dumps({"text": text}))
+    compare(list(two_runs), tmp_path / "both.html")
+    assert "not trained on the same text" in (tmp_path / "both.md").read_text()
 
 
 def test_what_is_missing_is_said_and_the_rest_compared(two_runs, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 from nutshell.files import write_text
 from nutshell.metrics import duration, read_metrics
 from nutshell.report.document import Block, Figure, Heading, Items, Sample, Table, Text, html, markdown
-from nutshell.report.facts import read_plan, steps_by_stage, summarise
+from nutshell.report.facts import read_json, steps_by_stage, summarise
 from nutshell.report.page import count, cut, flat, ordered, score
 from nutshell.report.paired import Difference, Graded, compare_scores, read_items
 from nutshell.report.plots import curve, tokens_seen
@@ -82,7 +82,7 @@ def compare(folders: list[Path], out: Path, usd_per_hour: float | None = None) -
 def _read(folder: Path, name: str, usd_per_hour: float | None) -> RunFacts:
     if not (folder / "plan.json").is_file() and not (folder / "metrics.jsonl").is_file():
         raise ValueError(f"{folder} is no run: it has no plan.json and no metrics.jsonl. Give a run folder, such as runs/demo.")
-    lines, plan, notes = read_metrics(folder), read_plan(folder / "plan.json"), []
+    lines, plan, notes = read_metrics(folder), read_json(folder / "plan.json"), []
     notes += [f"{name} has no plan.json: its settings are not known"] if not plan else []
     notes += [f"{name} has no line in metrics.jsonl yet"] if not lines else []
     price = usd_per_hour or (plan.get("recipe") or {}).get("usd_per_hour") or None
@@ -97,6 +97,12 @@ def _read(folder: Path, name: str, usd_per_hour: float | None) -> RunFacts:
 
 def _notes(runs: list[RunFacts]) -> list[Block]:
     notes = [note for run in runs for note in run.notes]
+    made = [read_json(run.folder / "tokenizer" / "made.json") for run in runs]  # with the hash of the text's shards
+    if len({each.get("text") for each in made}) > 1:
+        notes.append(
+            "The runs were not trained on the same text, and each holds back a part of its own: bits per byte and losses of "
+            "pretraining compare texts as much as models. `nutshell eval A --text FILES` and the same for B have one text for both."
+        )
     return [Items(notes)] if notes else []
 
 

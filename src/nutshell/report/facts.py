@@ -39,7 +39,7 @@ def build_report(
     lines = read_metrics(folder)
     if not lines:
         raise ValueError(f"{folder} has no metrics.jsonl with any line; give a run folder in which a stage has begun")
-    plan = read_plan(folder / "plan.json")
+    plan = read_json(folder / "plan.json")
     if usd_per_hour is None:
         usd_per_hour = (plan.get("recipe") or {}).get("usd_per_hour") or None
     report = summarise(lines, plan, environment or gather_environment(), usd_per_hour) | {"evaluations": _evaluations(folder)}
@@ -204,11 +204,11 @@ def _training(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def read_plan(path: Path) -> dict[str, Any]:
-    """plan.json, or {} where there is none."""
+def read_json(path: Path) -> dict[str, Any]:
+    """What is in a file of the run, or {} where there is none."""
     if not path.exists():
         return {}
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it or delete it to get a report without the plan") from None
+        raise ValueError(f"{path} is damaged ({error}); restore it or delete it to get a report without it") from None
