@@ -101,7 +101,7 @@ def _notes(runs: list[RunFacts]) -> list[Block]:
     if len({each.get("text") for each in made}) > 1:
         notes.append(
             "The runs were not trained on the same text, and each holds back a part of its own: bits per byte and losses of "
-            "pretraining compare texts as much as models. `nutshell eval A --text FILES` and the same for B have one text for both."
+            "pretraining compare texts as much as models. `nutshell eval RUN --text FILES` scores each on one text."
         )
     return [Items(notes)] if notes else []
 
