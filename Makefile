@@ -43,7 +43,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 setup: $(VENV)/.installed
 
 demo: setup
-	$(BIN)/nutshell speedrun recipes/demo --out $(call quoted,$(RUN)) --budget $(call quoted,$(BUDGET))
+	$(BIN)/nutshell demo --out $(call quoted,$(RUN)) --budget $(call quoted,$(BUDGET))
 
 chat: setup
 	$(BIN)/nutshell chat $(call quoted,$(RUN))

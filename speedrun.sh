@@ -36,6 +36,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 python -c "import nutshell" 2>/dev/null || make setup
 
 nutshell() { python -m nutshell "$@"; }
+nutshell doctor                            # ends here where something is missing that training needs
 ranks() { if ((NPROC > 1)); then torchrun --standalone --nproc_per_node="$NPROC" -m nutshell "$@"; else nutshell "$@"; fi; }
 
 draft() {                                  # a statement about the plan that follows from recipe and flags alone

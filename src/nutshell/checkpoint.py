@@ -241,7 +241,7 @@ def find(folder_or_run: str | Path) -> Path:
     if newest is None and (path / "config.json").exists():
         raise ValueError(f"{path} is another program's model. Make it one of ours: nutshell import hf {path} --chat --out MODEL")
     if newest is None:
-        raise ValueError(f"{path} holds no complete checkpoint. Train one first: nutshell speedrun recipes/demo --out {path}")
+        raise ValueError(f"{path} holds no complete checkpoint. Train one first: nutshell demo --out {path}")
     return newest
 
 

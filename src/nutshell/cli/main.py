@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nutshell.cli import bench, data, feedback, generate, hub, interop, model, tokenizer, train
+from nutshell.cli import bench, data, doctor, feedback, generate, hub, interop, model, tokenizer, train
 
 BAD_INPUT = (ValueError, MemoryError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -42,6 +42,8 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "import": interop.import_,
     "push": hub.push,
     "speedrun": train.speedrun,
+    "demo": train.demo,
+    "doctor": doctor.doctor,
 }
 
 
@@ -59,7 +61,7 @@ def usage() -> str:
         "  --debug    print the traceback of every error",
         "  --version  print the version",
         "",
-        "Begin with: nutshell speedrun recipes/demo",
+        "Begin with: nutshell demo",
     ]
     return "\n".join(lines)
 
@@ -112,6 +114,7 @@ def _run(arguments: list[str]) -> int:
             result = VERBS[verb](arguments[1:])
         if as_json:
             print(json.dumps(result))
+        return result.get("exit_code", 0) if isinstance(result, dict) else 0
     except SystemExit as end:  # of the parsers: help and bad flags
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
@@ -125,7 +128,6 @@ def _run(arguments: list[str]) -> int:
             traceback.print_exc()
         print(f"nutshell: {'' if code == 75 else 'error: '}{error}", file=sys.stderr)
         return code
-    return 0
 
 
 def exit_code(error: Exception) -> int | None:

@@ -38,7 +38,8 @@ def read_recipe(verb: str, arguments: list[str], description: str | None) -> Rec
         default = replace(plan.recipe, out=out)
     free = ", ".join(f"--{name.replace('_', '-')}" for name in FREE_IN_A_RUN[1:])
     description = f"{description} In a run that goes on these may change: {free}."
-    recipe = parse(Recipe, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default)
+    usage = f"nutshell {verb}" if verb == "demo" else f"nutshell {verb} [RECIPE]"
+    recipe = parse(Recipe, arguments, prog=usage, description=description, default=default)
     recipe = with_whole_paths(recipe)
     if recipe.init_from and (given or plan is None or recipe.init_from != plan.recipe.init_from):
         recipe = with_shape_of(recipe, recipe.init_from)

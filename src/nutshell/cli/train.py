@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nutshell.cli.recipe import open_runtime, read_recipe, read_study
+
+if TYPE_CHECKING:
+    from nutshell.plan.recipe import Recipe
+
+DEMO = Path(__file__).parent / "demo.toml"
 
 
 def pretrain(arguments: list[str]) -> Any:
@@ -47,9 +52,17 @@ def _run(stages: tuple[str, ...], arguments: list[str], description: str | None)
     return {"run": str(run.folder), "stages": list(stages)}
 
 
+def demo(arguments: list[str]) -> Any:
+    """A chat model from an embedded schoolbook, in ten minutes and offline: speedrun by the demo's recipe."""
+    return _all_stages(read_recipe("demo", [str(DEMO), *arguments], demo.__doc__))
+
+
 def speedrun(arguments: list[str]) -> Any:
     """All stages, from raw text to a chat model."""
-    recipe = read_recipe("speedrun", arguments, speedrun.__doc__)
+    return _all_stages(read_recipe("speedrun", arguments, speedrun.__doc__))
+
+
+def _all_stages(recipe: Recipe) -> Any:
     from nutshell.train.pipeline import run_stages
 
     with open_runtime(recipe) as runtime:
