@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nutshell.data import importing, shuffle
-from nutshell.data.importing import html_text
+from nutshell.data.html import html_text
 from nutshell.data.near_duplicates import NearDuplicates, sequences
 from nutshell.data.shards import open_shards
 
@@ -120,6 +120,32 @@ def test_filters_count_what_they_leave_out(run_command, tmp_path):
     assert code == 0, err
     assert texts(tmp_path / "shards") == {"right length", "also right"}
     assert json.loads(out)["left_out"] == {"too short": 1, "too long": 1, "equal documents": 1}
+
+
+def test_texts_in_other_languages_are_left_out(run_command, tmp_path):
+    pytest.importorskip("py3langid", reason="py3langid is not installed")
+    said = {
+        "en": "The sky is blue because air scatters the short waves of light more than the long ones.",
+        "de": "Der Himmel ist blau, weil die Luft die kurzen Wellen des Lichts mehr streut als die langen.",
+        "fr": "Le ciel est bleu parce que l'air diffuse les ondes courtes de la lumière plus que les longues.",
+        "zh": "天空是蓝色的，因为空气对短波光的散射比对长波光的散射更强。",
+    }
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in said.values()))
+    code, out, err = run_command("data import rows.jsonl --language en zh --out shards --json")
+    assert code == 0, err
+    assert texts(tmp_path / "shards") == {said["en"], said["zh"]}
+    assert json.loads(out)["left_out"] == {"in language de": 1, "in language fr": 1}
+    code, _, err = run_command("data import rows.jsonl --language english --out other")
+    assert code == 2
+    assert "--language english is unknown; accepted: " in err
+
+
+def test_languages_without_py3langid_say_how_to_install_it(run_command, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "py3langid", None)
+    (tmp_path / "a.txt").write_text("text")
+    code, _, err = run_command("data import a.txt --language en --out shards")
+    assert (code, os.path.exists(tmp_path / "shards")) == (2, False)
+    assert "pip install 'nutshell-lm[language]'" in err
 
 
 def test_folders_named_for_validation_are_held_out(run_command, tmp_path):
@@ -248,6 +274,24 @@ def test_another_encoding(run_command, tmp_path):
         (tmp_path / name).write_bytes(text.encode("latin-1"))
     assert run_command("data import a.txt b.txt --encoding latin-1 --out shards")[0] == 0
     assert texts(tmp_path / "shards") == {"café au lait", "thé à la menthe"}
+
+
+@pytest.mark.parametrize("room", [0, 10, 20_000, 100_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(run_command, tmp_path, monkeypatch, room):
+    """No room for a larger file, at the start and in each pass: the system's own error, whoever writes."""
+    resource = pytest.importorskip("resource", reason="Windows has no limit for files")
+    monkeypatch.setattr(shuffle, "PART_CHARACTERS", 40_000)
+    rows = (np.random.default_rng(n).bytes(50).hex() for n in range(2500))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        code, _, err = run_command("data import rows.jsonl --out shards")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "shards: the disk is full; nothing was left behind" in err
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
 
 
 def test_html_text():

@@ -20,8 +20,8 @@ from typing import Any
 
 from nutshell.data.rows import file_rows
 from nutshell.data.sources import Source
-from nutshell.files import fsync, sha256, write_json
-from nutshell.hub import FULL_DISK, RemoteFile, check_space, fetch, is_offline, remote_files
+from nutshell.files import FULL_DISK, fsync, sha256, write_json
+from nutshell.hub import RemoteFile, check_space, fetch, is_offline, remote_files
 
 RECORD = ".source.json"
 PARTIAL = ".partial"

@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from nutshell.data.html import html_text
 from nutshell.data.near_duplicates import NearDuplicates
 from nutshell.data.rows import ROW_KINDS, TABLES, Bad, kind_of_error
 from nutshell.data.shards import read_manifest, refuse_filled, write_with
@@ -35,6 +35,7 @@ CODE = tuple(_CODE.split())
 KINDS = (*TEXT_KINDS, *PAGES, *TABLES, *PDF, *CODE)
 WHOLE = 1 << 20
 """Characters of the longest text file that stays one document; longer ones are cut at blank lines."""
+LANGUAGE_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Choice:
     max_chars: int = sys.maxsize
     near_duplicates: float = 0.0
     """Leave out texts that are so like an earlier one; 0 looks for equal ones only."""
+    languages: tuple[str, ...] = ()
+    """Codes of ISO 639; leave out texts in others, told by their first 1,000 characters. Empty: all."""
     skip_bad: bool = False
     """Leave out what cannot be read (a file from there on) in place of stopping."""
 
@@ -59,6 +62,8 @@ class Choice:
             raise ValueError(
                 f"--min-chars {self.min_chars} --max-chars {self.max_chars}; accepted: 1 or more, and not less than it."
             )
+        if unknown := sorted({*self.languages}.difference(known_languages())) if self.languages else []:
+            raise ValueError(f"--language {unknown[0]} is unknown; accepted: {', '.join(known_languages())}.")
         try:
             codecs.lookup(self.encoding or "utf-8")
         except LookupError:
@@ -157,7 +162,22 @@ def _why_not(text: str, choice: Choice, seen: NearDuplicates | None) -> str:
         return "too short"
     if len(text) > choice.max_chars:
         return "too long"
+    if choice.languages and (language := _langid().classify(text[:LANGUAGE_CHARACTERS])[0]) not in choice.languages:
+        return f"in language {language}"
     return "near duplicates" if seen and not seen.is_new(text) else ""
+
+
+def known_languages() -> list[str]:
+    """Codes that `Choice.languages` may have. ValueError where py3langid is not installed."""
+    return sorted({language for language, _ in _langid().rank("")})
+
+
+def _langid() -> Any:
+    try:
+        import py3langid
+    except ImportError:
+        raise ValueError("--language needs py3langid. Install it: pip install 'nutshell-lm[language]'") from None
+    return py3langid
 
 
 # ---- the kinds -----------------------------------------------------------------------------------------------------
@@ -206,52 +226,3 @@ def _pdf_text(file: Path) -> str:
         return "\n\n".join(page.extract_text() for page in pages)
     except Exception as error:  # a broken PDF breaks pypdf in many ways
         raise ValueError(f"{shown(file)} cannot be read as PDF ({type(error).__name__}: {error})") from error
-
-
-class _Page(HTMLParser):
-    """Collects what a reader of the page sees: no scripts, a line break where a block begins or ends."""
-
-    HIDDEN = ("script", "style", "noscript", "template", "svg", "head")
-    PARAGRAPHS = ("p", "h1", "h2", "h3", "h4", "pre", "blockquote", "table")
-    LINES = re.compile("address|article|aside|br|d[dlt]|div|fig.*|foot.*|form|h[56r]|header|li|main|nav|ol|section|tr|ul")
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self.hidden: list[str] = []
-        self.preformatted = 0
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag in self.HIDDEN:
-            self.hidden.append(tag)
-        if tag == "body":  # of a head that was never closed
-            self.hidden.clear()
-        self.preformatted += tag == "pre"
-        self._break(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self.hidden:
-            del self.hidden[self.hidden.index(tag) :]
-        self.preformatted -= tag == "pre" and self.preformatted > 0
-        self._break(tag)
-
-    def _break(self, tag: str) -> None:
-        if tag in self.PARAGRAPHS:
-            self.parts.append("\n\n")
-        elif self.LINES.fullmatch(tag):
-            self.parts.append("\n")
-        elif tag in ("td", "th"):
-            self.parts.append(" ")
-
-    def handle_data(self, data: str) -> None:
-        if not self.hidden:
-            self.parts.append(data if self.preformatted else re.sub(r"\s+", " ", data))
-
-
-def html_text(page: str) -> str:
-    """The text of an HTML page, blocks on lines of their own."""
-    parser = _Page()
-    parser.feed(page)
-    parser.close()
-    text = re.sub(r" *\n *", "\n", "".join(parser.parts)) if "<pre" not in page.lower() else "".join(parser.parts)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
