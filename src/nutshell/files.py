@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 COMPRESSED = {".gz": ("gzip", "gzip -dc"), ".bz2": ("bz2", "bzip2 -dc"), ".zst": ("zstd", "zstd -dc")}
 """Suffixes that are unpacked while reading: Arrow's name of the codec, and the command that does the same."""
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a write for which there is no room."""
 
 
 def fsync(path: Path) -> None:
@@ -169,6 +175,30 @@ def _read(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
         raise ValueError(f"{shown(path)} cannot be unpacked ({error}): it is damaged, incomplete or not {codec}") from error
 
 
+def text_blocks(file: Path, encoding: str = "utf-8") -> Iterator[str]:
+    """The text of a file in blocks, line ends made ``\\n``, a byte order mark left out. ValueError for bytes that are none."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    position, block = 0, b""
+    for block in read_blocks(file):
+        if encoding == "utf-8" and (at := block.find(0)) >= 0:
+            raise not_utf8(file, position + at, block, at)
+        held = decoder.getstate()[0]
+        try:
+            text = decoder.decode(block)
+        except UnicodeError as error:  # of UTF-16 without a mark it is no UnicodeDecodeError
+            if encoding == "utf-8" and isinstance(error, UnicodeDecodeError):
+                raise not_utf8(file, position - len(held) + error.start, held + block, error.start) from None
+            raise ValueError(f"{shown(file)} is not {encoding} text ({str(error)[:200]})") from None
+        yield newlines.decode(text.removeprefix("\ufeff") if position == 0 else text)
+        position += len(block)
+    if (held := decoder.getstate()[0]) and encoding != "utf-8":
+        raise ValueError(f"{shown(file)} is not {encoding} text: it ends inside a character")
+    if held:
+        raise not_utf8(file, position - len(held), held, 0)
+    yield newlines.decode("", final=True)
+
+
 def json_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None) -> Iterator[tuple[str, Any]]:
     """Each value of a file of JSON lines, and of a .json file each item of its list, with its place for messages.
 
@@ -200,15 +230,16 @@ def json_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None
         position += len(line)
 
 
-def csv_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each row of a table with a head as {column: cell}; cells are parted by the one of , ; and tab that the head has most of.
-
-    A row with more or fewer cells than the head raises ValueError, or is handed to `bad`. The file is held in memory.
-    """
-    text = _decoded(path, b"".join(read_blocks(path)), 0)
-    head = text.partition("\n")[0]
+def csv_rows(
+    path: Path, bad: Callable[[str, ValueError], object] | None = None, encoding: str = "utf-8"
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row of a table with a head as {column: cell}. Cells of a .tsv are parted by tabs, else by the one of , ; and tab that
+    the head has most of. A row with more or fewer cells than the head raises ValueError, or is handed to `bad`."""
     csv.field_size_limit(1 << 30)  # the default refuses cells of more than 131,072 characters
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+    lines = lines_of(text_blocks(path, encoding))
+    head = next(lines, "")
+    delimiter = "\t" if kind_of(path) == ".tsv" else max(",;\t", key=head.count)
+    reader = csv.reader(itertools.chain([head], lines), delimiter=delimiter)
     columns = next(reader, [])
     for cells in reader:
         place = f"{shown(path)}, line {reader.line_num}"
@@ -219,6 +250,15 @@ def csv_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None)
             if bad is None:
                 raise error
             bad(place, error)
+
+
+def lines_of(blocks: Iterable[str]) -> Iterator[str]:
+    rest = ""
+    for block in blocks:
+        *lines, rest = (rest + block).split("\n")
+        yield from (f"{line}\n" for line in lines)
+    if rest:
+        yield rest
 
 
 class _Several(ValueError):

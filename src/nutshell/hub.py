@@ -7,7 +7,6 @@ progress bar for all files, and errors of one line.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import shutil
 import sys
@@ -20,14 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nutshell.files import sha256
+from nutshell.files import FULL_DISK, sha256
 
 WORKERS = 8
 ATTEMPTS = 4
 """Of a request that the server or the network refused for a moment; pauses of 1, 2 and 4 s between them."""
 PATHS_PER_REQUEST = 500
 AGAIN = "What has arrived is kept: run it again later. HF_ENDPOINT names a mirror, HTTPS_PROXY a proxy."
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 SPARE_BYTES = 64 << 20
 """Stays free on the disk."""
 

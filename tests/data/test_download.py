@@ -155,6 +155,21 @@ def test_a_disk_that_fills_up(server, run_command, monkeypatch, tmp_path):
     assert os.listdir(mine.parent) == ["notes.md"]
 
 
+def test_a_disk_that_fills_up_while_a_file_arrives(server, run_command, tmp_path):
+    """Room for the small file, not for the other: the system's own error inside huggingface_hub."""
+    resource = pytest.importorskip("resource", reason="Windows has no limit for files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        code, _, err = run_command("data download climbmix -n 1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2
+    assert "the disk is full. Make room" in err
+    assert {path.name for path in (tmp_path / "data/climbmix").glob("*")} <= {".source.json", "val-00000.parquet"}
+    assert run_command("data download climbmix -n 1")[0] == 0
+
+
 def test_a_download_that_was_killed_goes_on(server, run_command, tmp_path):
     """Killed between the record and the file's appearance, with half files beside it: the narrowest place."""
     code = """if True:

@@ -201,13 +201,13 @@ def test_f38_bytes_that_are_not_utf8_in_parquet_are_named_by_every_reader_and_sk
     """F38 (9): a bare codec message, and a run that never ended with --damaged-shards skip."""
     invalid(tmp_path / "train-0.parquet", kind)
     for read in (lambda p: list(read_documents(p)), lambda p: Tokenizer.train(p, 300)):
-        with pytest.raises(ValueError, match=r"train-0\.parquet, row 350 is not UTF-8: byte 0xe9 at 3"):
+        with pytest.raises(ValueError, match=r"train-0\.parquet, row 351 is not UTF-8: byte 0xe9 at 3"):
             read(tmp_path / "train-0.parquet")
     with pytest.raises(ValueError, match="row group 3 cannot be read"):
         open_shards(tmp_path).read("train", 3)
     shards = open_shards(tmp_path, on_error="skip")
     assert [len(shards.read("train", block)) for block in range(4)] == [100, 100, 100, 0]
-    assert "row 50 is not UTF-8" in shards.problems[0]
+    assert "row 51 is not UTF-8" in shards.problems[0]
 
 
 def test_f38_half_a_surrogate_is_the_same_for_every_reader(tmp_path):

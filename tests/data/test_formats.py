@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nutshell.data.conversations import find_conversations, kind_of_error, read_conversations
+from nutshell.data.conversations import find_conversations, read_conversations
 from nutshell.data.formats import PAIRS, tell_format
+from nutshell.data.rows import kind_of_error
 from nutshell.tokenizer import parse_messages
 
 USER, REPLY, SYSTEM = "Why is\nthe sky blue?", 'Air "scatters" blue; light.', "Be brief."
@@ -122,7 +123,7 @@ def test_a_first_row_that_is_broken_does_not_decide(tmp_path):
 
 @given(st.text(max_size=200))
 def test_kinds_of_errors_have_no_numbers(error):
-    assert not any(character.isdecimal() and character.isascii() for character in kind_of_error(error))
+    assert not any(character.isdecimal() and character.isascii() for character in kind_of_error("", ValueError(error)))
 
 
 JSON = st.recursive(

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nutshell.data.importing import html_text
+from nutshell.data import importing, shuffle
+from nutshell.data.html import html_text
 from nutshell.data.near_duplicates import NearDuplicates, sequences
 from nutshell.data.shards import open_shards
 
@@ -121,6 +122,32 @@ def test_filters_count_what_they_leave_out(run_command, tmp_path):
     assert json.loads(out)["left_out"] == {"too short": 1, "too long": 1, "equal documents": 1}
 
 
+def test_texts_in_other_languages_are_left_out(run_command, tmp_path):
+    pytest.importorskip("py3langid", reason="py3langid is not installed")
+    said = {
+        "en": "The sky is blue because air scatters the short waves of light more than the long ones.",
+        "de": "Der Himmel ist blau, weil die Luft die kurzen Wellen des Lichts mehr streut als die langen.",
+        "fr": "Le ciel est bleu parce que l'air diffuse les ondes courtes de la lumière plus que les longues.",
+        "zh": "天空是蓝色的，因为空气对短波光的散射比对长波光的散射更强。",
+    }
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in said.values()))
+    code, out, err = run_command("data import rows.jsonl --language en zh --out shards --json")
+    assert code == 0, err
+    assert texts(tmp_path / "shards") == {said["en"], said["zh"]}
+    assert json.loads(out)["left_out"] == {"in language de": 1, "in language fr": 1}
+    code, _, err = run_command("data import rows.jsonl --language english --out other")
+    assert code == 2
+    assert "--language english is unknown; accepted: " in err
+
+
+def test_languages_without_py3langid_say_how_to_install_it(run_command, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "py3langid", None)
+    (tmp_path / "a.txt").write_text("text")
+    code, _, err = run_command("data import a.txt --language en --out shards")
+    assert (code, os.path.exists(tmp_path / "shards")) == (2, False)
+    assert "pip install 'nutshell-lm[language]'" in err
+
+
 def test_folders_named_for_validation_are_held_out(run_command, tmp_path):
     for split in ("train", "validation"):
         (tmp_path / "text" / split).mkdir(parents=True)
@@ -138,7 +165,13 @@ def test_folders_named_for_validation_are_held_out(run_command, tmp_path):
         ({"a.txt": b"ab\x00"}, "a.txt --encoding utf-16", "a.txt is not utf-16 text"),
         ({"a.csv": b"x,y\n1,2\n"}, "a.csv", "no column 'text'; found x, y"),
         ({"a.csv": b"x,y\n1,2\n"}, "a.csv --column z", "no column 'z'; found x, y"),
-        ({"a.html": b"<p> "}, "a.html", "no document to write"),
+        ({"a.html": b"<p> "}, "a.html", "no document is left of these files: 1 empty"),
+        ({"a.txt": b"short"}, "a.txt --min-chars 9", "no document is left of these files: 1 too short"),
+        ({"a.csv": b"text\n1,2\n"}, "a.csv", "a.csv, line 2: 2 cells where the head has 1 columns. Mend it, or leave out"),
+        ({"a.csv": b"text\n1,2\n"}, "a.csv --skip-bad", "1 N cells where the head has N columns; a.csv, line 2: 2 cells"),
+        ({"a.jsonl": b'{"text": 1}'}, "a.jsonl", "a.jsonl, line 1: column 'text' holds a int, not a string. Mend it"),
+        ({"a.parquet": b"PAR1"}, "a.parquet", "a.parquet cannot be read as Parquet"),
+        ({"a.txt.gz": b"\x1f\x8b"}, "a.txt.gz", "a.txt.gz cannot be unpacked"),
         ({"a.exe": b"MZ"}, "a.exe", "has suffix '.exe'; accepted are .txt"),
         ({}, "nowhere", "nowhere does not exist"),
         ({"a.txt": b"x"}, "a.txt --encoding klingon", "--encoding klingon is unknown"),
@@ -155,13 +188,85 @@ def test_bad_input_is_one_line_and_writes_nothing(run_command, tmp_path, files, 
     assert sorted(os.listdir(tmp_path)) == sorted(files)
 
 
-def test_skip_bad_leaves_out_what_cannot_be_read(run_command, tmp_path):
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text/a.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "text/b.txt").write_text("good one, and long enough to be cut in two")
-    code, out, err = run_command("data import text --skip-bad --out shards")
+def test_skip_bad_counts_what_is_bad_and_names_the_first(run_command, tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    files = {
+        "a.txt": "good one, and long enough to be cut in two",
+        "b.jsonl": '{"text": "before"}\nbroken\n{"text": 1}\n[2]\n{"text": "after"}\n{"said": "x"}\nbroken too\n',
+        "c.csv": "id,text\n1,row\n2\n3,more,cells\n4,another row\n",
+        "d.html": b"caf\xe9",
+        "e.parquet": b"PAR1",
+        "f.jsonl.gz": gzip.compress(b'{"text": "whole"}\n' * 9)[:-9],
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, out, err = run_command("data import text --skip-bad --out shards --json")
     assert code == 0, err
-    assert "1 unreadable .txt files" in out
+    facts = json.loads(out)
+    assert facts["bad"] == {
+        "not JSON": 2, "column ... holds a int, not a string": 1, "a list where an object with the column ... is expected": 1,
+        "no column ...": 1, "N cells where the head has N columns": 2, "unreadable .html files": 1,
+        "unreadable .parquet files": 1, "unreadable .jsonl files": 1,
+    }  # fmt: skip
+    assert facts["first_bad"].startswith("text/b.jsonl, line 2: not JSON")
+    assert {"before", "after", "row", "another row"} < texts(tmp_path / "shards")
+    assert "10 " not in err.partition("bad  ")[2].splitlines()[0]
+    assert "the first: text/b.jsonl, line 2: not JSON" in err
+
+
+COLUMNS = {
+    "string": pyarrow.string(), "large": pyarrow.large_string(), "view": pyarrow.string_view(), "binary": pyarrow.binary(),
+    "dictionary": pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), "large-binary": pyarrow.large_binary(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_columns_of_parquet(run_command, tmp_path, kind):
+    said = ["ein Wort über", "天空", None, "", "a row"]
+    column = pyarrow.array(said).dictionary_encode() if kind == "dictionary" else pyarrow.array(said).cast(COLUMNS[kind])
+    pyarrow.parquet.write_table(pyarrow.table({"id": range(5), "said": column}), tmp_path / "a.parquet")
+    code, _, err = run_command("data import a.parquet --column said --out shards")
+    assert code == 0, err
+    assert texts(tmp_path / "shards") == {"ein Wort über", "天空", "a row"}
+
+
+@pytest.mark.parametrize("pack", ["", ".gz", ".zst", ".bz2"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "cp1252"])
+def test_tables_in_any_encoding_packed(run_command, tmp_path, pack, encoding):
+    codec = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}.get(pack)
+    with pyarrow.output_stream(str(tmp_path / f"a.csv{pack}"), compression=codec) as file:
+        file.write('id;text\r\n1;"für; alle"\r\n2;"two\r\nlines"\r\n'.encode(encoding))
+    code, _, err = run_command(f"data import a.csv{pack} --out shards" + " --encoding cp1252" * (encoding == "cp1252"))
+    assert code == 0, err
+    assert texts(tmp_path / "shards") == {"für; alle", "two\nlines"}
+
+
+def test_an_import_goes_on_after_an_interruption(run_command, tmp_path, monkeypatch):
+    (tmp_path / "notes").mkdir()
+    for n in range(6):
+        (tmp_path / "notes" / f"{n}.txt").write_text(f"note {n}\ndown to the end {n}\nand more\n")
+        (tmp_path / "notes" / f"{n}.csv").write_text(f"text\ncell {n}\n" + "bad,row\n" * n)
+    code, whole, err = run_command("data import notes --lines --skip-bad --out whole --json")
+    assert code == 0, err
+    monkeypatch.setattr(shuffle, "INPUT_BYTES", 0)
+    real, reads = importing.read_any, []
+
+    def interrupted(file, *arguments):
+        reads.append(file.name)
+        if len(reads) == 5:
+            raise KeyboardInterrupt
+        return real(file, *arguments)
+
+    monkeypatch.setattr(importing, "read_any", interrupted)
+    line = "data import notes --lines --skip-bad --out shards --json"
+    assert run_command(line)[0] == 130
+    code, out, err = run_command(line)
+    assert code == 0, err
+    assert len(reads) == 5 + 8
+    assert json.loads(out) == json.loads(whole) | {"folder": "shards"}
+    assert json.loads(out)["bad"] == {"N cells where the head has N columns": 15}
+    assert texts(tmp_path / "shards") == texts(tmp_path / "whole")
 
 
 def test_another_encoding(run_command, tmp_path):
@@ -169,6 +274,24 @@ def test_another_encoding(run_command, tmp_path):
         (tmp_path / name).write_bytes(text.encode("latin-1"))
     assert run_command("data import a.txt b.txt --encoding latin-1 --out shards")[0] == 0
     assert texts(tmp_path / "shards") == {"café au lait", "thé à la menthe"}
+
+
+@pytest.mark.parametrize("room", [0, 10, 20_000, 100_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(run_command, tmp_path, monkeypatch, room):
+    """No room for a larger file, at the start and in each pass: the system's own error, whoever writes."""
+    resource = pytest.importorskip("resource", reason="Windows has no limit for files")
+    monkeypatch.setattr(shuffle, "PART_CHARACTERS", 40_000)
+    rows = (np.random.default_rng(n).bytes(50).hex() for n in range(2500))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        code, _, err = run_command("data import rows.jsonl --out shards")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "shards: the disk is full; nothing was left behind" in err
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
 
 
 def test_html_text():

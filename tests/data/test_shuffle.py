@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter, defaultdict
 
 import pytest
 from hypothesis import assume, given, settings
@@ -26,6 +27,10 @@ def write(folder, documents, files=1):
     return sorted(folder.glob("*.jsonl"))
 
 
+def notes():
+    return defaultdict(Counter)
+
+
 def read(folder, split):
     shards = open_shards(folder)
     return [text for block in range(shards.blocks(split)) for text in shards.read(split, block)]
@@ -40,7 +45,7 @@ def test_every_document_is_written_once_in_an_order_of_its_own(tmp_path_factory,
     assume(len(set(documents)) > 4)
     layout = Layout(val_fraction=0.2, rows_per_group=4, shard_characters=40)
     inputs = write(base / "in", documents, files)
-    facts = shuffle_files(inputs, [], base / "out", layout, set(), buckets)
+    facts = shuffle_files(inputs, [], base / "out", layout, notes(), buckets)
     train, val = read(base / "out", "train"), read(base / "out", "val")
     assert sum(map(len, train + val)) <= sum(map(len, set(documents)))  # spaces at the cut are lost
     assert len(set(documents) - set(train + val)) <= 1  # the document that is cut
@@ -49,7 +54,7 @@ def test_every_document_is_written_once_in_an_order_of_its_own(tmp_path_factory,
     assert val
     shuffled = list(documents)
     order.shuffle(shuffled)
-    again = shuffle_files(write(base / "in2", shuffled, 2), [], base / "out2", layout, set(), buckets)
+    again = shuffle_files(write(base / "in2", shuffled, 2), [], base / "out2", layout, notes(), buckets)
     assert (read(base / "out2", "train"), read(base / "out2", "val")) == (train, val)
     assert again["documents"] == facts["documents"]
 
@@ -58,7 +63,7 @@ def test_it_is_a_shuffle_of_everything(tmp_path):
     """F3: a folder of English before one of Chinese, each larger than a shard."""
     layout = Layout(shard_characters=2000, rows_per_group=40)
     inputs = write(tmp_path / "in", [f"english {n:04d}" for n in range(600)] + [f"汉语 {n:04d}" for n in range(600)])
-    shuffle_files(inputs, [], tmp_path / "out", layout, set(), 3)
+    shuffle_files(inputs, [], tmp_path / "out", layout, notes(), 3)
     shards = open_shards(tmp_path / "out")
     for block in range(shards.blocks("train") - 1):
         texts = shards.read("train", block)
@@ -68,16 +73,17 @@ def test_it_is_a_shuffle_of_everything(tmp_path):
 def test_named_validation_files_are_all_of_it_and_never_trained_on(tmp_path):
     train = write(tmp_path / "train", [f"document {n}" for n in range(100)])
     val = write(tmp_path / "val", ["document 3", "document 50", "another", "another"])
-    facts = shuffle_files(train, val, tmp_path / "out", Layout(), set(), 4)
+    facts = shuffle_files(train, val, tmp_path / "out", Layout(), notes(), 4)
     assert sorted(read(tmp_path / "out", "val")) == ["another", "document 3", "document 50"]
     assert facts["documents"] == {"train": 98, "val": 3}
     assert facts["duplicates_dropped"] == 3
 
 
 def test_several_processes_do_the_same_and_name_what_is_wrong(tmp_path, monkeypatch):
-    write(tmp_path / "in", [f"document {n} of this text" for n in range(3000)], files=3)
+    write(tmp_path / "in", [f"document {n} of this text" for n in range(3000)], files=3)  # one input
     alone = prepare_shards(tmp_path / "in", tmp_path / "alone")
     monkeypatch.setattr(shuffle, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(shuffle, "INPUT_BYTES", 0)
     monkeypatch.setattr(shuffle, "BUCKET_BYTES", 20_000)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     several = prepare_shards(tmp_path / "in", tmp_path / "several")
@@ -91,11 +97,13 @@ def test_several_processes_do_the_same_and_name_what_is_wrong(tmp_path, monkeypa
 SCRIPT = """
 import sys, time
 from nutshell.data import shards, shuffle
-real = shuffle.read_file
-def slow(file, columns):
-    time.sleep(0.3)
-    yield from real(file, columns)
-shuffle.read_file = slow
+real, shuffle.INPUT_BYTES = shuffle.scatter, 0
+def slow(documents, *arguments):
+    def late():
+        time.sleep(0.3)
+        yield from documents
+    return real(late(), *arguments)
+shuffle.scatter = slow
 shards.prepare_shards(sys.argv[1], sys.argv[2])
 """
 
@@ -112,14 +120,18 @@ def test_it_goes_on_after_kill_9(tmp_path):
     process.wait()
     assert 0 < len(finished) < 6
     seen = []
-    real = shuffle.read_file
+    real = shuffle.scatter
 
-    def watched(file, columns):
-        seen.append(file.name)
-        yield from real(file, columns)
+    def watched(documents, parts, name, *arguments):
+        def noticed():
+            seen.append(name)
+            yield from documents
+
+        return real(noticed(), parts, name, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle, "read_file", watched)
+        patch.setattr(shuffle, "INPUT_BYTES", 0)
+        patch.setattr(shuffle, "scatter", watched)
         killed = prepare_shards(tmp_path / "in", tmp_path / "killed")
     assert 0 < len(seen) < 6 + 1 - len(finished)
     assert (killed / "manifest.json").read_text() == (whole / "manifest.json").read_text()

@@ -18,12 +18,15 @@ def test_bytes_of_a_token_are_those_of_the_tensors(model):
     assert describe_cache(model, 10_000) == "10,000 tokens of 384 bytes, 4 MiB"
 
 
-def test_a_cache_is_bounded_by_its_limit_by_half_of_free_memory_and_by_what_can_be_used(model, monkeypatch):
+def test_a_cache_is_bounded_by_its_limit_by_a_share_of_free_memory_and_by_what_can_be_used(model, monkeypatch):
     block = 16 * bytes_per_token(model.config, torch.float32)
     assert cache_blocks(model, 64, 8, 10 * block + 5) == (10, 10 * block)
     assert cache_blocks(model, 64, 2, 10**9) == (8, 8 * block)  # two contexts of four blocks
-    monkeypatch.setattr(cache_memory, "free_memory", lambda device: 14 * block)
-    assert cache_blocks(model, 64, 8, None)[0] == 7
+    monkeypatch.setattr(cache_memory, "free_memory", lambda device: 28 * block)
+    assert cache_blocks(model, 64, 8, None) == (7, 7 * block)  # a quarter
+    assert cache_blocks(model, 64, 1, None) == (4, 4 * block)  # all that can be used
+    monkeypatch.setattr(cache_memory, "free_memory", lambda device: 9 * block)
+    assert cache_blocks(model, 64, 8, None) == (4, 4 * block)  # one whole context, within half
     monkeypatch.setattr(cache_memory, "free_memory", lambda device: 7 * block)
     with pytest.raises(MemoryError, match="no memory for the KV cache: one reply of 64 tokens needs"):
         cache_blocks(model, 64, 8, None)

@@ -133,3 +133,53 @@ def test_a_model_folder_offers_itself_alone(run):
     (one,) = offers(run / "sft" / "step-000003")
     assert (one.id, one.stage, one.step) == ("run", "sft", 3)
     assert offers(run / "sft")[0].id == "run"
+
+
+def test_a_model_whose_folder_is_damaged_replaced_or_gone_while_it_is_served(client, ask, run, make_model, tok, monkeypatch):
+    """Siblings of F21: one broken config made every answer a 500 under a well /health, a deleted folder took the model in memory
+    with it, and another model in the same folder was announced while the old one answered."""
+    monkeypatch.setattr("nutshell.serve.models.FRESH_SECONDS", 0.0)
+
+    def answer(**fields):
+        response = ask(client, temperature=0, max_tokens=8, **fields)
+        assert response.status_code == 200, response.text
+        return response.json()["choices"][0]["message"]["content"]
+
+    config = run / "midtrain" / "step-000005" / "config.json"
+    whole, other = config.read_text(), answer(model="run/sft/step-000003")
+    newest = run / "sft" / "step-000007"
+    try:
+        for broken in ("{broken", "[]"):
+            config.write_text(broken)
+            assert ids(client) == NAMES
+            said = answer()
+        assert said != other
+        newest.rename(run / "away")  # the same name, other weights
+        (run / "sft" / "step-000003").rename(newest)
+        assert answer() == other
+        newest.rename(run / "sft" / "step-000003")
+        run.rename(run.with_name("gone"))
+        assert answer() == other
+        assert client.get("/health").status_code == 200
+    finally:
+        if run.with_name("gone").exists():
+            run.with_name("gone").rename(run)
+        config.write_text(whole)
+        if (run / "away").exists():
+            (run / "away").rename(newest)
+
+
+def test_a_default_that_cannot_be_loaded_is_a_failed_server(client, ask, run, make_model, tok, monkeypatch):
+    """A sibling of F21: a damaged newest step made every answer a 500, and /health said ok."""
+    monkeypatch.setattr("nutshell.serve.models.FRESH_SECONDS", 0.0)
+    new = save_model_folder(run / "rl" / "step-000001", make_model(64), tok, meta={"stage": "rl", "step": 1})
+    try:
+        (new / "model.safetensors").write_bytes(b"")
+        assert ask(client).status_code == 500
+        health = client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "failed")
+        assert "cannot be loaded" in health.json()["reason"]
+    finally:
+        (new / "manifest.json").unlink()
+    assert ask(client, max_tokens=1).status_code == 200
+    assert client.get("/health").status_code == 200

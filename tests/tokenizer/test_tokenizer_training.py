@@ -69,7 +69,7 @@ def test_parquet_that_holds_no_text(tmp_path):
     rows = pyarrow.array([b"fine"] * 1500 + [b"not \xff fine"], pyarrow.binary())
     broken = pyarrow.Array.from_buffers(pyarrow.string(), len(rows), rows.buffers())
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), path)
-    with pytest.raises(ValueError, match=r"bad\.parquet, row 1500 is not UTF-8: byte 0xff at 4"):
+    with pytest.raises(ValueError, match=r"bad\.parquet, row 1501 is not UTF-8: byte 0xff at 4"):
         Tokenizer.train(path, vocab_size=300)
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
     with pytest.raises(ValueError, match=r"bad\.parquet: column 'text' is of type int64; a column of strings is needed"):

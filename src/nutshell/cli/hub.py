@@ -74,6 +74,7 @@ def import_data(arguments: list[str]) -> Any:
         min_chars={"type": int, "default": 1, "help": "leave out shorter documents"},
         max_chars={"type": int, "help": "leave out longer documents"},
         near_duplicates={"type": float, "default": 0.0, "metavar": "X", "help": "leave out what is as like an earlier one: 0.8"},
+        language={"nargs": "+", "default": [], "help": "leave out documents in other languages: en de"},
         skip_bad={"action": "store_true", "help": "leave out what cannot be read in place of stopping"},
         val_fraction={"type": float, "default": 0.01, "help": "part of the text that is held out for validation"},
         seed={"type": int, "default": 0, "help": "of the order"},
@@ -81,7 +82,8 @@ def import_data(arguments: list[str]) -> Any:
     from nutshell.data.importing import Choice, import_files
 
     names = ("column", "encoding", "lines", "min_chars", "max_chars", "near_duplicates", "skip_bad")
-    choice = Choice(**{name: getattr(options, name) for name in names if getattr(options, name) is not None})
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    choice = Choice(**given, languages=tuple(options.language))
     out = Path(options.out)
     facts = import_files(options.paths, out, choice, note=print, val_fraction=options.val_fraction, seed=options.seed)
     print(f"train on it: nutshell speedrun --data {shlex.quote(options.out)}")

@@ -1,20 +1,18 @@
-"""The one reader of conversations, for midtraining and fine-tuning: every format of formats.py, every container of files.py."""
+"""The one reader of conversations, for midtraining and fine-tuning: every format of formats.py, every container of rows.py."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from nutshell.data.formats import FIRST_ROWS, accepted_columns, tell_format
-from nutshell.data.text import find_files, names_of, open_parquet
-from nutshell.files import csv_rows, json_rows, kind_of, shown
+from nutshell.data.rows import ROW_KINDS, file_rows, kind_of_error
+from nutshell.data.text import find_files, names_of
 
-CONVERSATION_KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 Example = dict[str, Any]
 """{"messages": [...]} or, of a bare text, {"text": "..."}."""
 
@@ -61,7 +59,7 @@ def find_conversations(paths: Path | str | Iterable[Path | str], *, check: Calla
     ``check`` gets each list of messages, raises ValueError about roles and their order, and may return the messages to keep.
     Raises ValueError where a file has none of the formats, cannot be read at all, or where there is no row.
     """
-    files = find_files(paths, CONVERSATION_KINDS, _is_conversation).train
+    files = find_files(paths, ROW_KINDS, _is_conversation).train
     found = Found()
     for file in files:
         _read(file, found, check)
@@ -79,7 +77,7 @@ def _is_conversation(row: Any) -> bool:
 def _read(file: Path, found: Found, check: Callable[[Any], Any] | None) -> None:
     def bad(place: str, error: ValueError) -> None:
         found.first_bad = found.first_bad or f"{place}: {str(error).removeprefix(f'{place}: ')}"
-        found.bad[kind_of_error(str(error).removeprefix(f"{place}: "))] += 1
+        found.bad[kind_of_error(place, error)] += 1
 
     rows = file_rows(file, bad)
     first = list(islice(rows, FIRST_ROWS))
@@ -100,37 +98,3 @@ def _read(file: Path, found: Found, check: Callable[[Any], Any] | None) -> None:
             found.formats[form.name] += 1
         except ValueError as error:
             bad(place, error)
-
-
-def file_rows(file: Path, bad: Callable[[str, ValueError], object] | None = None) -> Iterator[tuple[str, Any]]:
-    """(place for messages, row) of a file. Rows that cannot be parsed go to `bad`; without it they raise ValueError."""
-    if kind_of(file) == ".parquet":
-        return _parquet_rows(file)
-    return csv_rows(file, bad) if kind_of(file) in (".csv", ".tsv") else json_rows(file, bad)
-
-
-def kind_of_error(error: str) -> str:
-    """What errors of one kind have in common: their first clause without numbers, quotations and what is in brackets.
-
-    >>> kind_of_error("message 3 (user) is empty; write something")
-    'message N is empty'
-    """
-    clause = re.split(r"[;:]", re.sub(r" \(.*\)", "", error))[0]
-    return re.sub(r"\d+", "N", re.sub(r"(['\"]).*?\1", "...", clause))[:80]
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    with open_parquet(file) as parquet:
-        number = 0
-        for batch in parquet.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{shown(file)}, row {number}", {name: _without_nulls(value) for name, value in row.items()}
-
-
-def _without_nulls(value: Any) -> Any:
-    """All objects of a Parquet column have the same fields; those that one did not have are null. An assistant's null content
-    beside its tool calls goes too, which means the same."""
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return {key: _without_nulls(item) for key, item in value.items() if item is not None} if isinstance(value, dict) else value

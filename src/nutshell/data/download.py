@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nutshell.data.rows import file_rows
 from nutshell.data.sources import Source
-from nutshell.data.text import open_parquet
-from nutshell.files import fsync, sha256, write_json
-from nutshell.hub import FULL_DISK, RemoteFile, check_space, fetch, is_offline, remote_files
+from nutshell.files import FULL_DISK, fsync, sha256, write_json
+from nutshell.hub import RemoteFile, check_space, fetch, is_offline, remote_files
 
 RECORD = ".source.json"
 PARTIAL = ".partial"
@@ -114,9 +114,8 @@ def _is_there(file: Path, record: dict[str, Any]) -> bool:
 def _to_json_lines(file: Path) -> Path:
     """A Parquet file rewritten as JSON lines beside it, which take its place."""
     lines = file.with_suffix(".jsonl")
-    with open_parquet(file) as parquet, lines.open("w", encoding="utf-8", newline="\n") as out:
-        for batch in parquet.iter_batches(batch_size=1024):
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
+    with lines.open("w", encoding="utf-8", newline="\n") as out:
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for _, row in file_rows(file))
     file.unlink()
     return lines
 

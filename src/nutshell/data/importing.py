@@ -1,32 +1,32 @@
 """Anybody's files into shards to train on: text, pages, tables, code, PDF, packed or not.
 
-Each file is read by its kind, what does not fit is left out and counted, and `shards.write_shards` shuffles, drops exact
-duplicates and divides. Rows and plain text are read by text.py, as in training.
+Each file is read by its kind, what does not fit is left out and counted, and shuffle.py shuffles, drops exact duplicates and
+divides. Rows and plain text are read by text.py, as in training.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
 import io
 import re
 import shutil
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from html.parser import HTMLParser
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nutshell.data.html import html_text
 from nutshell.data.near_duplicates import NearDuplicates
-from nutshell.data.shards import read_manifest, write_shards
-from nutshell.data.shuffle import count_buckets
-from nutshell.data.text import TEXT_KINDS, find_column, find_files, read_file, row_documents, split_text, text_blocks
-from nutshell.files import kind_of, read_blocks, shown
+from nutshell.data.rows import ROW_KINDS, TABLES, Bad, kind_of_error
+from nutshell.data.shards import read_manifest, refuse_filled, write_with
+from nutshell.data.shuffle import Layout, shuffle_files
+from nutshell.data.text import TEXT_KINDS, Notes, find_column, find_files, read_file, split_text
+from nutshell.files import kind_of, lines_of, read_blocks, shown, text_blocks
 
-PAGES, TABLES, PDF = (".html", ".htm", ".xhtml"), (".csv", ".tsv"), (".pdf",)
+PAGES, PDF = (".html", ".htm", ".xhtml"), (".pdf",)
 _CODE = (
     ".py .pyi .rs .c .h .cc .cpp .cxx .hpp .cu .cuh .java .kt .scala .go .js .jsx .ts .tsx .rb .php .cs .fs .swift .m .r .jl "
     ".lua .pl .hs .ml .ex .exs .erl .clj .lisp .el .zig .nim .d .dart .sh .sql .css .scss .toml .yaml .yml .ini .tex .rst .org"
@@ -35,6 +35,7 @@ CODE = tuple(_CODE.split())
 KINDS = (*TEXT_KINDS, *PAGES, *TABLES, *PDF, *CODE)
 WHOLE = 1 << 20
 """Characters of the longest text file that stays one document; longer ones are cut at blank lines."""
+LANGUAGE_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Choice:
     max_chars: int = sys.maxsize
     near_duplicates: float = 0.0
     """Leave out texts that are so like an earlier one; 0 looks for equal ones only."""
+    languages: tuple[str, ...] = ()
+    """Codes of ISO 639; leave out texts in others, told by their first 1,000 characters. Empty: all."""
     skip_bad: bool = False
     """Leave out what cannot be read (a file from there on) in place of stopping."""
 
@@ -59,6 +62,8 @@ class Choice:
             raise ValueError(
                 f"--min-chars {self.min_chars} --max-chars {self.max_chars}; accepted: 1 or more, and not less than it."
             )
+        if unknown := sorted({*self.languages}.difference(known_languages())) if self.languages else []:
+            raise ValueError(f"--language {unknown[0]} is unknown; accepted: {', '.join(known_languages())}.")
         try:
             codecs.lookup(self.encoding or "utf-8")
         except LookupError:
@@ -70,47 +75,50 @@ def import_files(
 ) -> dict[str, Any]:
     """Write the documents of files and folders (or - for standard input) as shards into `folder`; what was taken and left.
 
-    `options` are those of `Layout`. ValueError names the file that cannot be read and what is accepted; nothing is written then.
+    `options` are those of `Layout`. An interrupted import of the same files goes on, unless it looks for near duplicates (what
+    was seen is in memory). ValueError names the file that cannot be read and what is accepted; nothing is written then.
     """
-    seen = NearDuplicates(choice.near_duplicates) if choice.near_duplicates else None
-    left_out: Counter[str] = Counter()
+    layout = Layout(**options)
+    refuse_filled(folder)
     with tempfile.TemporaryDirectory() as temporary:
         named = [str(_from_stdin(Path(temporary))) if path == "-" else path for path in paths]
         found = find_files(named, KINDS, lambda row: isinstance(row, dict) and (choice.column or find_column(row)) in row)
-        taken: Counter[str] = Counter()
+        files = [[shown(file), file.stat().st_size, file.stat().st_mtime_ns] for file in (*found.val, *found.train)]
+        seen = NearDuplicates(choice.near_duplicates) if choice.near_duplicates else None
+        read = partial(read_chosen, choice=choice, seen=seen)
 
-        def documents(files: list[Path]) -> Iterator[str]:
-            for file in files:
-                for text in _readable(file, choice, found.columns, left_out):
-                    if not choice.min_chars <= len(text) <= choice.max_chars:
-                        left_out["too short" if len(text) < choice.min_chars else "too long"] += 1
-                    elif seen and not seen.is_new(text):
-                        left_out["near duplicates"] += 1
-                    else:
-                        taken[kind_of(file)] += 1
-                        yield text
+        def shuffle(beside: Path) -> dict[str, Any]:
+            try:
+                return shuffle_files(found.train, found.val, beside, layout, found.notes, read=read, alone=bool(seen))
+            except ValueError as error:
+                why = {**found.notes["left out"], **found.notes["bad"]}
+                if found.notes["taken"] or not why:
+                    raise
+                first = "".join([*found.notes["first bad"]][:1])
+                raise ValueError(f"no document is left of these files: {_counts(why)}" + f"; {first}" * bool(first)) from error
 
-        source = {"files": [shown(path) for path in paths], "choice": asdict(choice)}
-        train, val, buckets = documents(found.train), documents(found.val), count_buckets(found.train)
-        write_shards(train, folder, held_out=val, buckets=buckets, source=source, **options)
-    manifest = read_manifest(folder)
-    left_out["equal documents"] = manifest["duplicates_dropped"]
-    facts = {"files": len(found.train) + len(found.val), "taken": dict(taken), "documents": manifest["documents"]}
-    facts |= {"characters": manifest["characters"], "left_out": dict(+left_out), "files_left_out": dict(+found.left_out)}
-    note(_summary(facts, found.columns))
+        write_with(shuffle, folder, {"files": files, "choice": asdict(choice)}, layout, resume=not seen)
+    manifest, notes = read_manifest(folder), found.notes
+    notes["left out"]["equal documents"] = manifest["duplicates_dropped"]
+    facts = {"files": len(files), "taken": dict(notes["taken"]), "documents": manifest["documents"]}
+    facts |= {"characters": manifest["characters"], "left_out": dict(+notes["left out"]), "bad": dict(notes["bad"])}
+    facts |= {"first_bad": next(iter(notes["first bad"]), ""), "files_left_out": dict(+found.left_out)}
+    note(_summary(facts, sorted(notes["column"])))
     return facts
 
 
-def _summary(facts: dict[str, Any], columns: set[str]) -> str:
-    def counts(counter: dict[str, int]) -> str:
-        return ", ".join(f"{count:,} {shown(name)}" for name, count in counter.items()) or "nothing"
-
+def _summary(facts: dict[str, Any], columns: list[str]) -> str:
     documents, characters = facts["documents"], facts["characters"]
-    lines = [f"took      {counts(facts['taken'])} documents of {facts['files']:,} files"]
-    lines[0] += f", column {', '.join(sorted(columns))}" if columns else ""
-    lines.append(f"left out  {counts(facts['left_out'])}; of files: {counts(facts['files_left_out'])}")
+    lines = [f"took      {_counts(facts['taken'])} documents of {facts['files']:,} files"]
+    lines[0] += f", column {', '.join(columns)}" if columns else ""
+    lines.append(f"left out  {_counts(facts['left_out'])}; of files: {_counts(facts['files_left_out'])}")
+    lines += [f"bad       {_counts(facts['bad'])}; the first: {facts['first_bad']}"] if facts["bad"] else []
     lines += [f"{split:9} {documents[split]:,} documents, {characters[split]:,} characters" for split in documents]
     return "\n".join(lines)
+
+
+def _counts(counter: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {shown(name)}" for name, count in counter.items()) or "nothing"
 
 
 def _from_stdin(folder: Path) -> Path:
@@ -123,33 +131,71 @@ def _from_stdin(folder: Path) -> Path:
     return file
 
 
-def _readable(file: Path, choice: Choice, columns: set[str], left_out: Counter[str]) -> Iterator[str]:
-    """Documents of a file that are more than white space; with skip_bad, up to what cannot be read."""
+def read_chosen(file: Path, notes: Notes, *, choice: Choice, seen: NearDuplicates | None) -> Iterator[str]:
+    """The documents of a file that are chosen; the others are counted in `notes`. With skip_bad, a file that cannot be read
+    gives what comes before that."""
+
+    def bad(place: str, error: ValueError | OSError, kind: str = "") -> None:
+        if not choice.skip_bad:
+            raise ValueError(f"{error}. Mend it, or leave out what is bad: --skip-bad.") from error
+        notes["bad"][kind or kind_of_error(place, error)] += 1
+        if not notes["first bad"]:
+            notes["first bad"][str(error)] = 1
+
     try:
-        yield from (text for text in read_any(file, choice, columns) if text and not text.isspace())
-    except ValueError:
+        for text in read_any(file, choice, notes, bad):
+            if reason := _why_not(text, choice, seen):
+                notes["left out"][reason] += 1
+            else:
+                notes["taken"][kind_of(file)] += 1
+                yield text
+    except (ValueError, OSError) as error:
         if not choice.skip_bad:
             raise
-        left_out[f"unreadable {kind_of(file)} files"] += 1
+        bad(shown(file), error, f"unreadable {kind_of(file)} files")
+
+
+def _why_not(text: str, choice: Choice, seen: NearDuplicates | None) -> str:
+    if not text or text.isspace():
+        return "empty"
+    if len(text) < choice.min_chars:
+        return "too short"
+    if len(text) > choice.max_chars:
+        return "too long"
+    if choice.languages and (language := _langid().classify(text[:LANGUAGE_CHARACTERS])[0]) not in choice.languages:
+        return f"in language {language}"
+    return "near duplicates" if seen and not seen.is_new(text) else ""
+
+
+def known_languages() -> list[str]:
+    """Codes that `Choice.languages` may have. ValueError where py3langid is not installed."""
+    return sorted({language for language, _ in _langid().rank("")})
+
+
+def _langid() -> Any:
+    try:
+        import py3langid
+    except ImportError:
+        raise ValueError("--language needs py3langid. Install it: pip install 'nutshell-lm[language]'") from None
+    return py3langid
 
 
 # ---- the kinds -----------------------------------------------------------------------------------------------------
 
 
-def read_any(file: Path, choice: Choice, columns: set[str]) -> Iterator[str]:
-    """The documents of one file of any of `KINDS`."""
+def read_any(file: Path, choice: Choice, notes: Notes, bad: Bad) -> Iterator[str]:
+    """The documents of one file of any of `KINDS`; bad rows go to `bad`."""
     kind = kind_of(file)
     if kind in PDF:
         return iter([_pdf_text(file)])
-    if kind in TEXT_KINDS and kind not in (".txt", ".md"):
-        return read_file(file, columns, choice.column)
-    blocks = text_blocks(file, codecs.lookup(choice.encoding).name if choice.encoding else _encoding(file, kind))
-    if kind in TABLES:
-        return row_documents(_table_rows(file, _lines(blocks), kind), columns, choice.column)
+    encoding = codecs.lookup(choice.encoding).name if choice.encoding else _encoding(file, kind)
+    if kind in ROW_KINDS:
+        return read_file(file, notes, choice.column, bad, encoding)
+    blocks = text_blocks(file, encoding)
     if kind in PAGES:
         return iter([html_text("".join(blocks))])
     if kind == ".txt" and choice.lines:
-        return (line.strip() for line in _lines(blocks))
+        return (line.strip() for line in lines_of(blocks))
     return split_text(blocks, WHOLE)
 
 
@@ -170,25 +216,6 @@ def _encoding(file: Path, kind: str) -> str:
     return "utf-8"
 
 
-def _lines(blocks: Iterable[str]) -> Iterator[str]:
-    rest = ""
-    for block in blocks:
-        *lines, rest = (rest + block).split("\n")
-        yield from (f"{line}\n" for line in lines)
-    if rest:
-        yield rest
-
-
-def _table_rows(file: Path, lines: Iterator[str], kind: str) -> Iterator[tuple[str, dict[str, str]]]:
-    csv.field_size_limit(1 << 30)  # the default refuses cells of more than 131,072 characters
-    rows = csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ",")
-    try:
-        for row in rows:
-            yield f"{shown(file)}, line {rows.line_num}", row
-    except csv.Error as error:
-        raise ValueError(f"{shown(file)}, line {rows.line_num}: no table ({error})") from None
-
-
 def _pdf_text(file: Path) -> str:
     try:
         import pypdf
@@ -199,52 +226,3 @@ def _pdf_text(file: Path) -> str:
         return "\n\n".join(page.extract_text() for page in pages)
     except Exception as error:  # a broken PDF breaks pypdf in many ways
         raise ValueError(f"{shown(file)} cannot be read as PDF ({type(error).__name__}: {error})") from error
-
-
-class _Page(HTMLParser):
-    """Collects what a reader of the page sees: no scripts, a line break where a block begins or ends."""
-
-    HIDDEN = ("script", "style", "noscript", "template", "svg", "head")
-    PARAGRAPHS = ("p", "h1", "h2", "h3", "h4", "pre", "blockquote", "table")
-    LINES = re.compile("address|article|aside|br|d[dlt]|div|fig.*|foot.*|form|h[56r]|header|li|main|nav|ol|section|tr|ul")
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self.hidden: list[str] = []
-        self.preformatted = 0
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag in self.HIDDEN:
-            self.hidden.append(tag)
-        if tag == "body":  # of a head that was never closed
-            self.hidden.clear()
-        self.preformatted += tag == "pre"
-        self._break(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self.hidden:
-            del self.hidden[self.hidden.index(tag) :]
-        self.preformatted -= tag == "pre" and self.preformatted > 0
-        self._break(tag)
-
-    def _break(self, tag: str) -> None:
-        if tag in self.PARAGRAPHS:
-            self.parts.append("\n\n")
-        elif self.LINES.fullmatch(tag):
-            self.parts.append("\n")
-        elif tag in ("td", "th"):
-            self.parts.append(" ")
-
-    def handle_data(self, data: str) -> None:
-        if not self.hidden:
-            self.parts.append(data if self.preformatted else re.sub(r"\s+", " ", data))
-
-
-def html_text(page: str) -> str:
-    """The text of an HTML page, blocks on lines of their own."""
-    parser = _Page()
-    parser.feed(page)
-    parser.close()
-    text = re.sub(r" *\n *", "\n", "".join(parser.parts)) if "<pre" not in page.lower() else "".join(parser.parts)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()

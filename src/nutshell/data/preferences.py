@@ -9,14 +9,14 @@ Where both answers are whole conversations, a prompt beside them is theirs and i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nutshell.data.text import find_files, open_parquet
-from nutshell.files import json_rows, kind_of, shown
+from nutshell.data.rows import ROW_KINDS, file_rows
+from nutshell.data.text import find_files
+from nutshell.files import shown
 
-KINDS = (".jsonl", ".ndjson", ".json", ".parquet")
 NEEDS = "prompt, chosen and rejected, each a text or a list of messages; or chosen and rejected as whole conversations"
 Messages = list[dict[str, Any]]
 
@@ -34,8 +34,8 @@ def read_pairs(path: str | Path, check: Callable[[Any], Messages]) -> list[Pair]
     FileNotFoundError where there is nothing, ValueError with file and line for a row that is no pair.
     """
     pairs = []
-    for file in find_files(path, KINDS, lambda row: isinstance(row, dict) and "chosen" in row).train:
-        for place, row in _parquet_rows(file) if kind_of(file) == ".parquet" else json_rows(file):
+    for file in find_files(path, ROW_KINDS, lambda row: isinstance(row, dict) and "chosen" in row).train:
+        for place, row in file_rows(file):
             try:
                 pairs.append(_pair(row, check))
             except ValueError as error:
@@ -43,12 +43,6 @@ def read_pairs(path: str | Path, check: Callable[[Any], Messages]) -> list[Pair]
     if not pairs:
         raise ValueError(f"{shown(Path(path))} holds no pair; accepted: rows with {NEEDS}.")
     return pairs
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    with open_parquet(file) as parquet:
-        rows = (row for batch in parquet.iter_batches(batch_size=1024) for row in batch.to_pylist())
-        yield from ((f"{shown(file)}, row {number}", row) for number, row in enumerate(rows))
 
 
 def _pair(row: Any, check: Callable[[Any], Messages]) -> Pair:

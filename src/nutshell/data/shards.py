@@ -18,9 +18,10 @@ from typing import Any, Literal
 import pyarrow
 import pyarrow.parquet
 
+from nutshell.data.rows import open_parquet
 from nutshell.data.shuffle import SPLITS, Layout, shuffle_documents, shuffle_files
-from nutshell.data.text import as_text, find_text, open_parquet, text_column
-from nutshell.files import fsync, sha256, shown, write_json, write_text
+from nutshell.data.text import as_text, find_text, text_column
+from nutshell.files import FULL_DISK, fsync, sha256, shown, write_json, write_text
 
 MANIFEST = "manifest.json"
 
@@ -45,7 +46,7 @@ def prepare_shards(
             return folder
         raise ValueError(f"{folder} holds shards of other data or settings; delete it or choose another folder")
     layout = Layout(**options)
-    write_with(lambda beside: shuffle_files(found.train, found.val, beside, layout, found.columns), folder, source, layout)
+    write_with(lambda beside: shuffle_files(found.train, found.val, beside, layout, found.notes), folder, source, layout)
     manifest = read_manifest(folder)
     documents, dropped = manifest["documents"], manifest["duplicates_dropped"]
     line = f"{found.summary()}; {documents['train']} documents to train on, {documents['val']} held out"
@@ -75,11 +76,16 @@ def write_shards(
     of the text. ``options`` are those of `Layout`. The folder appears by one rename, complete.
     """
     layout, folder = Layout(**options), Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; delete it or choose another folder for the shards")
+    refuse_filled(folder)
     shuffle = partial(shuffle_documents, documents, layout=layout, held_out=held_out, buckets=buckets)
     write_with(shuffle, folder, source, layout, resume=False)
     return folder
+
+
+def refuse_filled(folder: Path) -> None:
+    """ValueError where the folder for shards, which may not exist yet, holds something."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; delete it or choose another folder for the shards")
 
 
 def write_with(
@@ -90,15 +96,18 @@ def write_with(
     beside = folder.with_name(f".{folder.name}.partial")
     plan = json.dumps([source, asdict(layout)])
     begun = beside / "parts" / "source.json"
-    if not (resume and begun.exists() and begun.read_text(encoding="utf-8") == plan):
-        shutil.rmtree(beside, ignore_errors=True)
-        begun.parent.mkdir(parents=True)
-        write_text(begun, plan)
     try:
+        if not (resume and begun.exists() and begun.read_text(encoding="utf-8") == plan):
+            shutil.rmtree(beside, ignore_errors=True)
+            begun.parent.mkdir(parents=True)
+            write_text(begun, plan)
         facts = shuffle(beside)
         write_json(beside / MANIFEST, {"format": "nutshell-shards-1", "seed": layout.seed, **facts, "source": source})
-    except Exception:
+    except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            full = f"{folder}: the disk is full; nothing was left behind. Shards and their parts need as much room as the text"
+            raise ValueError(f"{full}: make it, or name another disk.") from error
         raise
     shutil.rmtree(begun.parent)
     if folder.exists():

@@ -4,9 +4,9 @@ The hash is salted with the seed, so sorting by it is a full shuffle, the same o
 whatever order. Equal documents stand side by side, and the first documents of the order are the validation part.
 
 Pass 1 (`scatter`) reads each input once and writes its documents to part files, in which bucket b holds the hashes that begin
-with b. Pass 2 (`gather`) takes one bucket from all parts, sorts it and writes it as shards. Inputs, then buckets, are worked on
-by several processes. A finished input or bucket leaves a record, so what was interrupted goes on where it stood; memory holds one
-bucket a process.
+with b. Pass 2 (`gather`) takes one bucket from all parts, sorts it and writes it as shards. Inputs (a large file, or some small
+ones), then buckets, are worked on by several processes. A finished input or bucket leaves a record, so what was interrupted goes
+on where it stood; memory holds one bucket a process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,12 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from nutshell.data.text import read_file
+from nutshell.data.text import Notes, read_file
 from nutshell.files import COMPRESSED, fsync, sha256, write_json
 
 BUCKET_BYTES = 128 << 20
+INPUT_BYTES = 64 << 20
+"""Small files of so many bytes are one input."""
 PART_CHARACTERS = 64_000_000
 """Held in memory by a process of pass 1."""
 PARALLEL_BYTES = 64 << 20
@@ -43,6 +46,7 @@ SHORT_TEXT = 200  # characters; so little is not cut
 SPLITS = ("train", "val")
 SCHEMA = pyarrow.schema([pyarrow.field("hash", pyarrow.uint64()), pyarrow.field("text", pyarrow.large_string(), nullable=False)])
 Documents = Iterable[str]
+Reader = Callable[[Path, Notes], Documents]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,22 +77,45 @@ def count_buckets(files: Sequence[Path]) -> int:
 
 
 def shuffle_files(
-    train: Sequence[Path], val: Sequence[Path], folder: Path, layout: Layout, columns: set[str], buckets: int | None = None
+    train: Sequence[Path],
+    val: Sequence[Path],
+    folder: Path,
+    layout: Layout,
+    notes: Notes,
+    buckets: int | None = None,
+    *,
+    read: Reader = read_file,
+    alone: bool = False,
 ) -> dict[str, Any]:
-    """Shuffle the documents of files (see `text.read_file`) into shards in `folder`; what `shuffle_documents` returns.
+    """Shuffle the documents of files into shards in `folder`; what `shuffle_documents` returns.
 
-    Columns that the text was found in join `columns`. ValueError for files that cannot be read.
+    What the reader notes joins `notes`. With `alone` this process reads all files itself, those for validation first. ValueError
+    for files that cannot be read.
     """
-    inputs = [(split, file) for split, files in (("val", val), ("train", train)) for file in files]
+    inputs = [(split, files) for split, all_files in (("val", val), ("train", train)) for files in _inputs(all_files)]
     buckets = buckets or count_buckets(train)
     workers = os.cpu_count() or 1
-    if sum(file.stat().st_size for _, file in inputs) < PARALLEL_BYTES:
+    if sum(file.stat().st_size for _, files in inputs for file in files) < PARALLEL_BYTES:
         workers = 1
-    jobs = [(file, folder / "parts", f"{split}-{n:05d}", buckets, layout.seed) for n, (split, file) in enumerate(inputs)]
-    scattered = list(_each(_scatter_file, jobs, workers))
+    jobs = [(files, folder / "parts", f"{split}-{n:05d}", buckets, layout.seed, read) for n, (split, files) in enumerate(inputs)]
+    scattered = list(_each(_scatter_files, jobs, 1 if alone else workers))
     for record in scattered:
-        columns.update(record.pop("columns"))
+        for name, counts in record.pop("notes").items():
+            notes[name].update(counts)
     return shards_of(folder, scattered, buckets, layout, workers)
+
+
+def _inputs(files: Sequence[Path]) -> Iterator[list[Path]]:
+    group: list[Path] = []
+    size = 0
+    for file in files:
+        group.append(file)
+        size += file.stat().st_size
+        if size >= INPUT_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def shuffle_documents(
@@ -108,12 +135,14 @@ def _each(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: in
         return
     # Started anew: a copy of a process with threads (Arrow's, torch's) may hang.
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in [pool.submit(_caught, work, job) for job in jobs]:
-            result, error = future.result()
-            if error:
-                pool.shutdown(cancel_futures=True)
-                raise ValueError(error)
-            yield result
+        try:
+            for future in [pool.submit(_caught, work, job) for job in jobs]:
+                result, error = future.result()
+                if error:
+                    raise ValueError(error)
+                yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _caught(work: Callable[..., Any], job: tuple[Any, ...]) -> tuple[Any, str]:
@@ -126,14 +155,16 @@ def _caught(work: Callable[..., Any], job: tuple[Any, ...]) -> tuple[Any, str]:
 # ---- pass 1 --------------------------------------------------------------------------------------------------------
 
 
-def _scatter_file(file: Path, parts: Path, name: str, buckets: int, seed: int) -> dict[str, Any]:
-    columns: set[str] = set()
-    return scatter(read_file(file, columns), parts, name, buckets, seed, columns)
+def _scatter_files(files: list[Path], parts: Path, name: str, buckets: int, seed: int, read: Reader) -> dict[str, Any]:
+    notes: Notes = defaultdict(Counter)
+    return scatter((text for file in files for text in read(file, notes)), parts, name, buckets, seed, notes)
 
 
-def scatter(documents: Documents, parts: Path, name: str, buckets: int, seed: int, columns: Iterable[str] = ()) -> dict[str, Any]:
+def scatter(
+    documents: Documents, parts: Path, name: str, buckets: int, seed: int, notes: Mapping[str, Counter[str]] | None = None
+) -> dict[str, Any]:
     """Write documents to part files of one record batch for each bucket; {name, parts, characters, documents of each
-    bucket, columns}."""
+    bucket, notes}: those of the reader."""
     done = parts / f"{name}.json"
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
@@ -163,7 +194,7 @@ def scatter(documents: Documents, parts: Path, name: str, buckets: int, seed: in
             flush()
     if texts:
         flush()
-    record["columns"] = sorted(columns)
+    record["notes"] = notes or {}
     write_json(done, record)
     return record
 

@@ -5,22 +5,21 @@ Everything streams, so a file larger than memory is fine. Errors name the file a
 
 from __future__ import annotations
 
-import codecs
-import io
 import itertools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow
-import pyarrow.parquet
 
-from nutshell.files import COMPRESSED, csv_rows, files_below, json_rows, kind_of, not_utf8, read_blocks, shown
+from nutshell.data.rows import ROW_KINDS, TABLES, Bad, file_rows, open_parquet
+from nutshell.files import COMPRESSED, files_below, kind_of, shown, text_blocks
 
+Notes = defaultdict[str, Counter[str]]
+"""What a reader counts on its way: notes["column"] the columns that text was found in where that is not "text"."""
 TEXT_KINDS = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet")
 COLUMNS = ("text", "content", "raw_content", "body", "document", "article", "passage", "page_content", "story", "markdown")
 """Where no column is named, the first of these that a file has."""
@@ -43,8 +42,8 @@ class Found:
     train: list[Path] = field(default_factory=list)
     val: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-    columns: set[str] = field(default_factory=set)
-    """Other columns than "text" that documents were read from, as far as reading has come."""
+    notes: Notes = field(default_factory=lambda: defaultdict(Counter))
+    """Of the documents, as far as reading has come."""
 
     def documents(self) -> Iterator[str]:
         """Documents of the files to train on. An input without any raises ValueError at its end."""
@@ -56,7 +55,7 @@ class Found:
     def _read(self, files: list[Path]) -> Iterator[str]:
         empty = True
         for file in files:
-            for document in read_file(file, self.columns):
+            for document in read_file(file, self.notes):
                 empty = False
                 yield document
         if empty:
@@ -65,7 +64,7 @@ class Found:
     def summary(self) -> str:
         """One line: what was taken and what was left out, by kind and count."""
         parts = [f"{len(self.train)} file{'s' * (len(self.train) != 1)} ({_counts(Counter(map(_suffix, self.train)))})"]
-        parts += [f"column {', '.join(sorted(self.columns))}"] if self.columns else []
+        parts += [f"column {', '.join(sorted(self.notes['column']))}"] if self.notes["column"] else []
         parts += [f"validation: {_counts(Counter(map(_suffix, self.val)))}"] if self.val else []
         parts += [f"left out: {_counts(self.left_out)}"] if self.left_out else []
         return "read " + "; ".join(parts)
@@ -125,7 +124,7 @@ def _add_folder(found: Found, folder: Path, kinds: tuple[str, ...], fits: Callab
             taken.append(file)
     fitting = [file for file in taken if _first_row_fits(file, fits)]
     if not fitting:  # reading says what is wrong with them
-        fitting = [file for file in taken if kind_of(file) not in (".json", ".csv", ".tsv")]
+        fitting = [file for file in taken if kind_of(file) not in (".json", *TABLES)]
     left_out.update(f"{_suffix(file)} with other rows" for file in set(taken).difference(fitting))
     if not fitting:
         raise ValueError(f"no data file in the folder {shown(folder)} (found: {_counts(left_out) or 0}); accepted are {accepted}")
@@ -142,12 +141,11 @@ def _first_row_fits(file: Path, fits: Callable[[Any], bool]) -> bool:
         if kind_of(file) == ".parquet":
             with open_parquet(file) as parquet:
                 return fits(dict.fromkeys(parquet.schema_arrow.names))
-        if kind_of(file) in (".jsonl", ".ndjson", ".json"):
-            return all(fits(row) for _, row in itertools.islice(json_rows(file), 1))
-        if kind_of(file) in (".csv", ".tsv"):
-            return any(fits(row) for _, row in itertools.islice(csv_rows(file), 1))
+        if kind_of(file) in ROW_KINDS:
+            first = [fits(row) for _, row in itertools.islice(file_rows(file), 1)]
+            return first[0] if first else kind_of(file) not in TABLES
     except (ValueError, OSError):
-        return kind_of(file) not in (".json", ".csv", ".tsv")
+        return kind_of(file) not in (".json", *TABLES)
     return True
 
 
@@ -184,42 +182,20 @@ def names_of(files: list[Path]) -> str:
     return ", ".join(map(shown, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
-def read_file(file: Path, columns: set[str] | None = None, column: str = "") -> Iterator[str]:
-    """The documents of one file that are more than white space, of `column` where that is named and the file has columns; one
-    with another name than "text" joins `columns`."""
+def read_file(
+    file: Path, notes: Notes | None = None, column: str = "", bad: Bad | None = None, encoding: str = "utf-8"
+) -> Iterator[str]:
+    """The documents of one file that are more than white space, of `column` where that is named and the file has columns.
+    A bad row goes to `bad`; without it, and for a file that cannot be read, ValueError."""
     kind = kind_of(file)
     if kind == ".parquet":
-        documents: Iterator[str] = (text for part in text_columns(file, columns, column) for text in part.to_pylist())
+        documents: Iterator[str] = (text for part in text_columns(file, notes, column) for text in part.to_pylist())
     elif kind in (".txt", ".md"):
         limit = min(LONGEST_CUT, max(SHORTEST_CUT, file.stat().st_size // 128))
         documents = split_text(text_blocks(file), limit)
     else:
-        documents = row_documents(json_rows(file), columns, column)
+        documents = _row_documents(file_rows(file, bad, encoding), notes, column, bad)
     return (document for document in documents if document and not document.isspace())
-
-
-def text_blocks(file: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """The text of a file in blocks, line ends made ``\\n``, a byte order mark left out. ValueError for bytes that are none."""
-    decoder = codecs.getincrementaldecoder(encoding)()
-    newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    position, block = 0, b""
-    for block in read_blocks(file):
-        if encoding == "utf-8" and (at := block.find(0)) >= 0:
-            raise not_utf8(file, position + at, block, at)
-        held = decoder.getstate()[0]
-        try:
-            text = decoder.decode(block)
-        except UnicodeError as error:  # of UTF-16 without a mark it is no UnicodeDecodeError
-            if encoding == "utf-8" and isinstance(error, UnicodeDecodeError):
-                raise not_utf8(file, position - len(held) + error.start, held + block, error.start) from None
-            raise ValueError(f"{shown(file)} is not {encoding} text ({str(error)[:200]})") from None
-        yield newlines.decode(text.removeprefix("\ufeff") if position == 0 else text)
-        position += len(block)
-    if (held := decoder.getstate()[0]) and encoding != "utf-8":
-        raise ValueError(f"{shown(file)} is not {encoding} text: it ends inside a character")
-    if held:
-        raise not_utf8(file, position - len(held), held, 0)
-    yield newlines.decode("", final=True)
 
 
 def split_text(blocks: Iterable[str], limit: int = SHORTEST_CUT) -> Iterator[str]:
@@ -255,7 +231,7 @@ def find_column(names: Iterable[str]) -> str | None:
     return next((known[name] for name in COLUMNS if name in known), None)
 
 
-def _column_of(where: str, names: list[str], columns: set[str] | None = None, column: str = "") -> str:
+def _column_of(where: str, names: list[str], notes: Notes | None = None, column: str = "") -> str:
     if column and column not in names:
         raise ValueError(f"{where}: no column {column!r}; found {', '.join(map(str, names[:20])) or 'none'}")
     found = column or find_column(names)
@@ -263,49 +239,44 @@ def _column_of(where: str, names: list[str], columns: set[str] | None = None, co
         hint = "; these look like conversations, which are read for fine-tuning"
         hint = hint if {"messages", "conversations"} & {*names} else f"; accepted are {', '.join(COLUMNS)}"
         raise ValueError(f"{where}: no column 'text'; found {', '.join(map(str, names[:20])) or 'none'}{hint}")
-    if found != "text" and columns is not None:
-        columns.add(found)
+    if found != "text" and notes is not None:
+        notes["column"][found] += 1
     return found
 
 
-def row_documents(rows: Iterable[tuple[str, Any]], columns: set[str] | None, asked: str = "") -> Iterator[str]:
+def _row_documents(rows: Iterable[tuple[str, Any]], notes: Notes | None, asked: str, bad: Bad | None) -> Iterator[str]:
     """The text of rows, which come with their places for messages."""
     column = asked or "text"
     for where, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: a {type(row).__name__} where an object with the column {column!r} is expected")
-        if column not in row:
-            column = _column_of(where, list(row), columns, asked)
-        text = row[column]
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"{where}: column {column!r} holds a {type(text).__name__}, not a string")
-        yield text or ""
+        try:
+            if not isinstance(row, dict):
+                raise ValueError(f"{where}: a {type(row).__name__} where an object with the column {column!r} is expected")
+            if column not in row:
+                column = _column_of(where, list(row), notes, asked)
+            text = row[column]
+            if text is not None and not isinstance(text, str):
+                raise ValueError(f"{where}: column {column!r} holds a {type(text).__name__}, not a string")
+        except ValueError as error:
+            if bad is None:
+                raise
+            bad(where, error)
+        else:
+            yield text or ""
 
 
-@contextmanager
-def open_parquet(file: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
-    """A Parquet file, read through a small buffer (it may be one row group). Damage raises ValueError with its name."""
-    try:
-        # As a Python file: Arrow itself opens no name that is not UTF-8.
-        with file.open("rb") as content, pyarrow.parquet.ParquetFile(content, buffer_size=1 << 20) as parquet:
-            yield parquet
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{shown(file)} cannot be read as Parquet ({error}): it is damaged or incomplete") from error
-
-
-def text_columns(file: Path, columns: set[str] | None = None, column: str = "") -> Iterator[pyarrow.LargeStringArray]:
+def text_columns(file: Path, notes: Notes | None = None, column: str = "") -> Iterator[pyarrow.LargeStringArray]:
     """The text of a Parquet file, some rows at a time, null as "": columns of strings or of UTF-8 bytes, dictionaries too."""
     with open_parquet(file) as parquet:
-        name = text_column(file, parquet.schema_arrow, columns, column)
+        name = text_column(file, parquet.schema_arrow, notes, column)
         row = 0
         for batch in parquet.iter_batches(batch_size=1024, columns=[name]):
             yield as_text(batch.column(0), f"{shown(file)}, row", row)
             row += len(batch)
 
 
-def text_column(file: Path, schema: pyarrow.Schema, columns: set[str] | None = None, asked: str = "") -> str:
+def text_column(file: Path, schema: pyarrow.Schema, notes: Notes | None = None, asked: str = "") -> str:
     """The name of a Parquet file's column of text. ValueError where it has none, or one that holds something else."""
-    column = _column_of(shown(file), schema.names, columns, asked)
+    column = _column_of(shown(file), schema.names, notes, asked)
     kind = schema.field(column).type
     value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     if str(value) not in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view"):
@@ -313,8 +284,8 @@ def text_column(file: Path, schema: pyarrow.Schema, columns: set[str] | None = N
     return column
 
 
-def as_text(array: pyarrow.Array, where: str, first: int) -> pyarrow.LargeStringArray:
-    """A column of text as checked UTF-8 strings. ValueError names the row of what is not UTF-8, counted from `first`."""
+def as_text(array: pyarrow.Array, where: str, before: int) -> pyarrow.LargeStringArray:
+    """A column of text as checked UTF-8 strings. ValueError names a row that is not, counted from 1, `before` rows on."""
     if isinstance(array, pyarrow.DictionaryArray):
         array = array.dictionary_decode()
     if str(array.type) in ("string_view", "binary_view"):
@@ -323,7 +294,7 @@ def as_text(array: pyarrow.Array, where: str, first: int) -> pyarrow.LargeString
     try:
         return array.cast(pyarrow.large_string()).fill_null("")
     except pyarrow.ArrowInvalid:
-        for number, value in enumerate(array.to_pylist(), first):
+        for number, value in enumerate(array.to_pylist(), before + 1):
             try:
                 (value or b"").decode("utf-8")
             except UnicodeDecodeError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nutshell.data.shards import write_with
+from nutshell.data.shards import refuse_filled, write_with
 from nutshell.data.shuffle import Layout, scatter, shards_of
 from nutshell.files import write_text
 
@@ -54,8 +54,7 @@ def gather_parts(parts: Path | str, out: Path | str, **options: Any) -> Path:
         raise ValueError(f"{parts} has {len(records)} finished tasks of {sorted(tasks) or 0}. Run the pipeline to its end first.")
     if len(buckets := {len(record["documents"]) for record in records}) != 1:
         raise ValueError(f"the tasks of {parts} had {sorted(buckets)} buckets; accepted: one number for all.")
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; delete it or choose another folder for the shards")
+    refuse_filled(out)
 
     def gather(folder: Path) -> dict[str, Any]:
         for path in parts.glob("train-*.arrow"):

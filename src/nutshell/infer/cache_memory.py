@@ -11,7 +11,8 @@ import torch
 from nutshell.model.config import ModelConfig
 from nutshell.model.kv_cache import BLOCK, blocks_of
 
-SHARE = 0.5  # of the free memory, where nobody says how much
+SHARE = 0.25  # of the free memory, where nobody says how much: other models and programs want some too
+MOST = 0.5  # of it, where one whole context needs more than that share
 
 CGROUP = Path("/sys/fs/cgroup")
 LIMIT_AND_USAGE = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # version 2, version 1
@@ -23,16 +24,20 @@ def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
 
 
 def cache_blocks(model: Any, context: int, max_rows: int, limit_bytes: int | None) -> tuple[int, int]:
-    """(blocks, bytes) of a cache of at most `limit_bytes`, of half of the free memory where that is None. More than `max_rows`
-    whole contexts are never taken. ValueError or MemoryError where that holds not even one."""
+    """(blocks, bytes) of a cache of at most `limit_bytes`; where that is None, of `SHARE` of the free memory or of one whole
+    context, whichever is more. More than `max_rows` whole contexts are never taken. ValueError or MemoryError where one does
+    not fit."""
     block = BLOCK * bytes_per_token(model.config, model.compute_dtype)
     least, wanted = blocks_of(context) * block, blocks_of(context) * max_rows * block
     free = free_memory(next(model.parameters()).device) if limit_bytes is None else None
-    room = limit_bytes if limit_bytes is not None else wanted if free is None else int(SHARE * free)
+    if limit_bytes is not None or free is None:
+        room = wanted if limit_bytes is None else limit_bytes
+    else:
+        room = max(int(SHARE * free), min(least, int(MOST * free)))
     if room < least:
         if limit_bytes is None:
             raise MemoryError(
-                f"no memory for the KV cache: one reply of {context} tokens needs {least / 2**20:.0f} MiB, and {SHARE:.0%} of "
+                f"no memory for the KV cache: one reply of {context} tokens needs {least / 2**20:.0f} MiB, and {MOST:.0%} of "
                 f"the free memory are {room / 2**20:.0f} MiB."
             )
         raise ValueError(

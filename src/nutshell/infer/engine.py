@@ -82,7 +82,7 @@ class Engine:
         )
         """What computes, for people."""
         self.kv_cache_bytes = kv_cache_bytes
-        """Most memory of the KV cache; None: what `max_rows` whole contexts need, at most half of what is free."""
+        """Most memory of the KV cache; None: what `max_rows` whole contexts need, at most a quarter of what is free."""
         self.context = context or model.config.context
         """Longest prompt and reply together, in tokens."""
         self.tool: Tool | None = calculate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,9 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from nutshell.files import fsync
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from nutshell.files import FULL_DISK, fsync
 
 
 @contextmanager
@@ -35,7 +32,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.rename(temporary, path)
         fsync(path.parent)
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in FULL:
+        if isinstance(error, OSError) and error.errno not in FULL_DISK:
             raise
         raise OSError(f"cannot write {path}: {error}. Nothing was left behind. Make room on the disk.") from error
     finally:

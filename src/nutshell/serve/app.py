@@ -129,7 +129,7 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     def described(offer: Offer) -> dict[str, Any]:
-        loaded = service.models.loaded.get(offer.folder)
+        loaded = service.models.loaded.get(offer.key)
         context = loaded.context if loaded else offer.context
         return {
             "id": offer.id, "object": "model", "created": offer.created, "owned_by": "nutshell",
@@ -148,12 +148,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @_readable(app, "/health")
     async def health() -> JSONResponse:
-        status, worker = service.status(), service.worker
+        status = service.status()
         if status == "ok":
             return JSONResponse({"status": status})
-        said = {"status": status}
-        if status == "failed" and worker is not None:
-            said["reason"] = f"{worker.failures} failures in a row, the last one: {worker.last_error!r}"
+        said = {"status": status, **({"reason": service.failure()} if status == "failed" else {})}
         return JSONResponse(said, 503, {"Retry-After": "2"})
 
     @_readable(app, "/metrics")

@@ -28,6 +28,10 @@ FRESH_SECONDS = 1.0
 """For so long a list of the folders is used again: a run that trains gets new steps."""
 
 
+Key = tuple[Path, str]
+"""What is in memory: a folder, and which model lay in it."""
+
+
 @dataclass(frozen=True)
 class Offer:
     """A model that can be asked for."""
@@ -38,6 +42,12 @@ class Offer:
     step: int | None = None
     context: int | None = None
     created: int = 0
+    digest: str = ""
+    """Of the manifest: another model may be put in the same folder."""
+
+    @property
+    def key(self) -> Key:
+        return self.folder, self.digest
 
     @property
     def kind(self) -> str:
@@ -72,13 +82,14 @@ def offers(folder: str | Path) -> list[Offer]:
 def _offer(id: str, folder: Path) -> Offer:
     from nutshell.checkpoint import read_manifest
 
-    meta = (read_manifest(folder) or {}).get("meta", {})
+    manifest = read_manifest(folder) or {}
+    meta = manifest.get("meta", {})
     try:
         context = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("context")
         created = int((folder / "manifest.json").stat().st_mtime)
-    except OSError:  # replaced meanwhile
+    except (OSError, ValueError, AttributeError):  # replaced meanwhile, or damaged: loading it says so
         context, created = None, 0
-    return Offer(id, folder, meta.get("stage", ""), meta.get("step"), context, created)
+    return Offer(id, folder, meta.get("stage", ""), meta.get("step"), context, created, manifest.get("sha256") or "")
 
 
 class LoadedModel:
@@ -95,9 +106,10 @@ class Models:
     def __init__(self, name: str, *, max_queue: int, folder: str | Path | None = None, max_loaded: int = MAX_LOADED):
         self.name, self.folder, self.max_queue, self.max_loaded = name, folder, max_queue, max_loaded
         self.open_engine: Callable[[Path], Any] | None = None
-        self.loaded: OrderedDict[Path, LoadedModel] = OrderedDict()  # least recently used first
+        self.loaded: OrderedDict[Key, LoadedModel] = OrderedDict()  # least recently used first
         self.started = False
-        self._loading: dict[Path, asyncio.Task[LoadedModel]] = {}
+        self.failures: dict[Key, Exception] = {}  # of those that could not be loaded when they were last asked for
+        self._loading: dict[Key, asyncio.Task[LoadedModel]] = {}
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="nutshell-load")
         self._one_at_a_time = asyncio.Lock()
         self._offers: list[Offer] = [Offer(name, Path(), created=int(time.time()))]
@@ -105,7 +117,11 @@ class Models:
 
     @property
     def default(self) -> LoadedModel | None:
-        return self.loaded.get(self._offers[0].folder)
+        return self.loaded.get(self._offers[0].key)
+
+    @property
+    def default_failure(self) -> Exception | None:
+        return self.failures.get(self._offers[0].key)
 
     @property
     def in_flight(self) -> int:
@@ -113,12 +129,12 @@ class Models:
 
     def cache_stats(self) -> dict[str, Any]:
         """`Engine.cache_stats` of each model in memory, by its most exact id."""
-        ids = {offer.folder: offer.id for offer in self._offers}
-        return {ids.get(folder, str(folder)): model.engine.cache_stats() for folder, model in list(self.loaded.items())}
+        ids = {offer.key: offer.id for offer in self._offers}
+        return {ids.get(key, str(key[0])): model.engine.cache_stats() for key, model in list(self.loaded.items())}
 
-    def open(self, engine: Any, folder: Path = Path()) -> LoadedModel:
-        """Begin to answer with this engine, for the model of this folder."""
-        model = self.loaded[folder] = LoadedModel(engine, self.max_queue)
+    def open(self, engine: Any, key: Key = (Path(), "")) -> LoadedModel:
+        """Begin to answer with this engine, for this model."""
+        model = self.loaded[key] = LoadedModel(engine, self.max_queue)
         self.started = True
         return model
 
@@ -126,12 +142,14 @@ class Models:
         """Load the default model. Raises what `open_engine` raises."""
         self.open_engine = open_engine
         await self._look()
-        await self._load(self._offers[0].folder)
+        await self._load(self._offers[0].key)
 
     async def _look(self) -> None:
         if self.folder is not None and time.monotonic() > self._listed + FRESH_SECONDS:
             found = await asyncio.to_thread(offers, self.folder)
-            self._offers, self._listed = found or [Offer(self.name, Path(self.folder))], time.monotonic()
+            if found or not self.started:  # what is in memory goes on where its folder is gone
+                self._offers = found or [Offer(self.name, Path(self.folder))]
+            self._listed = time.monotonic()
 
     async def list(self) -> list[Offer]:
         """What can be asked for now, the default first."""
@@ -151,33 +169,35 @@ class Models:
     async def get(self, id: str | None) -> tuple[Offer, LoadedModel]:
         """The model of this id (None: the default), loaded first where it is not. APIError says why it cannot be had."""
         offer = await self.find(id)
-        model = self.loaded.get(offer.folder) or await self.load(offer.folder)
-        if offer.folder in self.loaded:
-            self.loaded.move_to_end(offer.folder)
+        model = self.loaded.get(offer.key) or await self.load(offer.key)
+        if offer.key in self.loaded:
+            self.loaded.move_to_end(offer.key)
         return offer, model
 
-    async def load(self, folder: Path) -> LoadedModel:
-        task = self._loading.get(folder)
+    async def load(self, key: Key) -> LoadedModel:
+        task = self._loading.get(key)
         if task is None:
-            task = self._loading[folder] = asyncio.create_task(self._load(folder))
-            task.add_done_callback(lambda task: self._loading.pop(folder, None))
+            task = self._loading[key] = asyncio.create_task(self._load(key))
+            task.add_done_callback(lambda task: self._loading.pop(key, None))
         try:
             return await asyncio.shield(task)  # a client that leaves does not stop it: others may wait for the same
         except APIError:
             raise
         except Exception as error:
-            log.exception("the model in %s cannot be loaded", folder)
+            self.failures[key] = error
+            log.exception("the model in %s cannot be loaded", key[0])
             message = "this model cannot be loaded; the server's log says why"
             raise APIError(500, message, type="server_error", param="model", code="model_failed") from error
 
-    async def _load(self, folder: Path) -> LoadedModel:
+    async def _load(self, key: Key) -> LoadedModel:
         assert self.open_engine is not None
         async with self._one_at_a_time:  # two loads at once could leave more in memory than there may be
             await asyncio.sleep(0.01)  # those who waited for the model before this one take their slots first
             await self._make_room()
-            engine = await asyncio.get_running_loop().run_in_executor(self._loader, self.open_engine, folder)
+            engine = await asyncio.get_running_loop().run_in_executor(self._loader, self.open_engine, key[0])
             gc.freeze()  # the collector need not look through torch and the models again: it held up everybody for 150 ms
-            return self.open(engine, folder)
+            self.failures.pop(key, None)
+            return self.open(engine, key)
 
     async def _make_room(self) -> None:
         while len(self.loaded) >= self.max_loaded:

@@ -58,7 +58,15 @@ class Service:
             return "shutting down"
         if not self.models.started:
             return "loading"
-        return "failed" if self.worker is not None and self.worker.failed else "ok"
+        return "failed" if self.failure() else "ok"
+
+    def failure(self) -> str:
+        """What is wrong with the default model; empty where nothing is."""
+        if self.worker is None:
+            error = self.models.default_failure
+            return f"it cannot be loaded: {error!r}" if error else ""
+        failed = f"{self.worker.failures} failures in a row, the last one: {self.worker.last_error!r}"
+        return failed if self.worker.failed else ""
 
     async def model(self, id: str | None) -> tuple[Offer, LoadedModel]:
         """The model that a request names; one that failed is tried again, as it may recover."""

@@ -37,7 +37,7 @@ def feed(
     progress: Callable[[str, int], object] | None = None,
 ) -> None:
     """Count the pieces of every text and file of `source`. `progress("read", bytes)` is called on the way."""
-    from nutshell.data.text import text_blocks
+    from nutshell.files import text_blocks
 
     if isinstance(source, str):
         raise ValueError("expected texts or paths, got one str; give [text] for a text and pathlib.Path(...) for a file")
