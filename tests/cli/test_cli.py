@@ -121,7 +121,7 @@ BAD = {
     "data --data nowhere.txt": "nowhere.txt does not exist",
     "tokenizer train --data nowhere.txt": "nowhere.txt does not exist",
     "eval nowhere": "nowhere does not exist. Give a run folder (runs/demo) or a model folder",
-    "eval folder": "folder holds no complete checkpoint. Train one first: nutshell speedrun",
+    "eval folder": "folder holds no complete checkpoint. Train one first: nutshell demo",
     "eval nowhere --tasks quiz": "unknown task 'quiz'. Accepted: primer-facts",
     "eval nowhere --tasks gsm8k": "gsm8k reads files: give --data FOLDER",
     "eval nowhere --limit -1": "--limit is -1; accepted: 0 or more",
