@@ -207,17 +207,32 @@ def test_a_conversation_beyond_the_context_goes_on_and_says_so(scripted, monkeyp
     assert "oldest messages are left out" in out.getvalue()
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(scripted):
+def test_ctrl_c_stops_the_answer_and_not_the_program(scripted, typed):
     engine = scripted(reply, delay_seconds=0.01)
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     before = signal.getsignal(signal.SIGINT)
-    out = run(engine, "a long one\nshort\n")
+    out = typed(engine, "a long one\nshort\n").strip()
     first, second = out.splitlines()
     assert first.startswith("word0")
     assert "word199" not in first
     assert second == "You said: short"
     assert signal.getsignal(signal.SIGINT) is before
     assert engine._scheduler.live == []
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt": "a long one"}])
+def test_ctrl_c_ends_what_no_keyboard_feeds(scripted, options):
+    """A sibling of F41: Ctrl-C ended one answer of a thousand, and `-p` in a shell's loop with exit code 0."""
+    engine = scripted(reply, delay_seconds=0.01)
+    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        run(engine, "a long one\nshort\n", **options)
+    assert engine._scheduler.live == []
+
+
+def test_a_line_of_a_pipe_ends_where_it_ends(scripted):
+    """A sibling of F41: C:\\ took the next question into itself."""
+    assert run(scripted(reply), "C:\\\nnext\n").splitlines() == ["You said: C:\\", "You said: next"]
 
 
 PROGRAM = """

@@ -1,9 +1,11 @@
 """`serve`: listen, load a model in the background, and shut down gracefully."""
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -156,7 +158,7 @@ def serve(
 
     Listens at once and answers 503 while `open_engine(model_folder)` makes the first engine (without it: on CPU, in the dtype
     that is stored). At most `max_models` are in memory at a time. `feedback` is a file that keeps what users say of answers.
-    SIGTERM and Ctrl-C let running answers finish for `drain_seconds`.
+    SIGTERM, SIGHUP and Ctrl-C let running answers finish for `drain_seconds`.
     Raises ValueError for a public `host` without an `api_key`, and whatever loading raised.
     """
     api_key = _checked_key(api_key if api_key is not None else os.environ.get("NUTSHELL_API_KEY"))
@@ -188,6 +190,9 @@ def serve(
         log_config=None if json_log else uvicorn.config.LOGGING_CONFIG,
     )
     log_to_stderr(log_level, json_log)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # the terminal is closed; not under nohup
+        with contextlib.suppress(ValueError):  # not on the main thread
+            signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     log.info("Listening on %s; the model loads", address)
     sys.setswitchinterval(SWITCH_SECONDS)
     try:

@@ -100,7 +100,7 @@ def chat(
         text = stdin.read() if prompt == "-" else prompt
         if not text.strip():
             raise ValueError('the prompt is empty; give a question, for example -p "What is the capital of France?"')
-        _answer(talk, text, Screen(stdout, styled, show_tools=stdout.isatty()))
+        _answer(talk, text, Screen(stdout, styled, show_tools=stdout.isatty()), interactive=False)
         return
     interactive = stdin.isatty()
     screen = Screen(stdout, styled, show_tools=interactive or stdout.isatty())
@@ -113,7 +113,7 @@ def chat(
             continue
         try:
             if not (interactive and line.startswith("/") and line.split()[0] in COMMANDS):
-                _answer(talk, line, screen)
+                _answer(talk, line, screen, interactive)
             elif not _command(talk, line, screen):
                 break
         except (ValueError, OSError) as error:  # at a keyboard a message that is refused is no end
@@ -132,16 +132,18 @@ def _read(stdin: TextIO, interactive: bool, screen: Screen) -> str | None:
             else:
                 line = stdin.readline()
                 if not line:
-                    return "\n".join(lines) if lines else None
+                    return None
                 line = line.rstrip("\r\n")
         except EOFError:
             screen.write("\n")
             return None
         except KeyboardInterrupt:
+            if not interactive:
+                raise
             screen.note("\n(/quit or Ctrl-D leaves)")
             lines = []
             continue
-        if not line.endswith("\\"):
+        if not (interactive and line.endswith("\\")):
             return "\n".join([*lines, line])
         lines.append(line[:-1])
 
@@ -221,12 +223,12 @@ def _choose_model(talk: Conversation, name: str, screen: Screen) -> None:
     screen.note(f"{found[0]} answers from now on.")
 
 
-def _answer(talk: Conversation, question: str, screen: Screen) -> None:
-    """Stream the answer to `question`, and add both to the conversation."""
+def _answer(talk: Conversation, question: str, screen: Screen, interactive: bool = True) -> None:
+    """Stream the answer to `question`, and add both to the conversation. At a keyboard Ctrl-C stops it alone."""
     messages = [*talk.to_send(), {"role": "user", "content": question}]
     parts: Parts = []
     tokens, finish, began, kind = 0, None, 0.0, "text"
-    with _stop_by_ctrl_c() as stopped, contextlib.closing(talk.engine.chat(messages, **talk.sampling)) as deltas:
+    with _stop_by_ctrl_c(interactive) as stopped, contextlib.closing(talk.engine.chat(messages, **talk.sampling)) as deltas:
         for delta in deltas:
             if not began:
                 began = time.monotonic()
@@ -263,10 +265,10 @@ def _tell_what_is_missing(request: Any, screen: Screen) -> None:
 
 
 @contextlib.contextmanager
-def _stop_by_ctrl_c() -> Iterator[threading.Event]:
+def _stop_by_ctrl_c(interactive: bool) -> Iterator[threading.Event]:
     """Ctrl-C sets the event instead of raising in the middle of a step; a second one raises."""
     stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if not interactive or threading.current_thread() is not threading.main_thread():
         yield stopped
         return
 
