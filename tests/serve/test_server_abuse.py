@@ -400,6 +400,16 @@ def test_a_foreign_page_needs_leave_to_post(serving, engine, kind):
         assert client.post("/v1/chat/completions", content=body, headers={"Content-Type": kind}).status_code == 200
 
 
+def test_what_is_no_http_has_the_shape_of_all_errors(serving, engine):
+    client = serving(engine)
+    for sent in (b"\x16\x03\x01 hello\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", int(client.url.rsplit(":", 1)[1]))) as connection:
+            connection.sendall(sent)
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))  # until it is closed
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+
+
 def test_a_wrong_query_has_the_shape_of_all_errors(serving, engine):
     client = serving(engine)
     for path, param in (("/runs/metrics", "run"), ("/runs/report", "run"), ("/runs/metrics?run=a&offset=x", "offset")):

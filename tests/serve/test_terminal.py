@@ -286,3 +286,24 @@ def test_in_a_real_terminal():
         finally:
             process.kill()
             os.close(terminal)
+
+
+def test_what_fails_at_a_keyboard_ends_nothing(scripted, typed, tmp_path, monkeypatch):
+    """Siblings of F41: deep JSON, an unknown home or a failed step ended the program and its conversation; a kept question
+    without an answer, or half a character, made each later question fail."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep.json").write_text("[" * 99999)
+    (tmp_path / "half.json").write_text('[{"role": "user", "content": "\\ud800"}]')
+    (tmp_path / "asked.json").write_text('[{"role": "user", "content": "a"}]')
+    engine = scripted(reply)
+    out = typed(engine, "one\n/load deep.json\n/load half.json\n/save ~nobody-here/x\ntwo\n/load asked.json\nthree")
+    said = [line for line in out.splitlines() if line.startswith(("You said", "half.json is"))]
+    assert [line[:16].strip() for line in said] == [
+        "You said: one",
+        "half.json is no",
+        "You said: two",
+        "You said: a",
+        "You said: three",
+    ]
+    engine.fail = RuntimeError("broken")
+    assert "Temperature: 0.3" in typed(engine, "one\n/temp 0.3")

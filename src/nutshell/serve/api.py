@@ -234,7 +234,7 @@ def validation_error(errors: ValidationError | RequestValidationError) -> APIErr
             param += f"[{step}]"
         elif step == "query":
             continue  # where FastAPI found it
-        elif step in ("str", "float", "int", "bool") or step.startswith("list["):
+        elif step in ("str", "float", "int", "bool", "[key]") or step.startswith("list["):
             break  # pydantic's name for a member of a union, no field
         else:
             param += f".{step}" if param else step

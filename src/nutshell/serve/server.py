@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import h11
 import uvicorn
 import uvicorn.config
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from nutshell.serve.api import APIError
 from nutshell.serve.app import create_app
 from nutshell.serve.feedback import FeedbackStore
 from nutshell.serve.guard import is_loopback
@@ -61,6 +63,14 @@ class HeaderDeadline(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._expect_headers()  # of a request that had begun to arrive before the answer ended
+
+    def send_400_response(self, msg: str) -> None:
+        """To what is no HTTP, in the shape of all errors."""
+        answer = APIError(400, "this is no valid HTTP request", code="invalid_http").response()
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _expect_headers(self) -> None:
         waiting = self.cycle is None or self.cycle.response_complete

@@ -116,7 +116,7 @@ def chat(
                 _answer(talk, line, screen, interactive)
             elif not _command(talk, line, screen):
                 break
-        except (ValueError, OSError) as error:  # at a keyboard a message that is refused is no end
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # at a keyboard what fails is no end: the talk is kept
             if not interactive:
                 raise
             screen.note(f"\n{error}")
@@ -188,6 +188,8 @@ def _command(talk: Conversation, line: str, screen: Screen) -> bool:
     elif command == "/load":
         _load(talk, Path(_given(rest, command)).expanduser())
         screen.note(f"{len(talk.messages)} messages from {rest}.")
+        if talk.messages and talk.messages[-1]["role"] == "user":
+            _answer(talk, talk.messages.pop()["content"], screen)
     elif command == "/model":
         _choose_model(talk, rest, screen)
     elif command == "/help":
@@ -205,7 +207,8 @@ def _load(talk: Conversation, file: Path) -> None:
     """Nothing changes where the file holds no conversation."""
     try:
         messages = parse_messages(json.loads(file.read_text(encoding="utf-8")))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        json.dumps(messages, ensure_ascii=False).encode()  # half a character would spoil each answer
+    except (UnicodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is no JSON file of a conversation ({error})") from None
     has_system = messages[0]["role"] == "system"
     talk.system = messages[0]["content"] if has_system else ""
