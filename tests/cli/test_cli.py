@@ -342,6 +342,36 @@ def test_a_model_that_was_never_trained_still_answers(command, tok):
     assert code == 0
 
 
+def test_a_model_whose_output_is_no_number_is_said_in_a_line(command, tok):
+    """A sibling of F18 and F27: a traceback from chat and generate, and from eval an accuracy or NaN with code 0."""
+    import torch
+
+    from nutshell.checkpoint import save_model_folder
+    from nutshell.model.config import ModelConfig
+    from nutshell.model.gpt import GPT
+
+    shape = {"depth": 1, "width": 32, "heads": 2, "kv_heads": 2, "head_dim": 16, "context": 64}
+    model = GPT(ModelConfig(vocab_size=tok.vocab_size, bos_id=tok.bos_id, **shape))
+    torch.nn.init.constant_(model.lm_head.weight, torch.nan)
+    save_model_folder(Path("model"), model, tok)
+    Path("text.txt").write_text("some words " * 20)
+    Path("task.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}], "answer": "b", "options": ["b", "c"]}\n')
+    for line in ("generate model", "chat model -p hi", "eval model --text text.txt", "eval model --tasks task.jsonl"):
+        code, _, err = command(f"{line} --device cpu")
+        assert (code, "NaN or infinite" in err, "Traceback" in err) == (1, True, False), (line, err)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes streams")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_is_an_empty_one(tmp_path, closed):
+    """A sibling of F41: `nutshell chat <&-` and `nutshell serve >&-` ended in an AttributeError of None."""
+    used = "[stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)] and print('said')"
+    program = f"import sys; from nutshell.cli import main; main.VERBS['plan'] = lambda _: {used}; main.main(['plan'])"
+    line = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} {closed}"
+    result = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "" if closed == ">&-" else "said\n", "")
+
+
 def test_f33_the_home_folder_and_whole_paths(command, monkeypatch):
     """F33 (4), F32: ~ in a recipe and after = is the home folder; what a run reads is saved absolute."""
     home = Path("home").absolute()

@@ -203,6 +203,19 @@ def test_the_engine_names_a_broken_sandbox(model, tok, monkeypatch):
         engine.sample([[tok.bos_id]], 1)
 
 
+def test_a_tool_that_raises_ends_its_reply_alone(model, tok, monkeypatch):
+    """A sibling of F27: what a tool raised failed the step, and every other reply with it."""
+    Writer(monkeypatch, tok, [call_of(tok, "1"), tok.encode("fine")])
+    engine = Engine(model, tok, max_rows=2)
+    engine.tool = lambda code: str(1 // 0)
+    first, second = (engine.submit([tok.bos_id]) for _ in range(2))
+    deltas = []
+    while engine.busy:
+        deltas += engine.step()
+    assert isinstance(first.error, ZeroDivisionError)
+    assert (second.finish, "".join(delta.text for delta in deltas if delta.request is second)) == ("stop", "fine")
+
+
 def test_without_a_tool_the_tokens_mean_nothing(model, tok, monkeypatch):
     Writer(monkeypatch, tok, [call_of(tok, "1 + 1")])
     engine = Engine(model, tok, max_rows=1)

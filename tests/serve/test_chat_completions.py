@@ -303,7 +303,9 @@ def test_f22_braces_in_a_text_are_no_objects(serving, engine, ask):
 
 def test_f30_head_is_answered_like_get(serving, engine):
     client = serving(engine)
-    assert [client.head(path).status_code for path in ("/", "/health", "/v1/models", "/metrics")] == [200] * 4
+    assert [client.head(path).status_code for path in ("/", "/health", "/v1/models", "/metrics", "/runs/list", "/feedback")] == [
+        200
+    ] * 6
 
 
 def test_a_model_whose_output_is_no_number_is_an_error_of_its_answers(serving, make_model, tok, ask):
@@ -312,3 +314,33 @@ def test_a_model_whose_output_is_no_number_is_an_error_of_its_answers(serving, m
         model.lm_head.weight[3] = float("nan")
     answer = ask(serving(Engine(model, tok, max_rows=2)), max_tokens=3)
     assert answer.status_code == 500
+
+
+def test_f21_scores_that_are_no_numbers_are_failures_too(serving, make_model, tok, ask):
+    """A sibling of F21: a harness got a 500 each time, and /health said ok."""
+    model = make_model()
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    client = serving(Engine(model, tok, max_rows=2))
+    scored = {"prompt": "Hello", "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+    assert [client.post("/v1/completions", json=scored).status_code for _ in range(3)] == [500] * 3
+    health = client.get("/health")
+    assert (health.status_code, "NaN" in health.json()["reason"]) == (503, True)
+
+
+def test_f26_only_an_answer_at_the_end_is_gone_on_with(serving, scripted, ask):
+    """A sibling of F26: a blank question, or a system message after an answer, made the model go on with its own last answer."""
+    client = serving(scripted(lambda question: f"You said: {question}."))
+    before = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+    for last in ({"role": "user", "content": ""}, {"role": "system", "content": "Be brief."}):
+        assert ask(client, messages=[*before, last]).json()["choices"][0]["message"]["content"] == "You said:  ."
+
+
+def test_a_bias_of_a_token_that_is_not_there_is_refused(serving, engine, tok, ask):
+    client = serving(engine)
+    for answer in (
+        ask(client, logit_bias={str(tok.vocab_size): 5}),
+        client.post("/v1/completions", json={"prompt": "a", "logit_bias": {"50256": -100}}),
+    ):
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logit_bias")
+    assert ask(client, logit_bias={str(tok.vocab_size - 1): 5}, max_tokens=1).status_code == 200

@@ -150,3 +150,18 @@ def test_other_files_are_refused(tmp_path, capsys):
     assert end.value.code == 2
     assert "nothing.db does not exist" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_moved_away_or_replaced_while_it_is_served(serving, engine, store):
+    """A sibling of F46: every answer said "no such table" for ever, and the count was a 500."""
+    client = serving(engine, feedback_store=store)
+    assert client.post("/feedback", json=body()).json() == {"stored": True}
+    for name in (store.path.name, store.path.name + "-wal", store.path.name + "-shm"):
+        (store.path.parent / name).unlink(missing_ok=True)
+    assert client.post("/feedback", json=body()).json() == {"stored": True}
+    assert client.get("/feedback").json() == {"enabled": True, "count": 1}
+    store.path.write_bytes(b"something else" * 1000)
+    for response in (client.post("/feedback", json=body()), client.get("/feedback")):
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "feedback_busy")
+    store.path.unlink()
+    assert client.post("/feedback", json=body()).json() == {"stored": True}

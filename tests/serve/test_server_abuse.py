@@ -387,3 +387,31 @@ def test_every_address_is_of_both_families():
 def test_serve_raises_what_loading_raised(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         serve(tmp_path / "nothing", port=0, log_level="error")
+
+
+@pytest.mark.parametrize("kind", ["text/plain; json", "text/plain;charset=json", "application/x-www-form-urlencoded; a=json"])
+def test_a_foreign_page_needs_leave_to_post(serving, engine, kind):
+    """A sibling of F30: browsers send these types to any site without asking, whatever stands behind the semicolon."""
+    body = b'{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}'
+    client = serving(engine)
+    response = client.post("/v1/chat/completions", content=body, headers={"Content-Type": kind})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "wrong_content_type")
+    for kind in ("application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.api+json"):
+        assert client.post("/v1/chat/completions", content=body, headers={"Content-Type": kind}).status_code == 200
+
+
+def test_what_is_no_http_has_the_shape_of_all_errors(serving, engine):
+    client = serving(engine)
+    for sent in (b"\x16\x03\x01 hello\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", int(client.url.rsplit(":", 1)[1]))) as connection:
+            connection.sendall(sent)
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))  # until it is closed
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+
+
+def test_a_wrong_query_has_the_shape_of_all_errors(serving, engine):
+    client = serving(engine)
+    for path, param in (("/runs/metrics", "run"), ("/runs/report", "run"), ("/runs/metrics?run=a&offset=x", "offset")):
+        response = client.get(path)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)

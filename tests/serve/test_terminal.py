@@ -207,17 +207,32 @@ def test_a_conversation_beyond_the_context_goes_on_and_says_so(scripted, monkeyp
     assert "oldest messages are left out" in out.getvalue()
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(scripted):
+def test_ctrl_c_stops_the_answer_and_not_the_program(scripted, typed):
     engine = scripted(reply, delay_seconds=0.01)
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     before = signal.getsignal(signal.SIGINT)
-    out = run(engine, "a long one\nshort\n")
+    out = typed(engine, "a long one\nshort\n").strip()
     first, second = out.splitlines()
     assert first.startswith("word0")
     assert "word199" not in first
     assert second == "You said: short"
     assert signal.getsignal(signal.SIGINT) is before
     assert engine._scheduler.live == []
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt": "a long one"}])
+def test_ctrl_c_ends_what_no_keyboard_feeds(scripted, options):
+    """A sibling of F41: Ctrl-C ended one answer of a thousand, and `-p` in a shell's loop with exit code 0."""
+    engine = scripted(reply, delay_seconds=0.01)
+    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        run(engine, "a long one\nshort\n", **options)
+    assert engine._scheduler.live == []
+
+
+def test_a_line_of_a_pipe_ends_where_it_ends(scripted):
+    """A sibling of F41: C:\\ took the next question into itself."""
+    assert run(scripted(reply), "C:\\\nnext\n").splitlines() == ["You said: C:\\", "You said: next"]
 
 
 PROGRAM = """
@@ -271,3 +286,24 @@ def test_in_a_real_terminal():
         finally:
             process.kill()
             os.close(terminal)
+
+
+def test_what_fails_at_a_keyboard_ends_nothing(scripted, typed, tmp_path, monkeypatch):
+    """Siblings of F41: deep JSON, an unknown home or a failed step ended the program and its conversation; a kept question
+    without an answer, or half a character, made each later question fail."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep.json").write_text("[" * 99999)
+    (tmp_path / "half.json").write_text('[{"role": "user", "content": "\\ud800"}]')
+    (tmp_path / "asked.json").write_text('[{"role": "user", "content": "a"}]')
+    engine = scripted(reply)
+    out = typed(engine, "one\n/load deep.json\n/load half.json\n/save ~nobody-here/x\ntwo\n/load asked.json\nthree")
+    said = [line for line in out.splitlines() if line.startswith(("You said", "half.json is"))]
+    assert [line[:16].strip() for line in said] == [
+        "You said: one",
+        "half.json is no",
+        "You said: two",
+        "You said: a",
+        "You said: three",
+    ]
+    engine.fail = RuntimeError("broken")
+    assert "Temperature: 0.3" in typed(engine, "one\n/temp 0.3")

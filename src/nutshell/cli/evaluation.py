@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,9 +54,12 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
     if options.text:
         from nutshell.data.text import read_documents
         from nutshell.eval.bpb import bits_per_byte, packed_rows
+        from nutshell.infer.sampling import DamagedModelError
 
         batches = packed_rows(read_documents(options.text), tok, model.config.context)
         short["text"] = {"bpb": bits_per_byte(model, batches, tok.token_byte_lengths())}
+        if not math.isfinite(short["text"]["bpb"]):
+            raise DamagedModelError
         print(f"{'text':16} {short['text']['bpb']:8.4f}  bits per byte")
     if out is not None and runtime.is_main:
         write_json(out / "results.json", {"model": str(folder), "settings": settings, "results": short})

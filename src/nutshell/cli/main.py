@@ -72,9 +72,12 @@ def main(arguments: list[str] | None = None) -> None:
     # Waiting threads spin for microseconds, not milliseconds: a busy neighbour on the machine then costs its share, not 5 to 10
     # times the run (docs/experiments.md). OpenMP reads this when torch is imported, so it stands before every import of ours.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a letter that the locale lacks is written as \u5929 instead of raising
-            stream.reconfigure(errors="backslashreplace")
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us: nothing to read, and nobody to read us
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+        # A letter that the locale lacks is written as \u5929, and bytes that are no text are refused where they are used.
+        if hasattr(stream := getattr(sys, name), "reconfigure"):
+            stream.reconfigure(errors="surrogateescape" if name == "stdin" else "backslashreplace")
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         if sys.stdout is not None:
@@ -136,8 +139,8 @@ def exit_code(error: Exception) -> int | None:
     One line is for what our own checks raise, and for what the system says of a file. A ValueError out of torch or pyarrow, or of
     a slip of ours, is of the same type but no fault of the user.
     """
-    if hasattr(error, "exit_code"):  # a run that stops on purpose
-        return error.exit_code
+    if (code := getattr(error, "exit_code", getattr(error.__cause__, "exit_code", None))) is not None:
+        return int(code)  # a run that stops on purpose, a model that is damaged
     if isinstance(error, OSError) and error.errno is not None:
         return 2 if error.filename is not None and isinstance(error, BAD_INPUT) else 1  # a full disk is no bad input
     if isinstance(error, (ValueError, OSError, MemoryError)) and raised_by_us(error):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nutshell.eval.prefix import Prefix, read
+from nutshell.infer.sampling import DamagedModelError
 from nutshell.model.decoder import Decoder
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -70,7 +71,7 @@ def score(
     A pair longer than the model's context loses its beginning; the last token is only a target, so context + 1 fit. An empty
     continuation has the log-probability 0. All ranks of `runtime` take part and get all scores. Without `share` nothing is read
     once for several pairs (a model that is no `Decoder` of ours never shares). `progress(done, total)` counts pairs.
-    ValueError for an empty prefix: nothing predicts the first token.
+    ValueError for an empty prefix: nothing predicts the first token. DamagedModelError where the model's output is no number.
     """
     longest = model.config.context
     rows: list[tuple[list[int], int, int]] = []  # ids, first scored place, pair
@@ -91,6 +92,8 @@ def score(
     if world > 1:
         for theirs in runtime.gather(found):
             found.update(theirs)
+    if any(math.isnan(logprob) for logprob, _ in found.values()):
+        raise DamagedModelError
     counts = [0] * len(pairs)
     for ids, first, number in rows:
         counts[number] = len(ids) - first

@@ -186,7 +186,11 @@ class Request:
             self._expression.append(token_id)
         else:
             self._inside_call = False
-            result = self.tool(words.tok.decode(self._expression))
+            try:
+                result = self.tool(words.tok.decode(self._expression))
+            except Exception as error:  # ends this reply alone, as that of a slow tool does
+                result = Future()
+                result.set_exception(error)
             if isinstance(result, Future):
                 self.answer = result
             elif result is not None:

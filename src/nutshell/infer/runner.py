@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.request import Delta, Request
-from nutshell.infer.sampling import adjusted, log_probabilities, sample
+from nutshell.infer.sampling import DamagedModelError, adjusted, log_probabilities, sample
 from nutshell.model.kv_cache import KVCache, blocks_of
 
 
@@ -84,9 +84,7 @@ def next_tokens(requests: Sequence[Request], logits: Tensor, best: Sequence[int]
     deltas: list[Delta] = []
     for row, (request, token_id) in enumerate(zip(requests, chosen, strict=True)):
         if token_id < 0:
-            deltas += request.cancel(
-                RuntimeError("the model's output is NaN or infinite: its weights are damaged, or its training diverged.")
-            )
+            deltas += request.cancel(DamagedModelError())
         else:
             deltas += request.accept(token_id, *logprobs.get(row, (None, ())))
     return deltas

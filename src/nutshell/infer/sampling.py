@@ -23,6 +23,15 @@ MIN_TEMPERATURE = 1e-6  # below it fp32 cannot tell the second best from impossi
 MAX_TOP_LOGPROBS = 100
 
 
+class DamagedModelError(RuntimeError):
+    """Nothing can be drawn from what a model says."""
+
+    exit_code = 1
+
+    def __init__(self) -> None:
+        super().__init__("the model's output is NaN or infinite: its weights are damaged, or its training diverged.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """What one request wants; checked when it is made."""
@@ -208,9 +217,12 @@ def log_probabilities(logits: Tensor, chosen: Tensor, count: int) -> tuple[list[
 
     Of the raw fp32 logits, before temperature and restrictions, as evaluation harnesses expect. Where the chosen token
     is as likely as the likeliest it stands first, so that a greedy choice is recognised by its id and by its number.
+    DamagedModelError where they are no numbers.
     """
     table = logits.float().log_softmax(dim=-1)
     own = table.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
+    if any(map(math.isnan, own)):
+        raise DamagedModelError
     values, ids = table.topk(min(count, table.size(-1)), dim=-1)
     tops = []
     for token_id, logprob, row_ids, row_values in zip(chosen.tolist(), own, ids.tolist(), values.tolist(), strict=True):

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -134,7 +135,7 @@ class TextRequest(SamplingFields):
     """Body of `POST /v1/completions`: texts, or token ids as they are."""
 
     prompt: Any = ""
-    max_tokens: int | None = Field(default=16, ge=0)
+    max_tokens: int | None = 16
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     suffix: str | None = None
@@ -166,6 +167,8 @@ class TextRequest(SamplingFields):
     def _consistent(self) -> "TextRequest":
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("best_of is not supported; leave it out, or send the value of n")
+        if self.max_tokens is not None and self.max_tokens < 0:
+            self.max_tokens = None  # as in a chat: what the context allows
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens is 0, so there is nothing to answer; ask for tokens, or send echo: true")
         return self
@@ -219,7 +222,7 @@ class APIError(Exception):
         return JSONResponse(self.body, status_code=self.status, headers=self.headers)
 
 
-def validation_error(errors: ValidationError) -> APIError:
+def validation_error(errors: ValidationError | RequestValidationError) -> APIError:
     """The first of pydantic's errors as a 400 that names the field and what it received."""
     error: dict[str, Any] = {**errors.errors()[0]}
     if error["type"] == "json_invalid":
@@ -229,7 +232,9 @@ def validation_error(errors: ValidationError) -> APIError:
     for step in error["loc"]:
         if isinstance(step, int):
             param += f"[{step}]"
-        elif step in ("str", "float", "int", "bool") or step.startswith("list["):
+        elif step == "query":
+            continue  # where FastAPI found it
+        elif step in ("str", "float", "int", "bool", "[key]") or step.startswith("list["):
             break  # pydantic's name for a member of a union, no field
         else:
             param += f".{step}" if param else step

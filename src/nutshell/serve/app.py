@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -15,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from nutshell.serve import feedback, runs
-from nutshell.serve.api import APIError, ChatRequest, DetokenizeRequest, TextRequest, TokenizeRequest
+from nutshell.serve.api import APIError, ChatRequest, DetokenizeRequest, TextRequest, TokenizeRequest, validation_error
 from nutshell.serve.chat import answer_chat
 from nutshell.serve.guard import Guard
 from nutshell.serve.models import Models, Offer
@@ -23,8 +24,6 @@ from nutshell.serve.service import Service
 from nutshell.serve.text import answer_texts
 from nutshell.serve.tokens import detokenize, tokenize, tokenizer_info
 from nutshell.serve.worker import StoppedError
-
-Route = TypeVar("Route", bound=Callable[..., Any])
 
 WEB_FOLDER = Path(__file__).parent / "web"
 MEDIA_TYPES = {
@@ -66,10 +65,14 @@ def create_app(
     app.add_exception_handler(APIError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(StoppedError, _stopped)
+    app.add_exception_handler(RequestValidationError, _bad_query)
     static_paths = _add_page(app)
     _add_routes(app, service)
     feedback.add_routes(app, feedback_store, service.tokenizers)
     runs.add_routes(app, Path(service.models.folder) if service.models.folder else None)
+
+    for route in [route for route in app.routes if isinstance(route, APIRoute) and route.methods == {"GET"}]:
+        app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
     known = {*static_paths, *(route.path for route in app.routes if isinstance(route, APIRoute))}
 
@@ -92,17 +95,6 @@ def create_app(
             expose_headers=["x-request-id"],
         )  # fmt: skip
     return app
-
-
-def _readable(app: FastAPI, path: str) -> Callable[[Route], Route]:
-    """A route for GET, and for HEAD, which the schema need not say."""
-
-    def add(route: Route) -> Route:
-        app.head(path, include_in_schema=False)(route)
-        app.get(path)(route)
-        return route
-
-    return add
 
 
 def _body(shape: type[BaseModel]) -> dict[str, Any]:
@@ -137,16 +129,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             **({} if context is None else {"context": context, "max_model_len": context}),
         }  # fmt: skip
 
-    @_readable(app, "/v1/models")
+    @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """Every model that can be asked for, the default first."""
         return {"object": "list", "data": [described(offer) for offer in await service.models.list()]}
 
-    @_readable(app, "/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
         return described(await service.models.find(name))
 
-    @_readable(app, "/health")
+    @app.get("/health")
     async def health() -> JSONResponse:
         status = service.status()
         if status == "ok":
@@ -154,7 +146,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         said = {"status": status, **({"reason": service.failure()} if status == "failed" else {})}
         return JSONResponse(said, 503, {"Retry-After": "2"})
 
-    @_readable(app, "/metrics")
+    @app.get("/metrics")
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -178,13 +170,17 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """The text of token ids. The body is a `DetokenizeRequest`."""
         return await detokenize(service, request)
 
-    @_readable(app, "/tokenizer_info")
+    @app.get("/tokenizer_info")
     async def about_tokenizer(model: str | None = None) -> dict[str, Any]:
         return await tokenizer_info(service, model)
 
 
 async def _api_error(request: Request, error: Any) -> Response:
     return error.response()
+
+
+async def _bad_query(request: Request, error: Any) -> Response:
+    return validation_error(error).response()
 
 
 async def _stopped(request: Request, error: Any) -> Response:
@@ -207,7 +203,7 @@ def _add_page(app: FastAPI) -> list[str]:
         if file.suffix not in MEDIA_TYPES:
             continue
         path = {"index.html": "/", "runs.html": "/runs"}.get(file.name, f"/web/{file.name}")
-        app.add_api_route(path, _static(file), methods=["GET", "HEAD"], include_in_schema=False)
+        app.add_api_route(path, _static(file), include_in_schema=False)
         paths.append(path)
     return paths
 

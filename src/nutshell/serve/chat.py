@@ -21,6 +21,7 @@ async def answer_chat(service: Service, request: Request) -> Response:
     """Take the request's slots, tokenize off the event loop, hand the prompt to the worker, and answer."""
     body, messages = await service.read(request, ChatRequest, ChatRequest.conversation)
     offer, model = await service.model(body.model)
+    check_biases(body, model)
     choices = body.n or 1
     handle = service.reserve(model.worker, choices, "n", request)
     try:
@@ -56,6 +57,13 @@ async def _fit(service: Service, messages: list[dict[str, Any]], model: LoadedMo
         message = f"the {too_long} does not fit this model's context of {model.context} tokens, answer included"
         raise APIError(400, f"{message}; send a shorter one", param="messages", code="context_length_exceeded")
     return fitted
+
+
+def check_biases(body: SamplingFields, model: LoadedModel) -> None:
+    """A bias that nothing can follow is refused: its ids are likely those of another model."""
+    if body.logit_bias and (largest := max(body.logit_bias)) >= model.tok.vocab_size:
+        message = f"logit_bias names the token {largest}; this model's tokens are 0 to {model.tok.vocab_size - 1}"
+        raise APIError(400, message, param="logit_bias")
 
 
 def sampling_of(body: SamplingFields, max_tokens: int, index: int, top_logprobs: int | None) -> "Sampling":

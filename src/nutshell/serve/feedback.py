@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ from pydantic import BaseModel, FailFast, Field, ValidationError, model_validato
 from nutshell.files import write_text
 from nutshell.serve.api import MAX_MESSAGES, APIError, Message, validation_error
 from nutshell.tokenizer.chat import parse_messages, tidy_messages
+
+log = logging.getLogger("nutshell.serve")
 
 MOST_BYTES = 64 * 2**20
 """Of the database: some 50,000 short conversations."""
@@ -77,45 +80,54 @@ class FeedbackStore:
 
     def __init__(self, path: Path | str, most_bytes: int = MOST_BYTES):
         self.path, self.most_bytes = Path(path), most_bytes
-        if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch(mode=0o600)  # what people said is for the owner's eyes
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self._open() as database:
-                if not self.path.stat().st_size:
-                    database.execute("PRAGMA journal_mode = WAL")  # readers and a writer at once
-                    database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                    database.execute(TABLE)
-                if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                    raise ValueError(f"{self.path} is a database of another program. Accepted: a new file, or one of ours.")
+            with self._open():
+                pass
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path} is no feedback database ({error}). Accepted: a new file, or one of ours.") from None
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
+        """The database; a new one where the file is missing, be it moved away since the last time."""
+        if not self.path.exists():
+            self.path.touch(mode=0o600)  # what people said is for the owner's eyes
         with closing(sqlite3.connect(self.path, timeout=5)) as database:
+            if not self.path.stat().st_size:
+                database.execute("PRAGMA journal_mode = WAL")  # readers and a writer at once
+                database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                database.execute(TABLE)
+            if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                raise ValueError(f"{self.path} is a database of another program. Accepted: a new file, or one of ours.")
             page_bytes = database.execute("PRAGMA page_size").fetchone()[0]
             database.execute(f"PRAGMA max_page_count = {self.most_bytes // page_bytes}")
             with database:
                 yield database
 
-    def put(self, said: Feedback) -> bool:
-        """Keep it, or forget what was said where nothing is; whether it was kept. APIError where the file is full or locked."""
-        messages = json.dumps(said.tidied(), ensure_ascii=False)
-        key = (said.conversation, hashlib.sha256(messages.encode()).hexdigest())
-        kept = bool(said.rating or said.better)
+    @contextmanager
+    def _serving(self) -> Iterator[sqlite3.Connection]:
+        """`_open` for a request: APIError where the file is full, locked, or was replaced by something else."""
         try:
             with self._open() as database:
-                database.execute("DELETE FROM feedback WHERE conversation = ? AND digest = ?", key)
-                if kept:
-                    row = (*key, time.time(), said.model, messages, said.rating, said.better)
-                    database.execute("INSERT INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-        except sqlite3.OperationalError as error:
+                yield database
+        except (sqlite3.DatabaseError, OSError, ValueError) as error:
             if "full" in str(error):
                 full = f"the feedback file has reached its {self.most_bytes >> 20} MiB, or the disk is full"
                 raise APIError(507, f"{full}; export it and begin another", type="server_error", code="feedback_full") from None
-            busy = f"the feedback file cannot be written now: {error}"
+            log.error("feedback: %s", error)
+            busy = "the feedback file cannot be used now; the server's log says why"
             raise APIError(503, busy, type="server_error", code="feedback_busy", retry_after_seconds=1) from None
+
+    def put(self, said: Feedback) -> bool:
+        """Keep it, or forget what was said where nothing is; whether it was kept."""
+        messages = json.dumps(said.tidied(), ensure_ascii=False)
+        key = (said.conversation, hashlib.sha256(messages.encode()).hexdigest())
+        kept = bool(said.rating or said.better)
+        with self._serving() as database:
+            database.execute("DELETE FROM feedback WHERE conversation = ? AND digest = ?", key)
+            if kept:
+                row = (*key, time.time(), said.model, messages, said.rating, said.better)
+                database.execute("INSERT INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return kept
 
     def rows(self) -> list[dict[str, Any]]:
@@ -126,7 +138,7 @@ class FeedbackStore:
         return [{**row, "messages": json.loads(row["messages"])} for row in found]
 
     def count(self) -> int:
-        with self._open() as database:
+        with self._serving() as database:
             return int(database.execute("SELECT count(*) FROM feedback").fetchone()[0])
 
 

@@ -179,7 +179,8 @@ class Guard:
                 raise too_large
             if not event.get("more_body", False):
                 break
-        if scope["method"] == "POST" and b"json" not in _header(scope, b"content-type").lower():
+        kind = _header(scope, b"content-type").partition(b";")[0].strip().lower()
+        if scope["method"] == "POST" and not kind.endswith(b"json"):
             # Browsers send other types to foreign sites without asking; for JSON they ask first, and are refused.
             raise APIError(400, "send the header 'Content-Type: application/json'", code="wrong_content_type")
         return b"".join(chunks)

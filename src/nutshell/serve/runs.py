@@ -76,8 +76,8 @@ def read_since(file: Path, offset: int, version: str) -> dict[str, Any]:
     stride, records = max(1, facts.st_size // THIN_BYTES), []
     for line in whole.splitlines():
         try:
-            record = _record(json.loads(line), stride)
-        except (ValueError, TypeError, KeyError, AttributeError):
+            record = _record(json.loads(line, parse_constant=lambda name: None), stride)  # NaN, which JSON has not
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             continue
         if record:
             records.append(record)

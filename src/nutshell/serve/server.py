@@ -1,20 +1,24 @@
 """`serve`: listen, load a model in the background, and shut down gracefully."""
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import h11
 import uvicorn
 import uvicorn.config
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from nutshell.serve.api import APIError
 from nutshell.serve.app import create_app
 from nutshell.serve.feedback import FeedbackStore
 from nutshell.serve.guard import is_loopback
@@ -59,6 +63,14 @@ class HeaderDeadline(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._expect_headers()  # of a request that had begun to arrive before the answer ended
+
+    def send_400_response(self, msg: str) -> None:
+        """To what is no HTTP, in the shape of all errors."""
+        answer = APIError(400, "this is no valid HTTP request", code="invalid_http").response()
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _expect_headers(self) -> None:
         waiting = self.cycle is None or self.cycle.response_complete
@@ -156,7 +168,7 @@ def serve(
 
     Listens at once and answers 503 while `open_engine(model_folder)` makes the first engine (without it: on CPU, in the dtype
     that is stored). At most `max_models` are in memory at a time. `feedback` is a file that keeps what users say of answers.
-    SIGTERM and Ctrl-C let running answers finish for `drain_seconds`.
+    SIGTERM, SIGHUP and Ctrl-C let running answers finish for `drain_seconds`.
     Raises ValueError for a public `host` without an `api_key`, and whatever loading raised.
     """
     api_key = _checked_key(api_key if api_key is not None else os.environ.get("NUTSHELL_API_KEY"))
@@ -188,6 +200,9 @@ def serve(
         log_config=None if json_log else uvicorn.config.LOGGING_CONFIG,
     )
     log_to_stderr(log_level, json_log)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # the terminal is closed; not under nohup
+        with contextlib.suppress(ValueError):  # not on the main thread
+            signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     log.info("Listening on %s; the model loads", address)
     sys.setswitchinterval(SWITCH_SECONDS)
     try:

@@ -100,7 +100,7 @@ def chat(
         text = stdin.read() if prompt == "-" else prompt
         if not text.strip():
             raise ValueError('the prompt is empty; give a question, for example -p "What is the capital of France?"')
-        _answer(talk, text, Screen(stdout, styled, show_tools=stdout.isatty()))
+        _answer(talk, text, Screen(stdout, styled, show_tools=stdout.isatty()), interactive=False)
         return
     interactive = stdin.isatty()
     screen = Screen(stdout, styled, show_tools=interactive or stdout.isatty())
@@ -113,10 +113,10 @@ def chat(
             continue
         try:
             if not (interactive and line.startswith("/") and line.split()[0] in COMMANDS):
-                _answer(talk, line, screen)
+                _answer(talk, line, screen, interactive)
             elif not _command(talk, line, screen):
                 break
-        except (ValueError, OSError) as error:  # at a keyboard a message that is refused is no end
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # at a keyboard what fails is no end: the talk is kept
             if not interactive:
                 raise
             screen.note(f"\n{error}")
@@ -132,16 +132,18 @@ def _read(stdin: TextIO, interactive: bool, screen: Screen) -> str | None:
             else:
                 line = stdin.readline()
                 if not line:
-                    return "\n".join(lines) if lines else None
+                    return None
                 line = line.rstrip("\r\n")
         except EOFError:
             screen.write("\n")
             return None
         except KeyboardInterrupt:
+            if not interactive:
+                raise
             screen.note("\n(/quit or Ctrl-D leaves)")
             lines = []
             continue
-        if not line.endswith("\\"):
+        if not (interactive and line.endswith("\\")):
             return "\n".join([*lines, line])
         lines.append(line[:-1])
 
@@ -186,6 +188,8 @@ def _command(talk: Conversation, line: str, screen: Screen) -> bool:
     elif command == "/load":
         _load(talk, Path(_given(rest, command)).expanduser())
         screen.note(f"{len(talk.messages)} messages from {rest}.")
+        if talk.messages and talk.messages[-1]["role"] == "user":
+            _answer(talk, talk.messages.pop()["content"], screen)
     elif command == "/model":
         _choose_model(talk, rest, screen)
     elif command == "/help":
@@ -203,7 +207,8 @@ def _load(talk: Conversation, file: Path) -> None:
     """Nothing changes where the file holds no conversation."""
     try:
         messages = parse_messages(json.loads(file.read_text(encoding="utf-8")))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        json.dumps(messages, ensure_ascii=False).encode()  # half a character would spoil each answer
+    except (UnicodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is no JSON file of a conversation ({error})") from None
     has_system = messages[0]["role"] == "system"
     talk.system = messages[0]["content"] if has_system else ""
@@ -221,12 +226,12 @@ def _choose_model(talk: Conversation, name: str, screen: Screen) -> None:
     screen.note(f"{found[0]} answers from now on.")
 
 
-def _answer(talk: Conversation, question: str, screen: Screen) -> None:
-    """Stream the answer to `question`, and add both to the conversation."""
+def _answer(talk: Conversation, question: str, screen: Screen, interactive: bool = True) -> None:
+    """Stream the answer to `question`, and add both to the conversation. At a keyboard Ctrl-C stops it alone."""
     messages = [*talk.to_send(), {"role": "user", "content": question}]
     parts: Parts = []
     tokens, finish, began, kind = 0, None, 0.0, "text"
-    with _stop_by_ctrl_c() as stopped, contextlib.closing(talk.engine.chat(messages, **talk.sampling)) as deltas:
+    with _stop_by_ctrl_c(interactive) as stopped, contextlib.closing(talk.engine.chat(messages, **talk.sampling)) as deltas:
         for delta in deltas:
             if not began:
                 began = time.monotonic()
@@ -263,10 +268,10 @@ def _tell_what_is_missing(request: Any, screen: Screen) -> None:
 
 
 @contextlib.contextmanager
-def _stop_by_ctrl_c() -> Iterator[threading.Event]:
+def _stop_by_ctrl_c(interactive: bool) -> Iterator[threading.Event]:
     """Ctrl-C sets the event instead of raising in the middle of a step; a second one raises."""
     stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if not interactive or threading.current_thread() is not threading.main_thread():
         yield stopped
         return
 

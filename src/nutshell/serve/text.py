@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from nutshell.serve.api import APIError, TextRequest
-from nutshell.serve.chat import sampling_of
+from nutshell.serve.chat import check_biases, sampling_of
 from nutshell.serve.completions import Completion, Logprob
 from nutshell.serve.models import LoadedModel
 from nutshell.serve.service import Service
@@ -25,6 +25,7 @@ async def answer_texts(service: Service, request: Request) -> Response:
     """Take a slot for each choice of each prompt, tokenize off the event loop, and answer."""
     body, _ = await service.read(request, TextRequest, lambda body: None)
     offer, model = await service.model(body.model)
+    check_biases(body, model)
     handle = service.reserve(model.worker, len(body.prompt) * (body.n or 1), "prompt" if len(body.prompt) > 1 else "n", request)
     try:
         prompts = await service.off_loop(_to_ids, body, model)

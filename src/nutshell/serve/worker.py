@@ -178,7 +178,9 @@ class Worker:
             return
         try:
             future.set_result(work())
+            self.failures = 0
         except Exception as error:
+            self.failures, self.last_error = self.failures + 1, error
             future.set_exception(error)
 
     def _empty_inbox(self) -> None:

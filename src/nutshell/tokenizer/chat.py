@@ -109,7 +109,8 @@ def tidy_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     For requests, where no turn is refused. A developer's message is a system message; a tool's or function's is the user's.
     System messages that come later are joined to the first. Messages without content are left out (an answer that was stopped
     before its first word, or was a tool call), and neighbours of one role are joined by an empty line. Before an assistant's
-    greeting stands a blank user's turn.
+    greeting stands a blank user's turn, and behind the last answer where something blank or of the system follows it: only an
+    assistant's message at the end is to be continued.
     """
     roles = {"developer": "system", "tool": "user", "function": "user"}
     system: list[str] = []
@@ -127,6 +128,8 @@ def tidy_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             turns.append({"role": role, "content": parts})
     if turns and turns[0]["role"] == "assistant":
         turns.insert(0, {"role": "user", "content": " "})
+    if turns and turns[-1]["role"] == "assistant" != messages[-1]["role"]:
+        turns.append({"role": "user", "content": " "})
     return ([{"role": "system", "content": "\n\n".join(system)}] if system else []) + turns
 
 

@@ -201,7 +201,13 @@ def test_what_was_exported_or_stored_before_can_be_read(open_page, tmp_path):
     assert sent[0] == {"role": "system", "content": "Be brief."}  # F29: it belongs to the conversation
     assert sent[4]["content"][1] == {"type": "python", "text": "47+85"}
     for number, text in enumerate(
-        ["", "[]", "{}", '{"conversations": [{"messages": [{"role": "user", "content": 5}, null, 7]}]}']
+        [
+            "",
+            "[]",
+            "{}",
+            '{"conversations": [{"messages": [{"role": "user", "content": 5}, null, 7]}]}',
+            '{"conversations": [{"messages": [{"role": "user", "content": [{"type": "image", "text": "x"}]}]}]}',
+        ]
     ):
         wrong = tmp_path / f"{number}.json"
         wrong.write_text(text)
@@ -322,3 +328,63 @@ def test_search_rename_and_export_of_one(open_page):
     assert download.value.suggested_filename.startswith("nutshell-Fruit-")
     (only,) = json.loads(download.value.path().read_text(encoding="utf-8"))["conversations"]
     assert [message["content"] for message in only["messages"]] == ["apples and pears", "You said: apples and pears"]
+
+
+def import_chat(page, folder, messages):
+    path = folder / "chat.json"
+    path.write_text(json.dumps({"conversations": [{"messages": messages}]}))
+    page.set_input_files("#import-file", path)
+    page.wait_for_selector("#notice:text('read from')")
+    open_first(page)
+
+
+@pytest.mark.parametrize(("turns", "text"), [(600, "a"), (300, "\u5b57" * 2000)])
+def test_a_very_long_conversation_goes_on(open_page, tmp_path, turns, text):
+    """A sibling of F22: beyond the server's 1,024 messages or 2 MiB a conversation could not be gone on with, ever."""
+    page = open_page()
+    said = [{"role": role, "content": f"{text}{turn}"} for turn in range(turns) for role in ("user", "assistant")]
+    import_chat(page, tmp_path, said)
+    say(page, "more")
+    assert last_answer(page) == "You said: more"
+    assert 250 < len(page.requests[-1]["messages"]) <= 1000
+    dropped = int(page.locator("article.assistant .note").last.inner_text().split("its ")[1].split()[0])
+    assert len(said) - 100 < dropped <= len(said)
+
+
+def test_a_greeting_and_repeated_ids_are_read(open_page, tmp_path):
+    """Siblings of F26: regenerating an imported greeting was a script error, and a message hid the one whose id it had."""
+    page = open_page()
+    import_chat(
+        page, tmp_path, [{"role": "assistant", "content": "Hello", "id": "a"}, {"role": "user", "content": "b", "id": "a"}]
+    )
+    assert page.locator("article .body, article .bubble").all_inner_texts() == ["Hello", "b"]
+    assert page.locator("article.assistant .regenerate").is_hidden()
+
+
+@pytest.mark.parametrize("value", ["garbage", "null", '{"messages": 5}', '{"messages": [null, {"role": "assistant"}]}'])
+def test_damaged_storage_does_not_keep_the_page_from_opening(open_page, value):
+    """What an older page left, and a database that is not ours: the page stayed blank for ever. What cannot be read stays."""
+    page = open_page()
+    say(page, "one")
+    page.evaluate("value => localStorage.setItem('nutshell.chat.x', value)", value)
+    reload(page)
+    assert last_answer(page) == "You said: one"
+    assert page.evaluate("localStorage.getItem('nutshell.chat.x')") == value
+
+
+def test_a_database_of_another_program_does_not_keep_the_page_from_opening(open_page):
+    page = open_page()
+    page.goto(page.client.url + "/health")
+    page.evaluate("""async () => {
+        const done = (request) => new Promise((resolve) => { request.onsuccess = resolve; });
+        await done(indexedDB.deleteDatabase("nutshell"));
+        const opened = indexedDB.open("nutshell", 1);
+        opened.onupgradeneeded = () => opened.result.createObjectStore("other");
+        await done(opened);
+        opened.result.close();
+    }""")
+    page.goto(page.client.url)
+    page.wait_for_selector("html[data-ready]")
+    say(page, "one")
+    assert last_answer(page) == "You said: one"
+    assert "does not keep" in page.inner_text("#notice")

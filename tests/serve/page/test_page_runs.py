@@ -73,7 +73,11 @@ def test_a_training_from_its_first_step_to_its_report(open_page, serving, script
 
 def test_reading_on_by_bytes(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    file.write_text(text(*map(step, range(1, 4))) + "no record\n[]\n" + json.dumps(step(4)))
+    odd = (
+        '{"stage": "sft", "step": 9, "eval": {"a": NaN}, "samples": 5}\n{"stage": "sft", "step": 1e400, "eval": {}}\n'
+        + "[" * 9999
+    )
+    file.write_text(text(*map(step, range(1, 4))) + f"no record\n[]\n{odd}\n" + json.dumps(step(4)))
     first = read_since(file, 0, "")
     assert [record["step"] for record in first["records"]] == [1, 2, 3]
     assert first["records"][0]["lr"] == 0.01

@@ -43,12 +43,12 @@ function finish(message) {
 // Ask for an answer, or for the rest of one that has parts already.
 export async function start(chat, message) {
   const controller = new AbortController();
-  const [path, body] = requestFor(chat, message);
+  const [path, body, cut] = requestFor(chat, message);
   Object.assign(message, { streaming: true, error: "", note: "", finish: "" });
   running.set(message, { controller, chat });
   onChange(chat, message);
   try {
-    await receive(path, body, { chat, message, controller });
+    await receive(path, body, { chat, message, cut, controller });
     if (!message.parts.length) message.note = "The model had nothing to say.";
   } catch (error) {
     if (controller.signal.reason?.name !== "AbortError") message.error = explain(error);
@@ -63,18 +63,19 @@ function requestFor(chat, message) {
   const body = { ...sampling(chat.options), ...(message.model && { model: message.model }) };
   if (contextOf(message.model)) body.max_tokens = Math.min(body.max_tokens, contextOf(message.model));
   if (message.seed !== undefined) body.seed = message.seed;
-  if (chat.kind === "text") return ["v1/completions", { ...body, prompt: store.textUpTo(chat, before) }];
-  return ["v1/chat/completions", { ...body, messages: store.apiMessages(chat, before) }];
+  if (chat.kind === "text") return ["v1/completions", { ...body, prompt: store.textUpTo(chat, before) }, 0];
+  const { messages, cut } = store.sentMessages(chat, before);
+  return ["v1/chat/completions", { ...body, messages }, cut];
 }
 
 // Streams into the message. While the server is away, loading or busy, the question waits and is sent then.
-async function receive(path, body, { chat, message, controller }) {
+async function receive(path, body, { chat, message, cut, controller }) {
   let saved = 0;
   for (let error = null; ;) {
     const times = { sent: performance.now(), first: 0, last: 0 };
     const onChunk = (chunk) => {
       if (controller.signal.aborted) return;
-      take(message, chunk, times);
+      take(message, chunk, cut, times);
       if (performance.now() - saved > SAVE_MILLISECONDS) {
         saved = performance.now();
         store.saveMessage(chat, message);
@@ -95,8 +96,8 @@ async function receive(path, body, { chat, message, controller }) {
   }
 }
 
-function take(message, chunk, times) {
-  const dropped = chunk.nutshell?.dropped_messages;
+function take(message, chunk, cut, times) {
+  const dropped = chunk.nutshell?.dropped_messages && chunk.nutshell.dropped_messages + cut;
   if (dropped) {
     message.note = "This conversation is longer than what the model can read at once: "
       + `its ${dropped} oldest messages were left out.`;

@@ -135,7 +135,8 @@ await store.open({
   refused: () => notice("This browser does not keep this conversation (private mode, or its storage is full). It is lost when you "
     + "close the page.", { label: "Export all as JSON", action: () => exportChats(store.allChats()) }),
 });
-if (await store.merge(fromLocalStorage())) clearLocalStorage();
+const old = fromLocalStorage();
+if (await store.merge(old)) clearLocalStorage(old);
 conversation.setUp({ drawn: onScreenChanged, needsKey: () => openSettings("api-key") });
 conversation.show(store.allChats().find(({ id }) => `#${id}` === location.hash) ?? store.newChat());
 setUpSidebar();

@@ -45,8 +45,12 @@ export async function open({ refused, heard }) {
   database = await connect();
   let kept = { chats: new Map(), messages: new Map() };
   if (database) {
-    kept = { chats: await entries("chats"), messages: await entries("messages") };
     database.onclose = () => { database = null; }; // the browser's data was cleared
+    try {
+      kept = { chats: await entries("chats"), messages: await entries("messages") };
+    } catch {
+      database = null; // damaged, or another program's of this name
+    }
   }
   setTimeout(() => {
     channel.onmessage = ({ data }) => heard(...data);

@@ -142,12 +142,22 @@ export function contentOf({ role, text, parts }) {
   return parts.every((part) => part.type === "text") ? parts.map((part) => part.text).join("") : parts;
 }
 
-// The messages from the first one to `leaf` as the API takes them.
-export function apiMessages(chat, leaf) {
-  const said = thread(chat, leaf).map(({ message }) => ({ role: message.role, content: contentOf(message) }));
+const MOST_MESSAGES = 1000; // the server takes 1,024 messages and 2 MiB: more than any context
+const MOST_CHARACTERS = 600_000; // which may be three bytes each
+
+// The messages up to `leaf` as the API takes them, and how many of the oldest are `cut` from a very long conversation.
+export function sentMessages(chat, leaf) {
+  const all = thread(chat, leaf).map(({ message }) => ({ role: message.role, content: contentOf(message) }));
+  const said = all.filter(({ content }) => content.length);
+  let room = MOST_CHARACTERS;
+  const tooMuch = said.findLastIndex(({ content }) => (room -= JSON.stringify(content).length) < 0);
+  let cut = Math.max(0, Math.min(tooMuch + 1, said.length - 1), said.length - MOST_MESSAGES);
+  if (cut && said[cut].role === "assistant" && cut + 1 < said.length) cut += 1; // a question comes first
   const system = chat.options.system.trim() ? [{ role: "system", content: chat.options.system }] : [];
-  return [...system, ...said.filter(({ content }) => content.length)];
+  return { messages: [...system, ...said.slice(cut)], cut };
 }
+
+export const apiMessages = (chat, leaf) => sentMessages(chat, leaf).messages;
 
 // All that a text says up to `leaf`.
 export function textUpTo(chat, leaf) {

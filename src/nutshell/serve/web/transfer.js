@@ -4,6 +4,7 @@ import { checked, defaults } from "./options.js";
 import { contentOf, newChat } from "./store.js";
 
 const isId = (value) => typeof value === "string" && /^[\w-]{1,80}$/.test(value);
+const TYPES = ["text", "python", "python_output"];
 const text = (value) => (typeof value === "string" ? value : "");
 
 export function exportJson(chats) {
@@ -53,11 +54,11 @@ function fromList(raw) {
 function fromEntry(one, index, chat) {
   const content = one.content ?? one.text ?? one.parts;
   const parts = Array.isArray(content) ? content : [{ type: "text", text: content }];
-  if (!parts.every((part) => typeof part?.text === "string" && typeof part.type === "string")) return null;
+  if (!parts.every((part) => typeof part?.text === "string" && TYPES.includes(part.type))) return null;
   const words = Object.fromEntries(["note", "error", "stats", "model", "pair", "finish", "rating", "better"]
     .filter((key) => typeof one[key] === "string").map((key) => [key, one[key]]));
   return {
-    id: isId(one.id) ? one.id : `m${index}`,
+    id: isId(one.id) && !chat.messages.has(one.id) ? one.id : `m${index}`,
     parent: one.parent === null || chat.messages.has(one.parent) ? one.parent : chat.leaf, // without: the one before
     at: Number(one.at) || index,
     role: one.role,
@@ -81,12 +82,18 @@ export function fromLocalStorage() {
   const found = new Map();
   for (const key of oldKeys()) {
     const [id, part] = key.slice(OLD.length).split("/");
-    const value = JSON.parse(localStorage.getItem(key));
-    if (!part) found.set(id, { ...value, id, messages: value.messages ?? [] });
-    else found.get(id)?.messages.push(value);
+    try {
+      const value = JSON.parse(localStorage.getItem(key));
+      if (!part) found.set(id, { ...value, id, messages: [...value.messages ?? []] });
+      else found.get(id)?.messages.push(value);
+    } catch { /* not what we wrote: stays where it is */ }
   }
-  const inOrder = (raw) => ({ ...raw, messages: raw.messages.sort((one, other) => one.at - other.at) });
+  const inOrder = (raw) => ({ ...raw, messages: raw.messages.filter(Boolean).sort((one, other) => one.at - other.at) });
   return [...found.values()].map(inOrder).map(fromList).filter(Boolean);
 }
 
-export const clearLocalStorage = () => oldKeys().forEach((key) => localStorage.removeItem(key));
+// Of the conversations that were read.
+export function clearLocalStorage(read) {
+  const ids = read.map(({ id }) => id);
+  oldKeys().filter((key) => ids.includes(key.slice(OLD.length).split("/")[0])).forEach((key) => localStorage.removeItem(key));
+}

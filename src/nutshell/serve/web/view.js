@@ -130,6 +130,7 @@ export class AnswerView {
     this.node.classList.toggle("empty", shown.length === 0);
     this.actions.hidden = streaming;
     this.buttons.resume.hidden = !shown.length || !(message.finish === "length" || message.error || message.stats === "stopped");
+    this.buttons.again.hidden = message.parent === null; // a greeting: nothing was asked
     this.buttons.tokens.hidden = !shown.length;
     this.stats.textContent = message.streaming && !streaming ? "unfinished" : message.stats || ""; // or in another tab
     this.notes.replaceChildren();
