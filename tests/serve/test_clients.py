@@ -1,8 +1,10 @@
 """Real clients, unchanged, against a real server: openai-python, LangChain, lm-evaluation-harness, schemathesis."""
 
 import warnings
+from typing import Literal
 
 import pytest
+from pydantic import BaseModel, Field
 
 from nutshell.eval.score import score
 
@@ -35,8 +37,22 @@ def test_openai_errors_are_its_own_classes(serving, engine):
         api.chat.completions.create(model="gpt-4", messages=QUESTION)
     with pytest.raises(openai.BadRequestError, match="functions"):
         api.chat.completions.create(model="tiny", messages=QUESTION, tools=[{"type": "function", "function": {"name": "f"}}])
-    with pytest.raises(openai.BadRequestError, match="plain text"):
-        api.chat.completions.create(model="tiny", messages=QUESTION, response_format={"type": "json_object"})
+    with pytest.raises(openai.BadRequestError, match="json_schema"):
+        api.chat.completions.create(model="tiny", messages=QUESTION, response_format={"type": "xml"})
+
+
+def test_openai_parses_an_answer_into_a_class(serving, engine):
+    pytest.importorskip("llguidance", reason="needs the extra json")
+
+    class Place(BaseModel):
+        name: Literal["Paris", "Rome"]
+        visited: bool
+        notes: list[Literal["big", "old"]] = Field(max_length=2)
+
+    api = openai_client(serving(engine))
+    answer = api.chat.completions.parse(model="tiny", messages=QUESTION, response_format=Place, seed=1)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.parsed.name in ("Paris", "Rome")
 
 
 def test_openai_reads_a_calculation_as_text(serving, scripted):

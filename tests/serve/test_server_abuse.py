@@ -35,7 +35,7 @@ def error_of(response, status):
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "'wizard'"),
         ({"messages": [{"role": "user"}]}, "messages", "empty"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "calls no functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "plain text"),
+        ({"response_format": {"type": "xml"}}, "response_format", "'json_schema'"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 300}]}, "messages[0].content", "256 parts"),
         ({"messages": USER * 1100}, "messages", "at most 1024 items"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "string"),

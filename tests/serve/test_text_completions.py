@@ -112,7 +112,7 @@ def test_a_stream_gives_the_same(client, complete):
         ({"best_of": 3}, None),
         ({"max_tokens": 0}, None),
         ({"logprobs": 21}, "logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
     ],
 )
 def test_what_is_refused_is_named(serving, engine, fields, param):

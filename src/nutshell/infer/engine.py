@@ -144,7 +144,7 @@ class Engine:
             wrong = next(token for token in ids if not 0 <= token < self.tok.vocab_size)
             raise ValueError(f"the prompt has the token {wrong}; accepted: 0 to {self.tok.vocab_size - 1}.")
         limit = min(limit, sampling.max_tokens)
-        options["tools"] = options.get("tools", True) and self.tool is not None
+        options["tools"] = options.get("tools", True) and self.tool is not None and sampling.grammar is None
         return Request(
             self._vocabulary, ids, sampling, limit, number=next(self._numbers), tool=self.tool or calculate, **options
         )  # fmt: skip

@@ -94,6 +94,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.random = self.sampling.random(*self.stream)
+        self.grammar = self.sampling.grammar.start() if self.sampling.grammar else None
         self.tokens = list(self.prompt)  # and the reply
         self.blocks: list[int] = []  # of the KV cache; these five are the scheduler's
         self.cached = 0  # tokens that are in them
@@ -145,6 +146,8 @@ class Request:
             tail = self._show("", last=True) if self._decoder else ""
         else:
             self._spoken.append(token_id)
+            if self.grammar is not None and self.grammar.take(token_id):
+                self.finish = "stop"
         forced = self._within_limit(forced)
         deltas = [Delta(self, -1, tail)] if tail else []
         if self._decoder:

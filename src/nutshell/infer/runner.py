@@ -67,13 +67,21 @@ class TorchRunner:
 
 def next_tokens(requests: Sequence[Request], logits: Tensor, best: Sequence[int]) -> list[Delta]:
     """Hand each request its next token: of logits (B, V), whose likeliest are `best`, -1 where they are not numbers."""
-    chosen, choice = list(best), logits
+    failed: dict[int, RuntimeError] = {row: DamagedModelError() for row, token_id in enumerate(best) if token_id < 0}
+    choice = logits
     changed = [row for row, request in enumerate(requests) if request.sampling.adjusts]
     if changed:
         choice = logits.clone()
         for row in changed:
-            choice[row] = adjusted(logits[row], requests[row].sampling, requests[row].prompt, requests[row].ids)
-    fine = [row for row in range(len(chosen)) if best[row] >= 0]
+            request = requests[row]
+            choice[row] = adjusted(logits[row], request.sampling, request.prompt, request.ids)
+            if request.grammar is not None:
+                try:
+                    request.grammar.rule_out(choice[row])
+                except RuntimeError as error:
+                    failed[row] = error
+    chosen = [-1 if row in failed else token_id for row, token_id in enumerate(best)]
+    fine = [row for row in range(len(chosen)) if row not in failed]
     drawn = [row for row in fine if requests[row].sampling.temperature > 0 or requests[row].sampling.adjusts]
     if drawn:
         some = choice if len(drawn) == len(chosen) else choice[drawn]
@@ -84,7 +92,7 @@ def next_tokens(requests: Sequence[Request], logits: Tensor, best: Sequence[int]
     deltas: list[Delta] = []
     for row, (request, token_id) in enumerate(zip(requests, chosen, strict=True)):
         if token_id < 0:
-            deltas += request.cancel(DamagedModelError())
+            deltas += request.cancel(failed.get(row, DamagedModelError()))
         else:
             deltas += request.accept(token_id, *logprobs.get(row, (None, ())))
     return deltas

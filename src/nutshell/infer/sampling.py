@@ -14,6 +14,8 @@ from random import Random
 import torch
 from torch import Tensor
 
+from nutshell.infer.grammar import Grammar
+
 try:
     from nutshell.tokenizer._bpe import draw as native_draw
 except ImportError:  # an extension that was built before it had one
@@ -60,6 +62,8 @@ class Sampling:
     change how logits are rounded, and near ties may fall otherwise."""
     stop: tuple[str, ...] = ()
     """Texts that end the reply; they are not part of it."""
+    grammar: Grammar | None = None
+    """What the reply must be, for example JSON of a schema (`JsonGrammars.compile`). Tools are then off."""
     top_logprobs: int | None = None
     """Report the log-probability of each token and of this many most likely ones; None reports nothing."""
 
@@ -109,7 +113,7 @@ class Sampling:
     def adjusts(self) -> bool:
         """Whether logits are changed before a token is chosen."""
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        return penalties != (1, 0, 0) or bool(self.logit_bias)
+        return penalties != (1, 0, 0) or bool(self.logit_bias) or self.grammar is not None
 
     def random(self, *stream: int) -> Random:
         """The random numbers of one row: of the seed and `stream`, or of the machine's entropy without a seed."""

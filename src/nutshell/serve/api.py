@@ -79,9 +79,20 @@ class SamplingFields(BaseModel):
 
     @field_validator("response_format")
     @classmethod
-    def _plain_text(cls, wanted: dict[str, Any] | None) -> None:
-        if wanted and wanted.get("type") != "text":
-            raise ValueError("this model answers in plain text only; leave this field out, or send {'type': 'text'}")
+    def _known_format(cls, wanted: dict[str, Any] | None) -> dict[str, Any] | None:
+        kind = wanted.get("type") if wanted else "text"
+        if kind not in ("text", "json_object", "json_schema"):
+            raise ValueError(f"type is {_short(kind)}; accepted: 'text', 'json_object', 'json_schema'")
+        if kind == "json_schema" and not isinstance(_schema_of(wanted), dict):
+            raise ValueError("type json_schema needs the schema, an object, as json_schema.schema")
+        return wanted
+
+    def json_schema(self) -> dict[str, Any] | None:
+        """What the answer must fit; None where it is text."""
+        wanted = self.response_format or {"type": "text"}
+        if wanted["type"] == "json_schema":
+            return dict(_schema_of(wanted))
+        return {"type": "object"} if wanted["type"] == "json_object" else None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -194,6 +205,11 @@ class DetokenizeRequest(BaseModel):
 
     model: str | None = None
     tokens: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], FailFast()]
+
+
+def _schema_of(response_format: dict[str, Any] | None) -> Any:
+    given = (response_format or {}).get("json_schema")
+    return given.get("schema") if isinstance(given, dict) else None
 
 
 def _is_id(value: Any) -> bool:

@@ -14,6 +14,7 @@ from nutshell.serve.models import LoadedModel
 from nutshell.serve.service import Service
 
 if TYPE_CHECKING:
+    from nutshell.infer.grammar import Grammar
     from nutshell.infer.sampling import Sampling
 
 
@@ -35,7 +36,8 @@ async def answer_chat(service: Service, request: Request) -> Response:
             completion.note = {"nutshell": {"dropped_messages": fitted.dropped}}
         max_tokens = min(budget, model.context - prompt_tokens)
         top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        samplings = [sampling_of(body, max_tokens, index, top_logprobs) for index in range(choices)]
+        grammar = await json_grammar(service, body, model)
+        samplings = [sampling_of(body, max_tokens, index, top_logprobs, grammar) for index in range(choices)]
         handle.submit(fitted.ids, samplings, completion.deliver)
     except BaseException:
         handle.close()
@@ -66,7 +68,23 @@ def check_biases(body: SamplingFields, model: LoadedModel) -> None:
         raise APIError(400, message, param="logit_bias")
 
 
-def sampling_of(body: SamplingFields, max_tokens: int, index: int, top_logprobs: int | None) -> "Sampling":
+async def json_grammar(service: Service, body: SamplingFields, model: LoadedModel) -> "Grammar | None":
+    """What `response_format` asks for, compiled off the event loop; None for text."""
+    schema = body.json_schema()
+    if schema is None:
+        return None
+    try:
+        return await service.off_loop(lambda: model.json_grammars.compile(schema))
+    except ImportError as error:
+        fix = "send {'type': 'text'}, or start the server after: pip install 'nutshell-lm[json]'"
+        raise APIError(400, f"this server lacks llguidance, which makes JSON; {fix}", param="response_format") from error
+    except ValueError as error:
+        raise APIError(400, str(error), param="response_format") from error
+
+
+def sampling_of(
+    body: SamplingFields, max_tokens: int, index: int, top_logprobs: int | None, grammar: "Grammar | None" = None
+) -> "Sampling":
     """With OpenAI's defaults. With a seed, choice 0 is what `n: 1` would give, and choice i has the seed plus i."""
     from nutshell.infer.sampling import Sampling  # imports torch, which the page need not wait for
 
@@ -84,5 +102,6 @@ def sampling_of(body: SamplingFields, max_tokens: int, index: int, top_logprobs:
         logit_bias=body.logit_bias or {},
         seed=None if body.seed is None or body.seed < 0 else (body.seed + index) % 2**63,  # -1 means "any" to clients
         stop=tuple(body.stop or ()),
+        grammar=grammar,
         top_logprobs=top_logprobs,
     )

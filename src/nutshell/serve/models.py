@@ -13,12 +13,16 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nutshell.files import STAGES
 from nutshell.serve.api import APIError
 from nutshell.serve.worker import Worker
+
+if TYPE_CHECKING:
+    from nutshell.infer.grammar import JsonGrammars
 
 log = logging.getLogger("nutshell.serve")
 
@@ -98,6 +102,14 @@ class LoadedModel:
     def __init__(self, engine: Any, max_queue: int):
         self.worker = Worker(engine, max_queue)
         self.engine, self.tok, self.context = engine, engine.tok, engine.context
+
+    @cached_property
+    def json_grammars(self) -> "JsonGrammars":
+        """ImportError where `llguidance` is not installed."""
+        from nutshell.infer.grammar import JsonGrammars
+        from nutshell.infer.request import Vocabulary
+
+        return JsonGrammars(self.tok, Vocabulary.of(self.tok).ends)
 
 
 class Models:

@@ -11,13 +11,14 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from nutshell.serve.api import APIError, TextRequest
-from nutshell.serve.chat import check_biases, sampling_of
+from nutshell.serve.chat import check_biases, json_grammar, sampling_of
 from nutshell.serve.completions import Completion, Logprob
 from nutshell.serve.models import LoadedModel
 from nutshell.serve.service import Service
 from nutshell.serve.worker import RequestHandle
 
 if TYPE_CHECKING:
+    from nutshell.infer.grammar import Grammar
     from nutshell.serve.scoring import Scored
 
 
@@ -30,8 +31,9 @@ async def answer_texts(service: Service, request: Request) -> Response:
     try:
         prompts = await service.off_loop(_to_ids, body, model)
         base = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": offer.id}
+        grammar = await json_grammar(service, body, model)
         completion = TextCompletion(handle, model, base, body, prompts, request.scope["nutshell"]["began"])
-        await completion.begin()
+        await completion.begin(grammar)
     except BaseException:
         handle.close()
         raise
@@ -67,13 +69,13 @@ class TextCompletion(Completion):
         self.model, self.body, self.prompts, self.n = model, body, prompts, body.n or 1
         self.echoed: list[list[Scored]] = []  # of each prompt, without the <|bos|> that was put before a text
 
-    async def begin(self) -> None:
+    async def begin(self, grammar: "Grammar | None") -> None:
         """Score what is echoed, and hand what has to be generated to the engine.
 
         The one greedy token that evaluation harnesses ask for is known once its prompt is scored.
         """
         body = self.body
-        plain = not (body.logit_bias or body.presence_penalty or body.frequency_penalty or body.stop)
+        plain = not (body.logit_bias or body.presence_penalty or body.frequency_penalty or body.stop or grammar)
         greedy = body.temperature == 0 and plain and (body.repetition_penalty or 1) == 1
         if body.echo and body.logprobs is not None:
             from nutshell.serve.scoring import score_prompt  # imports torch
@@ -92,7 +94,7 @@ class TextCompletion(Completion):
             return
         for index, ids in enumerate(self.prompts):
             max_tokens = min(self.model.context - len(ids), body.max_tokens or self.model.context)
-            samplings = [sampling_of(body, max_tokens, i, body.logprobs) for i in range(self.n)]
+            samplings = [sampling_of(body, max_tokens, i, body.logprobs, grammar) for i in range(self.n)]
             self.handle.submit(ids, samplings, self.deliver, first=index * self.n, tools=False)
 
     def _without_bos(self, index: int, scored: "list[Scored]") -> "list[Scored]":
