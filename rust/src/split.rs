@@ -19,6 +19,11 @@ pub const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{
 pub const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// GPT-2's pattern on texts that were cut at every digit before (SmolLM's, StarCoder's): spaces before a digit stay together,
+/// since the text ended there.
+pub(crate) const GPT2_SINGLE_DIGITS: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+";
+
 /// Names that stand for a pattern.
 pub const NAMES: [&str; 5] = ["nanochat", "gpt2", "cl100k", "o200k", "qwen2"];
 

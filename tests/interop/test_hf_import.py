@@ -182,54 +182,6 @@ def broken(tmp_path):
     return change
 
 
-LLAMA = {
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-}
-
-
-@pytest.mark.parametrize("kind", [{"num_key_value_heads": 2, "tie_word_embeddings": True}, {"rms_norm_eps": 1e-2}])
-def test_llama_gives_the_logits_of_transformers_and_goes_out_again(transformers, tmp_path, kind):
-    size = gpt2_words(tmp_path / "llama")
-    config = transformers.LlamaConfig(vocab_size=size, bos_token_id=size - 1, eos_token_id=size - 1, **LLAMA, **kind)
-    peer = noisy(transformers.LlamaForCausalLM(config))
-    peer.save_pretrained(tmp_path / "llama")
-    ours = import_hf(tmp_path / "llama", tmp_path / "model")
-    assert sum(parameters_by_group(ours.config).values()) == sum(p.numel() for p in peer.parameters())
-    loaded, tok = nutshell.load(tmp_path / "model")
-    ids = torch.tensor([[tok.bos_id, *tok.encode(TEXT)]])
-    with torch.no_grad():
-        expected = peer(ids).logits
-        assert (loaded(ids) - expected).abs().max() < 1e-4
-        most_likely = int(expected[0, -1].argmax())
-        text = nutshell.Engine(loaded, tok).generate([TEXT], max_tokens=1, temperature=0)[0]
-        assert text == tok.decode([most_likely])
-        again = transformers.AutoModelForCausalLM.from_pretrained(export_hf(tmp_path / "model", tmp_path / "out"))
-        assert type(again) is transformers.LlamaForCausalLM
-        assert (again(ids).logits - expected).abs().max() < 1e-4
-    ours(ids[:, :-1], ids[:, 1:]).backward()
-    peer(ids, labels=ids).loss.backward()
-    theirs = peer.model.layers[0].self_attn.q_proj.weight.grad
-    assert torch.allclose(ours.model.layers[0].self_attn.q_proj.weight.grad, theirs, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mlp_bias": True}, "mlp_bias is True; accepted: False"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling is"),
-    ],
-)
-def test_a_foreign_llama_is_refused_by_name(refused, tmp_path, change, message):
-    size = gpt2_words(tmp_path / "llama")
-    values = {"model_type": "llama", "vocab_size": size, **LLAMA, **change}
-    (tmp_path / "llama" / "config.json").write_text(json.dumps(values))
-    refused(tmp_path, message, "import", "hf", tmp_path / "llama", "--out", tmp_path / "out")
-
-
 NORM = "model__layers__1__self_attn__q_norm__weight"
 
 

@@ -117,6 +117,13 @@ def llama3():
     return root
 
 
+def smollm():
+    """Single digits, then GPT-2's own pattern on what lies between them."""
+    root = trained()
+    root["pre_tokenizer"] = sequence({"type": "Digits", "individual_digits": True}, byte_level(use_regex=True))
+    return root
+
+
 def shuffled():
     """Ids in any order with holes between them; the normalizer and the pre-tokenizer in nested sequences."""
     root = trained(LLAMA3)
@@ -136,7 +143,7 @@ def own_pattern():
     return root
 
 
-KINDS = {kind.__name__: kind for kind in (gpt2, qwen2, llama3, shuffled, own_pattern)}
+KINDS = {kind.__name__: kind for kind in (gpt2, qwen2, llama3, smollm, shuffled, own_pattern)}
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::json::{Added, File, Model, Names, Pair};
 use super::MAX_ID;
 use crate::hash::hash_bytes;
+use crate::split::GPT2_SINGLE_DIGITS;
 use crate::table::Table;
 use crate::{Definition, Merge, Splitter};
 
@@ -82,10 +83,12 @@ fn is_nfc(normalizer: &Value) -> Result<bool, String> {
 
 fn pattern_of(pre_tokenizer: &Value) -> Result<String, String> {
     let parts = flatten(pre_tokenizer, "pretokenizers");
-    let supported = "supported are ByteLevel alone, and one Split followed by ByteLevel without a regex of its own";
+    let supported =
+        "supported are ByteLevel alone, ByteLevel behind single Digits, and one Split followed by ByteLevel \
+                     without a regex of its own";
     let (split, byte_level) = match parts[..] {
         [byte_level] if kind_of(byte_level) == "ByteLevel" => (None, byte_level),
-        [split, byte_level] if kind_of(split) == "Split" && kind_of(byte_level) == "ByteLevel" => {
+        [split, byte_level] if matches!(kind_of(split), "Split" | "Digits") && kind_of(byte_level) == "ByteLevel" => {
             (Some(split), byte_level)
         }
         [] => return Err(format!("it has no pre-tokenizer; {supported}")),
@@ -103,6 +106,12 @@ fn pattern_of(pre_tokenizer: &Value) -> Result<String, String> {
     match split {
         None if own_regex => Ok("gpt2".to_string()),
         None => Err(format!("its pre-tokenizer doesn't split text at all (use_regex is false); {supported}")),
+        Some(digits) if own_regex && digits["individual_digits"].as_bool() == Some(true) => {
+            Ok(GPT2_SINGLE_DIGITS.to_string())
+        }
+        Some(split) if kind_of(split) == "Digits" => {
+            Err(format!("its pre-tokenizer cuts digits in another way (individual_digits, use_regex); {supported}"))
+        }
         Some(_) if own_regex => {
             Err(format!("its pre-tokenizer splits by two patterns (use_regex is true); {supported}"))
         }

@@ -82,10 +82,10 @@ def export_gguf(model: Path, out: Path, kind: str) -> Path:
             f"{model} is of the architecture speed, which readers of GGUF do not know. Accepted: portable, gpt2. "
             "Train with --architecture portable, or use `nutshell export hf`."
         )
-    if not config.qk_norm:
-        raise ValueError(f"{model} has Llama's shape, whose queries ggml wants in another order. Accepted: with qk_norm, gpt2.")
     metadata = {**_shape(config, kind, model.resolve().name), **_tokenizer(tok, model)}
     weights = with_joined_attention(decoder) if isinstance(decoder, GPT2) else decoder.state_dict()
+    if not config.qk_norm:
+        weights = with_pairs_side_by_side(weights, config.head_dim)
     tensors = [(ggml_name(name), _type_of(name, tuple(w.shape), kind), w.numpy()) for name, w in weights.items()]
     with new_folder(out) as folder:
         with open(folder / f"model-{kind}.gguf", "wb") as file:
@@ -102,6 +102,17 @@ def with_joined_attention(model: GPT2) -> dict[str, Tensor]:
         tensors[f"blocks.{layer}.attention.qkv.weight"] = torch.cat([linear.weight.detach() for linear in linears])
         tensors[f"blocks.{layer}.attention.qkv.bias"] = torch.cat([linear.bias.detach() for linear in linears])
     return tensors
+
+
+def with_pairs_side_by_side(weights: dict[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+    """The tensors of Llama's shape with each two channels that rotate together side by side, as ggml's `llama` has them; ours
+    and its `qwen3` have them half a head apart."""
+    pairs = {
+        name: tensor.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+        for name, tensor in weights.items()
+        if name.endswith(("q_proj.weight", "k_proj.weight"))
+    }
+    return weights | pairs
 
 
 def ggml_name(name: str) -> str:
@@ -133,7 +144,7 @@ def _shape(config: ModelConfig, kind: str, name: str) -> dict[str, Any]:
     else:
         heads = {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
         more = {"attention.layer_norm_rms_epsilon": config.norm_eps, "rope.freq_base": float(config.rotary_base)}
-        theirs, shape = "qwen3", {**shape, **heads, **more}
+        theirs, shape = "qwen3" if config.qk_norm else "llama", {**shape, **heads, **more}
     general = {"architecture": theirs, "name": name, "file_type": TYPES[kind][2], "quantization_version": 2}
     return {**{f"general.{key}": v for key, v in general.items()}, **{f"{theirs}.{key}": v for key, v in shape.items()}}
 
@@ -147,7 +158,7 @@ def _tokenizer(tok: Tokenizer, folder: Path) -> dict[str, Any]:
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     metadata = {
         "model": "gpt2",  # byte-level BPE
-        "pre": splitter(tok),
+        "pre": splitter(tok, content["model"]["ignore_merges"]),
         "tokens": [special.get(id) or names.get(id, f"[PAD{id}]") for id in ids],
         "token_type": [CONTROL if id in special else NORMAL if id in names else UNUSED for id in ids],
         "merges": content["model"]["merges"],
@@ -159,19 +170,24 @@ def _tokenizer(tok: Tokenizer, folder: Path) -> dict[str, Any]:
     return {**{f"tokenizer.ggml.{key}": value for key, value in metadata.items()}, **template}
 
 
-def splitter(tok: Tokenizer) -> str:
-    """The name that llama.cpp has for the way this tokenizer cuts text before merging.
+def splitter(tok: Tokenizer, whole_words_first: bool) -> str:
+    """The name that llama.cpp has for the way this tokenizer cuts text before merging; `llama-bpe` alone looks up whole words
+    before it merges.
 
     It has none for nanochat's pattern, which cuts numbers into pairs of digits, and reads o200k's and cl100k's a little
     differently, so files with them would give other ids here and there: refused.
     """
-    names = {Tokenizer([], ours).pattern: theirs for ours, theirs in (("qwen2", "qwen2"), ("gpt2", "gpt-2"))}
-    if tok.pattern not in names:
+    gpt2, qwen2 = (Tokenizer([], name).pattern for name in ("gpt2", "qwen2"))
+    llama3 = qwen2.replace(r"\p{N}|", r"\p{N}{1,3}|")
+    smollm = gpt2.replace(r" ?\p{N}+", r"\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])")  # single digits
+    names = {(gpt2, False): "gpt-2", (qwen2, False): "qwen2", (llama3, True): "llama-bpe", (smollm, False): "smollm"}
+    if (tok.pattern, whole_words_first) not in names:
         raise ValueError(
-            f"the tokenizer cuts text by the pattern {tok.pattern!r:.60}, which readers of GGUF have no name for. "
-            "Accepted: qwen2, gpt2. Train one with `nutshell tokenizer train --pattern qwen2` (portable's default)."
+            f"the tokenizer cuts text by the pattern {tok.pattern!r:.60}{', whole words first' * whole_words_first}, which "
+            "readers of GGUF have no name for. Accepted: qwen2, gpt2, SmolLM's, and Llama 3's with whole words first. "
+            "Train one with `nutshell tokenizer train --pattern qwen2` (portable's default)."
         )
-    return names[tok.pattern]
+    return names[tok.pattern, whole_words_first]
 
 
 def modelfile(file: str, tok: Tokenizer, context: int) -> str:

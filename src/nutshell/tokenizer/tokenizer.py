@@ -142,7 +142,10 @@ class Tokenizer:
     def special_id(self, name: str) -> int:
         """Id of a special token."""
         if name not in self.special_tokens:
-            raise ValueError(f"{name!r} is not a special token; there are {', '.join(self.special_tokens) or 'none'}")
+            raise ValueError(
+                f"{name!r} is not a special token; there are {', '.join(self.special_tokens) or 'none'}."
+                + " Chats need it: import the model again with --chat, then `nutshell sft`." * (name in SPECIAL_TOKENS)
+            )
         return self.special_tokens[name]
 
     def encode(self, text: str, *, special: Collection[str] = ()) -> list[int]:
