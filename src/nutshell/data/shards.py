@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from nutshell.data.shuffle import SPLITS, Layout, shuffle_documents, shuffle_files
 from nutshell.data.text import as_text, find_text, open_parquet, text_column
-from nutshell.files import fsync, sha256, shown, write_json, write_text
+from nutshell.files import fsync, naming, sha256, shown, write_json, write_text
 
 MANIFEST = "manifest.json"
 
@@ -95,7 +95,8 @@ def write_with(
         begun.parent.mkdir(parents=True)
         write_text(begun, plan)
     try:
-        facts = shuffle(beside)
+        with naming(folder):
+            facts = shuffle(beside)
         write_json(beside / MANIFEST, {"format": "nutshell-shards-1", "seed": layout.seed, **facts, "source": source})
     except Exception:
         shutil.rmtree(beside, ignore_errors=True)
