@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 ABOVE_ZERO = 5e-324  # as the lowest of a range: any number above 0
+MOST = 2**63  # below which all settings with a range stay
 
 
 def _plain(hint: Any) -> Any:
@@ -31,6 +32,15 @@ def _default(cls: Any, base: Any, name: str) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
+
+
+def _check_type(value: Any, expected: Any, place: str) -> None:
+    """ValueError for a value of another plain type; choices are strings."""
+    if typing.get_origin(expected) is typing.Literal:
+        expected = str
+    kinds = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}.get(expected)
+    if kinds and (not isinstance(value, kinds) or (expected is not bool and isinstance(value, bool))):
+        raise ValueError(f"{place} is {value!r}; accepted: {expected.__name__}.")
 
 
 def from_dict(cls: type[T], values: dict, where: str, prefix: str = "", base: T | None = None) -> T:
@@ -57,14 +67,17 @@ def from_dict(cls: type[T], values: dict, where: str, prefix: str = "", base: T 
             if dataclasses.is_dataclass(value_type):
                 value = {k: from_dict(value_type, v, where, f"{prefix}{key}.{k}.") for k, v in value.items()}  # type: ignore[arg-type]
             value = {key_type(k): v for k, v in value.items()}
-        if typing.get_origin(expected) is tuple and isinstance(value, (list, tuple)):
-            item = typing.get_args(expected)[0]
+        if typing.get_origin(expected) is tuple:
+            if not isinstance(value, (list, tuple)):
+                raise ValueError(f"{where}: {prefix}{key} is {value!r}; accepted: a list.")
+            item, places = typing.get_args(expected)[0], [f"{prefix}{key}.{n}" for n in range(len(value))]
             if dataclasses.is_dataclass(item):
-                value = [from_dict(item, v, where, f"{prefix}{key}.{n}.") for n, v in enumerate(value)]  # type: ignore[arg-type]
+                value = [from_dict(item, v, where, f"{place}.") for place, v in zip(places, value, strict=True)]  # type: ignore[arg-type]
+            for place, v in zip(places, value, strict=True):
+                _check_type(v, item, f"{where}: {place}")
             value = tuple(value)
-        kinds = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}.get(expected)
-        if kinds and value is not None and (not isinstance(value, kinds) or (expected is not bool and isinstance(value, bool))):
-            raise ValueError(f"{where}: {prefix}{key} is {value!r}; accepted: {expected.__name__}.")
+        if value is not None:
+            _check_type(value, expected, f"{where}: {prefix}{key}")
         arguments[key] = value
     none = (dataclasses.MISSING, dataclasses.MISSING)
     needed = {f.name for f in dataclasses.fields(cls) if (f.default, f.default_factory) == none}  # type: ignore[arg-type]
@@ -77,11 +90,15 @@ def from_dict(cls: type[T], values: dict, where: str, prefix: str = "", base: T 
 
 
 def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]], *, or_zero: bool = False) -> None:
-    """ValueError for a setting outside its (lowest, highest); with `or_zero` 0 is accepted too, since the plan decides then."""
+    """ValueError for a setting outside its (lowest, highest); with `or_zero` 0 is accepted too, since the plan decides then.
+
+    NaN and infinity are never accepted, nor integers beyond 64 bits, which torch and numpy can't hold.
+    """
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
-        if not low <= value <= high and not (or_zero and value == 0):
+        if not (low <= value <= high and abs(value) < MOST) and not (or_zero and value == 0):
             least = "above 0" if low == ABOVE_ZERO else f"at least {low}"
+            least += ", below 2^63" if value >= MOST else ""
             accepted = least if math.isinf(high) else f"{'above 0' if low == ABOVE_ZERO else low} to {high}"
             raise ValueError(f"{name} is {value}; accepted: {'0 (the plan decides), or ' * or_zero}{accepted}.")
 

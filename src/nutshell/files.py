@@ -13,6 +13,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,12 +119,24 @@ def fingerprint(path: Path | str) -> str:
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest() if parts else ""
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system that names no file, as those of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: the old one or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        fsync(temporary)
+        with naming(path):
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+            fsync(temporary)
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)

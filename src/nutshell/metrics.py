@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from nutshell.files import write_text
+from nutshell.files import naming, write_text
 
 FILE_NAME = "metrics.jsonl"
 _SHOWN = ("loss", "reward", "lr", "tokens_per_second", "mfu")
@@ -237,7 +237,7 @@ class MetricsLog:
         if not self.active:
             return
         record = _finite(record)
-        try:
+        with naming(self.path):  # a full disk
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 if self.path.is_file():  # a line that a killed process left half-written
@@ -246,8 +246,6 @@ class MetricsLog:
             line = (json.dumps(record, allow_nan=False) + "\n").encode()
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:  # a full disk: the error of a write names no file
-            raise OSError(error.errno, error.strerror, str(self.path)) from None
         self.console.log(record)
         for sink in list(self.sinks):
             self._guarded(sink, sink.log, record)

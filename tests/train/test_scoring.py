@@ -9,7 +9,7 @@ from tiny_run import RUNTIME, recipe
 from nutshell.metrics import read_metrics
 from nutshell.plan.recipe import PRIMER_TASKS, Recipe
 from nutshell.train.pipeline import run_stages
-from nutshell.train.prepare import check_recipe
+from nutshell.train.prepare import check_tasks
 
 
 def test_f19_tasks_follow_the_text():
@@ -45,9 +45,17 @@ def test_f19_own_text_is_scored_by_bits_per_byte_and_shown(tmp_path):
 def test_named_tasks_replace_the_default_and_are_looked_up_first(tmp_path):
     asked = recipe(tmp_path / "run")
     with pytest.raises(ValueError, match="unknown task 'primer-fact'"):
-        check_recipe(replace(asked, eval_tasks=("primer-fact",)), RUNTIME)
+        check_tasks(replace(asked, eval_tasks=("primer-fact",)))
     with pytest.raises(ValueError, match="custom reads a file"):
-        check_recipe(replace(asked, eval_tasks=("custom",)), RUNTIME)
+        check_tasks(replace(asked, eval_tasks=("custom",)))
     run_stages(replace(asked, eval_tasks=("primer-sums",)), RUNTIME, ("pretrain",))
     (line,) = [line for line in read_metrics(tmp_path / "run") if "samples" in line]
     assert list(line["eval"]) == ["val_bpb", "primer-sums"]
+
+
+def test_a_run_that_goes_on_looks_up_new_tasks_before_it_trains(begun):
+    """Of the kind of F27: a setting that may change in a run that goes on was found wrong after the stage had trained."""
+    folder = begun("sft")
+    with pytest.raises(ValueError, match="unknown task 'primer-fact'"):
+        run_stages(recipe(folder, eval_tasks=("primer-fact",)), RUNTIME, ("sft",))
+    assert not (folder / "sft").exists()

@@ -86,9 +86,9 @@ def with_whole_paths(recipe: Study) -> Study:
         for name, stage in vars(recipe.stages).items()
     }
     stages["dpo"] = replace(stages["dpo"], pairs=_whole_path(stages["dpo"].pairs))
-    tasks = tuple(_whole_path(name) if "." in name else name for name in stages["rl"].tasks)
+    tasks, scored = (tuple(_whole_path(t) if "." in t else t for t in names) for names in (stages["rl"].tasks, recipe.eval_tasks))
     stages["rl"] = replace(stages["rl"], tasks=tasks, reward=_whole_path(stages["rl"].reward))
-    return replace(recipe, stages=replace(recipe.stages, **stages), **{**paths, **whole})
+    return replace(recipe, stages=replace(recipe.stages, **stages), eval_tasks=scored, **{**paths, **whole})
 
 
 def with_whole_path(part: MixturePart) -> MixturePart:

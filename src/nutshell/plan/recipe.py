@@ -206,6 +206,8 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(choices)}.")
         if unknown := set(self.loggers) - {"wandb", "tensorboard"}:
             raise ValueError(f"loggers names {', '.join(sorted(unknown))}; accepted: wandb, tensorboard.")
+        if empty := [name for name in ("out", "data", "sft") if not getattr(self, name).strip()]:
+            raise ValueError(f"{empty[0]} is {getattr(self, empty[0])!r}; accepted: a path. Name one, or leave it out.")
         check_ranges(self, RANGES)
         check_ranges(self, RANGES_OR_ZERO, or_zero=True)
         if any(part.rows for part in self.stages.pretrain.mixture):
@@ -291,7 +293,9 @@ def new_name(old: str) -> str:
 
 
 def with_new_names(values: dict) -> dict:
-    """The tables of a recipe with each old name replaced."""
+    """The tables of a recipe with each old name replaced. ValueError where a setting is given by both names."""
+    if twice := [old for old, new in OLD_NAMES.items() if {old, new} <= set(values)]:
+        raise ValueError(f"{twice[0]} and {OLD_NAMES[twice[0]]} are the same setting. Accepted: {OLD_NAMES[twice[0]]} alone.")
     return {new_name(key): with_new_names(value) if isinstance(value, dict) else value for key, value in values.items()}
 
 

@@ -166,8 +166,6 @@ def validate(stage: Stage, pairs: list[Answers], reference: Tensor) -> dict[str,
 
 def dpo(run: Run) -> None:
     """Run the DPO stage to its last step, or go on where its newest checkpoint stands."""
-    if run.finished("dpo"):
-        return
     stage, settings = open_stage(run, "dpo"), run.plan.recipe.stages.dpo
     pairs, reference = own_pairs(run)
     order = np.random.default_rng(run.plan.recipe.seed).permutation(len(pairs)).tolist()

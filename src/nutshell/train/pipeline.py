@@ -58,6 +58,8 @@ def run_stages(recipe: Recipe, runtime: Runtime, names: tuple[str, ...] = tuple(
         for name in names:
             if name != "pretrain":
                 run.plan = fit_to_budget(run, name)
-            if run.plan.stages[name].steps:
+            if run.finished(name):
+                run.log.note(f"{name} is finished in {run.folder}. To train further: --init-from {run.folder} --out ANOTHER.")
+            elif run.plan.stages[name].steps:
                 STAGES[name](run)
         return run

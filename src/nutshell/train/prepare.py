@@ -63,6 +63,10 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     if recipe.stages.dpo.pairs:
         read_pairs(recipe.stages.dpo.pairs, parse_messages)
     open_practice(recipe.stages.rl.tasks, reward=recipe.stages.rl.reward, data_folder=recipe.eval_data or None)
+
+
+def check_tasks(recipe: Recipe) -> None:
+    """ValueError or FileNotFoundError for a task to be scored on that can't be opened. It may be new in a run that goes on."""
     for name in dict.fromkeys(name for stage in vars(recipe.stages) for name in recipe.tasks_after(stage)):
         load_task(name, limit=1, data_folder=recipe.eval_data or None)
 
@@ -285,6 +289,7 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
         saved = None  # planned elsewhere, for instance by `nutshell plan` before torchrun: measure again
     if not saved:
         check_recipe(recipe, runtime)
+    check_tasks(recipe)
     runtime.barrier()  # every rank has looked before rank 0 writes
     with ExitStack() as stack:
         if runtime.is_main:

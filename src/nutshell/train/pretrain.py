@@ -20,8 +20,6 @@ from nutshell.train.stage import Stage, open_stage
 
 def pretrain(run: Run) -> None:
     """Train from drawn weights to the plan's last step, or go on where the newest checkpoint stands."""
-    if run.finished("pretrain"):
-        return
     plan, runtime = run.plan, run.runtime
     stage = open_stage(run, "pretrain")
     shards = open_corpus(run.data, on_error=plan.recipe.damaged_shards)

@@ -163,8 +163,6 @@ def learn_from(stage: Stage, groups: list[Group], share: float, reference: nn.Mo
 
 def reinforce(run: Run) -> None:
     """Run the RL stage to its last step, or go on where its newest checkpoint stands."""
-    if run.finished("rl"):
-        return
     recipe, settings = run.plan.recipe, run.plan.recipe.stages.rl
     practice = open_practice(
         settings.tasks, reward=settings.reward, data_folder=recipe.eval_data or None, held_out=settings.held_out, seed=recipe.seed

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nutshell.eval.chat import pass_at_k
-from nutshell.files import json_rows, write_text
+from nutshell.files import json_rows, naming, write_text
 from nutshell.infer.conversation import fit_conversation
 from nutshell.infer.engine import Engine
 from nutshell.infer.request import Completion
@@ -213,7 +213,7 @@ def log_rollouts(run: Run, step: int, groups: list[Group]) -> None:
     path = run.folder / FILE_NAME
     if path.exists() and path.stat().st_size > MOST_BYTES:
         os.replace(path, path.with_name("rollouts.old.jsonl"))
-    with path.open("a", encoding="utf-8", errors="replace") as file:
+    with naming(path), path.open("a", encoding="utf-8", errors="replace") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for part in parts for row in part)
 
 

@@ -23,8 +23,6 @@ RISES = 2  # evaluations in a row whose loss rose before a warning
 
 def sft(run: Run, name: str) -> None:
     """Run stage `name` ("midtrain" or "sft") to its last step, or go on where its newest checkpoint stands."""
-    if run.finished(name):
-        return
     plan, runtime = run.plan, run.runtime
     stage = open_stage(run, name)
     examples, held_out = examples_for(run, name)

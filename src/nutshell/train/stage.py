@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nutshell import checkpoint
 from nutshell.data.stream import PackedStream
-from nutshell.files import STAGES
+from nutshell.files import STAGES, write_text
 from nutshell.model.build import build_model
 from nutshell.model.decoder import Decoder
 from nutshell.plan.recipe import ON_ANSWERS
@@ -143,7 +143,7 @@ class Stage:
         """
         self.run.writer.wait()
         if self.run.runtime.is_main:
-            (self.run.folder / "preempted").write_text(f"{self.name} step {self.step}\n", encoding="utf-8")
+            write_text(self.run.folder / "preempted", f"{self.name} step {self.step}\n")
         if not alone:
             self.run.runtime.barrier()
         raise Preempted(f"stopped after step {self.step} of {self.name}; everything is saved. The same command goes on.")
