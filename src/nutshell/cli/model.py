@@ -141,7 +141,8 @@ def serve(arguments: list[str]) -> Any:
         api_key={"default": None, "help": "key that clients must send; NUTSHELL_API_KEY does not show in ps"},
         api_key_file={"type": os.path.expanduser, "default": None, "metavar": "FILE", "help": "a file that holds the key"},
         allow_host={"action": "append", "default": [], "metavar": "NAME", "help": "answer to this host name too"},
-        kv_cache_bytes={"type": int, "default": None, "help": "most memory of a model's KV cache; by default what 16 whole contexts need, at most a quarter of what is free"},
+        kv_cache_bytes={"type": int, "default": None, "help": "most memory of a model's KV cache; by default what 16 whole "
+                        "contexts need, at most a quarter of what is free"},
         allow_origin={"action": "append", "default": [], "metavar": "ORIGIN", "help": "let pages of this site use the API"},
         max_queue={"type": int, "default": 64, "help": "answers of a model that may wait; 429 beyond"},
         log={"default": "text", "choices": ["text", "json"], "help": "how each request is logged on standard error"},
