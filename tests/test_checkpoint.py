@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from nutshell import checkpoint
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
-from nutshell.run.checkpoints import prune
 from nutshell.tokenizer import Tokenizer
 
 SHAPE = {"depth": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "context": 16}
@@ -100,15 +99,6 @@ def test_a_folder_without_a_valid_manifest_does_not_exist(tok, tmp_path):
     (stage / "step-abc").mkdir()
     assert [step for step, _ in checkpoint.checkpoints(stage)] == [1, 2]
     assert checkpoint.latest(stage) == stage / "step-000002"
-
-
-def test_pruning_keeps_the_newest_and_removes_what_a_killed_process_left(tok, tmp_path):
-    stage = tmp_path / "sft"
-    for step in (9, 10, 11):
-        save(stage, step, tok)
-    (stage / ".tmp-new-step-000012-1").mkdir()
-    prune(stage, 2)
-    assert sorted(path.name for path in stage.iterdir()) == ["step-000010", "step-000011"]
 
 
 @given(data=st.data())
@@ -235,31 +225,6 @@ def test_a_full_disk_costs_nothing_that_was_saved(tok, tmp_path, monkeypatch, pl
     checkpoint.verify(stage / "step-000001")
     save(stage, 2, tok)
     assert checkpoint.latest(stage) == stage / "step-000002"
-
-
-FILE_SIZE_LIMIT = """
-import resource, sys
-from pathlib import Path
-import torch
-from nutshell import checkpoint
-model, tok, _ = checkpoint.load_model(Path(sys.argv[1]) / "step-000001")
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-try:
-    checkpoint.save_model_folder(Path(sys.argv[1]) / "step-000002", model, tok)
-except OSError as error:
-    print(error)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are POSIX")
-def test_a_write_that_the_system_refuses_is_reported_with_the_folder(tok, tmp_path):
-    """No mock: the system itself refuses to write more than 20 kB."""
-    save(tmp_path, 1, tok)
-    result = subprocess.run([sys.executable, "-c", FILE_SIZE_LIMIT, str(tmp_path)], capture_output=True, text=True, timeout=60)
-    assert "cannot save" in result.stdout, result.stderr
-    assert "step-000002" in result.stdout
-    assert "File too large" in result.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
 KILLED_AT_EVERY_OPERATION = """

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from nutshell.files import STAGES, fsync, sha256, write_json
 from nutshell.model.build import build_model, config_from_json, config_to_json
+from nutshell.model.config import ModelConfig
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
-LOAD_ATTEMPTS = 20  # so often a model of a run that trains meanwhile is looked for anew
+LOAD_ATTEMPTS = 20  # to open the newest model of a run that goes on saving meanwhile
 
 
 class DamagedCheckpointError(ValueError):
@@ -127,7 +128,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> Path:
 
 
 def _manifest_hash(manifest: dict) -> str:
-    """Hash of all of a manifest but this hash, so that no bit of it can change unseen."""
+    """Hash of a manifest without this hash itself, so that a changed bit is noticed."""
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -199,15 +200,19 @@ def drop_training(folder: Path) -> None:
     shutil.rmtree(folder / "training", ignore_errors=True)
 
 
+def load_config(folder: Path) -> ModelConfig:
+    """The shape of the model in a folder; ValueError where its config.json is none of ours."""
+    try:
+        return config_from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:  # a setting too many, too few, or impossible
+        raise ValueError(f"{folder}/config.json is not of a nutshell model of this version: {error}") from None
+
+
 def load_model(folder: Path, device: str | torch.device = "cpu", *, training: bool = False) -> tuple[Decoder, Tokenizer, dict]:
     """Verify a model folder (with `training` also what resuming needs) and open it: (model, tokenizer, manifest)."""
     folder = Path(folder)
     manifest = verify(folder, training=training)
-    try:
-        config = config_from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:  # a setting too many, too few, or impossible
-        raise ValueError(f"{folder}/config.json is not of a nutshell model of this version: {error}") from None
-    tok = Tokenizer.load(folder)
+    config, tok = load_config(folder), Tokenizer.load(folder)
     if tok.vocab_size != config.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has {tok.vocab_size} tokens, the model's weights are for {config.vocab_size}. "

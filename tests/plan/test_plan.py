@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nutshell.cli.recipe import flags_with_new_names, with_new_names
 from nutshell.config import from_dict
 from nutshell.model.flops import parameters_by_group
 from nutshell.model.gpt import GPT
@@ -14,11 +15,13 @@ from nutshell.plan.cost import RESERVE
 from nutshell.plan.estimate import describe
 from nutshell.plan.hardware import GIB, Hardware, Timing
 from nutshell.plan.mixture import Size
-from nutshell.plan.plan import Data, batch_tokens, draft_plan, for_hardware, make_plan, make_shape, with_micro_batches_of
-from nutshell.plan.recipe import Recipe, flags_with_new_names, seconds, with_new_names
+from nutshell.plan.plan import Data, batch_tokens, draft_plan, for_hardware, make_plan, with_micro_batches_of
+from nutshell.plan.recipe import RANGES_OR_ZERO, Recipe, seconds
 from nutshell.plan.record import Plan
 from nutshell.plan.schedule import Schedule
+from nutshell.plan.shape import make_shape
 from nutshell.plan.stages import StageConfig, Stages
+from nutshell.tokenizer.tokenizer import SMALLEST_VOCABULARY
 
 
 def hardware(seconds_left=600.0, scale=1.0):
@@ -92,11 +95,17 @@ def test_what_cannot_be_is_refused(changes, word):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"depth": -1}, {"vocab_size": 100}, {"budget": "soon"}, {"budget": "1s"}, {"eval_items": 0}, {"tokens_per_parameter": 0.0}],
-)
+    [{"depth": -1}, {"vocab_size": 100}, {"budget": "soon"}, {"budget": "1s"}, {"eval_items": 0}, {"tokens_per_parameter": 0.0},
+     {"keep_checkpoints": 0}, {"damaged_checkpoint": "ignore"}, {"damaged_shards": "x"}],
+)  # fmt: skip
 def test_recipes_refuse_impossible_values(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         Recipe(**changes)
+
+
+def test_the_least_vocabulary_is_the_tokenizers():
+    """The plan knows of no tokenizer, so it repeats the number."""
+    assert RANGES_OR_ZERO["vocab_size"][0] == SMALLEST_VOCABULARY
 
 
 def test_budgets_are_read():

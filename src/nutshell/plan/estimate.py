@@ -1,4 +1,4 @@
-"""What a plan leads one to expect, and its print-out: memory, time, cost, rates and bits per byte. Pure."""
+"""What is expected of a plan (memory, time, cost, rates, bits per byte), and the plan's print-out. Pure."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from nutshell.plan.recipe import ON_ANSWERS
 from nutshell.plan.record import Forecast, Plan, StagePlan
 
 MANY_EPOCHS = 3  # data that is read more often teaches less and less (arXiv 2305.16264), conversations are learned by heart
-LONGEST_RUN = 90 * 24 * 3600  # seconds; who saves less often than this wants no checkpoints
+LONGEST_RUN = 90 * 24 * 3600  # seconds; with a longer interval there are no checkpoints by time
 
 
 def forecast(plan: Plan, law: Law | None, text: str) -> Forecast:
-    """All of it, from a plan whose other fields are decided. `text` is the fingerprint of its training text."""
+    """The forecast of a plan whose other fields are decided. `text` is the fingerprint of its training text."""
     recipe, hardware = plan.recipe, plan.hardware
     pretraining = plan.stages["pretrain"]
     tokens = pretraining.steps * pretraining.tokens_per_step
     flops = plan.flops_per_token * tokens
-    bpb, note = (
-        (None, "")
-        if not tokens
-        else expectation(
-            law, parameters=matrix_parameters(plan.model), tokens=tokens, flops=flops, text=text, vocab_size=plan.model.vocab_size
-        )
-    )
-    total, usd = time_and_cost(plan)
+    bpb, note = None, ""
+    if tokens:
+        parameters, vocab_size = matrix_parameters(plan.model), plan.model.vocab_size
+        bpb, note = expectation(law, parameters=parameters, tokens=tokens, flops=flops, text=text, vocab_size=vocab_size)
+    seconds, usd = time_and_cost(plan)
     return Forecast(
-        tokens=tokens, flops=flops,
+        tokens=tokens,
+        flops=flops,
         learning_rates=learning_rates(plan.optimizer, plan.model, pretraining.tokens_per_step),
         memory=memory_by_part(plan.model, plan.micro_batch_size, hardware, recipe.shard),
         cards=fitting_cards(plan.model, hardware.world_size, recipe.shard),
-        seconds=total, usd=usd, bpb=bpb, bpb_note=note,
-    )  # fmt: skip
+        seconds=seconds,
+        usd=usd,
+        bpb=bpb,
+        bpb_note=note,
+    )
 
 
 def time_and_cost(plan: Plan) -> tuple[float | None, float | None]:
@@ -104,7 +105,7 @@ def _stage(name: str, stage: StagePlan) -> str:
 
 
 def _parts(name: str, stage: StagePlan) -> list[str]:
-    """What a stage reads where that is more than one thing, and a warning of what it reads too often."""
+    """The parts that a stage reads, where there are several, and a warning for each that it reads too often."""
     lines = []
     if len(stage.parts) > 1:
         for part in stage.parts:

@@ -1,13 +1,12 @@
-"""A recipe is data: everything a user may set before a run. The plan turns it into numbers of steps.
+"""A recipe is data: everything a user may set before a run. The plan turns it into numbers.
 
-Nothing here needs torch, so that `nutshell VERB --help` answers at once.
+Nothing here needs torch, so that `nutshell VERB --help` answers quickly.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +18,8 @@ from nutshell.plan.stages import Stages
 
 PRIMER = "primer"
 ON_ANSWERS = ("dpo", "rl")
-"""Stages that learn from whole answers: rows of any length, which would be compiled again and again, and a faint gradient."""
+"""Stages that learn from whole answers. Their rows have many lengths, each of which would be compiled again, and their gradients
+are small."""
 PRIMER_TASKS = ("primer-facts", "primer-sums", "primer-letters", "primer-vowels")
 CHOICES = {
     "architecture": ARCHITECTURES,
@@ -88,21 +88,21 @@ class Recipe:
     sft: str = PRIMER
     """Conversations for fine-tuning: a file or folder in any format of docs/data.md, or `primer`."""
     skip_bad: bool = False
-    """Leave out rows of conversations that are broken, with their number in log and report, in place of stopping."""
+    """Leave out broken rows of conversations, counted in log and report, instead of stopping."""
     held_out: float = 0.02
     """Share of your own conversations that is not learned but validates midtraining and fine-tuning, chosen by a hash."""
     identity: str = ""
     """Who the model says it is where it learns from the primer, such as name=Acorn,maker="the physics class"."""
     init_from: str = ""
-    """Begin with the weights of this run or model folder in place of drawn ones; its shape and tokenizer are taken too."""
+    """Begin with the weights of this run or model folder instead of random ones; its shape and tokenizer are taken too."""
     budget: str = ""
     """For everything: 90s, 8min, 2h, or 100usd at the machine's price. The plan then fits model and horizon to the machine."""
     depth: int = 0
     """The one dial: transformer blocks. Width, heads, batch, rates and horizon follow."""
     params: str = ""
-    """In place of a depth: the depth whose model is nearest to so many parameters in all (30M, 1.5B)."""
+    """Instead of a depth: the depth whose model has nearest to this many parameters in all (30M, 1.5B)."""
     gpu: str = ""
-    """Machine to plan for in place of this one, such as 8xH100 or RTX4090: only `nutshell plan` looks at it, and nothing runs."""
+    """Machine to plan for instead of this one, such as 8xH100 or RTX4090: only `nutshell plan` looks at it, and nothing runs."""
     width: int = 0
     """Channels (default 64 per layer, rounded to whole heads)."""
     heads: int = 0
@@ -144,14 +144,14 @@ class Recipe:
     vocab_size: int = 0
     """Tokens of the tokenizer, the 9 special ones included (default by depth: 4096 to 32768)."""
     tokenizer: str = ""
-    """A tokenizer to use in place of a trained one: its folder, a tokenizer.json, or a rank file such as gpt2.tiktoken.
+    """A tokenizer to use instead of training one: its folder, a tokenizer.json, or a rank file such as gpt2.tiktoken.
     The special tokens of chats are added where they are missing."""
     tokenizer_kind: Literal["bpe", "char"] = "bpe"
     """What the run's tokenizer is trained as: bpe, or char, an id for each character of the training text, as nanoGPT has it."""
     tokens_per_step: int = 0
     """Tokens in one optimizer step (default from the horizon)."""
     micro_batch_size: int = 0
-    """Rows one device takes at once (default: as many as a step needs and fit, at most 65536 tokens)."""
+    """Rows of one forward and backward pass of a device (default: as many as a step needs and fit, at most 65536 tokens)."""
     tokens_per_parameter: float = 12.0
     """Horizon of pretraining: training tokens per matrix parameter."""
     primer_characters: int = 12_000_000
@@ -214,13 +214,6 @@ class Recipe:
             raise ValueError("rows in pretraining's mixture: accepted are weights and epochs; text is taken whole.")
         if tasks := [part.task for part in self.stages.pretrain.mixture if part.task]:
             raise ValueError(f"task {tasks[0]!r} in pretraining's mixture: tasks are conversations, for midtrain and sft.")
-        if self.architecture == "speed" and self.tied:
-            raise ValueError("tied is for --architecture portable; speed's embedding and head are apart. Leave out --tied.")
-        if self.architecture == "speed" and self.mlp_width:
-            raise ValueError("mlp_width is for the other architectures; speed's MLP is 4 widths. Leave out --mlp-width.")
-        if self.architecture != "speed" and self.window_pattern not in ("", "L"):
-            problem = f"window_pattern is {self.window_pattern!r}; {self.architecture} has no windows"
-            raise ValueError(f"{problem}. Leave out --window-pattern.")
         if self.fp8 and self.shard == "weights":
             raise ValueError("--fp8 does not go with --shard weights: fp8 weights are quantised whole. Leave one of the two out.")
         if self.tokenizer_kind == "char" and (self.vocab_size or self.tokenizer):
@@ -272,86 +265,9 @@ FREE_IN_A_RUN = (
     "damaged_checkpoint", "damaged_shards", "skip_bad", "eval_tasks", "eval_items", "eval_data", "loggers", "usd_per_hour",
     "budget",
 )  # fmt: skip
-"""Settings that may differ from the plan of a run that goes on: where it runs, what it keeps, what it is scored on."""
+"""Settings that may change when a run goes on: where it runs, what it keeps, what it is scored on."""
 SOURCES = ("data", "sft", "tokenizer", "init_from")
-"""What a run reads of other places. It goes on with its own copy, so the original may be moved, and named at its new place."""
-
-SHORT_FLAGS = {
-    "--init": "--init-from", "--pairs": "--stages.dpo.pairs", "--prompts": "--stages.rl.tasks", "--tasks": "--stages.rl.tasks",
-    "--reward": "--stages.rl.reward",
-}  # fmt: skip
-"""Short for settings of the later stages, at every verb that takes a recipe."""
-OLD_NAMES = {"rows": "micro_batch_size", "lr_scale": "lr_fraction"}
-"""Settings by the names they had until version 0.2; understood for one version more, with a note."""
-
-
-def new_name(old: str) -> str:
-    """A setting's name of today, with a note on stderr where it is another."""
-    if old in OLD_NAMES:
-        print(f"{old} is called {OLD_NAMES[old]} now; the old name will be refused in the next version.", file=sys.stderr)
-    return OLD_NAMES.get(old, old)
-
-
-def with_new_names(values: dict) -> dict:
-    """The tables of a recipe with each old name replaced. ValueError where a setting is given by both names."""
-    if twice := [old for old, new in OLD_NAMES.items() if {old, new} <= set(values)]:
-        raise ValueError(f"{twice[0]} and {OLD_NAMES[twice[0]]} are the same setting. Accepted: {OLD_NAMES[twice[0]]} alone.")
-    return {new_name(key): with_new_names(value) if isinstance(value, dict) else value for key, value in values.items()}
-
-
-def flags_with_new_names(arguments: list[str]) -> list[str]:
-    """The same for flags: --rows 4, --rows=4, --stages.sft.lr-scale 0.5. Short flags become those that they stand for."""
-
-    def replaced(found: re.Match[str]) -> str:
-        return found[1] + new_name(found[2].replace("-", "_")).replace("_", "-")
-
-    arguments = [re.sub(r"^--[\w-]+(?==|$)", lambda flag: SHORT_FLAGS.get(flag[0], flag[0]), argument) for argument in arguments]
-    return [re.sub(r"^(--(?:[\w-]+\.)*)(rows|lr[-_]scale)(?==|$)", replaced, argument) for argument in arguments]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep(Recipe):
-    """What `nutshell scaling` may be told besides the settings of a run."""
-
-    out: str = "runs/scaling"
-    """Folder of the sweep; going on in it continues the sweep."""
-    depths: tuple[int, ...] = (1, 2, 3)
-    """Depths to train."""
-    horizons: tuple[str, ...] = ()
-    """Training tokens to train each depth on, such as 500k 1M 2M (default: what a budget allows, its half and its quarter)."""
-    refresh: bool = True
-    """Make the fit the one that `nutshell plan` uses (the one before is kept in the sweep's folder)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for value in (*self.depths, *(quantity(h, "horizons") for h in self.horizons)):
-            if value < 1:
-                raise ValueError(f"depths {self.depths} and horizons {self.horizons}: accepted are numbers of at least 1.")
-        if len(set(self.depths)) < 2 or (self.horizons and len({quantity(h) for h in self.horizons}) < 2):
-            raise ValueError("a fit needs two depths and two horizons, such as --depths 1 2 3 --horizons 500k 1M 2M.")
-        if self.depth or self.params:
-            raise ValueError("a sweep takes its depths from --depths; leave out --depth and --params.")
-        if not self.budget and not self.horizons:
-            raise ValueError("neither budget nor horizons are given. Use --budget 20min, or --horizons 500k 1M 2M.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ablation(Recipe):
-    """What `nutshell ablate` may be told besides the settings of a run."""
-
-    out: str = "runs/ablate"
-    """Folder of the ablation; the same command in it goes on."""
-    vary: tuple[str, ...] = ()
-    """A setting and its values, such as optimizer.matrix_lr=0.01,0.02 or smear=false. The first is the baseline; a single one is
-    compared with the recipe's own. Several --vary make a grid."""
-    each: bool = False
-    """Vary one setting at a time, the others staying at their first value."""
-    seeds: int = 3
-    """Runs of each variant. A seed draws weights and the order of the data."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, {"seeds": (1, math.inf)})
+"""What a run reads from elsewhere. It goes on with its own copy, so the original may be moved, and named at its new place."""
 
 
 def seconds(budget: str, usd_per_hour: float = 0.0) -> float:

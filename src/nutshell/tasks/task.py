@@ -34,7 +34,7 @@ class Item:
     index: int = 0
     """Its place in its file, from 0."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What a grader needs besides; of a file's row all its fields."""
+    """What else a grader needs; of a row of a file, all its fields."""
 
     def __getitem__(self, name: str) -> Any:
         """A field of the row that it was read from. KeyError names those there are."""
@@ -145,6 +145,11 @@ def read_rows(path: Path, needs: str) -> list[tuple[str, dict[str, Any]]]:
     if not rows:
         raise ValueError(f"{path} is empty; accepted: {needs}.")
     return rows
+
+
+def read_items(path: Path, needs: str, to_item: Callable[[str, dict[str, Any], int], Item]) -> list[Item]:
+    """Each row of such a file as an item; `to_item` gets its place for messages, the row and its index."""
+    return [to_item(place, row, index) for index, (place, row) in enumerate(read_rows(path, needs))]
 
 
 def needed_folder(name: str, data_folder: str | Path | None, layout: str) -> Path:

@@ -17,7 +17,7 @@ import numpy as np
 from nutshell.files import write_text
 from nutshell.tokenizer import huggingface
 from nutshell.tokenizer.character import CharacterCore, characters_of
-from nutshell.tokenizer.feed import check_text, feed
+from nutshell.tokenizer.feed import check_text, feed, sources
 
 try:
     from nutshell.tokenizer import _bpe
@@ -87,7 +87,7 @@ class Tokenizer:
         Memory grows with the different words, not with the text. The result depends on neither the order of the
         texts nor `threads` (0: all cores). The pair with the highest count is merged first, among equals the one with
         the lowest left id, then the lowest right id; where the text holds too few pairs, the vocabulary stays smaller.
-        `progress(stage, done)` hears of "read" in bytes and "merge" in merges.
+        `progress(stage, done)` is called with "read" and bytes, then with "merge" and merges.
 
         Raises ValueError for a vocabulary below 265, a pattern that doesn't compile, text with lone surrogates, an
         unreadable file or no text at all.
@@ -113,10 +113,7 @@ class Tokenizer:
         >>> Tokenizer.train_characters(["hello"]).encode("hole")
         [1, 3, 2, 0]
         """
-        if isinstance(texts_or_paths, str):
-            raise ValueError("expected texts or paths, got one str; give [text] for a text and pathlib.Path(...) for a file")
-        source = [texts_or_paths] if isinstance(texts_or_paths, os.PathLike) else texts_or_paths
-        return cls._of(CharacterCore(characters_of(source), SPECIAL_TOKENS))
+        return cls._of(CharacterCore(characters_of(sources(texts_or_paths)), SPECIAL_TOKENS))
 
     @property
     def kind(self) -> str:

@@ -1,4 +1,4 @@
-"""`nutshell ablate`: variants of a recipe, pretrained on the same text from the same seeds and compared; and its cells.
+"""`nutshell ablate`: variants of a recipe, pretrained on the same text with the same seeds, and compared.
 
 A cell is a run folder of its own with pretraining alone, on the data and the tokenizer of the folder it stands in. The sweep of
 `nutshell scaling` is made of cells too. What is finished is passed over, so the same command always goes on.
@@ -23,16 +23,17 @@ from nutshell.data.mixed import open_corpus
 from nutshell.files import write_json, write_text
 from nutshell.metrics import read_metrics
 from nutshell.model.probe import choose_attention
-from nutshell.plan.plan import default_vocab_size, make_plan
-from nutshell.plan.recipe import FREE_IN_A_RUN, Ablation, Recipe
+from nutshell.plan.plan import make_plan
+from nutshell.plan.recipe import FREE_IN_A_RUN, Recipe
 from nutshell.plan.record import Plan, load_plan
 from nutshell.plan.stages import StageConfig, Stages
+from nutshell.plan.studies import Ablation
 from nutshell.report.ablation import page, summarise
 from nutshell.run.lock import run_lock
 from nutshell.runtime import Runtime, start_runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.pipeline import run_stages
-from nutshell.train.prepare import check_data, hardware_of, open_tokenizer, prepare_data, prepare_tokenizer
+from nutshell.train.prepare import check_data, expected_vocab_size, hardware_of, prepare_data, prepare_tokenizer
 from nutshell.train.stage import TrainingDiverged
 
 UNREAD = {*FREE_IN_A_RUN, "data", "tokenizer", "eval_items", "eval_tasks", "eval_data", "device", "dtype", "threads", "scaling"}
@@ -65,7 +66,7 @@ def cell_recipe(recipe: Recipe, out: Path, name: str, data: Path, **changes: Any
 
 
 def train_cell(recipe: Recipe, runtime: Runtime) -> dict[str, Any]:
-    """Train a cell or go on with it: `cell_result` of it. ValueError where its folder was trained with other settings."""
+    """Train a cell, or go on with it; returns its `cell_result`. ValueError where its folder was trained with other settings."""
     folder = Path(recipe.out)
     if plan := load_plan(folder):
         changed = [d for d in differences(plan.recipe, recipe) if d[0] not in UNREAD]
@@ -104,7 +105,7 @@ def values_of(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_value(text: str, like: Any) -> Any:
-    """A value as it is typed -> one of the type of `like`; ValueError or KeyError for what is not of it."""
+    """A typed value, converted to the type of `like`; ValueError or KeyError where that cannot be."""
     if isinstance(like, tuple):
         return tuple(part for part in re.split(r"[,\s]+", text.strip("()[] ")) if part)
     return {"true": True, "false": False}[text.lower()] if isinstance(like, bool) else type(like)(text)
@@ -170,18 +171,18 @@ def _text(value: Any) -> str:
 
 
 def plan_cells(variants: list[Variant], out: Path, runtime: Runtime) -> list[dict[str, Any]]:
-    """What each variant's cell has of its own: its steps, so that all train on as many tokens, and its tokenizer if that varies.
+    """The settings that each variant's cell has of its own: its steps, so that all train on the same number of tokens, and its
+    tokenizer if that varies.
 
-    Pure, and before anything is spent: ValueError for a variant that cannot be, or that trains as another one does.
+    Pure, so that ValueError for a variant that is impossible or trains like another one comes before anything is trained.
     """
 
     def draft(variant: Variant, **changes: Any) -> Plan:
         if not variant.recipe.depth and not variant.recipe.params:
             raise ValueError("an ablation needs --depth, since a budget would be fitted to the machine.")
         named = variant.recipe if {"tokenizer", "vocab_size"} & variant.values.keys() else variants[0].recipe
-        vocab_size = open_tokenizer(named).vocab_size if named.tokenizer else default_vocab_size(named, runtime.device.type)
         recipe = cell_recipe(variant.recipe, out, variant.folder, out / "data", **changes)
-        return make_plan(recipe, hardware_of(runtime), vocab_size=vocab_size)
+        return make_plan(recipe, hardware_of(runtime), vocab_size=expected_vocab_size(named, runtime))
 
     first = draft(variants[0]).stages["pretrain"]
     cells: list[dict[str, Any]] = []

@@ -31,7 +31,7 @@ from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.prefetch import MicroBatch
 from nutshell.train.scoring import evaluate_stage
 from nutshell.train.stage import Stage, open_stage, starting_model
-from nutshell.train.step import even_out, target_logprobs
+from nutshell.train.step import pad_to_same_count, target_logprobs
 
 VALIDATIONS = 3  # during the stage, after its first and before its last
 LOGITS_AT_ONCE = 1 << 26  # elements in fp32 of one micro-batch
@@ -117,10 +117,12 @@ def pair_stats(rewards: Tensor) -> dict[str, float]:
     """
     margins = (rewards[:, 0] - rewards[:, 1]).double()
     return {
-        "loss": -F.logsigmoid(margins).mean().item(), "margin": margins.mean().item(),
-        "accuracy": (margins > 0).double().mean().item(), "chosen_reward": rewards[:, 0].mean().item(),
+        "loss": -F.logsigmoid(margins).mean().item(),
+        "margin": margins.mean().item(),
+        "accuracy": (margins > 0).double().mean().item(),
+        "chosen_reward": rewards[:, 0].mean().item(),
         "rejected_reward": rewards[:, 1].mean().item(),
-    }  # fmt: skip
+    }
 
 
 def pack_pairs(pairs: list[Answers], reference: Tensor, device: torch.device) -> MicroBatch:
@@ -146,11 +148,11 @@ def step_batches(stage: Stage, pairs: list[Answers], reference: Tensor) -> list[
     at_once = max(1, at_once // 2)
     groups = [own[start : start + at_once] for start in range(0, len(own), at_once)]
     batches = [pack_pairs([pairs[i] for i in group], reference[group], runtime.device) for group in groups]
-    return even_out(batches, pack_pairs(pairs[:1], reference[:1], runtime.device), runtime)
+    return pad_to_same_count(batches, pack_pairs(pairs[:1], reference[:1], runtime.device), runtime)
 
 
 def pair_at(seed: int, pairs: int, place: int) -> int:
-    """Which pair is at a place of the endless order, in which each epoch is shuffled anew."""
+    """Which pair comes at `place` of an endless order, in which every epoch is shuffled differently."""
     epoch, place = divmod(place, pairs)
     return int(np.random.default_rng([seed, epoch]).permutation(pairs)[place])
 

@@ -20,6 +20,7 @@ from nutshell.train.stage import Stage
 PRACTISED = ("primer-sums", "primer-letters", "primer-vowels")  # what RL practises; their mean is logged as `primer-practised`
 TARGETS = {"primer-facts": 0.90, "primer-sums": 0.85, "primer-letters": 0.85}  # of the demo, from fine-tuning on
 HIGH = 0.95  # RL has to raise the mean of what it practises, or hold it above this
+SAMPLE_TOKENS = 48
 QUESTIONS = ("Hello! Who are you?", "What can you tell me?", "Tell me a short story.")
 """Put to a chat model that is scored on no task, so that the report shows how it answers."""
 
@@ -27,7 +28,7 @@ QUESTIONS = ("Hello! Who are you?", "What can you tell me?", "Tell me a short st
 def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
     """Score the recipe's tasks and log them beside baselines, targets and samples. Rank 0 does it, the others wait.
 
-    A signal ends it at once: the model is saved, and the same command begins with this evaluation.
+    A signal ends it immediately: the model is saved already, and the same command begins with this evaluation.
     """
 
     def progress(done: int, total: int) -> None:
@@ -40,7 +41,8 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
         start = time.perf_counter()
         recipe = run.plan.recipe
         model = whole.for_inference().to(run.runtime.device)
-        values, baselines, intervals, samples, notes, items = dict(metrics), {}, {}, [], [], []
+        values, baselines, intervals = dict(metrics), {}, {}
+        samples, notes, items = [], [], []
         for name in recipe.tasks_after(stage.name):
             task = load_task(name, limit=recipe.eval_items, seed=recipe.seed, data_folder=recipe.eval_data or None)
             result = evaluate(task, model, run.tok, progress=progress)
@@ -51,12 +53,19 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
         for numbers in (values, baselines):
             if all(name in numbers for name in PRACTISED):
                 numbers["primer-practised"] = sum(numbers[name] for name in PRACTISED) / len(PRACTISED)
+        if not baselines and not recipe.eval_tasks:  # scored on no task
+            samples = sample_replies(run, model, stage.name)
         run.log.evaluation(
-            stage.name, stage.step, values, baselines=baselines,
+            stage.name,
+            stage.step,
+            values,
+            baselines=baselines,
             targets={name: goal for name, goal in targets_for(run, stage.name).items() if name in values},
-            samples=samples if baselines or recipe.eval_tasks else sample_replies(run, model, stage.name),
-            eval_seconds=round(time.perf_counter() - start, 2), intervals=intervals, **({"notes": notes} if notes else {}),
-        )  # fmt: skip
+            samples=samples,
+            eval_seconds=round(time.perf_counter() - start, 2),
+            intervals=intervals,
+            **({"notes": notes} if notes else {}),
+        )
         if items:  # what two runs can be compared by
             write_text(run.stage_folder(stage.name) / "items.jsonl", "".join(items))
         run.log.sync()
@@ -77,9 +86,9 @@ def targets_for(run: Run, stage: str) -> dict[str, float]:
     return TARGETS if before is None else {**TARGETS, "primer-practised": min(HIGH, before)}
 
 
-def sample_replies(run: Run, model: Any, stage: str, *, most_tokens: int = 48) -> list[dict[str, str]]:
+def sample_replies(run: Run, model: Any, stage: str) -> list[dict[str, str]]:
     """How the model goes on where validation documents begin, or from midtraining on what it answers; most likely tokens."""
-    longest_prompt = max(1, model.config.context - most_tokens)
+    longest_prompt = max(1, model.config.context - SAMPLE_TOKENS)
     if stage == "pretrain":
         texts = [text[:200] for text in open_corpus(run.data, on_error="skip").read("val", 0)[:3]]
         prompts = [[run.tok.bos_id, *run.tok.encode(text)][: min(24, longest_prompt)] for text in texts]
@@ -89,7 +98,7 @@ def sample_replies(run: Run, model: Any, stage: str, *, most_tokens: int = 48) -
         shown = list(QUESTIONS)
     if not prompts:  # the first validation block is damaged
         return []
-    longest = min(model.config.context, max(map(len, prompts)) + most_tokens)
+    longest = min(model.config.context, max(map(len, prompts)) + SAMPLE_TOKENS)
     engine = Engine(model, run.tok, max_rows=len(prompts), context=longest)
-    replies = engine.sample(prompts, 1, Sampling(temperature=0, max_tokens=most_tokens))
+    replies = engine.sample(prompts, 1, Sampling(temperature=0, max_tokens=SAMPLE_TOKENS))
     return [{"prompt": prompt, "reply": of_one[0].text} for prompt, of_one in zip(shown, replies, strict=True)]

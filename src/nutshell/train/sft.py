@@ -27,11 +27,17 @@ def sft(run: Run, name: str) -> None:
     stage = open_stage(run, name)
     examples, held_out = examples_for(run, name)
     loader = ConversationLoader(
-        examples, lambda example: render_example(example, run.tok), run.tok.bos_id, plan.micro_batch_size,
-        plan.model.context + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
+        examples,
+        lambda example: render_example(example, run.tok),
+        run.tok.bos_id,
+        plan.micro_batch_size,
+        plan.model.context + 1,
+        seed=plan.recipe.seed,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
         prefetched_batches=max(4, plan.grad_accum_steps),
         prepare=ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel),
-    )  # fmt: skip
+    )
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
     validation = loader.val_batches(held_out, plan.validation_tokens) if held_out else []
@@ -39,38 +45,40 @@ def sft(run: Run, name: str) -> None:
     if 0 < stage.step < stage.steps and stage.step % interval == 0 and not run.log.has_evaluation(name, stage.step):
         validate(stage, validation)  # the run was stopped between saving and validating
 
-    lost = loader.losses() if given(run, name) else {}
-    tell(run, name, loader, len(held_out), lost)
+    cropping = loader.losses() if reads_own_data(run, name) else {}
+    remark_on_data(run, name, loader, len(held_out), cropping)
     with loader:
         while stage.step < stage.steps:
             batches = [next(loader) for _ in range(plan.grad_accum_steps)]
             result = stage.learn(batches)
-            stage.record(result, loader.sources, **lost)
-            due = stage.step % interval == 0
-            stage.save_if_due(result, loader, anyway=due)  # before validating
-            if due and stage.step < stage.steps:
+            stage.record(result, loader.sources, **cropping)
+            validated = stage.step % interval == 0
+            stage.save_if_due(result, loader, anyway=validated)  # before validating
+            if validated and stage.step < stage.steps:
                 validate(stage, validation)
     stage.wait_for_save()
     evaluate_stage(run, stage, **({"val_loss": validation_loss(stage, validation)} if validation else {}))
     warn_of_rises(stage)
 
 
-def given(run: Run, name: str) -> bool:
-    """Whether a stage learns from data that somebody else wrote."""
+def reads_own_data(run: Run, name: str) -> bool:
+    """Whether a stage learns from the user's data, not only from what nutshell generates."""
     return any(part.key not in GENERATED for part in parts_of(run.plan.recipe, name))
 
 
-def tell(run: Run, name: str, loader: ConversationLoader, held_out: int, lost: dict[str, int]) -> None:
-    """Say what is held out, and what the context crops or leaves out."""
-    if given(run, name):
+def remark_on_data(run: Run, name: str, loader: ConversationLoader, held_out: int, cropping: dict[str, int]) -> None:
+    """Say in log and report how much is held out, and how much the context crops or leaves out."""
+    if reads_own_data(run, name):
         validated = f"{held_out} of your conversations are held out, by a hash of each, and give val_loss"
         run.log.remark(name, validated if held_out else "no conversation is held out: there are too few, or held_out is 0")
-    if lost:
+    if cropping:
+        longer = f"are longer than the context of {run.plan.model.context} tokens and lose their end"
         run.log.remark(
-            name, f"of {len(loader.conversations)} conversations {lost['cropped_conversations']} are longer than the context of "
-            f"{run.plan.model.context} tokens and lose their end ({lost['cropped_tokens']} tokens); "
-            f"{lost['left_out_conversations']} are left out, since no answer remains of them. A longer --context keeps more."
-        )  # fmt: skip
+            name,
+            f"of {len(loader.conversations)} conversations {cropping['cropped_conversations']} {longer} "
+            f"({cropping['cropped_tokens']} tokens); {cropping['left_out_conversations']} are left out, since no answer remains "
+            "of them. A longer --context keeps more.",
+        )
 
 
 @torch.no_grad()
@@ -88,7 +96,7 @@ def validation_loss(stage: Stage, batches: list[Batch]) -> float:
 
 
 def validate(stage: Stage, batches: list[Batch]) -> None:
-    """Score and log a step in the middle of the stage, when its checkpoint is on the disk."""
+    """Score and log a step in the middle of the stage, once its checkpoint is on the disk."""
     stage.wait_for_save()
     start = time.monotonic()
     values = {"val_loss": validation_loss(stage, batches)}
@@ -104,7 +112,8 @@ def warn_of_rises(stage: Stage) -> None:
     if len(last) > RISES and all(earlier < later for earlier, later in pairwise(last)):
         best = min(losses, key=lambda step: losses[step])
         stage.run.log.remark(
-            stage.name, f"warning: val_loss rose {RISES} times in a row, to {last[-1]:.4f} at step {stage.step} from "
+            stage.name,
+            f"warning: val_loss rose {RISES} times in a row, to {last[-1]:.4f} at step {stage.step} from "
             f"{losses[best]:.4f} at step {best}: the conversations are learned by heart. Fewer steps "
-            f"(--stages.{stage.name}.steps {best}), lower rates or more data help."
-        )  # fmt: skip
+            f"(--stages.{stage.name}.steps {best}), lower rates or more data help.",
+        )
