@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nutshell.data.primer import KINDS
 from nutshell.plan.estimate import describe
 from nutshell.plan.hardware import Hardware
-from nutshell.plan.mixture import GENERATED, Size, most_tokens, plan_parts
+from nutshell.plan.mixture import GENERATED, Size, plan_parts, token_limit
 from nutshell.plan.plan import Data, draft_plan, make_plan
 from nutshell.plan.recipe import PRIMER, Recipe
 from nutshell.plan.stages import MixturePart, StageConfig, Stages
@@ -30,7 +30,7 @@ def test_shares_add_up_and_no_part_is_read_too_often_by_default(drawn, by_epochs
     parts = plan_parts(asked, "sft", sizes, tokens)
     assert sum(part.share for part in parts) == pytest.approx(1)
     assert [part.epochs * part.tokens for part in parts] == pytest.approx([tokens * part.share for part in parts])
-    most = most_tokens(asked, "sft", sizes)
+    most = token_limit(asked, "sft", sizes)
     epochs = [part.epochs for part in plan_parts(asked, "sft", sizes, most)]
     if by_epochs:
         assert epochs == pytest.approx([amount for *_, amount in drawn])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nutshell.cli.recipe import flags_with_new_names, with_new_names
 from nutshell.config import from_dict
 from nutshell.model.flops import parameters_by_group
 from nutshell.model.gpt import GPT
@@ -15,7 +16,7 @@ from nutshell.plan.estimate import describe
 from nutshell.plan.hardware import GIB, Hardware, Timing
 from nutshell.plan.mixture import Size
 from nutshell.plan.plan import Data, batch_tokens, draft_plan, for_hardware, make_plan, make_shape, with_micro_batches_of
-from nutshell.plan.recipe import Recipe, flags_with_new_names, seconds, with_new_names
+from nutshell.plan.recipe import Recipe, seconds
 from nutshell.plan.record import Plan
 from nutshell.plan.schedule import Schedule
 from nutshell.plan.stages import StageConfig, Stages

@@ -12,8 +12,9 @@ from tiny_run import RUNTIME, recipe
 
 from nutshell import checkpoint
 from nutshell.metrics import read_metrics
-from nutshell.plan.recipe import Ablation, Recipe
+from nutshell.plan.recipe import Recipe
 from nutshell.plan.record import load_plan
+from nutshell.plan.studies import Ablation
 from nutshell.report.ablation import page, summarise
 from nutshell.run.folder import Preempted
 from nutshell.train import ablate

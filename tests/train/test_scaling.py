@@ -12,7 +12,8 @@ from nutshell.plan.cost import VALIDATION_SHARE
 from nutshell.plan.hardware import Timing
 from nutshell.plan.law import load_law
 from nutshell.plan.plan import draft_plan
-from nutshell.plan.recipe import Recipe, Sweep
+from nutshell.plan.recipe import Recipe
+from nutshell.plan.studies import Sweep
 from nutshell.train.scaling import SHARES, affordable_horizon, run_sweep, sweep_cell
 
 

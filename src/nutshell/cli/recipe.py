@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,38 @@ if TYPE_CHECKING:
 
 Study = TypeVar("Study", bound="Recipe")
 
+SHORT_FLAGS = {
+    "--init": "--init-from", "--pairs": "--stages.dpo.pairs", "--prompts": "--stages.rl.tasks", "--tasks": "--stages.rl.tasks",
+    "--reward": "--stages.rl.reward",
+}  # fmt: skip
+"""Short for settings of the later stages, at every verb that takes a recipe."""
+OLD_NAMES = {"rows": "micro_batch_size", "lr_scale": "lr_fraction"}
+"""Settings by the names they had until version 0.2; understood for one version more, with a note."""
+
+
+def _new_name(old: str) -> str:
+    """A setting's name of today, with a note on stderr where it is another."""
+    if old in OLD_NAMES:
+        print(f"{old} is called {OLD_NAMES[old]} now; the old name will be refused in the next version.", file=sys.stderr)
+    return OLD_NAMES.get(old, old)
+
+
+def with_new_names(values: dict) -> dict:
+    """The tables of a recipe with each old name replaced. ValueError where a setting is given by both names."""
+    if twice := [old for old, new in OLD_NAMES.items() if {old, new} <= set(values)]:
+        raise ValueError(f"{twice[0]} and {OLD_NAMES[twice[0]]} are the same setting. Accepted: {OLD_NAMES[twice[0]]} alone.")
+    return {_new_name(key): with_new_names(value) if isinstance(value, dict) else value for key, value in values.items()}
+
+
+def flags_with_new_names(arguments: list[str]) -> list[str]:
+    """The same for flags: --rows 4, --rows=4, --stages.sft.lr-scale 0.5. Short flags become those that they stand for."""
+
+    def replaced(found: re.Match[str]) -> str:
+        return found[1] + _new_name(found[2].replace("-", "_")).replace("_", "-")
+
+    arguments = [re.sub(r"^--[\w-]+(?==|$)", lambda flag: SHORT_FLAGS.get(flag[0], flag[0]), argument) for argument in arguments]
+    return [re.sub(r"^(--(?:[\w-]+\.)*)(rows|lr[-_]scale)(?==|$)", replaced, argument) for argument in arguments]
+
 
 def read_recipe(verb: str, arguments: list[str], description: str | None) -> Recipe:
     """[RECIPE] and flags -> the recipe. In a run that has a plan its recipe is the default.
@@ -25,7 +58,7 @@ def read_recipe(verb: str, arguments: list[str], description: str | None) -> Rec
     ValueError where the run was trained with other settings.
     """
     from nutshell.config import load_toml, parse
-    from nutshell.plan.recipe import FREE_IN_A_RUN, Recipe, flags_with_new_names, with_new_names
+    from nutshell.plan.recipe import FREE_IN_A_RUN, Recipe
     from nutshell.plan.record import load_plan, standing_plan
 
     given, default, arguments = None, Recipe(), flags_with_new_names(arguments)
@@ -130,7 +163,6 @@ def with_shape_of(recipe: Recipe, model: str) -> Recipe:
 def read_study(cls: type[Study], verb: str, arguments: list[str], description: str | None) -> Study:
     """[RECIPE] and flags of a verb that makes many runs. Its folder is never that of the recipe, which is a single run's."""
     from nutshell.config import load_toml, parse
-    from nutshell.plan.recipe import flags_with_new_names, with_new_names
 
     default, arguments = None, flags_with_new_names(arguments)
     if arguments and not arguments[0].startswith("-"):

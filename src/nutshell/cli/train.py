@@ -114,7 +114,7 @@ def plan(arguments: list[str]) -> Any:
 
 def scaling(arguments: list[str]) -> Any:
     """Train small models of several depths and horizons, and fit the law behind a plan's expected bpb."""
-    from nutshell.plan.recipe import Sweep
+    from nutshell.plan.studies import Sweep
 
     sweep = read_study(Sweep, "scaling", arguments, scaling.__doc__)
     from nutshell.train.scaling import run_sweep
@@ -125,7 +125,7 @@ def scaling(arguments: list[str]) -> Any:
 
 def ablate(arguments: list[str]) -> Any:
     """Pretrain variants of a recipe on the same text, and compare their bits per byte."""
-    from nutshell.plan.recipe import Ablation
+    from nutshell.plan.studies import Ablation
 
     asked = read_study(Ablation, "ablate", arguments, ablate.__doc__)
     from nutshell.train.ablate import run_ablation

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from nutshell.eval.records import Record, prompt_hash
-from nutshell.eval.score import Progress, score
+from nutshell.eval.score import Pair, Progress, score_groups
 from nutshell.infer.conversation import FittedConversation, fit_conversation
 from nutshell.infer.engine import Engine
 from nutshell.infer.sampling import Sampling
@@ -99,25 +99,22 @@ def choose(
     task: Task, model: Any, tok: Any, runtime: Any = None, progress: Progress | None = None
 ) -> tuple[list[Record], list[str]]:
     """Each item with its likeliest option, and what the reader should know."""
-    records: list[Record] = []
-    prompts = []
-    for start in range(0, len(task.items), ITEMS_AT_ONCE):
-        some = task.items[start : start + ITEMS_AT_ONCE]
-        options = [[tok.encode(option) for option in item.options] for item in some]
-        fitted = [fit(item, tok, model.config.context, max(map(len, own))) for item, own in zip(some, options, strict=True)]
-        flat = [(prompt.ids, option) for prompt, own in zip(fitted, options, strict=True) for option in own]
+    prompts: list[FittedConversation] = []
 
-        def note(scored: int, total: int, before: int = start, count: int = len(some)) -> None:
-            if progress:
-                progress(before + scored * count // total, len(task.items))
+    def pairs(item: Item) -> list[Pair]:
+        options = [tok.encode(option) for option in item.options]
+        prompts.append(fit(item, tok, model.config.context, max(map(len, options))))
+        return [(prompts[-1].ids, option) for option in options]
 
-        scores = iter(score(model, flat, runtime=runtime, progress=note))
-        for item in some:
-            means = [next(scores).mean for _ in item.options]
-            picked = max(range(len(means)), key=means.__getitem__)
-            right = item.options[picked] == item.answer
-            records.append(Record(task.name, item.index, prompt_hash(item.messages), means, picked, right))
-        prompts += fitted
+    groups = score_groups(
+        model, map(pairs, task.items), len(task.items), at_once=ITEMS_AT_ONCE, runtime=runtime, progress=progress
+    )
+    records = []
+    for item, scores in zip(task.items, groups, strict=True):
+        means = [option.mean for option in scores]
+        picked = max(range(len(means)), key=means.__getitem__)
+        right = item.options[picked] == item.answer
+        records.append(Record(task.name, item.index, prompt_hash(item.messages), means, picked, right))
     return records, lost(prompts, model.config.context)
 
 

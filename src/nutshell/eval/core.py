@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nutshell.eval.records import Record, prompt_hash
-from nutshell.eval.score import Pair, Progress, Score, score
+from nutshell.eval.score import Pair, Progress, Score, score_groups
 from nutshell.tasks.core import Core, CoreTask
 
 ITEMS_AT_ONCE = 512
@@ -19,21 +19,19 @@ def evaluate_core(core: Core, model: Any, tok: Any, *, runtime: Any = None, prog
 
     Also `tasks` ({label: accuracy, centered, count}), count, baseline, standard_error and interval of the metric, `records`.
     """
-    records, done, items = [], 0, core.items
-    for start in range(0, len(items), ITEMS_AT_ONCE):
-        some = items[start : start + ITEMS_AT_ONCE]
-        prompts = [task.prompts(index) for task, index in some]
-        questions = [pairs(task.type, texts, tok, model.config.context) for (task, _), texts in zip(some, prompts, strict=True)]
-        flat = [pair for question in questions for pair in question]
+    items = core.items
+    hashes: list[str] = []
 
-        def note(scored: int, total: int, before: int = done, count: int = len(some)) -> None:
-            if progress:
-                progress(before + scored * count // total, len(items))
+    def question(item: tuple[CoreTask, int]) -> list[Pair]:
+        task, index = item
+        prompts = task.prompts(index)
+        hashes.append(prompt_hash(prompts))
+        return pairs(task.type, prompts, tok, model.config.context)
 
-        scores = iter(score(model, flat, runtime=runtime, progress=note))
-        for (task, index), texts, question in zip(some, prompts, questions, strict=True):
-            records.append(judge(task, index, prompt_hash(texts), [next(scores) for _ in question]))
-        done += len(some)
+    scored = list(
+        score_groups(model, map(question, items), len(items), at_once=ITEMS_AT_ONCE, runtime=runtime, progress=progress)
+    )
+    records = [judge(task, index, prompt, scores) for (task, index), prompt, scores in zip(items, hashes, scored, strict=True)]
     tasks, variance = {}, 0.0
     for task in core.tasks:
         right = [record.right for record in records if record.task == task.label]

@@ -10,8 +10,9 @@ questions) is one node. Nodes of like length are read as one batch, each row goi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +99,32 @@ def score(
     for ids, first, number in rows:
         counts[number] = len(ids) - first
     return [Score(*_entry(found, number, count)) for number, count in enumerate(counts)]
+
+
+def score_groups(
+    model: Any,
+    groups: Iterable[Sequence[Pair]],
+    total: int,
+    *,
+    at_once: int,
+    runtime: Any = None,
+    progress: Progress | None = None,
+) -> Iterator[list[Score]]:
+    """The scores of each group of pairs (the options of a question) of `total`, read `at_once` groups at a time.
+
+    `progress(done, total)` counts groups.
+    """
+    remaining, done = iter(groups), 0
+    while some := list(islice(remaining, at_once)):
+
+        def note(scored: int, pairs: int, done: int = done, count: int = len(some)) -> None:
+            if progress:
+                progress(done + scored * count // pairs, total)
+
+        scores = iter(score(model, [pair for group in some for pair in group], runtime=runtime, progress=note))
+        for group in some:
+            yield [next(scores) for _ in group]
+        done += len(some)
 
 
 def _entry(found: dict[int, tuple[float, bool]], number: int, count: int) -> tuple[float, int, bool]:

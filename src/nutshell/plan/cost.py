@@ -39,6 +39,15 @@ def dpo_step_seconds(dpo: DPOConfig, timing: Timing, pair_tokens: float) -> floa
     return dpo.batch * pair_tokens / timing.tokens_per_second
 
 
+def step_seconds(recipe: Recipe, stage: str, timing: Timing, tokens_per_step: int, pair_tokens: float) -> float:
+    """One step of a stage."""
+    if stage == "dpo":
+        return dpo_step_seconds(recipe.stages.dpo, timing, pair_tokens)
+    if stage == "rl":
+        return rl_step_seconds(recipe.stages.rl, timing)
+    return tokens_per_step / timing.tokens_per_second
+
+
 def validation(recipe: Recipe, tokens: float) -> tuple[int, int]:
     """(validations, tokens of each) of pretraining on `tokens`: a power of two, since a forward pass takes a third of a step."""
     times = recipe.validations or (4 if tokens < 1e9 else 10)

@@ -77,7 +77,7 @@ def plan_parts(recipe: Recipe, stage: str, sizes: Mapping[str, Size], tokens: fl
     )
 
 
-def most_tokens(recipe: Recipe, stage: str, sizes: Mapping[str, Size]) -> float | None:
+def token_limit(recipe: Recipe, stage: str, sizes: Mapping[str, Size]) -> float | None:
     """Where a stage ends at the latest unless its steps are named: what the epochs of its parts add up to, or before one of the
     parts is read more than `epochs` times. None where nothing limits it (pretraining by weights) or sizes are not known."""
     parts = parts_of(recipe, stage)

@@ -1,6 +1,6 @@
-"""The dial -> everything. `make_plan` is pure: a recipe and what was measured of the machine in, all numbers out.
+"""From the one dial to every number. `make_plan` is pure: a recipe and what was measured of the machine in, a plan out.
 
-Rules and their sources (RECIPE in docs/recipe.md): width 64 per layer; horizon in tokens per matrix parameter; batch from
+Rules and their sources (docs/recipe.md): width 64 per layer; horizon in tokens per matrix parameter; batch from
 arXiv 2505.13738, weight decay from arXiv 2405.13698. Runs of a few million tokens follow rules of their own: small batches and
 higher rates learn fastest there (docs/experiments.md).
 """
@@ -25,6 +25,8 @@ from nutshell.plan.record import Plan, StagePlan
 D12 = ModelConfig(vocab_size=32768, depth=12, width=768, heads=6, kv_heads=6, head_dim=128, context=2048)
 D12_TOKENS = 12 * matrix_parameters(D12)
 FEWEST_STEPS = 400  # a horizon shorter than this many steps takes a smaller batch
+RL_STEPS = 60  # without a budget
+CHARACTERS_EXPECTED = 128  # tokens of a character-level tokenizer, before the text is read
 LARGEST_MICRO_BATCH_TOKENS = 65_536
 BUDGET_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40)
 
@@ -62,10 +64,6 @@ def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> 
         rotary_base=recipe.rotary_base, qk_norm=recipe.qk_norm, norm_eps=recipe.norm_eps, mlp_width=recipe.mlp_width or mlp_width,
         **{name: getattr(recipe, name) for name in SPEED_ONLY},
     )  # fmt: skip
-
-
-CHARACTERS_EXPECTED = 128
-"""Tokens of a character-level tokenizer, before the text is read."""
 
 
 def default_vocab_size(recipe: Recipe, device: str) -> int:
@@ -159,18 +157,19 @@ def draft_plan(recipe: Recipe, law: Law | None = None) -> Plan:
 
 
 def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: Data) -> dict[str, float]:
-    """The time left that each stage has for its steps: less evaluations, checkpoints, compilation and a reserve.
+    """Seconds that each stage has for its steps: its share of the time left, after evaluations, checkpoints, compilation and a
+    reserve.
 
-    Midtraining and SFT take their share, but read no part too often (`mixture.most_tokens`); what they leave is pretraining's.
+    Midtraining and SFT take their share, but read no part too often (`mixture.token_limit`); what they leave is pretraining's.
     """
     timing, parameters = hardware.timings[shape.depth], sum(parameters_by_group(shape).values())
-    stages = [name for name, stage in vars(recipe.stages).items() if stage.wanted]
-    times, each = cost.validation(recipe, most_tokens(recipe, timing, hardware.seconds_left))
+    validations, validation_tokens = cost.validation(recipe, budgeted_tokens(recipe, timing, hardware.seconds_left))
     fixed = 0.0
-    for name in stages:
-        checks = times if mixture.is_validated(recipe, name) else 0
-        fixed += cost.evaluation_seconds(recipe, timing, name, hardware.world_size, checks * each)
-        fixed += timing.startup_seconds + cost.saving_seconds(parameters, checks or 1)
+    for name, stage in vars(recipe.stages).items():
+        if stage.wanted:
+            times = validations if mixture.is_validated(recipe, name) else 0
+            fixed += cost.evaluation_seconds(recipe, timing, name, hardware.world_size, times * validation_tokens)
+            fixed += timing.startup_seconds + cost.saving_seconds(parameters, times or 1)
     if data.pairs:
         dpo = recipe.stages.dpo
         fixed += dpo.steps_for(data.pairs) * cost.dpo_step_seconds(dpo, timing, data.pair_tokens)
@@ -180,16 +179,16 @@ def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: 
     whole = 1.0 if recipe.first_stage == "pretrain" else sum(stage.share for stage in vars(recipe.stages).values()) or 1.0
     seconds = {name: left * stage.share / whole for name, stage in vars(recipe.stages).items()}
     for name in ("midtrain", "sft"):
-        tokens = mixture.most_tokens(recipe, name, data.sizes(name))
-        if tokens and not getattr(recipe.stages, name).steps:
-            most = min(seconds[name], tokens / timing.tokens_per_second)
+        limit = mixture.token_limit(recipe, name, data.sizes(name))
+        if limit and not getattr(recipe.stages, name).steps:
+            most = min(seconds[name], limit / timing.tokens_per_second)
             seconds["pretrain"] += (seconds[name] - most) * bool(recipe.stages.pretrain.share)
             seconds[name] = most
     return seconds
 
 
-def most_tokens(recipe: Recipe, timing: Timing, seconds: float) -> float:
-    """Of pretraining, were all its share of so much time for steps: what the size of a validation goes by."""
+def budgeted_tokens(recipe: Recipe, timing: Timing, seconds: float) -> float:
+    """Tokens that pretraining reads in its share of so many seconds. The size of a validation follows from them."""
     return timing.tokens_per_second * seconds * recipe.stages.pretrain.share
 
 
@@ -215,93 +214,113 @@ def make_plan(
         raise ValueError("neither depth nor budget is given. Use --depth 4, or --budget 8min to fit the model to this machine.")
     depth = named_depth(recipe) or choose_depth(recipe, hardware, vocab_size, data)
     shape = make_shape(recipe, depth, vocab_size, bos_id)
+    parameters = parameters_by_group(shape)
     timing = hardware.timings.get(depth)
-    parameters, configs = parameters_by_group(shape), recipe.stages
-    left = stage_seconds(recipe, hardware, shape, data) if budget and timing else {}
-    first = recipe.first_stage  # the one whose horizon decides the batch
-    if timing and left.get(first):
-        tokens = timing.tokens_per_second * left[first]
-    else:
-        tokens = recipe.tokens_per_parameter * matrix_parameters(shape)
-    most = mixture.most_tokens(recipe, first, data.sizes(first))
-    tokens = min(tokens, most or tokens)
+    seconds = stage_seconds(recipe, hardware, shape, data) if budget and timing else {}
+
+    # The horizon of the first stage decides the batch, which all stages share.
+    first = recipe.first_stage
+    tokens = recipe.tokens_per_parameter * matrix_parameters(shape)
+    if timing and seconds.get(first):
+        tokens = timing.tokens_per_second * seconds[first]
+    tokens = min(tokens, mixture.token_limit(recipe, first, data.sizes(first)) or tokens)
     unit = shape.context * hardware.world_size
-    step_tokens = recipe.tokens_per_step or max(unit, batch_tokens(tokens) // unit * unit)
-    size, grad_accum_steps = _micro_batch(recipe, step_tokens, shape, hardware, asked=recipe.micro_batch_size)
-    first_share, first_steps = getattr(configs, first).share, getattr(configs, first).steps
-    first_steps = first_steps or max(1, int(tokens // step_tokens))
-    each = step_tokens / timing.tokens_per_second if timing else None
-    known = timing and left and first == "pretrain" and not configs.pretrain.steps
-    validated = cost.validation(
-        recipe, most_tokens(recipe, timing, hardware.seconds_left) if timing and known else first_steps * step_tokens
-    )
+    tokens_per_step = recipe.tokens_per_step or max(unit, batch_tokens(tokens) // unit * unit)
+    micro_batch_size, grad_accum_steps = _micro_batch(recipe, tokens_per_step, shape, hardware, asked=recipe.micro_batch_size)
+
+    first_steps = getattr(recipe.stages, first).steps or max(1, int(tokens // tokens_per_step))
+    trained_tokens = first_steps * tokens_per_step
+    validated = cost.validation(recipe, trained_tokens)
+    if timing and seconds and first == "pretrain" and not recipe.stages.pretrain.steps:
+        validated = cost.validation(recipe, budgeted_tokens(recipe, timing, hardware.seconds_left))
     stages: dict[str, StagePlan] = {}
-    for name, config in vars(configs).items():
-        most = mixture.most_tokens(recipe, name, data.sizes(name)) if name not in ON_ANSWERS else None
-        if name == "dpo":
-            steps = configs.dpo.steps_for(data.pairs)
-            each = cost.dpo_step_seconds(configs.dpo, timing, data.pair_tokens) if timing else None
-        elif name == "rl":
-            each = cost.rl_step_seconds(configs.rl, timing) if timing else None
-            steps = max(2, int(left[name] / each)) if each and left else 60
-        elif name == first:
-            steps = first_steps
-        elif each and left:
-            steps = math.ceil(left[name] / each)
-        else:
-            steps = max(1, int(first_steps * (config.share / first_share if first_share else 1.0)))
-            steps = min(steps, math.ceil(most / step_tokens)) if most else steps
-        steps = config.steps or (steps if config.share or name in (first, "dpo") else 0)
-        stages[name] = _stage(recipe, name, steps, step_tokens, each, validated, hardware, shape, data)
-    optimizer = replace(
-        recipe.optimizer,
-        weight_decay=scaled_weight_decay(recipe.optimizer.weight_decay, step_tokens, first_steps * step_tokens),
-    )
+    for name in vars(recipe.stages):
+        step_seconds = cost.step_seconds(recipe, name, timing, tokens_per_step, data.pair_tokens) if timing else None
+        paid_steps = seconds[name] / step_seconds if seconds and step_seconds else None
+        steps = stage_steps(recipe, name, first_steps, tokens_per_step, paid_steps, data)
+        stages[name] = _stage(recipe, name, steps, tokens_per_step, step_seconds, validated, hardware, shape, data)
+    decay = scaled_weight_decay(recipe.optimizer.weight_decay, tokens_per_step, trained_tokens)
     plan = Plan(
-        model=shape, micro_batch_size=size, grad_accum_steps=grad_accum_steps, stages=stages, optimizer=optimizer,
-        schedule=recipe.schedule, parameters=parameters, flops_per_token=flops_per_token(shape, shape.context),
-        validations=validated[0], validation_tokens=validated[1],
+        model=shape,
+        micro_batch_size=micro_batch_size,
+        grad_accum_steps=grad_accum_steps,
+        stages=stages,
+        optimizer=replace(recipe.optimizer, weight_decay=decay),
+        schedule=recipe.schedule,
+        parameters=parameters,
+        flops_per_token=flops_per_token(shape, shape.context),
+        validations=validated[0],
+        validation_tokens=validated[1],
         save_every_seconds=cost.save_interval(recipe, sum(parameters.values()), gpu=hardware.on_gpu),
-        hardware=hardware, recipe=recipe,
-    )  # fmt: skip
+        hardware=hardware,
+        recipe=recipe,
+    )
     return replace(plan, forecast=forecast(plan, law, data.text))
 
 
+def stage_steps(recipe: Recipe, name: str, first_steps: int, tokens_per_step: int, paid_steps: float | None, data: Data) -> int:
+    """Steps of a stage: those that the recipe names, else those that the budget pays for (`paid_steps`; None without a budget),
+    else as many as its share is of the first stage's."""
+    config, first = getattr(recipe.stages, name), recipe.first_stage
+    if config.steps:
+        return config.steps
+    if name == "dpo":
+        return config.steps_for(data.pairs)
+    if not config.share and name != first:
+        return 0
+    if name == "rl":
+        return RL_STEPS if paid_steps is None else max(2, int(paid_steps))
+    if name == first:
+        return first_steps
+    if paid_steps is not None:
+        return math.ceil(paid_steps)
+    first_share = getattr(recipe.stages, first).share
+    steps = max(1, int(first_steps * (config.share / first_share if first_share else 1.0)))
+    limit = mixture.token_limit(recipe, name, data.sizes(name))
+    return min(steps, math.ceil(limit / tokens_per_step)) if limit else steps
+
+
 def _stage(
-    recipe: Recipe, name: str, steps: int, step_tokens: int, step_seconds: float | None, validated: tuple[int, int],
+    recipe: Recipe, name: str, steps: int, tokens_per_step: int, step_seconds: float | None, validated: tuple[int, int],
     hardware: Hardware, shape: ModelConfig, data: Data,
 ) -> StagePlan:  # fmt: skip
     """A stage of so many steps, with its expected time and how often it reads its data."""
     timing, parameters = hardware.timings.get(shape.depth), sum(parameters_by_group(shape).values())
-    seconds, scoring, tokens = None, 0.0, steps * step_tokens
+    seconds, scoring = None, 0.0
     if timing and step_seconds is not None and steps:
-        times, each = validated if mixture.is_validated(recipe, name) else (1, 0)
+        times, validation_tokens = validated if mixture.is_validated(recipe, name) else (1, 0)
         seconds = steps * step_seconds * (1 + cost.saving_share(recipe, parameters, gpu=hardware.on_gpu))
         seconds += timing.startup_seconds + cost.saving_seconds(parameters, times)
-        scoring = cost.evaluation_seconds(recipe, timing, name, hardware.world_size, times * each)
+        scoring = cost.evaluation_seconds(recipe, timing, name, hardware.world_size, times * validation_tokens)
+    tokens = steps * tokens_per_step
     parts = mixture.plan_parts(recipe, name, data.sizes(name), tokens) if name not in ON_ANSWERS else ()
     return StagePlan(
-        steps=steps, tokens_per_step=step_tokens, lr_fraction=getattr(recipe.stages, name).lr_fraction, seconds=seconds,
-        evaluation_seconds=scoring, epochs=max((part.epochs for part in parts), default=None), parts=parts,
-    )  # fmt: skip
+        steps=steps,
+        tokens_per_step=tokens_per_step,
+        lr_fraction=getattr(recipe.stages, name).lr_fraction,
+        seconds=seconds,
+        evaluation_seconds=scoring,
+        epochs=max((part.epochs for part in parts), default=None),
+        parts=parts,
+    )
 
 
 def for_hardware(plan: Plan, hardware: Hardware, recipe: Recipe | None = None) -> Plan:
-    """The plan on the machine at hand: the same batches, divided otherwise, so that the loss curve stays. Pure.
+    """A saved plan on the machine at hand. Pure.
 
-    Batches keep their size; what follows from the machine (rows at once, dtype, threads, the interval of checkpoints) is decided
-    anew where the machine is another, or where the `recipe` of this start asks for it. ValueError where the batch cannot be
-    divided among its ranks, or one row does not fit, or a micro_batch_size that is asked for now.
+    Batches keep their size, so the loss curve stays. What follows from the machine (micro-batch size, dtype, threads, seconds
+    between checkpoints) is decided again where the machine is another one, or where the `recipe` of this start asks for it.
+    ValueError where the ranks do not divide the batch, where not even one row fits, or not the micro_batch_size asked for.
     """
-    recipe, before = recipe or plan.recipe, plan
-    here = replace(hardware, timings=plan.hardware.timings, seconds_left=plan.hardware.seconds_left)
-    interval = cost.save_interval(recipe, sum(plan.parameters.values()), gpu=here.on_gpu)
-    plan = replace(plan, hardware=here, save_every_seconds=interval, recipe=recipe)
+    recipe, saved = recipe or plan.recipe, plan
+    here = replace(hardware, timings=saved.hardware.timings, seconds_left=saved.hardware.seconds_left)
+    interval = cost.save_interval(recipe, sum(saved.parameters.values()), gpu=here.on_gpu)
+    plan = replace(saved, hardware=here, save_every_seconds=interval, recipe=recipe)
     asked = recipe.micro_batch_size
-    if asked not in (0, before.recipe.micro_batch_size):
+    if asked not in (0, saved.recipe.micro_batch_size):
         size, steps = _micro_batch(recipe, plan.stages["pretrain"].tokens_per_step, plan.model, here, asked=asked)
         return replace(plan, micro_batch_size=size, grad_accum_steps=steps)
-    same = same_machine(before.hardware, here) and recipe.shard == before.recipe.shard
+    same = same_machine(saved.hardware, here) and recipe.shard == saved.recipe.shard
     return plan if same else with_micro_batches_of(plan, asked)
 
 
@@ -328,19 +347,19 @@ def refit(plan: Plan, stage: str, *, seconds_left: float, slowdown: float) -> Pl
     """
     names = list(plan.stages)
     remaining = names[names.index(stage) :]
-    ahead = [name for name in remaining if not getattr(plan.recipe.stages, name).steps and name != "dpo"]
-    planned = sum(plan.stages[name].seconds or 0.0 for name in ahead)
-    fixed = sum(plan.stages[name].seconds or 0.0 for name in remaining if name not in ahead)
+    fitted = [name for name in remaining if not getattr(plan.recipe.stages, name).steps and name != "dpo"]
+    planned = sum(plan.stages[name].seconds or 0.0 for name in fitted)
+    fixed = sum(plan.stages[name].seconds or 0.0 for name in remaining if name not in fitted)
     fixed += sum(plan.stages[name].evaluation_seconds for name in remaining)
     stages = dict(plan.stages)
     if planned > 0:
         factor = min(2.0, max(0.25, (seconds_left * (1 - cost.RESERVE) / slowdown - fixed) / planned))
-        for name in ahead:
+        for name in fitted:
             old = stages[name]
             steps = max(1, round(old.steps * factor)) if old.steps else 0
-            again = steps / max(1, old.steps)
-            parts = tuple(replace(part, epochs=part.epochs * again) for part in old.parts)
-            epochs = None if old.epochs is None else old.epochs * again
+            ratio = steps / max(1, old.steps)
+            parts = tuple(replace(part, epochs=part.epochs * ratio) for part in old.parts)
+            epochs = None if old.epochs is None else old.epochs * ratio
             stages[name] = replace(old, steps=steps, seconds=(old.seconds or 0.0) * factor, epochs=epochs, parts=parts)
     plan = replace(plan, stages=stages, refitted=(*plan.refitted, stage))
     total, usd = time_and_cost(plan)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -275,83 +274,6 @@ FREE_IN_A_RUN = (
 """Settings that may differ from the plan of a run that goes on: where it runs, what it keeps, what it is scored on."""
 SOURCES = ("data", "sft", "tokenizer", "init_from")
 """What a run reads of other places. It goes on with its own copy, so the original may be moved, and named at its new place."""
-
-SHORT_FLAGS = {
-    "--init": "--init-from", "--pairs": "--stages.dpo.pairs", "--prompts": "--stages.rl.tasks", "--tasks": "--stages.rl.tasks",
-    "--reward": "--stages.rl.reward",
-}  # fmt: skip
-"""Short for settings of the later stages, at every verb that takes a recipe."""
-OLD_NAMES = {"rows": "micro_batch_size", "lr_scale": "lr_fraction"}
-"""Settings by the names they had until version 0.2; understood for one version more, with a note."""
-
-
-def new_name(old: str) -> str:
-    """A setting's name of today, with a note on stderr where it is another."""
-    if old in OLD_NAMES:
-        print(f"{old} is called {OLD_NAMES[old]} now; the old name will be refused in the next version.", file=sys.stderr)
-    return OLD_NAMES.get(old, old)
-
-
-def with_new_names(values: dict) -> dict:
-    """The tables of a recipe with each old name replaced. ValueError where a setting is given by both names."""
-    if twice := [old for old, new in OLD_NAMES.items() if {old, new} <= set(values)]:
-        raise ValueError(f"{twice[0]} and {OLD_NAMES[twice[0]]} are the same setting. Accepted: {OLD_NAMES[twice[0]]} alone.")
-    return {new_name(key): with_new_names(value) if isinstance(value, dict) else value for key, value in values.items()}
-
-
-def flags_with_new_names(arguments: list[str]) -> list[str]:
-    """The same for flags: --rows 4, --rows=4, --stages.sft.lr-scale 0.5. Short flags become those that they stand for."""
-
-    def replaced(found: re.Match[str]) -> str:
-        return found[1] + new_name(found[2].replace("-", "_")).replace("_", "-")
-
-    arguments = [re.sub(r"^--[\w-]+(?==|$)", lambda flag: SHORT_FLAGS.get(flag[0], flag[0]), argument) for argument in arguments]
-    return [re.sub(r"^(--(?:[\w-]+\.)*)(rows|lr[-_]scale)(?==|$)", replaced, argument) for argument in arguments]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep(Recipe):
-    """What `nutshell scaling` may be told besides the settings of a run."""
-
-    out: str = "runs/scaling"
-    """Folder of the sweep; going on in it continues the sweep."""
-    depths: tuple[int, ...] = (1, 2, 3)
-    """Depths to train."""
-    horizons: tuple[str, ...] = ()
-    """Training tokens to train each depth on, such as 500k 1M 2M (default: what a budget allows, its half and its quarter)."""
-    refresh: bool = True
-    """Make the fit the one that `nutshell plan` uses (the one before is kept in the sweep's folder)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for value in (*self.depths, *(quantity(h, "horizons") for h in self.horizons)):
-            if value < 1:
-                raise ValueError(f"depths {self.depths} and horizons {self.horizons}: accepted are numbers of at least 1.")
-        if len(set(self.depths)) < 2 or (self.horizons and len({quantity(h) for h in self.horizons}) < 2):
-            raise ValueError("a fit needs two depths and two horizons, such as --depths 1 2 3 --horizons 500k 1M 2M.")
-        if self.depth or self.params:
-            raise ValueError("a sweep takes its depths from --depths; leave out --depth and --params.")
-        if not self.budget and not self.horizons:
-            raise ValueError("neither budget nor horizons are given. Use --budget 20min, or --horizons 500k 1M 2M.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ablation(Recipe):
-    """What `nutshell ablate` may be told besides the settings of a run."""
-
-    out: str = "runs/ablate"
-    """Folder of the ablation; the same command in it goes on."""
-    vary: tuple[str, ...] = ()
-    """A setting and its values, such as optimizer.matrix_lr=0.01,0.02 or smear=false. The first is the baseline; a single one is
-    compared with the recipe's own. Several --vary make a grid."""
-    each: bool = False
-    """Vary one setting at a time, the others staying at their first value."""
-    seeds: int = 3
-    """Runs of each variant. A seed draws weights and the order of the data."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, {"seeds": (1, math.inf)})
 
 
 def seconds(budget: str, usd_per_hour: float = 0.0) -> float:

@@ -14,7 +14,7 @@ from nutshell.tasks.task import (
     guessing,
     lettered_item,
     needed_folder,
-    read_rows,
+    read_items,
     subsample,
 )
 
@@ -29,18 +29,14 @@ def load(name: str, limit: int | None, seed: int, data_folder: str | Path | None
     """A split of ARC-Easy or ARC-Challenge from DATA_FOLDER/arc/; `shots` solved questions of train come first."""
     subset = SUBSETS[name]
     folder = needed_folder(name, data_folder, f"arc/{subset}-{split}.jsonl") / "arc"
-    items = subsample(_read(folder / f"{subset}-{split}.jsonl"), limit, seed)
+    items = subsample(read_items(folder / f"{subset}-{split}.jsonl", NEEDS, _item), limit, seed)
     baseline = guessing(items)
     notes: tuple[str, ...] = ()
     if shots:
-        train = _read(folder / f"{subset}-train.jsonl")
+        train = read_items(folder / f"{subset}-train.jsonl", NEEDS, _item)
         examples, notes = enough(subsample(train, shots, seed), shots, "the train split")
         items = after_examples(items, examples)
     return Task(name=name, items=items, baseline=baseline, grade=chosen_letter, notes=notes)
-
-
-def _read(path: Path) -> list[Item]:
-    return [_item(place, row, index) for index, (place, row) in enumerate(read_rows(path, NEEDS))]
 
 
 def _item(place: str, row: dict[str, Any], index: int) -> Item:

@@ -14,7 +14,7 @@ from nutshell.tasks.task import (
     last_number,
     needed_folder,
     plain_number,
-    read_rows,
+    read_items,
     subsample,
 )
 
@@ -30,16 +30,13 @@ _CALCULATION = re.compile(r"<<([^<>]*)>>")
 def load(limit: int | None, seed: int, data_folder: str | Path | None, shots: int, split: str) -> Task:
     """A split of DATA_FOLDER/gsm8k/; `shots` solved problems of train come first, with their calls of the calculator."""
     folder = needed_folder("gsm8k", data_folder, f"gsm8k/{split}.jsonl") / "gsm8k"
-    items = subsample(_read(folder / f"{split}.jsonl"), limit, seed)
+    items = subsample(read_items(folder / f"{split}.jsonl", NEEDS, _item), limit, seed)
     notes: tuple[str, ...] = ()
     if shots:
-        examples, notes = enough(subsample(_read(folder / "train.jsonl"), shots, seed), shots, "the train split")
+        train = read_items(folder / "train.jsonl", NEEDS, _item)
+        examples, notes = enough(subsample(train, shots, seed), shots, "the train split")
         items = after_examples(items, examples)
     return Task(name="gsm8k", items=items, grade=grade, max_tokens=MAX_TOKENS, notes=notes)
-
-
-def _read(path: Path) -> list[Item]:
-    return [_item(place, row, index) for index, (place, row) in enumerate(read_rows(path, NEEDS))]
 
 
 def _item(place: str, row: dict[str, Any], index: int) -> Item:

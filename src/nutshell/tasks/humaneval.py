@@ -8,7 +8,7 @@ from typing import Any
 
 from nutshell.infer.checker import check_program
 from nutshell.infer.sandbox import Sandbox
-from nutshell.tasks.task import Item, Task, needed_folder, read_rows, subsample
+from nutshell.tasks.task import Item, Task, needed_folder, read_items, subsample
 
 NEEDS = "JSON lines with prompt, test and entry_point; `nutshell data download humaneval` fetches them"
 MAX_TOKENS = 512
@@ -19,8 +19,7 @@ _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 def load(limit: int | None, seed: int, data_folder: str | Path | None) -> Task:
     """The items of DATA_FOLDER/humaneval/; replies are run in the sandbox. SandboxError where there is none on this machine."""
     folder = needed_folder("humaneval", data_folder, "humaneval/HumanEval.jsonl") / "humaneval"
-    rows = read_rows(folder / "HumanEval.jsonl", NEEDS)
-    items = subsample([_item(place, row, index) for index, (place, row) in enumerate(rows)], limit, seed)
+    items = subsample(read_items(folder / "HumanEval.jsonl", NEEDS, _item), limit, seed)
     sandbox = Sandbox.open()
 
     def grade(item: Item, text: str) -> float:

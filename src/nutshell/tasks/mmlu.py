@@ -13,7 +13,7 @@ from nutshell.tasks.task import (
     enough,
     lettered_item,
     needed_folder,
-    read_rows,
+    read_items,
     subsample,
 )
 
@@ -26,11 +26,11 @@ NEEDS = (
 def load(limit: int | None, seed: int, data_folder: str | Path | None, shots: int, split: str) -> Task:
     """A split of DATA_FOLDER/mmlu/; `shots` (at most 5 are there) questions of the subject in dev come first, in their order."""
     folder = needed_folder("mmlu", data_folder, f"mmlu/{split}.jsonl") / "mmlu"
-    items = subsample(_read(folder / f"{split}.jsonl"), limit, seed)
+    items = subsample(read_items(folder / f"{split}.jsonl", NEEDS, _item), limit, seed)
     notes: tuple[str, ...] = ()
     if shots:
         of_subject: dict[str, list[Item]] = {}
-        for item in _read(folder / "dev.jsonl"):
+        for item in read_items(folder / "dev.jsonl", NEEDS, _item):
             of_subject.setdefault(item.details["subject"], []).append(item)
         behind = []
         for item in items:
@@ -39,10 +39,6 @@ def load(limit: int | None, seed: int, data_folder: str | Path | None, shots: in
             notes = note or notes
         items = behind
     return Task(name="mmlu", items=items, baseline=0.25, grade=chosen_letter, notes=notes)
-
-
-def _read(path: Path) -> list[Item]:
-    return [_item(place, row, index) for index, (place, row) in enumerate(read_rows(path, NEEDS))]
 
 
 def _item(place: str, row: dict[str, Any], index: int) -> Item:

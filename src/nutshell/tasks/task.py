@@ -147,6 +147,11 @@ def read_rows(path: Path, needs: str) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
+def read_items(path: Path, needs: str, to_item: Callable[[str, dict[str, Any], int], Item]) -> list[Item]:
+    """Each row of such a file as an item; `to_item` gets its place for messages, the row and its index."""
+    return [to_item(place, row, index) for index, (place, row) in enumerate(read_rows(path, needs))]
+
+
 def needed_folder(name: str, data_folder: str | Path | None, layout: str) -> Path:
     """The data folder of a task that reads files. ValueError if none was given, FileNotFoundError if it is missing."""
     if data_folder is None:

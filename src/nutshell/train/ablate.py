@@ -24,9 +24,10 @@ from nutshell.files import write_json, write_text
 from nutshell.metrics import read_metrics
 from nutshell.model.probe import choose_attention
 from nutshell.plan.plan import default_vocab_size, make_plan
-from nutshell.plan.recipe import FREE_IN_A_RUN, Ablation, Recipe
+from nutshell.plan.recipe import FREE_IN_A_RUN, Recipe
 from nutshell.plan.record import Plan, load_plan
 from nutshell.plan.stages import StageConfig, Stages
+from nutshell.plan.studies import Ablation
 from nutshell.report.ablation import page, summarise
 from nutshell.run.lock import run_lock
 from nutshell.runtime import Runtime, start_runtime

@@ -31,7 +31,7 @@ from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.prefetch import MicroBatch
 from nutshell.train.scoring import evaluate_stage
 from nutshell.train.stage import Stage, open_stage, starting_model
-from nutshell.train.step import even_out, target_logprobs
+from nutshell.train.step import pad_to_same_count, target_logprobs
 
 VALIDATIONS = 3  # during the stage, after its first and before its last
 LOGITS_AT_ONCE = 1 << 26  # elements in fp32 of one micro-batch
@@ -146,7 +146,7 @@ def step_batches(stage: Stage, pairs: list[Answers], reference: Tensor) -> list[
     at_once = max(1, at_once // 2)
     groups = [own[start : start + at_once] for start in range(0, len(own), at_once)]
     batches = [pack_pairs([pairs[i] for i in group], reference[group], runtime.device) for group in groups]
-    return even_out(batches, pack_pairs(pairs[:1], reference[:1], runtime.device), runtime)
+    return pad_to_same_count(batches, pack_pairs(pairs[:1], reference[:1], runtime.device), runtime)
 
 
 def pair_at(seed: int, pairs: int, place: int) -> int:

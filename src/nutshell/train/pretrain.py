@@ -24,44 +24,53 @@ def pretrain(run: Run) -> None:
     stage = open_stage(run, "pretrain")
     shards = open_corpus(run.data, on_error=plan.recipe.damaged_shards)
     make_loader = partial(
-        PretrainLoader, encode_batch=run.tok.encode_batch, bos_id=run.tok.bos_id, rows=plan.micro_batch_size,
-        row_tokens=plan.model.context + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
+        PretrainLoader,
+        encode_batch=run.tok.encode_batch,
+        bos_id=run.tok.bos_id,
+        rows=plan.micro_batch_size,
+        row_tokens=plan.model.context + 1,
+        seed=plan.recipe.seed,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
         prefetched_batches=max(4, plan.grad_accum_steps),
         prepare=ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel),
-    )  # fmt: skip
+    )
     loader = make_loader(shards)
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
     validation = {"": (1.0, loader.val_batches(plan.validation_tokens))}
-    if isinstance(shards, MixedShards):
-        validation = {
-            part.name: (part.share, make_loader(shards.parts[part.name]).val_batches(int(plan.validation_tokens * part.share)))
-            for part in plan.stages["pretrain"].parts
-        }
+    if isinstance(shards, MixedShards):  # several corpora, each validated by itself
+        validation = {}
+        for part in plan.stages["pretrain"].parts:
+            batches = make_loader(shards.parts[part.name]).val_batches(int(plan.validation_tokens * part.share))
+            validation[part.name] = part.share, batches
     interval = max(1, -(-stage.steps // plan.validations))
     if 0 < stage.step < stage.steps and stage.step % interval == 0 and not run.log.has_evaluation("pretrain", stage.step):
         validate(stage, validation)  # the run was stopped between saving and validating
 
-    told = 0
+    noted = 0  # damaged blocks of the data that the log has named
     with loader:
         while stage.step < stage.steps:
             batches = [next(loader) for _ in range(plan.grad_accum_steps)]
             result = stage.learn(batches)
-            for problem in shards.problems[told:]:
+            for problem in shards.problems[noted:]:
                 run.log.note(f"skipped: {problem}")
-            told = len(shards.problems)
-            stage.record(result, loader.sources, **({"damaged_blocks": told} if told else {}))
-            due = stage.step % interval == 0
-            stage.save_if_due(result, loader, anyway=due)  # before validating, and so that the best can be kept
-            if due and stage.step < stage.steps:
+            noted = len(shards.problems)
+            stage.record(result, loader.sources, **({"damaged_blocks": noted} if noted else {}))
+            validated = stage.step % interval == 0
+            stage.save_if_due(result, loader, anyway=validated)  # before validating, and so that the best can be kept
+            if validated and stage.step < stage.steps:
                 validate(stage, validation)
     stage.wait_for_save()
     evaluate_stage(run, stage, **validation_bpb(stage, validation))
 
 
 def validation_bpb(stage: Stage, validation: dict[str, tuple[float, list[Batch]]]) -> dict[str, float]:
-    """Bits per byte now, of a mixture also those of each corpus, whose mean by their shares is the whole; the checkpoint of
-    this step is kept if none scored better. `validation` holds the share and the batches of each corpus."""
+    """Bits per byte of the model as it is now; this step's checkpoint is kept if none scored better.
+
+    `validation` has the share and the batches of each corpus. Of several, each one's bits per byte are returned too, and the
+    mean weighted by their shares is the whole.
+    """
     byte_lengths = torch.from_numpy(stage.run.tok.token_byte_lengths())
     reduce = stage.run.runtime.total
     found = {name: bits_per_byte(stage.model, batches, byte_lengths, reduce=reduce) for name, (_, batches) in validation.items()}
@@ -72,7 +81,7 @@ def validation_bpb(stage: Stage, validation: dict[str, tuple[float, list[Batch]]
 
 
 def validate(stage: Stage, validation: dict[str, tuple[float, list[Batch]]]) -> None:
-    """Score and log a step in the middle of the stage, when its checkpoint is on the disk."""
+    """Score and log a step in the middle of the stage, once its checkpoint is on the disk."""
     stage.wait_for_save()
     start = time.monotonic()
     values = validation_bpb(stage, validation)

@@ -30,7 +30,7 @@ from nutshell.train.prefetch import MicroBatch
 from nutshell.train.rollout import Group, Policy, Watch, log_rollouts, open_rollouts, pass_rates, roll_out, rollout_stats
 from nutshell.train.scoring import evaluate_stage
 from nutshell.train.stage import Stage, open_stage, starting_model
-from nutshell.train.step import StepResult, even_out, merge_results, next_token_loss, target_logprobs
+from nutshell.train.step import StepResult, merge_results, next_token_loss, pad_to_same_count, target_logprobs
 
 Row = tuple[list[int], Completion, float]
 """Prompt, answer, advantage."""
@@ -99,7 +99,7 @@ def update_batches(stage: Stage, groups: list[Group]) -> list[list[MicroBatch]]:
             size = max(1, plan.micro_batch_size * context // longest)
             batches.append(micro_batch(part[:size], context, settings, device))
             part = part[size:]
-        updates.append(even_out(batches or [nothing._replace(target_count=0)], nothing, stage.run.runtime))
+        updates.append(pad_to_same_count(batches or [nothing._replace(target_count=0)], nothing, stage.run.runtime))
     return updates
 
 

@@ -27,11 +27,17 @@ def sft(run: Run, name: str) -> None:
     stage = open_stage(run, name)
     examples, held_out = examples_for(run, name)
     loader = ConversationLoader(
-        examples, lambda example: render_example(example, run.tok), run.tok.bos_id, plan.micro_batch_size,
-        plan.model.context + 1, seed=plan.recipe.seed, rank=runtime.rank, world_size=runtime.world_size,
+        examples,
+        lambda example: render_example(example, run.tok),
+        run.tok.bos_id,
+        plan.micro_batch_size,
+        plan.model.context + 1,
+        seed=plan.recipe.seed,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
         prefetched_batches=max(4, plan.grad_accum_steps),
         prepare=ToDevice(runtime.device, run.tok.bos_id, stage.model.attention_kernel),
-    )  # fmt: skip
+    )
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
     validation = loader.val_batches(held_out, plan.validation_tokens) if held_out else []
@@ -46,9 +52,9 @@ def sft(run: Run, name: str) -> None:
             batches = [next(loader) for _ in range(plan.grad_accum_steps)]
             result = stage.learn(batches)
             stage.record(result, loader.sources, **lost)
-            due = stage.step % interval == 0
-            stage.save_if_due(result, loader, anyway=due)  # before validating
-            if due and stage.step < stage.steps:
+            validated = stage.step % interval == 0
+            stage.save_if_due(result, loader, anyway=validated)  # before validating
+            if validated and stage.step < stage.steps:
                 validate(stage, validation)
     stage.wait_for_save()
     evaluate_stage(run, stage, **({"val_loss": validation_loss(stage, validation)} if validation else {}))
@@ -88,7 +94,7 @@ def validation_loss(stage: Stage, batches: list[Batch]) -> float:
 
 
 def validate(stage: Stage, batches: list[Batch]) -> None:
-    """Score and log a step in the middle of the stage, when its checkpoint is on the disk."""
+    """Score and log a step in the middle of the stage, once its checkpoint is on the disk."""
     stage.wait_for_save()
     start = time.monotonic()
     values = {"val_loss": validation_loss(stage, batches)}

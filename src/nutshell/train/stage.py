@@ -1,4 +1,4 @@
-"""One training stage: opened in visible steps, recorded, saved. What every stage does alike around its loop."""
+"""One training stage: opened in visible steps, then for each step learn, record, save. Every stage's own loop calls these."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass
 class Stage:
-    """One stage's model and optimizer, started fresh from the stage before it or from this stage's newest checkpoint."""
+    """A stage that is being trained: model, optimizer, and how far they are. `open_stage` makes it."""
 
     run: Run
     name: str
@@ -48,8 +48,8 @@ class Stage:
     optimizer: MuonAdamW
     scaler: LossScaler
     step: int  # steps done
-    seconds: float
-    loader_state: dict | None
+    seconds: float  # spent on steps and saves, over all starts of the run
+    loader_state: dict | None  # where the data stood in the checkpoint; None at the start of the stage
     last_save: float = field(default_factory=time.monotonic)
     skipped_in_a_row: int = 0
 
@@ -76,31 +76,45 @@ class Stage:
 
         `share` is the part of the step's samples that teaches: rates follow the root of the batch, as they do with its size.
         """
-        plan, run = self.run.plan, self.run
+        plan = self.run.plan
         rates = plan.schedule.at(self.step, self.steps, plan.stages[self.name].lr_fraction * math.sqrt(share))
         return train_step(
-            self.step_model, self.optimizer, batches, rates, run.runtime, self.scaler, clip_norm=plan.optimizer.clip_norm,
-            loss_of=loss_of, flags=self.flags(),
-        )  # fmt: skip
+            self.step_model,
+            self.optimizer,
+            batches,
+            rates,
+            self.run.runtime,
+            self.scaler,
+            clip_norm=plan.optimizer.clip_norm,
+            loss_of=loss_of,
+            flags=self.flags(),
+        )
 
     def record(self, result: StepResult, sources: list[str], **more: Any) -> None:
-        """Count a step and log it. TrainingDiverged after too many steps without a finite number; it names `sources`, the data of
-        the last one."""
-        self.step, self.seconds = self.step + 1, self.seconds + result.seconds
-        curable = self.scaler.update(result.loss, result.finite) if result.targets else False
-        if not curable:
+        """Count a step and log it, with `more` that the stage has to say of it.
+
+        TrainingDiverged after `MOST_SKIPPED_IN_A_ROW` steps without a finite loss or gradient; it names `sources`, the data of
+        the last one.
+        """
+        self.step += 1
+        self.seconds += result.seconds
+        overflowed = self.scaler.update(result.loss, result.finite) if result.targets else False
+        if not overflowed:  # in fp16 a smaller loss scale may be all that is needed
             self.skipped_in_a_row = 0 if result.finite else self.skipped_in_a_row + 1
-        runtime, flops = self.run.runtime, self.run.plan.flops_per_token
-        rate, peak = result.tokens / result.seconds, runtime.peak_flops
         record = {
-            "stage": self.name, "step": self.step, "steps": self.steps, "seconds": round(self.seconds, 3),
-            "tokens": result.tokens, "loss": result.loss, "grad_norm": result.grad_norm,
+            "stage": self.name,
+            "step": self.step,
+            "steps": self.steps,
+            "seconds": round(self.seconds, 3),
+            "tokens": result.tokens,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
             "lr": result.lr * min(group.lr for group in self.optimizer.groups if group.rule == "muon"),
-            "tokens_per_second": rate,
-            "mfu": rate * flops / (peak * runtime.world_size) if peak and self.name not in ON_ANSWERS else None,
-            "peak_memory_bytes": peak_memory_bytes(runtime.device),
+            "tokens_per_second": result.tokens / result.seconds,
+            "mfu": self.mfu(result),
+            "peak_memory_bytes": peak_memory_bytes(self.run.runtime.device),
             **more,
-        }  # fmt: skip
+        }
         if self.scaler.dynamic:
             record["loss_scale"] = self.scaler.scale
         if not result.updated:
@@ -115,16 +129,24 @@ class Stage:
                 f"The last good checkpoint is {saved or 'not there yet'}. Look at that data, or lower --optimizer.matrix-lr."
             )
 
+    def mfu(self, result: StepResult) -> float | None:
+        """Share of the processors' peak that the step used; None where the peak is not known, and in stages that decode too."""
+        runtime = self.run.runtime
+        if not runtime.peak_flops or self.name in ON_ANSWERS:
+            return None
+        flops = result.tokens / result.seconds * self.run.plan.flops_per_token
+        return flops / (runtime.peak_flops * runtime.world_size)
+
     def flags(self) -> tuple[bool, bool]:
-        """What the ranks agree on with each step: whether the interval since the last save is over, and whether to stop."""
+        """Whether a save is due by time, and whether to stop. The ranks agree on both in each step."""
         over = time.monotonic() - self.last_save >= self.run.plan.save_every_seconds
         return self.run.runtime.is_main and over and not self.run.writer.busy, bool(self.run.stop)
 
     def save_if_due(self, result: StepResult, loader: PackedStream | None = None, *, anyway: bool = False) -> None:
-        """Save `anyway`, when the interval is over, at the last step, and when told to stop (then raise Preempted).
+        """Save when `save_every_seconds` are over, at the last step, when told to stop (then Preempted is raised), or `anyway`.
 
-        Rank 0's clock decides. Where its last save is still being written, one that is only due by time waits for a later step.
-        A signal to any rank stops all of them.
+        Rank 0's clock decides. A save that is only due by time is put off while the last one is still being written. A signal to
+        any rank stops all of them.
         """
         run = self.run
         run.writer.check()
@@ -137,7 +159,7 @@ class Stage:
             self.exit_run()
 
     def exit_run(self, *, alone: bool = False) -> NoReturn:
-        """End the run when everything is saved, with the marker that tells a preemption from a failure.
+        """Raise Preempted when everything is on the disk. A file `preempted` in the run tells launchers that this is no failure.
 
         All ranks call it, since launchers end the others as soon as one is gone; or rank 0 `alone`, while the others wait.
         """
@@ -158,13 +180,16 @@ class Stage:
             ranks, data = run.runtime.world_size, (loader_state or {}).get("data")
             meta = {"stage": self.name, "step": self.step, "steps": self.steps, "world_size": ranks, "data": data}
             training = {
-                "step": self.step, "seconds": self.seconds, "loader": loader_state, "optimizer_steps": self.optimizer.steps,
+                "step": self.step,
+                "seconds": self.seconds,
+                "loader": loader_state,
+                "optimizer_steps": self.optimizer.steps,
                 "loss_scale": self.scaler.state,
-            }  # fmt: skip
+            }
             snapshot = checkpoint.take_snapshot(model, run.tok, meta=meta, training=training, tensors=tensors, copied=ranks > 1)
 
             def write() -> None:
-                run.log.sync()  # what the metrics say up to this step is on the disk before the checkpoint
+                run.log.sync()  # the metrics up to this step are on the disk before the checkpoint is
                 checkpoint.write_snapshot(checkpoint.step_folder(folder, snapshot.meta["step"]), snapshot)
                 prune(folder, run.plan.recipe.keep_checkpoints)
 
@@ -189,8 +214,10 @@ def last_of_previous(run: Run, name: str) -> Path:
     saved, steps = checkpoint.checkpoints(run.stage_folder(previous)), run.plan.stages[previous].steps
     done, source = saved[-1] if saved else (0, Path())
     if done < steps:
-        raise ValueError(f"{name} starts from the end of {previous}, which stands at step {done} of {steps} in {run.folder}. "
-                         f"Run: nutshell {previous} first.")  # fmt: skip
+        raise ValueError(
+            f"{name} starts from the end of {previous}, which stands at step {done} of {steps} in {run.folder}. "
+            f"Run: nutshell {previous} first."
+        )
     return source
 
 
@@ -214,9 +241,16 @@ def open_stage(run: Run, name: str) -> Stage:
         (run.folder / "preempted").unlink(missing_ok=True)
     scaler = LossScaler.for_dtype(run.runtime.dtype, training.get("loss_scale"))
     return Stage(
-        run=run, name=name, model=model, step_model=step_model, optimizer=optimizer, scaler=scaler, step=training["step"],
-        seconds=training["seconds"], loader_state=training["loader"],
-    )  # fmt: skip
+        run=run,
+        name=name,
+        model=model,
+        step_model=step_model,
+        optimizer=optimizer,
+        scaler=scaler,
+        step=training["step"],
+        seconds=training["seconds"],
+        loader_state=training["loader"],
+    )
 
 
 def load_or_build(run: Run, name: str) -> tuple[Decoder, dict, dict | None, list[Path]]:
@@ -242,7 +276,7 @@ def load_or_build(run: Run, name: str) -> tuple[Decoder, dict, dict | None, list
 
 
 def starting_model(run: Run, name: str, device: torch.device | None = None) -> tuple[Decoder, Tokenizer]:
-    """The model that a stage begins with, as it was then: the last of the stage before it, the recipe's, or drawn weights."""
+    """The model that a stage begins with: the last one of the stage before it, that of --init-from, or drawn weights."""
     recipe, device = run.plan.recipe, device or run.runtime.device
     if recipe.init_from and not any(checkpoint.checkpoints(run.stage_folder(stage)) for stage in before(name)):
         return checkpoint.load_model(checkpoint.find(recipe.init_from), device)[:2]

@@ -29,11 +29,11 @@ class StepResult:
     targets: int
     seconds: float
     finite: bool  # False: the loss or a gradient was not finite, so nothing was changed but the loss scale
-    flags: tuple[bool, ...] = ()  # which of the flags that were passed in are set on any rank
+    flags: tuple[bool, ...] = ()  # for each flag that was passed in: whether it is set on any rank
 
     @property
     def updated(self) -> bool:
-        """Whether the weights were changed: not without a target, and not from numbers that are not finite."""
+        """Whether the weights were changed: not without a target, nor by an infinite or NaN gradient."""
         return self.finite and self.targets > 0
 
 
@@ -49,8 +49,8 @@ def target_logprobs(model: nn.Module, batch: MicroBatch) -> Tensor:
     return -losses.view_as(batch.targets)
 
 
-def even_out(batches: list[MicroBatch], spare: MicroBatch, runtime: Runtime) -> list[MicroBatch]:
-    """As many micro-batches as the rank with the most has: those added count for nothing, but sharded weights need them."""
+def pad_to_same_count(batches: list[MicroBatch], spare: MicroBatch, runtime: Runtime) -> list[MicroBatch]:
+    """The micro-batches, and copies of `spare` without targets until every rank has as many: FSDP2 gathers weights in each."""
     most = max(runtime.gather(len(batches)))
     return batches + [spare._replace(target_count=0)] * (most - len(batches))
 
@@ -70,14 +70,14 @@ def train_step(
     """Learn from micro-batches: one update by the mean loss over all their targets on all ranks.
 
     A step without a single target, or with a loss or gradient that is not finite, changes nothing: no weight, no momentum.
-    The ranks agree on `flags` (whether somebody wants to stop, or to save) in the exchange that they need anyway.
+    The ranks agree on `flags` (whether one of them wants to stop, or to save) in an exchange that they need anyway.
     """
     start = time.perf_counter()
     optimizer.zero_grad()
     quantise_weights(model)
     counts = torch.tensor([[batch.target_count, batch.ids.numel()] for batch in batches], dtype=torch.float64).sum(0)
     counts = runtime.total(counts.to(runtime.wire))  # targets and tokens of all ranks; a GPU adds them without being waited for
-    total = torch.zeros((), device=runtime.device)
+    own_loss = torch.zeros((), device=runtime.device)
     for number, batch in enumerate(batches, 1):
         batch.wait()
         share = batch.target_count / counts[0].clamp(min=1)  # of this micro-batch in the step's mean
@@ -85,43 +85,53 @@ def train_step(
         if number == len(batches):
             optimizer.reduce_in_backward()
         (loss * scaler.scale).backward()
-        total += loss.detach()
+        own_loss += loss.detach()
     own_norm = optimizer.reduce() / scaler.scale
-    sums = torch.stack([own_norm.to(runtime.wire).double().square(), total.to(runtime.wire).double()])
-    sums = runtime.total(torch.cat([sums, sums.new_tensor([float(flag) for flag in flags])]))
-    square, loss_sum, *raised, targets, tokens = torch.cat([sums, counts]).tolist()  # the only wait for other ranks
-    norm = math.sqrt(square) if square >= 0 else math.nan
+    own = torch.stack([own_norm.to(runtime.wire).double().square(), own_loss.to(runtime.wire).double()])
+    sums = runtime.total(torch.cat([own, own.new_tensor([float(flag) for flag in flags])]))
+    norm_squared, loss_sum, *flag_sums, targets, tokens = torch.cat([sums, counts]).tolist()  # the only wait for other ranks
+    norm = math.sqrt(norm_squared) if norm_squared >= 0 else math.nan
     finite = math.isfinite(norm) and math.isfinite(loss_sum)
     if finite and targets:
-        optimizer.scale_gradients(min(1.0, clip_norm / norm if clip_norm and norm else 1.0) / scaler.scale)
+        clip = min(1.0, clip_norm / norm) if clip_norm and norm else 1.0
+        optimizer.scale_gradients(clip / scaler.scale)
         optimizer.step(lr=rates.lr, momentum=rates.momentum, decay=rates.decay)
     runtime.synchronize()
     return StepResult(
-        loss=loss_sum if targets else math.nan, grad_norm=norm, lr=rates.lr, tokens=int(tokens), targets=int(targets),
-        seconds=time.perf_counter() - start, finite=finite, flags=tuple(flag > 0 for flag in raised),
-    )  # fmt: skip
+        loss=loss_sum if targets else math.nan,
+        grad_norm=norm,
+        lr=rates.lr,
+        tokens=int(tokens),
+        targets=int(targets),
+        seconds=time.perf_counter() - start,
+        finite=finite,
+        flags=tuple(count > 0 for count in flag_sums),
+    )
 
 
 def merge_results(results: list[StepResult]) -> StepResult:
-    """Several updates as one step: the last one's numbers, tokens, targets and seconds of all; updated where any was."""
-    last, counted = results[-1], [result for result in results if result.targets]
+    """Several updates as one step: loss and norm of the last that had a target; tokens, targets and seconds of all together."""
+    with_targets = [result for result in results if result.targets]
     return replace(
-        counted[-1] if counted else last, tokens=sum(result.tokens for result in results), flags=last.flags,
-        targets=sum(result.targets for result in results), seconds=sum(result.seconds for result in results),
+        with_targets[-1] if with_targets else results[-1],
+        tokens=sum(result.tokens for result in results),
+        targets=sum(result.targets for result in results),
+        seconds=sum(result.seconds for result in results),
         finite=all(result.finite for result in results),
-    )  # fmt: skip
+        flags=results[-1].flags,
+    )
 
 
 @dataclass
 class LossScaler:
-    """fp16 with a dynamic loss scale, for GPUs without bf16 (arXiv 1710.03740).
+    """Training in fp16 on GPUs without bf16: a dynamic loss scale (arXiv 1710.03740).
 
     fp16 ends at 65504 and loses what is below 6e-8, where many gradients lie. So the loss is multiplied by a power of two before
-    the backward pass, and the gradients, which are fp32, are divided by it afterwards: exact, but for what would have been lost.
+    the backward pass, and the gradients, which are fp32, are divided by it afterwards. The division by a power of two is exact.
     Saved with the training state, so that a resumed run scales alike.
     """
 
-    scale: float = 1.0  # A power of two. 1 is no scaling, and the lowest.
+    scale: float = 1.0  # a power of two, at least 1
     good_steps: int = 0  # since the scale last changed
     dynamic: bool = False
 
@@ -140,8 +150,8 @@ class LossScaler:
         return {"scale": self.scale, "good_steps": self.good_steps} if self.dynamic else None
 
     def update(self, loss: float, finite: bool) -> bool:
-        """Adapt the scale after a step. True where a smaller one may cure numbers that were not finite: the loss was a number, so
-        the backward pass has overflowed, and the scale was not yet at its lowest."""
+        """Adapt the scale after a step. True where the backward pass has overflowed and a smaller scale may be enough: the loss
+        itself was finite, and the scale not yet 1."""
         if not self.dynamic:
             return False
         if finite:
@@ -149,6 +159,6 @@ class LossScaler:
             if self.good_steps >= self.GROW_EVERY:
                 self.scale, self.good_steps = self.scale * 2, 0
             return False
-        curable = math.isfinite(loss) and self.scale > 1
+        overflowed = math.isfinite(loss) and self.scale > 1
         self.scale, self.good_steps = max(1.0, self.scale / 2), 0
-        return curable
+        return overflowed
