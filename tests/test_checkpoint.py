@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from nutshell import checkpoint
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
-from nutshell.run.checkpoints import prune
 from nutshell.tokenizer import Tokenizer
 
 SHAPE = {"depth": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "context": 16}
@@ -100,15 +99,6 @@ def test_a_folder_without_a_valid_manifest_does_not_exist(tok, tmp_path):
     (stage / "step-abc").mkdir()
     assert [step for step, _ in checkpoint.checkpoints(stage)] == [1, 2]
     assert checkpoint.latest(stage) == stage / "step-000002"
-
-
-def test_pruning_keeps_the_newest_and_removes_what_a_killed_process_left(tok, tmp_path):
-    stage = tmp_path / "sft"
-    for step in (9, 10, 11):
-        save(stage, step, tok)
-    (stage / ".tmp-new-step-000012-1").mkdir()
-    prune(stage, 2)
-    assert sorted(path.name for path in stage.iterdir()) == ["step-000010", "step-000011"]
 
 
 @given(data=st.data())

@@ -127,6 +127,7 @@ BAD = {
     "eval nowhere --limit -1": "--limit is -1; accepted: 0 or more",
     "report nowhere": "nowhere is not a folder; give a run folder",
     "chat nowhere -p hello": "nowhere does not exist. Give a run folder",
+    "serve nowhere --port 0": "nowhere does not exist. Give a run folder",
     "serve nowhere --host 0.0.0.0": "can be reached from other machines, and there is no API key",
     "serve nowhere --port 70000": "port is 70000; it must lie between 0 and 65535",
 }  # fmt: skip
@@ -149,12 +150,6 @@ def test_bad_input_gives_one_message_and_exit_code_2_and_writes_nothing(command,
     assert BAD[line] in err
     assert "Traceback" not in err + out
     assert sorted(Path().rglob("*")) == before
-
-
-def test_a_missing_model_is_named_by_the_server_too(command):
-    code, _, err = command("serve nowhere --port 0")
-    assert code == 2
-    assert "nowhere does not exist. Give a run folder" in err
 
 
 def test_damaged_plans_and_metrics_are_named(command):

@@ -116,20 +116,6 @@ def test_show_ids_and_json(command, tok):
     assert "│" in err
 
 
-def test_each_verb_says_in_its_help_what_it_takes(command):
-    for verb, words in {
-        "train": ("RECIPE", "--vocab-size N", "--force", ".parquet"),
-        "encode": ("--special NAME", "--file PATH", "--json"),
-        "decode": ("--spell-special", "--file PATH"),
-        "show": ("--ids", "NO_COLOR", "--color"),
-        "eval": ("--against PATH", "--ranks FOLDER", "nothing is downloaded"),
-    }.items():
-        code, out, _ = command(verb, "--help")
-        assert code == 0
-        for word in words:
-            assert word in out
-
-
 # ---- bad input -----------------------------------------------------------------------------------------------------
 
 BAD = {

@@ -93,8 +93,9 @@ def test_what_cannot_be_is_refused(changes, word):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"depth": -1}, {"vocab_size": 100}, {"budget": "soon"}, {"budget": "1s"}, {"eval_items": 0}, {"tokens_per_parameter": 0.0}],
-)
+    [{"depth": -1}, {"vocab_size": 100}, {"budget": "soon"}, {"budget": "1s"}, {"eval_items": 0}, {"tokens_per_parameter": 0.0},
+     {"keep_checkpoints": 0}, {"damaged_checkpoint": "ignore"}, {"damaged_shards": "x"}],
+)  # fmt: skip
 def test_recipes_refuse_impossible_values(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         Recipe(**changes)

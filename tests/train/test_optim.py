@@ -53,44 +53,6 @@ def test_a_zero_gradient_changes_nothing():
     assert torch.equal(update, torch.zeros(1, 4, 6))
 
 
-def test_adamw_equals_its_formula_in_float64():
-    net = model()
-    group = next(
-        g for g in group_parameters(net, OptimizerConfig(), width=32, tokens_per_step=4096) if g.names == ["lm_head.weight"]
-    )
-    optimizer = MuonAdamW([group])
-    p = group.parameters[0].detach().double().clone()
-    first = second = torch.zeros_like(p)
-    for step in range(1, 6):
-        gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
-        group.parameters[0].grad = gradient.clone()
-        optimizer.step(lr=0.5, momentum=0.9, decay=1.0)
-        lr, (b1, b2), g = group.lr * 0.5, group.row.betas, gradient.double()
-        p = p * (1 - lr * group.weight_decay)
-        first, second = b1 * first + (1 - b1) * g, b2 * second + (1 - b2) * g * g
-        p = p - lr * (first / (1 - b1**step)) / ((second / (1 - b2**step)).sqrt() + 1e-10)
-    assert torch.allclose(group.parameters[0].double(), p, atol=1e-6)
-
-
-def test_weight_decay_is_cautious():
-    net = model()
-    groups = [g for g in group_parameters(net, OptimizerConfig(), width=32, tokens_per_step=4096) if g.rule == "muon"]
-    group = groups[0]
-    before = [p.detach().clone() for p in group.parameters]
-    plain = []
-    for decay in (0.0, 0.5):
-        for p, old in zip(group.parameters, before, strict=True):
-            p.data.copy_(old)
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(7))
-        group.weight_decay = decay
-        MuonAdamW([group]).step(lr=1.0, momentum=0.9, decay=1.0)
-        plain.append([p.detach().clone() for p in group.parameters])
-    for old, without, with_decay in zip(before, *plain, strict=True):
-        update = old - without
-        same_sign = update * old > 0
-        assert torch.equal((with_decay != without) & (old != 0), same_sign & (old != 0))
-
-
 def test_the_state_returns_by_name_and_a_wrong_one_is_named():
     net = model()
     groups = group_parameters(net, OptimizerConfig(), width=32, tokens_per_step=4096)

@@ -182,27 +182,6 @@ def test_on_policy_the_surrogate_has_the_gradient_of_the_plain_loss():
     assert_same_gradient(model, other.double())
 
 
-def test_a_step_makes_the_rewarded_answer_likelier_and_the_other_less():
-    torch.manual_seed(0)
-    model = GPT(CONFIG)
-    prompt, good, bad = [1, 2, 3], [7, 8], [9, 10]
-    batch = pack_rows([(prompt, completion(good), 0.5), (prompt, completion(bad), -0.5)], context=16)
-
-    def likelihood(answer):
-        row = torch.tensor([prompt + answer])
-        targets = torch.tensor([[-1, -1, *answer]])
-        return -model(row[:, :-1], targets).item()
-
-    before = likelihood(good), likelihood(bad)
-    model(*batch).backward()
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.grad is not None:
-                p -= 0.5 * p.grad
-    assert likelihood(good) > before[0]
-    assert likelihood(bad) < before[1]
-
-
 # ---- a stage -------------------------------------------------------------------------------------------------------
 
 

@@ -248,11 +248,6 @@ def test_validated_steps_are_saved_however_long_the_interval(begun, monkeypatch)
     assert kept(folder) == [(4, False), (6, True), (7, True)]
 
 
-def test_without_a_score_there_is_no_best(finished):
-    assert not list(finished.glob("midtrain/best.json"))
-    assert saved(finished, "midtrain") == [STEPS["midtrain"]]
-
-
 def test_the_manifest_says_ranks_and_data(finished):
     metas = {stage: checkpoint.read_manifest(checkpoint.latest(finished / stage))["meta"] for stage in STEPS}
     assert all(meta["world_size"] == 1 for meta in metas.values())
@@ -295,16 +290,3 @@ def test_weights_alone_are_not_taken_for_a_stage_to_begin_anew(begun, finished):
     checkpoint.drop_training(folder / "pretrain" / "step-000002")
     with pytest.raises(ValueError, match=r"step-000002 holds weights only, no training state to go on from\. Delete .*pretrain"):
         run_stages(recipe(folder), RUNTIME, ("pretrain",))
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "accepted"),
-    [
-        ("keep_checkpoints", 0, "at least 1"),
-        ("damaged_checkpoint", "ignore", "stop, previous"),
-        ("damaged_shards", "x", "stop, skip"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(tmp_path, setting, value, accepted):
-    with pytest.raises(ValueError, match=f"{setting} is {value!r}; accepted: {accepted}"):
-        recipe(tmp_path, **{setting: value})

@@ -42,8 +42,8 @@ def pretrain(run: Run) -> None:
     if isinstance(shards, MixedShards):  # several corpora, each validated by itself
         validation = {}
         for part in plan.stages["pretrain"].parts:
-            batches = make_loader(shards.parts[part.name]).val_batches(int(plan.validation_tokens * part.share))
-            validation[part.name] = part.share, batches
+            held_out = make_loader(shards.parts[part.name]).val_batches(int(plan.validation_tokens * part.share))
+            validation[part.name] = part.share, held_out
     interval = max(1, -(-stage.steps // plan.validations))
     if 0 < stage.step < stage.steps and stage.step % interval == 0 and not run.log.has_evaluation("pretrain", stage.step):
         validate(stage, validation)  # the run was stopped between saving and validating
