@@ -8,46 +8,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain import assert_same_gradient, in_float64, logprobs_of, random_model
 from tiny_run import RUNTIME, at_step, lines, recipe, weights
 
 from nutshell import checkpoint
 from nutshell.data import primer
 from nutshell.data.preferences import read_pairs
 from nutshell.eval.score import score
-from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.plan.stages import DPOConfig
 from nutshell.tokenizer.chat import parse_messages
 from nutshell.train.dpo import Answers, PairLoss, pack_pairs, pair_at, pair_stats, to_tokens
 from nutshell.train.pipeline import run_stages
 
-CONFIG = ModelConfig(vocab_size=24, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=16)
 PAIRS = [Answers([1, 2, 3], [7, 8], [9, 10, 11]), Answers([4], [12, 13, 14, 15], [16]), Answers([5, 6], [17], [18, 19])]
 CPU = torch.device("cpu")
 
 
-def random_model(seed: int) -> GPT:
-    torch.manual_seed(seed)
-    model = GPT(CONFIG)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() == 2:
-                p.normal_(0, 0.3)
-    return model
-
-
 def plain_logprob(model: GPT, prompt: list[int], answer: list[int]) -> torch.Tensor:
     """One answer at a time, in float64, with no padding."""
-    ids = torch.tensor([[*prompt, *answer][:-1]])
-    logits = model.hidden_states(ids, model.rows_context(ids))[0] @ model.lm_head.weight.T
-    logprobs = (15 * torch.tanh(logits / 15)).log_softmax(-1)[len(prompt) - 1 :]
-    return logprobs.gather(1, torch.tensor(answer)[:, None]).sum()
-
-
-def in_float64(model: GPT) -> GPT:
-    plain = GPT(CONFIG).set_precision(torch.float64).double()
-    plain.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
-    return plain
+    return logprobs_of(model, [*prompt, *answer][:-1])[len(prompt) - 1 :].gather(1, torch.tensor(answer)[:, None]).sum()
 
 
 def test_loss_and_gradient_are_those_of_the_formula_in_float64():
@@ -71,9 +51,7 @@ def test_loss_and_gradient_are_those_of_the_formula_in_float64():
     assert stats["loss"] == pytest.approx(expected.item(), rel=1e-5)
     assert stats["margin"] == pytest.approx(torch.stack(margins).mean().item(), rel=1e-4)
     assert stats["accuracy"] == pytest.approx(sum(m > 0 for m in margins).item() / 3)
-    for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
-        if theirs.grad is not None:
-            assert torch.allclose(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-6), name
+    assert_same_gradient(model, plain)
 
 
 def test_the_reference_is_scored_as_training_computes():

@@ -5,52 +5,30 @@ import math
 from dataclasses import replace
 
 import pytest
+import test_step
 import torch
-from test_step import T, V, same
-from tiny_run import RUNTIME, lines, recipe, weights
+from test_step import same
+from tiny_run import RUNTIME, at_step, lines, recipe, weights
 
 from nutshell import checkpoint
-from nutshell.model.config import ModelConfig
-from nutshell.model.gpt import GPT
-from nutshell.plan.recipe import OptimizerConfig
-from nutshell.plan.schedule import Schedule
 from nutshell.run.folder import Preempted
-from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.pipeline import run_stages
-from nutshell.train.prefetch import MicroBatch
-from nutshell.train.stage import Stage
-from nutshell.train.step import LossScaler, next_token_loss, train_step
+from nutshell.train.step import LossScaler
 
 FIRST_SCALE = LossScaler.FIRST_SCALE
 HALF = replace(RUNTIME, dtype=torch.float16)
 
 
-class Training:
-    def __init__(self, dtype=torch.float16, scale: LossScaler | None = None, lr_scale=1.0) -> None:
-        torch.manual_seed(0)
-        self.model = GPT(ModelConfig(vocab_size=V, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=T)).set_precision(
-            dtype
-        )
-        self.optimizer = MuonAdamW(group_parameters(self.model, OptimizerConfig(), width=32, tokens_per_step=256), dtype)
-        self.rows = torch.randint(1, V, (8, T + 1), generator=torch.Generator().manual_seed(1))
-        self.scale = scale or LossScaler.for_dtype(dtype)
-        self.lr_scale, self.dtype, self.number = lr_scale, dtype, 0
+class Training(test_step.Training):
+    """On the same rows in every step, in fp16 by default. The scale follows each step; `overflowed` is what `update` returned."""
+
+    def __init__(self, dtype=torch.float16, scaler=None) -> None:
+        super().__init__(8, dtype, scaler)
 
     def run(self, steps, spoil=lambda loss, number: loss, accumulation=1):
-        def loss_of(model, batch):
-            self.number += 1
-            return spoil(next_token_loss(model, batch), self.number)
-
-        batches = [MicroBatch(self.rows[:, :-1], self.rows[:, 1:], 8 * T)] * accumulation
-        runtime = replace(RUNTIME, dtype=self.dtype)
-        for step in range(steps):
-            rates = Schedule().at(step, steps, self.lr_scale)
-            result = train_step(self.model, self.optimizer, batches, rates, runtime, self.scale, loss_of=loss_of)
-            self.curable = self.scale.update(result.loss, result.finite)
+        for result in super().run(8, steps=steps, accumulation=accumulation, spoil=spoil):
+            self.overflowed = self.scaler.update(result.loss, result.finite)
             yield result
-
-    def weights(self):
-        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
 
 def overflowing(at):
@@ -84,13 +62,13 @@ def test_the_scale_is_divided_out_of_gradients_exactly():
 
 
 def test_a_model_learns_in_fp16_as_in_fp32():
-    half, full = Training(lr_scale=1.0), Training(torch.float32, lr_scale=1.0)
+    half, full = Training(), Training(torch.float32)
     losses = [[r.loss for r in t.run(60)] for t in (half, full)]
     assert losses[1][-1] < losses[1][0] - 1
     for a, b in zip(*losses, strict=True):
         assert a == pytest.approx(b, rel=0.02, abs=0.02)
-    assert half.scale.scale == FIRST_SCALE
-    assert half.scale.good_steps == 60
+    assert half.scaler.scale == FIRST_SCALE
+    assert half.scaler.good_steps == 60
 
 
 def test_an_overflow_halves_the_scale_and_skips_the_step():
@@ -102,48 +80,43 @@ def test_an_overflow_halves_the_scale_and_skips_the_step():
             before = training.weights()
         if step == 2:
             assert same(before, training.weights())
-            assert training.scale.scale == FIRST_SCALE / 2
+            assert training.scaler.scale == FIRST_SCALE / 2
     assert [r.updated for r in results] == [True, False, True, True]
     assert math.isfinite(results[1].loss)
-    assert (training.scale.scale, training.scale.good_steps) == (FIRST_SCALE / 2, 2)
+    assert (training.scaler.scale, training.scaler.good_steps) == (FIRST_SCALE / 2, 2)
     assert not same(before, training.weights())
 
 
 def test_the_scale_grows_after_enough_good_steps(monkeypatch):
     monkeypatch.setattr(LossScaler, "GROW_EVERY", 3)
     training = Training()
-    seen = [training.scale.scale for _ in training.run(7, overflowing(lambda number: number == 5))]
+    seen = [training.scaler.scale for _ in training.run(7, overflowing(lambda number: number == 5))]
     assert [s / FIRST_SCALE for s in seen] == [1, 1, 2, 2, 1, 1, 1]
 
 
 def test_overflows_do_not_count_as_divergence_until_the_scale_is_at_its_lowest():
-    training = Training(scale=LossScaler(scale=2.0**14, dynamic=True))
-    updated = [(result.updated, training.curable) for result in training.run(14, overflowing(lambda number: True))]
+    training = Training(scaler=LossScaler(scale=2.0**14, dynamic=True))
+    updated = [(result.updated, training.overflowed) for result in training.run(14, overflowing(lambda number: True))]
     assert updated == [(False, True)] * 13 + [(True, False)]  # cured at a scale of 2
-    endless = Training(scale=LossScaler(scale=2.0**14, dynamic=True))
-    curable = [endless.curable for _ in endless.run(20, lambda loss, number: loss + (loss - loss).sqrt())]  # an infinite slope
-    assert curable == [True] * 14 + [False] * 6
-    assert endless.scale.scale == 1
+    endless = Training(scaler=LossScaler(scale=2.0**14, dynamic=True))
+    overflowed = [
+        endless.overflowed for _ in endless.run(20, lambda loss, number: loss + (loss - loss).sqrt())
+    ]  # an infinite slope
+    assert overflowed == [True] * 14 + [False] * 6
+    assert endless.scaler.scale == 1
 
 
 def test_a_loss_that_is_no_number_is_no_matter_of_scale():
     training = Training()
-    assert not any(training.curable for _ in training.run(3, lambda loss, number: loss * math.nan))
+    assert not any(training.overflowed for _ in training.run(3, lambda loss, number: loss * math.nan))
 
 
 def test_resuming_in_fp16_is_exact_in_scale_and_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(LossScaler, "GROW_EVERY", 2)  # so that the scale moves within a stage
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_stages(recipe(whole), HALF, ("pretrain",))
-    record = Stage.record
-
-    def stop(self, result, sources, **more):
-        record(self, result, sources, **more)
-        if self.step == 3:
-            self.run.stop.append(15)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Stage, "record", stop)
+        at_step(patch, 3, lambda stage: stage.run.stop.append(15))
         with pytest.raises(Preempted):
             run_stages(recipe(broken), HALF, ("pretrain",))
     run_stages(recipe(broken), HALF, ("pretrain",))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_run import RUNTIME, STEPS, lines, recipe
+from tiny_run import RUNTIME, STEPS, at_step, lines, recipe
 
 from nutshell import checkpoint
 from nutshell.plan.plan import for_hardware
@@ -16,7 +16,6 @@ from nutshell.plan.record import load_plan
 from nutshell.plan.stages import DPOConfig
 from nutshell.run.folder import Preempted
 from nutshell.train.pipeline import run_stages
-from nutshell.train.stage import Stage
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 
@@ -33,15 +32,8 @@ def losses(folder, stage):
 
 def test_two_ranks_train_as_one_does_and_go_on_where_one_was_stopped(finished, tmp_path, monkeypatch):
     """nc 843, ng 145, mm 701: identical ranks, the trace of one rank, and another number of ranks after a stop."""
-    record = Stage.record
-
-    def stop_at_3(self, result, sources, **more):
-        record(self, result, sources, **more)
-        if self.step == 3:
-            self.run.stop.append(15)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Stage, "record", stop_at_3)
+        at_step(patch, 3, lambda stage: stage.run.stop.append(15))
         with pytest.raises(Preempted):
             run_stages(recipe(tmp_path / "resumed"), RUNTIME, ("pretrain",))
     assert len(losses(tmp_path / "resumed", "pretrain")) == 3

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from plain import assert_same_gradient, in_float64, logprobs_of, random_model
 from tiny_run import RUNTIME, at_step, lines, recipe, weights
 
 from nutshell import checkpoint
 from nutshell.infer.engine import Engine
 from nutshell.infer.request import Completion
-from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.plan.stages import RLConfig
 from nutshell.tasks.task import Item
@@ -76,9 +76,6 @@ def test_rows_never_exceed_the_context():
     assert (targets >= 0).sum(1).tolist() == [3, 1]
 
 
-CONFIG = ModelConfig(vocab_size=24, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=16)
-
-
 PROMPTS = [[1, 2, 3, 4], [5, 6]]
 ANSWERS = [
     [completion([7, 8, 9], [1, 0, 1]), completion([10]), completion([11, 12])],
@@ -87,38 +84,12 @@ ANSWERS = [
 ROWS = rows_of([group(PROMPTS[0], ANSWERS[0], [1, 0, 0]), group(PROMPTS[1], ANSWERS[1], [0, 1])])
 
 
-def random_model(seed: int) -> GPT:
-    torch.manual_seed(seed)
-    model = GPT(CONFIG)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() == 2:
-                p.normal_(0, 0.3)
-    return model
-
-
-def in_float64(model: GPT) -> GPT:
-    plain = GPT(CONFIG).set_precision(torch.float64).double()
-    plain.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
-    return plain
-
-
 def plain_logprobs(model: GPT, row) -> torch.Tensor:
     """Of the sampled tokens of one answer, in float64."""
     tokens = row[0] + row[1].ids
-    ids = torch.tensor([tokens[:-1]])
-    logits = model.hidden_states(ids, model.rows_context(ids))[0] @ model.lm_head.weight.T
-    logprobs = (15 * torch.tanh(logits / 15)).log_softmax(-1)
+    logprobs = logprobs_of(model, tokens[:-1])
     places = [len(row[0]) + i for i, sampled in enumerate(row[1].mask) if sampled]
     return torch.stack([logprobs[place - 1, tokens[place]] for place in places])
-
-
-def assert_same_gradient(model: GPT, plain: GPT) -> None:
-    for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
-        if theirs.grad is None:
-            assert ours.grad is None or ours.grad.abs().max() == 0, name
-        else:
-            assert torch.allclose(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-6), name
 
 
 @pytest.mark.parametrize("mean_over", ["tokens", "answers", "constant"])
@@ -300,10 +271,7 @@ def test_entropy_is_that_of_the_distributions_that_were_sampled_from():
     plain = in_float64(random_model(7))
     expected = []
     for each in groups:
-        tokens = each.prompt + each.answers[0].ids
-        ids = torch.tensor([tokens])
-        logits = plain.hidden_states(ids, plain.rows_context(ids))[0] @ plain.lm_head.weight.T
-        p = (15 * torch.tanh(logits / 15)).softmax(-1)
+        p = logprobs_of(plain, each.prompt + each.answers[0].ids).exp()
         entropies = -(p * p.log()).sum(-1)
         expected += [entropies[len(each.prompt) - 1 + i].item() for i, sampled in enumerate(each.answers[0].mask) if sampled]
     assert rollout.token_entropies(model, groups) == pytest.approx(expected, rel=1e-3)

@@ -1,6 +1,7 @@
 """The step generator: what one step computes, and what it does when the numbers are not finite."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,12 +22,13 @@ RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32)
 class Training:
     """A tiny model, its optimizer, and fixed random rows."""
 
-    def __init__(self, rows: int = 32, seed: int = 0) -> None:
-        torch.manual_seed(seed)
-        self.model = GPT(ModelConfig(vocab_size=V, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=T))
-        self.optimizer = MuonAdamW(group_parameters(self.model, OptimizerConfig(), width=32, tokens_per_step=256))
+    def __init__(self, rows: int = 32, dtype: torch.dtype = torch.float32, scaler: LossScaler | None = None) -> None:
+        torch.manual_seed(0)
+        config = ModelConfig(vocab_size=V, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, context=T)
+        self.model = GPT(config).set_precision(dtype)
+        self.optimizer = MuonAdamW(group_parameters(self.model, OptimizerConfig(), width=32, tokens_per_step=256), dtype)
         self.rows = torch.randint(1, V, (rows, T + 1), generator=torch.Generator().manual_seed(1))
-        self.fetched = 0
+        self.runtime, self.scaler, self.fetched = replace(RUNTIME, dtype=dtype), scaler or LossScaler.for_dtype(dtype), 0
 
     def run(self, size: int, *, steps=3, accumulation=1, spoil=lambda loss, number: loss, spread=range(T), **more):
         """Steps on micro-batches of `size` rows; `spoil(loss, number)` changes the loss of micro-batch `number`, and only
@@ -41,7 +43,7 @@ class Training:
             places = [(first + step * accumulation + i) * size % len(self.rows) for i in range(accumulation)]
             batches = [self.batch(self.rows[place : place + size], spread) for place in places]
             rates = Schedule().at(step, steps)
-            yield train_step(self.model, self.optimizer, batches, rates, RUNTIME, LossScaler(), loss_of=loss_of, **more)
+            yield train_step(self.model, self.optimizer, batches, rates, self.runtime, self.scaler, loss_of=loss_of, **more)
 
     @staticmethod
     def batch(rows: torch.Tensor, spread) -> MicroBatch:

@@ -1,4 +1,4 @@
-"""What a plan leads one to expect, and its print-out: memory, time, cost, rates and bits per byte. Pure."""
+"""What is expected of a plan (memory, time, cost, rates, bits per byte), and the plan's print-out. Pure."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ def forecast(plan: Plan, law: Law | None, text: str) -> Forecast:
     pretraining = plan.stages["pretrain"]
     tokens = pretraining.steps * pretraining.tokens_per_step
     flops = plan.flops_per_token * tokens
-    bpb, note = (
-        (None, "")
-        if not tokens
-        else expectation(
-            law, parameters=matrix_parameters(plan.model), tokens=tokens, flops=flops, text=text, vocab_size=plan.model.vocab_size
-        )
-    )
-    total, usd = time_and_cost(plan)
+    bpb, note = None, ""
+    if tokens:
+        parameters, vocab_size = matrix_parameters(plan.model), plan.model.vocab_size
+        bpb, note = expectation(law, parameters=parameters, tokens=tokens, flops=flops, text=text, vocab_size=vocab_size)
+    seconds, usd = time_and_cost(plan)
     return Forecast(
-        tokens=tokens, flops=flops,
+        tokens=tokens,
+        flops=flops,
         learning_rates=learning_rates(plan.optimizer, plan.model, pretraining.tokens_per_step),
         memory=memory_by_part(plan.model, plan.micro_batch_size, hardware, recipe.shard),
         cards=fitting_cards(plan.model, hardware.world_size, recipe.shard),
-        seconds=total, usd=usd, bpb=bpb, bpb_note=note,
-    )  # fmt: skip
+        seconds=seconds,
+        usd=usd,
+        bpb=bpb,
+        bpb_note=note,
+    )
 
 
 def time_and_cost(plan: Plan) -> tuple[float | None, float | None]:

@@ -17,7 +17,7 @@ from nutshell.model.config import SMEAR_CHANNELS, ModelConfig
 from nutshell.model.flops import parameters_by_group
 from nutshell.plan.hardware import GIB, VISIBLE, Hardware
 
-CARDS_GIB = (8, 12, 24, 80)  # sizes of cards that a plan tells the fitting rows of
+CARDS_GIB = (8, 12, 24, 80)  # a plan says how many rows fit cards of these sizes
 MOST_ROWS = 4096
 GPU_CONTEXT_BYTES = 1.2e9  # driver, kernels, workspaces of cuBLAS, buffers of NCCL
 FRAGMENTATION = 0.05  # of what is allocated
@@ -50,7 +50,8 @@ def muon_bytes(model: ModelConfig, ranks: int = 1) -> int:
 def gathered_bytes(model: ModelConfig, *, dtype: str) -> int:
     """Most that a rank holds of weights that lie divided: the head and its gradient until the backward pass ends, and twice a
     block's or an embedding's weights and gradients: those in use, and those that are fetched or sent meanwhile."""
-    groups, size = parameters_by_group(model), 4 if dtype == "float32" else 2
+    groups = parameters_by_group(model)
+    size = 4 if dtype == "float32" else 2
     embedding = 4 * model.vocab_size * model.width
     block = size * (groups["attention"] + groups["mlp"]) // model.depth
     return 2 * embedding + 4 * max(block, embedding)
@@ -113,12 +114,14 @@ def _blocks(T: int, window: int) -> tuple[float, float]:
 
 
 def loss_bytes(model: ModelConfig, rows: int, *, dtype: str, gpu: bool) -> int:
-    """The head's copy, its gradient and a chunk's part of that, the hidden states' gradient, a chunk of logits: model/loss.py."""
-    C, V, size, tokens = model.width, model.vocab_size, 4 if dtype == "float32" else 2, rows * model.context
+    """Most that model/loss.py holds."""
+    C, V, tokens = model.width, model.vocab_size, rows * model.context
+    size = 4 if dtype == "float32" else 2
     chunk = min(tokens, 8192 if gpu else 1024) * V
     logits = 2 * chunk * size if gpu else chunk * size + 3 * 4 * min(chunk, 2**19)  # a compiled pass; pieces in fp32 in place
-    copy = 0 if size == 4 else V * C * size
-    return 4 * V * C + copy + V * C * size + tokens * C * size + logits
+    head_gradient, of_a_chunk = 4 * V * C, V * C * size
+    head_copy = 0 if size == 4 else V * C * size
+    return head_gradient + of_a_chunk + head_copy + tokens * C * size + logits  # and the gradient of the hidden states
 
 
 def memory_by_part(model: ModelConfig, rows: int, hardware: Hardware, shard: str = "state") -> dict[str, int]:
@@ -162,12 +165,14 @@ def most_rows(model: ModelConfig, hardware: Hardware, shard: str, asked: int = 0
 
     def gigabytes(rows: int) -> str:
         parts = memory_by_part(model, rows, hardware, shard)
-        return f"{sum(parts.values()) / GIB:.1f} GB (" + ", ".join(f"{k} {v / GIB:.1f}" for k, v in parts.items()) + ")"
+        listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+        return f"{sum(parts.values()) / GIB:.1f} GB ({listed})"
 
     most = fitting_rows(model, hardware, shard)
-    where = f"{hardware.gpu or hardware.device} has {hardware.memory_bytes / GIB:.0f} GB" + " a rank" * (hardware.world_size > 1)
+    a_rank = " a rank" if hardware.world_size > 1 else ""
+    where = f"{hardware.gpu or hardware.device} has {hardware.memory_bytes / GIB:.0f} GB{a_rank}"
     if not most:
-        sharded = "--shard weights, " * bool(fitting_rows(model, hardware, "weights"))
+        sharded = "--shard weights, " if fitting_rows(model, hardware, "weights") else ""
         raise ValueError(
             f"depth {model.depth}, width {model.width} does not fit: one row of {model.context} tokens takes {gigabytes(1)}, "
             f"and {where}. Use {sharded}a smaller --depth or --context, or a larger machine."

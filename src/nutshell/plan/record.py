@@ -1,4 +1,4 @@
-"""What a plan is: the numbers that a run goes by, saved as plan.json before any compute is spent."""
+"""The plan: all numbers that a run follows, saved as plan.json before any compute is spent. Made by plan.py."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, SOURCES, OptimizerConfig
 from nutshell.plan.schedule import Schedule
 
 FORMAT = 3
-"""Of plan.json. In 1, learning rates held the boost of small batches, which the groups apply now; up to 2, what follows from the
-machine and the data was fixed at the first start."""
+"""Version of plan.json. In 1, learning rates already held the boost of small batches, which the groups apply now; up to 2, what
+depends on machine and data was fixed at the first start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Forecast:
     """Peaks of pretraining by group; a matrix with more rows than columns has `matrices` times the root of their ratio."""
     memory: dict[str, int] = field(default_factory=dict)  # bytes of each part of one rank's step
     cards: dict[str, int] = field(default_factory=dict)
-    """Rows at once that fit GPUs of these sizes, in bf16; 0 where none does."""
+    """Rows of a micro-batch that fit GPUs of these sizes, in bf16; 0 where not even one does."""
     seconds: float | None = None  # of the whole run; None where nothing was measured or assumed
     usd: float | None = None  # None where the price or the time is unknown
     bpb: float | None = None  # expected bits per byte after pretraining
@@ -73,7 +73,7 @@ class Plan:
     validations: int  # during pretraining, the last one at its end
     validation_tokens: int  # scored in each
     save_every_seconds: float
-    hardware: Hardware  # the machine that the run was planned for, or goes on upon
+    hardware: Hardware  # the machine that the run was planned for, or now runs on
     recipe: Recipe
     forecast: Forecast = field(default_factory=Forecast)
     refitted: tuple[str, ...] = ()
@@ -97,10 +97,11 @@ def load_plan(folder: Path) -> Plan | None:
                 f"numbers mean something else now. The models in {folder} can be used as before (nutshell chat, serve, eval, "
                 "report); to train, give another --out, or use the version that planned the run."
             )
-        if isinstance(values, dict) and isinstance(values.get("stages"), dict):
-            for stage in filter(lambda stage: isinstance(stage, dict), values["stages"].values()):
-                stage.pop("conversations", None)  # of plans made before there were parts
-            values["stages"] = {**values["stages"], "dpo": values["stages"].get("dpo") or asdict(NO_STAGE)}  # nor was there DPO
+        if isinstance(values, dict) and isinstance(stages := values.get("stages"), dict):  # of a version without parts or DPO
+            for stage in stages.values():
+                if isinstance(stage, dict):
+                    stage.pop("conversations", None)
+            values["stages"] = {**stages, "dpo": stages.get("dpo") or asdict(NO_STAGE)}
         return from_dict(Plan, values, str(path))
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}). Delete the run folder {folder} to start anew.") from None
@@ -114,8 +115,8 @@ def has_trained(folder: Path) -> bool:
 def standing_plan(recipe: Recipe) -> Plan | None:
     """The saved plan that a command with this recipe goes on with.
 
-    None where there is none, and where nothing was trained by it and the recipe asks for something else: a first attempt that
-    failed must not stand in the way of the mended one. ValueError where the run was trained with other settings.
+    None where there is none, or where nothing was trained with it and the recipe asks for something else: a first attempt that
+    failed must not block the corrected one. ValueError where the run was trained with other settings.
     """
     folder = Path(recipe.out)
     plan = load_plan(folder)

@@ -1,4 +1,7 @@
-"""What a run needs before its first step: checks, data, tokenizer, plan, lock. What can be refused is refused before that."""
+"""What happens before the first step of a run: checks, lock, data, tokenizer, plan. `open_run` has the order.
+
+What can be refused is refused before anything is written.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ TOKENIZER_CHARACTERS = 8_000_000  # of the training text; more no longer changes
 
 
 def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
-    """ValueError or FileNotFoundError for sizes that do not fit together and for files that are missing or of another kind."""
+    """ValueError or FileNotFoundError for sizes that do not fit together, and for files that are missing or of the wrong kind."""
     if recipe.budget and not recipe.depth and not recipe.params:
         recipe = replace(recipe, depth=1)  # where measuring begins
     load_law(recipe.scaling)
@@ -72,8 +75,8 @@ def check_tasks(recipe: Recipe) -> None:
 
 
 def check_data(recipe: Recipe) -> None:
-    """ValueError where --data does not exist, is of another kind, or begins with something else than text, or where the
-    recipe's tokenizer can't be used."""
+    """ValueError where --data does not exist, is of the wrong kind or does not begin with text, or where the recipe's tokenizer
+    cannot be used."""
     if recipe.tokenizer:
         open_tokenizer(recipe)
     for part in parts_of(recipe, "pretrain"):
@@ -101,8 +104,8 @@ def check_order(recipe: Recipe, stage: str) -> None:
 def prepare_data(recipe: Recipe, runtime: Runtime, note: Callable[[str], object] = print, *, planned: bool = False) -> Path:
     """The folder of the run's shards, written once from the primer or the user's text; a user's shards are used in place.
 
-    In a `planned` run what is there counts: the text it was made from may have moved or grown. `note` hears what was read of
-    the user's files and what was left out, when that happens.
+    A `planned` run goes on with the shards it has: the text they were made from may have moved or grown. `note` is told what was
+    read of the user's files and what was left out.
     """
     folder = Path(recipe.out) / "data"
     if recipe.first_stage != "pretrain" or (planned and is_shard_folder(folder)):
@@ -121,7 +124,7 @@ def prepare_data(recipe: Recipe, runtime: Runtime, note: Callable[[str], object]
 
 
 def _prepare_text(recipe: Recipe, data: str, folder: Path, note: Callable[[str], object]) -> Path:
-    """The folder of one corpus' shards: `folder`, written now where it is not there, or `data` where that is shards itself."""
+    """The folder of one corpus' shards: `folder`, written now if it is not there, or `data` itself where that is shards."""
     if data != PRIMER:
         return prepare_shards(data, folder, note=note, seed=recipe.seed)
     source: dict[str, Any] = {"primer": recipe.primer_characters, "seed": recipe.seed}
@@ -137,7 +140,7 @@ def _prepare_text(recipe: Recipe, data: str, folder: Path, note: Callable[[str],
 def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path, *, planned: bool = False) -> Tokenizer:
     """Train the run's tokenizer once, on the training shards and the primer's conversations; or take the recipe's.
 
-    ValueError where the run's folder has one that was made of something else. A `planned` run goes on with its own.
+    ValueError where the run's folder already has one of other settings or another text. A `planned` run goes on with its own.
     """
     folder = Path(recipe.out) / "tokenizer"
     there = (folder / "tokenizer.json").exists()
@@ -162,8 +165,8 @@ def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path, *, planned: 
 
 
 def check_tokenizer(recipe: Recipe, folder: Path, pattern: str, text: str) -> None:
-    """ValueError where the tokenizer that is there is another than the recipe's, or of another size, pattern or text. Without a
-    size asked for any is right."""
+    """ValueError where the tokenizer in `folder` is not the recipe's, or is of another size, pattern or text. Any size will do
+    where the recipe names none."""
     tok, record = Tokenizer.load(folder), folder / "made.json"
     if recipe.tokenizer:
         if tok.fingerprint != open_tokenizer(recipe).fingerprint:
@@ -185,6 +188,7 @@ def check_tokenizer(recipe: Recipe, folder: Path, pattern: str, text: str) -> No
 
 
 def _training_text(data: Path, recipe: Recipe) -> Iterator[str]:
+    """What the run's tokenizer is trained on."""
     shards = open_corpus(data, on_error=recipe.damaged_shards)
     characters, by_character = 0, recipe.tokenizer_kind == "char"
     # Blocks in random order: whatever order the files had, all of them are in the sample.
@@ -203,20 +207,22 @@ def _training_text(data: Path, recipe: Recipe) -> Iterator[str]:
 
 
 def hardware_of(runtime: Runtime) -> Hardware:
-    """What a plan may know of this machine before anything is timed."""
+    """What a plan knows of this machine before anything is timed."""
     return Hardware(
-        device=runtime.device.type, dtype=runtime.dtype_name, world_size=runtime.world_size, threads=runtime.threads,
+        device=runtime.device.type,
+        dtype=runtime.dtype_name,
+        world_size=runtime.world_size,
+        threads=runtime.threads,
         memory_bytes=runtime.memory_bytes,
-    )  # fmt: skip
+    )
 
 
 def data_facts(recipe: Recipe, folder: Path, tok: Tokenizer) -> Data:
-    """What a plan may know of the data: which text, and how many tokens, reckoned from a sample of it."""
+    """What a plan knows of the data: which text it is, and about how many tokens, estimated from a sample."""
     pairs = read_pairs(recipe.stages.dpo.pairs, parse_messages) if recipe.stages.dpo.pairs else []
     answers = [len(render(messages, tok)[0]) for pair in pairs[:100] for messages in pair]
-    known = Data(
-        conversations=sizes(recipe, tok), pairs=len(pairs), pair_tokens=2 * sum(answers) / max(1, len(answers))
-    )  # fmt: skip
+    pair_tokens = 2 * sum(answers) / max(1, len(answers))
+    known = Data(conversations=sizes(recipe, tok), pairs=len(pairs), pair_tokens=pair_tokens)
     if recipe.first_stage != "pretrain":
         return known
     manifest = read_manifest(folder)
@@ -235,20 +241,21 @@ def prepare_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, s
     """The run's plan: the saved one on this machine, or a new one, fitted to what is left of the budget since `started`."""
     hardware = hardware_of(runtime)
     if saved:
-        here = for_hardware(saved, hardware, replace(saved.recipe, **{name: getattr(recipe, name) for name in FREE_IN_A_RUN}))
+        free = {name: getattr(recipe, name) for name in FREE_IN_A_RUN}
+        here = for_hardware(saved, hardware, replace(saved.recipe, **free))
         if same_machine(saved.hardware, hardware) and here.micro_batch_size == saved.micro_batch_size:
             return here
         if runtime.is_main:
-            rows = f"micro-batches of {saved.micro_batch_size} rows; going on"
-            print(f"Planned for {saved.hardware.describe()}, {rows} with {hardware.describe()}, {here.micro_batch_size} rows.",
-                  file=sys.stderr)  # fmt: skip
+            planned = f"{saved.hardware.describe()}, micro-batches of {saved.micro_batch_size} rows"
+            print(f"Planned for {planned}; going on with {hardware.describe()}, {here.micro_batch_size} rows.", file=sys.stderr)
         return save_plan(probed(here, runtime), runtime)
     facts = data_facts(recipe, data, tok)
     if budget := recipe.budget_seconds():
         left = runtime.agree(budget - (time.monotonic() - started))
         hardware = measure(recipe, runtime, hardware, tok.vocab_size, left, facts)
         hardware = replace(hardware, seconds_left=max(1.0, runtime.agree(budget - (time.monotonic() - started))))
-    plan = make_plan(recipe, hardware, vocab_size=tok.vocab_size, bos_id=tok.bos_id, law=load_law(recipe.scaling), data=facts)
+    law = load_law(recipe.scaling)
+    plan = make_plan(recipe, hardware, vocab_size=tok.vocab_size, bos_id=tok.bos_id, law=law, data=facts)
     if runtime.is_main:
         prints = {name: fingerprint(path) for name in SOURCES[:3] if (path := getattr(recipe, name)) not in ("", PRIMER)}
         write_json(Path(recipe.out) / "sources.json", prints)
@@ -256,12 +263,12 @@ def prepare_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, s
 
 
 def probed(plan: Plan, runtime: Runtime) -> Plan:
-    """On a GPU: the plan with micro-batches that a real step was seen to fit with."""
+    """The plan; on a GPU with micro-batches that a real step has fitted the memory with."""
     return probe_micro_batch(plan, runtime) if runtime.device.type == "cuda" else plan
 
 
 def save_plan(plan: Plan, runtime: Runtime) -> Plan:
-    """Write plan.json. Every rank trains by rank 0's plan, to the last digit as it stands there."""
+    """Write plan.json. Every rank trains by rank 0's plan, with the numbers as they are in the file."""
     if runtime.is_main:
         write_json(Path(plan.recipe.out) / "plan.json", plan.to_dict())
     return from_dict(Plan, runtime.agree(json.loads(json.dumps(plan.to_dict()))), "plan.json")
@@ -278,14 +285,13 @@ def note_changes(recipe: Recipe, folder: Path, log: MetricsLog) -> None:
 
 @contextmanager
 def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
-    """Data, tokenizer and plan are there (made now if not); the folder is locked; signals save before they stop."""
+    """The run with its data, tokenizer and plan, made now if they are not there. Meanwhile the folder is locked, and a signal
+    saves before it stops the run."""
     started = time.monotonic()
     folder = Path(recipe.out)
     check_loggers(recipe.loggers)
-    saved = standing_plan(recipe)
-    if saved and not has_trained(folder) and (saved.hardware.device, saved.hardware.world_size) != (
-        runtime.device.type, runtime.world_size
-    ):  # fmt: skip
+    saved, here = standing_plan(recipe), (runtime.device.type, runtime.world_size)
+    if saved and not has_trained(folder) and (saved.hardware.device, saved.hardware.world_size) != here:
         saved = None  # planned elsewhere, for instance by `nutshell plan` before torchrun: measure again
     if not saved:
         check_recipe(recipe, runtime)
@@ -315,7 +321,7 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
 
 @contextmanager
 def timed(log: MetricsLog, stage: str) -> Iterator[None]:
-    """Note the seconds of a stage that has no steps, the first time it runs."""
+    """Log the seconds of a stage without steps, the first time it runs."""
     start = time.monotonic()
     yield
     log.stage_seconds(stage, time.monotonic() - start)
