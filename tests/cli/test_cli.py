@@ -12,7 +12,6 @@ import pytest
 
 from nutshell import __version__
 from nutshell.cli import main as cli
-from nutshell.cli.recipe import read_recipe
 from nutshell.cli.tokenizer import ACTIONS
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import render_prompt
@@ -295,16 +294,6 @@ def test_a_run_that_has_trained_keeps_its_settings(command):
     for flags in ("", TINY, "--save-every-seconds 5 --usd-per-hour 2 --threads 1 --device cpu --eval-items 3 --out=run"):
         assert command(f"plan --out run {flags}")[0] == 0
     assert Path("run/plan.json").read_text() == before
-
-
-def test_what_may_change_in_a_planned_run_takes_effect(command):
-    from nutshell.runtime import start_runtime
-    from nutshell.train.prepare import open_run
-
-    assert command(f"plan {TINY}")[0] == 0
-    recipe = read_recipe("plan", ["--out", "run", "--save-every-seconds", "5", "--usd-per-hour", "2"], "")
-    with open_run(recipe, start_runtime(device="cpu", dtype="float32")) as run:
-        assert (run.plan.recipe.save_every_seconds, run.plan.recipe.usd_per_hour) == (5, 2)
 
 
 def test_data_of_other_settings_in_the_run_folder_is_refused(command):

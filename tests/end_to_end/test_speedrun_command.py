@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from tiny_command import STEPS, TINY, check_whole, final_weights, losses_and_scores, wait_for
@@ -51,15 +50,6 @@ def test_a_whole_run_leaves_models_metrics_and_a_report(uninterrupted):
     assert next(iter(nutshell.Engine(model, tok).generate(["Once"], max_tokens=2)), None) is not None
 
 
-def test_the_same_command_again_finds_everything_done(nursery, uninterrupted, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(uninterrupted[0], folder)
-    before = (folder / "metrics.jsonl").read_bytes()
-    assert nursery("speedrun", "--out", folder, *TINY).wait() == 0
-    assert (folder / "metrics.jsonl").read_bytes() == before
-    assert final_weights(folder) == final_weights(uninterrupted[0])
-
-
 # ---- kill -9 -------------------------------------------------------------------------------------------------------
 
 
@@ -90,23 +80,6 @@ def test_kill_9_at_random_moments_and_the_same_command_again_end_with_the_same_w
     assert most > 1
 
 
-def test_half_a_folder_is_not_taken_for_a_whole_one(nursery, uninterrupted, tmp_path):
-    """What kill -9 can leave behind: a temporary folder, a checkpoint without its manifest, a torn line of metrics."""
-    folder = tmp_path / "run"
-    shutil.copytree(uninterrupted[0], folder)
-    shutil.rmtree(folder / "rl")
-    half = folder / "rl" / "step-000003"
-    shutil.copytree(folder / "sft" / "step-000004", half)
-    (half / "manifest.json").unlink()
-    shutil.copytree(half, folder / "rl" / ".tmp-new-step-000002-1")
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"stage": "rl", "step": 3, "lo')
-    assert nursery("speedrun", "--out", folder, *TINY, "--save-every-seconds", "0.001").wait() == 0
-    assert final_weights(folder) == final_weights(uninterrupted[0])
-    assert losses_and_scores(folder) == losses_and_scores(uninterrupted[0])
-    assert not list(folder.glob("rl/.tmp-*"))
-
-
 # ---- other accidents -----------------------------------------------------------------------------------------------
 
 
@@ -127,19 +100,6 @@ def test_a_signal_saves_and_leaves_with_75_and_the_same_command_goes_on(nursery,
     assert not (folder / "preempted").exists()
     assert final_weights(folder) == final_weights(uninterrupted[0])
     assert losses_and_scores(folder) == losses_and_scores(uninterrupted[0])
-
-
-def test_a_second_job_in_the_run_folder_is_refused_and_the_first_goes_on(nursery, uninterrupted, tmp_path):
-    folder = tmp_path / "run"
-    first = nursery("speedrun", "--out", folder, *TINY)
-    wait_for(folder, "pretrain")
-    first.send(signal.SIGSTOP)
-    second = nursery("speedrun", "--out", folder, *TINY)
-    assert second.wait() == 2
-    assert f"another job is working in {folder}. Wait for it, stop it, or give another --out." in second.output
-    first.send(signal.SIGCONT)
-    assert first.wait() == 0
-    assert final_weights(folder) == final_weights(uninterrupted[0])
 
 
 def test_a_full_disk_ends_the_run_with_1_and_costs_nothing(nursery, uninterrupted, tmp_path):
@@ -240,16 +200,6 @@ def test_torchrun_saves_on_sigterm_and_goes_on(tmp_path):
     steps = [line["step"] for line in read_metrics(folder) if "loss" in line]
     assert steps == list(range(1, 61))
     assert not (folder / "preempted").exists()
-
-
-def test_the_command_is_installed_as_a_module(tmp_path):
-    """One real process, as a user starts it."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(nutshell.__file__).parents[1])}
-    command = [sys.executable, "-m", "nutshell", "pretrain", "--depth", "-1"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
-    assert result.returncode == 2
-    assert "depth is -1; accepted: 0 (the plan decides), or 1 to" in result.stderr
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

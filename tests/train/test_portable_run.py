@@ -136,14 +136,14 @@ def test_one_dial_makes_both_architectures_about_as_large():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"architecture": "llama"}, "architecture is 'llama'; accepted: speed, portable"),
         ({"architecture": "portable", "window_pattern": "SL"}, "window_pattern is 'SL'; portable has no windows"),
-        ({"tied": True}, "tied is for --architecture portable"),
+        ({"tied": True}, "tied is True; speed has neither. Leave them out, or use portable"),
+        ({"mlp_width": 99}, "mlp_width is 99"),
     ],
 )
 def test_what_an_architecture_does_not_have_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Recipe(**settings)
+        make_plan(Recipe(depth=2, **settings), Hardware(), vocab_size=512)
 
 
 def test_a_plan_from_before_its_shape_had_switches_is_resumed(tmp_path):

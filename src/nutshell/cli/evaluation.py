@@ -35,7 +35,7 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
     folder = models[0] if models else options.model
     runtime, model, tok = open_any(folder, options.device, options.dtype)
 
-    from nutshell.eval.run import evaluate_tasks, report
+    from nutshell.eval.run import evaluate_tasks
     from nutshell.files import write_json, write_text
     from nutshell.runtime import leave_ranks
 
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
         write_json(out / "results.json", {"model": str(folder), "settings": settings, "results": short})
     if report_file is not None and runtime.is_main:
         report_file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(report_file, report(str(folder), results, settings))
+        write_text(report_file, page(str(folder), results, settings))
     leave_ranks(runtime)
     return short
 
@@ -94,6 +94,34 @@ def show(name: str, result: dict[str, Any]) -> None:
         print(f"  {label:34} {part['accuracy']:8.2%}   centred {part['centered']:8.4f}   {part['count']} items")
     for note in result["notes"]:
         print(f"  note: {note}")
+
+
+def page(model: str, results: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    from nutshell.report.document import Block, Heading, Sample, Table, Text, markdown
+
+    blocks: list[Block] = [Heading(f"Evaluation of {model}", 1), Text(", ".join(f"{k} {v}" for k, v in settings.items()))]
+    rows = []
+    for name, result in results.items():
+        low, high = result["interval"]
+        numbers = (f"{result['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{result['baseline']:.4f}", str(result["count"]))
+        rows.append([name, *numbers])
+    blocks.append(Table(["task", "accuracy", "95% interval", "guessing", "items"], rows))
+    for name, result in results.items():
+        if "pass_at_k" in result:
+            chances = ", ".join(f"pass@{k} {value:.4f}" for k, value in result["pass_at_k"].items())
+            blocks.append(Text(f"{name}: {chances}"))
+        blocks += [Text(f"{name}: {note}.") for note in result["notes"]]
+    if "core" in results:
+        parts = results["core"]["tasks"].items()
+        rows = [[label, f"{part['accuracy']:.4f}", f"{part['centered']:.4f}", str(part["count"])] for label, part in parts]
+        blocks += [Heading("CORE"), Table(["task", "accuracy", "centred", "items"], rows)]
+    examples = [(name, example) for name, result in results.items() for example in result["examples"]]
+    blocks += [Heading("Examples")] if examples else []
+    for name, example in examples:
+        verdict = "right" if example["right"] else f"wrong, the answer is {example['answer']}"
+        blocks.append(Sample(f"{name}, {verdict}", f"{example['question']}\n\n> {example['reply']}"))
+    return markdown(blocks)
 
 
 @contextmanager

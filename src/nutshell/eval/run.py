@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -72,31 +71,3 @@ def chatcore(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "accuracy": value, "baseline": 0.0, "count": sum(results[name]["count"] for name in CHATCORE), "standard_error": error,
         "interval": (value - 1.96 * error, value + 1.96 * error), "examples": [], "notes": [], "records": [],
     }  # fmt: skip
-
-
-def report(model: str, results: dict[str, dict[str, Any]], settings: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    lines = [f"# Evaluation of {model}", "", ", ".join(f"{key} {value}" for key, value in settings.items()), ""]
-    lines += ["| task | accuracy | 95% interval | guessing | items |", "|---|---|---|---|---|"]
-    for name, result in results.items():
-        low, high = result["interval"]
-        row = f"| {name} | {result['accuracy']:.4f} | {low:.4f} to {high:.4f} | {result['baseline']:.4f} | {result['count']} |"
-        lines.append(row)
-    for name, result in results.items():
-        if "pass_at_k" in result:
-            chances = ", ".join(f"pass@{k} {value:.4f}" for k, value in result["pass_at_k"].items())
-            lines += ["", f"{name}: {chances}"]
-        lines += [line for note in result["notes"] for line in ("", f"{name}: {note}.")]
-    if "core" in results:
-        lines += ["", "## CORE", "", "| task | accuracy | centred | items |", "|---|---|---|---|"]
-        of_core = results["core"]["tasks"].items()
-        lines += [f"| {k} | {v['accuracy']:.4f} | {v['centered']:.4f} | {v['count']} |" for k, v in of_core]
-    examples = [(name, example) for name, result in results.items() for example in result["examples"]]
-    if examples:
-        lines += ["", "## Examples"]
-    for name, example in examples:
-        verdict = "right" if example["right"] else f"wrong, the answer is {example['answer']}"
-        text = f"{example['question']}\n\n> {example['reply']}"
-        fence = "`" * (1 + max([3, *map(len, re.findall("`+", text))]))  # longer than any in the text
-        lines += ["", f"{name}, {verdict}:", "", f"{fence}text", text, fence]
-    return "\n".join(lines) + "\n"

@@ -213,13 +213,6 @@ class Recipe:
             raise ValueError("rows in pretraining's mixture: accepted are weights and epochs; text is taken whole.")
         if tasks := [part.task for part in self.stages.pretrain.mixture if part.task]:
             raise ValueError(f"task {tasks[0]!r} in pretraining's mixture: tasks are conversations, for midtrain and sft.")
-        if self.architecture == "speed" and self.tied:
-            raise ValueError("tied is for --architecture portable; speed's embedding and head are apart. Leave out --tied.")
-        if self.architecture == "speed" and self.mlp_width:
-            raise ValueError("mlp_width is for the other architectures; speed's MLP is 4 widths. Leave out --mlp-width.")
-        if self.architecture != "speed" and self.window_pattern not in ("", "L"):
-            problem = f"window_pattern is {self.window_pattern!r}; {self.architecture} has no windows"
-            raise ValueError(f"{problem}. Leave out --window-pattern.")
         if self.fp8 and self.shard == "weights":
             raise ValueError("--fp8 does not go with --shard weights: fp8 weights are quantised whole. Leave one of the two out.")
         if self.tokenizer_kind == "char" and (self.vocab_size or self.tokenizer):
