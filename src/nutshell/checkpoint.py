@@ -29,7 +29,7 @@ from nutshell.model.build import build_model, config_from_json, config_to_json
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
-LOAD_ATTEMPTS = 20  # so often a model of a run that trains meanwhile is looked for anew
+LOAD_ATTEMPTS = 20  # to open the newest model of a run that goes on saving meanwhile
 
 
 class DamagedCheckpointError(ValueError):
@@ -127,7 +127,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> Path:
 
 
 def _manifest_hash(manifest: dict) -> str:
-    """Hash of all of a manifest but this hash, so that no bit of it can change unseen."""
+    """Hash of a manifest without this hash itself, so that a changed bit is noticed."""
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 

@@ -106,7 +106,7 @@ def _holds(file: Path, mark: bytes) -> bool:
 def fingerprint(path: Path | str) -> str:
     """A hash of what a file or folder holds, whatever its name and place: sizes, and both ends of each file.
 
-    It tells a text that was moved from one that grew or is another, without reading gigabytes. Empty where nothing is there.
+    It distinguishes a text that was moved from one that has grown or is another, without reading gigabytes. Empty for no files.
     """
     parts = []
     for file in [path] if os.path.isfile(path) else files_below(Path(path)):

@@ -31,7 +31,7 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """Where records go besides the file: one class each, named in `LOGGERS`."""
+    """A place that records go to besides the file. Each is a class, named in `LOGGERS`."""
 
     def log(self, record: Record) -> None: ...
 
@@ -178,8 +178,8 @@ class MetricsLog:
         self.log(record)
 
     def evaluation(self, stage: str, step: int, values: Mapping[str, float | None], **more: Any) -> None:
-        """Log an evaluation and what else there is to say of it: `baselines` is what random guessing gives, `targets` what should
-        be reached. Empty ones are left out."""
+        """Log an evaluation, and `more` about it: `baselines` is what random guessing gives, `targets` what should be reached.
+        Empty ones are left out."""
         self.log({"stage": stage, "step": step, "eval": values, **{name: value for name, value in more.items() if value != {}}})
 
     def stage_seconds(self, stage: str, seconds: float) -> None:

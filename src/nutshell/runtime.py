@@ -49,7 +49,7 @@ class Runtime:
         return str(self.dtype).removeprefix("torch.")
 
     def synchronize(self) -> None:
-        """Wait for the device, so that a clock read afterwards is true."""
+        """Wait for the device, so that a clock that is read afterwards has measured its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -57,7 +57,7 @@ class Runtime:
 
     @property
     def wire(self) -> torch.device:
-        """Where tensors are that ranks exchange: NCCL takes those of the GPU, gloo those of the CPU (MPS has no float64)."""
+        """The device of tensors that ranks exchange: NCCL takes those of the GPU, gloo those of the CPU (MPS has no float64)."""
         return self.device if self.device.type == "cuda" else torch.device("cpu")
 
     def barrier(self) -> None:
@@ -66,12 +66,12 @@ class Runtime:
             self.meeting.barrier()
 
     def agree(self, value: T) -> T:
-        """Rank 0's value (anything that JSON holds) on every rank, however long rank 0 takes. Clocks and machines differ, so what
-        ranks branch on goes through it."""
+        """Rank 0's value (anything that JSON holds) on every rank, however long rank 0 takes. Clocks and machines differ, so
+        whatever ranks branch on goes through here."""
         return self.meeting.agree(value) if self.meeting else value
 
     def gather(self, value: object) -> list:
-        """What every rank gives, on every rank, in their order."""
+        """The values of all ranks in their order, on every rank."""
         if self.world_size == 1:
             return [value]
         gathered: list = [None] * self.world_size
@@ -101,7 +101,7 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 
 def gpu_readings(device: torch.device) -> dict[str, float]:
-    """`gpu_utilisation` (0 to 1), `gpu_memory_gib` and `gpu_power_watts` of a CUDA device, as far as its driver tells them."""
+    """`gpu_utilisation` (0 to 1), `gpu_memory_gib` and `gpu_power_watts` of a CUDA device, where its driver has them."""
     if device.type != "cuda":
         return {}
     readings: dict[str, Callable[[], float]] = {
@@ -127,19 +127,19 @@ def device_memory_bytes(device: torch.device, ranks: int) -> int:
 
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Of a collective of a step, which ends only what hangs. Where one rank works and the others wait, they wait in a `Meeting`."""
+"""For the collectives of a step, so that one that hangs ends. Ranks that wait for another one's work wait in a `Meeting`."""
 HEARTBEAT_SECONDS = 5.0
 SILENCE_SECONDS = 120.0
-"""A rank that was not heard of for so long is given up. Long, since a heartbeat needs a moment of a busy interpreter."""
+"""A rank without a heartbeat for this long counts as dead. It is long, since a busy interpreter delays heartbeats."""
 RANK_DEFAULTS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 RANK_VARIABLES = (*RANK_DEFAULTS, "MASTER_ADDR", "MASTER_PORT")
 
 
 class Meeting:
-    """Where ranks wait for each other without a limit of time, and still notice one that died.
+    """Where ranks wait for each other without a time limit, and still notice one that died.
 
-    A collective has a timeout, so rank 0 could not prepare data for longer than that. Here a rank that waits looks at a store
-    again and again, and each rank counts up its heartbeat from a thread. All ranks make the same calls in the same order.
+    A collective has a timeout, so rank 0 could not prepare data for longer than that. Here a waiting rank polls a store, and a
+    thread of each rank counts up its heartbeat there. All ranks make the same calls in the same order.
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int):

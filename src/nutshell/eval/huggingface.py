@@ -1,4 +1,4 @@
-"""Any causal language model of transformers, so that it can be scored beside one's own (`pip install transformers`)."""
+"""Causal language models of transformers, opened so that they can be scored like ours (`pip install transformers`)."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def make_mask(documents: Tensor, window: int, kernel: str, dtype: torch.dtype, o
 
     documents (B, T) numbers the document of each token. Kernel "flex": a BlockMask. Kernels "flash3" and "varlen": the documents'
     `offsets`, worked out here where they are not given. Kernel "blocked": for each block of queries (first query, end, first
-    key, bias (B, 1, queries, keys)), with just the blocks of keys that some query of it can see.
+    key, bias (B, 1, queries, keys)), with only the keys that at least one of its queries can see.
     """
     B, T = documents.shape
     if kernel in FLASH_KERNELS:

@@ -98,7 +98,7 @@ class Decoder(nn.Module):
                 own.copy_(other)
 
     def rows_context(self, ids: Tensor, offsets: Tensor | None = None) -> AttentionContext:
-        """For whole rows (B, T) that start at position 0: each token sees its own document, as far as its layer's window."""
+        """For whole rows (B, T) that start at position 0: each token sees its own document, within its layer's window."""
         T = ids.size(1)
         if T > self.config.context:
             raise ValueError(f"a row has {T} tokens; the model's context is {self.config.context}. Shorten the row.")
@@ -112,7 +112,7 @@ class Decoder(nn.Module):
         """Logits (B, T, V) in fp32, or with `targets` (B, T; -1 = ignored) the mean cross-entropy in nats.
 
         `weights` (B, T) multiplies each target's term of the loss. `offsets` are the `document_offsets` of ids, for a kernel
-        that takes them: given, the device need not be waited for to find them.
+        that takes them; where they are given, the CPU need not wait for the device to find them.
         """
         hidden = self.hidden_states(ids, self.rows_context(ids, offsets))
         if targets is None:

@@ -75,7 +75,7 @@ class Fp8Weight:
         if flat.size(0) % MULTIPLE:
             raise ValueError(
                 f"--fp8 takes batches of a multiple of {MULTIPLE} tokens; this one has {flat.size(0)}. "
-                "Change --rows or --context."
+                "Change --micro-batch-size or --context."
             )
         return _Fp8Linear.apply(flat, self.by_rows, self.by_columns, self.unit, *self.weights).view(*x.shape[:-1], -1)
 
@@ -83,7 +83,8 @@ class Fp8Weight:
 def use_fp8(model: nn.Module, on: bool) -> None:
     """Set or remove the fp8 weights (`fp8`) of the blocks' linears; the first of a group holds those of the whole group.
 
-    The head and linears of odd sizes (gates) stay as they are: few FLOPs, or a loss that would feel it.
+    The head and linears of odd sizes (gates) stay as they are: the head because the loss would suffer, gates because they cost
+    little.
     """
     for name, module in model.named_modules():
         linears: dict[str, Any] = {
@@ -98,7 +99,7 @@ def use_fp8(model: nn.Module, on: bool) -> None:
 
 
 def quantise_weights(model: nn.Module) -> None:
-    """Quantise all fp8 weights anew; called once per step, after the optimizer."""
+    """Quantise all fp8 weights again; called at the beginning of each step, since the optimizer has changed them."""
     for module in model.modules():
         if isinstance(weight := getattr(module, "fp8", None), Fp8Weight):
             weight.quantise()

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that were seen, so that a decoding step computes only the new token.
+"""Keys and values of the tokens so far, so that a decoding step computes only the new token.
 
 Memory is cut into blocks of `BLOCK` tokens (arXiv 2309.06180): a row occupies any blocks in any order, and rows that begin alike
 may share some. Who gets which block is decided elsewhere (`infer/blocks.py`).
@@ -17,7 +17,7 @@ BLOCK = 16  # tokens: native code scores as many keys at once
 
 
 def blocks_of(tokens: int) -> int:
-    """Blocks that hold so many tokens."""
+    """How many blocks hold that many tokens."""
     return -(-tokens // BLOCK)
 
 
@@ -46,12 +46,12 @@ class KVCache:
         return self.tables.size(0)
 
     def touch(self) -> None:
-        """Write all of it: memory that an operating system only promised is missed now."""
+        """Write all of it, so that memory which the operating system has promised and does not have is missed now."""
         self.keys.zero_()
         self.values.zero_()
 
     def clear(self, blocks: Tensor) -> None:
-        """Forget what blocks (N,) held: a mask hides it only where it is numbers, since zero times NaN is NaN."""
+        """Zero blocks (N,). A mask hides old numbers, but not old NaNs, since zero times NaN is NaN."""
         if blocks.numel():
             self.keys[:, blocks] = 0
             self.values[:, blocks] = 0

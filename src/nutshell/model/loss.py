@@ -11,8 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# On CPU: rows whose logits exist at once (the head's gradient is added to once for these), and of them how many elements are
-# in fp32 at once (2 MB: they stay in the cache between passes); measured in docs/experiments.md.
+# On CPU: rows whose logits exist at the same time (the head's gradient is added to once for each such chunk), and how many of
+# their elements are in fp32 at a time (2 MB, which stay in the cache between passes); measured in docs/experiments.md.
 CHUNK_ROWS = 1024
 PIECE_ELEMENTS = 1 << 19
 CUDA_CHUNK_ROWS = 8192
@@ -96,7 +96,7 @@ def _loss_and_grad_in_place(logits: Tensor, index: Tensor, w: Tensor, softcap: f
 def loss_and_grad(logits: Tensor, index: Tensor, w: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
     """Summed loss of uncapped logits (N, V) at index (N, 1) with weights w (N, 1), and its gradient (N, V) in the logits' dtype.
 
-    No step writes in place: a compiler makes one pass of it.
+    Nothing is written in place, so that a compiler can fuse all of it into one pass.
     """
     x = logits.float()
     r = (x * (-2 / softcap)).sigmoid() if softcap else x

@@ -1,4 +1,4 @@
-"""How long everything takes that a budget pays for: arithmetic on what was measured of a machine, or is assumed of it."""
+"""How long everything takes that a budget pays for: arithmetic on timings that were measured or assumed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SHORTEST_SAVE_SECONDS = 30.0
 RESERVE = 0.05  # share of a budget for opening the stages, the report and what neighbours on the machine cost
 SAVING_BYTES_PER_SECOND = 5e8  # hashing, writing and syncing a checkpoint (two CPU cores and their disk: 56 MB in 0.08 s)
 COPYING_BYTES_PER_SECOND = 5e9  # what training itself waits for when a checkpoint is due: a thread writes it
-EVALUATION_ROWS = 64  # replies at once (eval/chat.py)
+EVALUATION_ROWS = 64  # replies decoded together (eval/chat.py)
 ANSWER_SHARE = 0.35
-"""How long answers are on average, of the longest: 25 to 39 tokens of 96 in the runs of docs/experiments.md."""
+"""Mean length of answers as a share of the longest allowed: 25 to 39 tokens of 96 in the runs of docs/experiments.md."""
 LONGEST_REPLY = 128  # tokens, of a base model: it has not learned to end
 REPLY = 34  # tokens, from midtraining on
 CHOICE_TOKENS, PROMPT_TOKENS = 100, 40
@@ -35,7 +35,7 @@ def rl_step_seconds(rl: RLConfig, timing: Timing) -> float:
 
 
 def dpo_step_seconds(dpo: DPOConfig, timing: Timing, pair_tokens: float) -> float:
-    """One DPO step: an update on a batch of pairs of so many tokens each."""
+    """One DPO step: an update on a batch of pairs of `pair_tokens` tokens each."""
     return dpo.batch * pair_tokens / timing.tokens_per_second
 
 
@@ -56,7 +56,7 @@ def validation(recipe: Recipe, tokens: float) -> tuple[int, int]:
 
 
 def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: int = 1, validated: float = 0.0) -> float:
-    """What a stage spends on scoring: the tasks after it, on one rank, and validations of so many tokens in all."""
+    """What a stage spends on scoring: the tasks after it, on one rank, and validations of `validated` tokens in all."""
     rl, items = recipe.stages.rl, recipe.eval_items
     forward = timing.forward_tokens_per_second or 3 * timing.tokens_per_second / world_size
     step = timing.reply_seconds or timing.decode_seconds * EVALUATION_ROWS / (rl.prompts * rl.samples)
@@ -75,12 +75,12 @@ def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: i
 
 
 def saving_seconds(parameters: int, times: int = 1) -> float:
-    """Checkpoints that a stage waits for, since it scores what is saved: fp32 weights and at most two numbers of state each."""
+    """Checkpoints that a stage waits for, since it scores what is saved: weights and at most two numbers of state each, in fp32."""
     return 12 * parameters / SAVING_BYTES_PER_SECOND * times
 
 
 def save_interval(recipe: Recipe, parameters: int, *, gpu: bool) -> float:
-    """Seconds between checkpoints: the recipe's, else so many that saving costs at most `SAVING_SHARE`, and at least 30."""
+    """Seconds between checkpoints: the recipe's, else as few as cost at most `SAVING_SHARE` of the time, and at least 30."""
     return recipe.save_every_seconds or max(SHORTEST_SAVE_SECONDS, math.ceil(_saving_loss(parameters, gpu) / SAVING_SHARE))
 
 

@@ -12,11 +12,11 @@ from nutshell.plan.recipe import ON_ANSWERS
 from nutshell.plan.record import Forecast, Plan, StagePlan
 
 MANY_EPOCHS = 3  # data that is read more often teaches less and less (arXiv 2305.16264), conversations are learned by heart
-LONGEST_RUN = 90 * 24 * 3600  # seconds; who saves less often than this wants no checkpoints
+LONGEST_RUN = 90 * 24 * 3600  # seconds; with a longer interval there are no checkpoints by time
 
 
 def forecast(plan: Plan, law: Law | None, text: str) -> Forecast:
-    """All of it, from a plan whose other fields are decided. `text` is the fingerprint of its training text."""
+    """The forecast of a plan whose other fields are decided. `text` is the fingerprint of its training text."""
     recipe, hardware = plan.recipe, plan.hardware
     pretraining = plan.stages["pretrain"]
     tokens = pretraining.steps * pretraining.tokens_per_step
@@ -105,7 +105,7 @@ def _stage(name: str, stage: StagePlan) -> str:
 
 
 def _parts(name: str, stage: StagePlan) -> list[str]:
-    """What a stage reads where that is more than one thing, and a warning of what it reads too often."""
+    """The parts that a stage reads, where there are several, and a warning for each that it reads too often."""
     lines = []
     if len(stage.parts) > 1:
         for part in stage.parts:

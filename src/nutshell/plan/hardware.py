@@ -77,9 +77,9 @@ class Timing:
 
     tokens_per_second: float  # training, all ranks together
     decode_seconds: float = 0.0  # one decoding step of all rows of an RL batch
-    reply_seconds: float = 0.0  # one decoding step of the rows of an evaluation; 0: as that of RL, by the number of rows
+    reply_seconds: float = 0.0  # one decoding step of the rows of an evaluation; 0: that of RL, scaled by the number of rows
     forward_tokens_per_second: float = 0.0  # reading without learning, one rank; 0: three times training
-    startup_seconds: float = 0.0  # what the first step of a stage takes longer than the others (compilation)
+    startup_seconds: float = 0.0  # by which the first step of a stage takes longer than the others (compilation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ class Hardware:
     world_size: int = 1
     threads: int = 0
     memory_bytes: int = 0  # of one rank; 0 where unknown
-    gpu: str = ""  # the machine that the plan was asked for in place of this one
-    mfu: float = 0.0  # assumed of that machine
+    gpu: str = ""  # the machine of --gpu, where the plan is for another one than this
+    mfu: float = 0.0  # assumed for that machine
     timings: dict[int, Timing] = field(default_factory=dict)  # by depth; a budget needs at least one
     seconds_left: float = 0.0  # of the budget, after data, tokenizer and these measurements
 

@@ -2,8 +2,8 @@
 
 On CPU the activations are those that the hand-written gradients save; tests compare them with what autograd really holds. On a
 GPU a compiled step keeps what Inductor's partitioner chooses: 19.6 widths a layer for `speed`, 18.4 for `portable`. The tests ask
-the partitioner itself and hold the count to 10% of it. It keeps the square of relu beside its root, because the weight's gradient
-is a product with it.
+the partitioner itself and hold the count to within 10%. It keeps both relu and its square, because the weight's gradient is a
+product with the square.
 
 `shard` is the recipe's: what the ranks divide, the optimizer's state alone or the weights and gradients too (FSDP2).
 """
@@ -25,7 +25,7 @@ QUERY_BLOCK = 256  # of attention in blocks (model/attention.py)
 
 
 def state_bytes(model: ModelConfig, ranks: int = 1, shard: str = "state") -> dict[str, int]:
-    """fp32 weights, fp32 gradients and the optimizer's state, as far as a rank holds them.
+    """Bytes of fp32 weights, fp32 gradients and optimizer state that one rank holds.
 
     AdamW keeps two numbers for a parameter, Muon one for each and one for each line of the longer side.
     """
@@ -42,7 +42,7 @@ def state_bytes(model: ModelConfig, ranks: int = 1, shard: str = "state") -> dic
 
 
 def muon_bytes(model: ModelConfig, ranks: int = 1) -> int:
-    """Most that a step of Muon holds besides its state: four fp32 copies of the largest group of equal matrices."""
+    """Most that a step of Muon holds besides its state: four fp32 copies of the largest group of matrices of one shape."""
     groups = parameters_by_group(model)
     return 16 * max(groups["attention"], groups["mlp"] // 2) // ranks
 

@@ -64,7 +64,7 @@ def size_of(recipe: Recipe, stage: str, part: MixturePart, sizes: Mapping[str, S
 
 
 def plan_parts(recipe: Recipe, stage: str, sizes: Mapping[str, Size], tokens: float) -> tuple[PartPlan, ...]:
-    """Shares and epochs of each part of a stage of so many tokens; empty where the size of a part is not known."""
+    """Share and epochs of each part of a stage of `tokens` tokens; empty where the size of a part is not known."""
     parts = parts_of(recipe, stage)
     known = [size for part in parts if (size := size_of(recipe, stage, part, sizes))]
     if len(known) < len(parts):
@@ -78,8 +78,8 @@ def plan_parts(recipe: Recipe, stage: str, sizes: Mapping[str, Size], tokens: fl
 
 
 def token_limit(recipe: Recipe, stage: str, sizes: Mapping[str, Size]) -> float | None:
-    """Where a stage ends at the latest unless its steps are named: what the epochs of its parts add up to, or before one of the
-    parts is read more than `epochs` times. None where nothing limits it (pretraining by weights) or sizes are not known."""
+    """The most tokens of a stage whose steps are not named: the sum of its parts' epochs, or as many as read no part more than
+    `epochs` times. None where nothing limits it (pretraining by weights), or sizes are not known."""
     parts = parts_of(recipe, stage)
     planned = plan_parts(recipe, stage, sizes, 1.0)
     if any(part.epochs for part in parts) and planned:

@@ -67,7 +67,8 @@ def make_shape(recipe: Recipe, depth: int, vocab_size: int, bos_id: int = 0) -> 
 
 
 def default_vocab_size(recipe: Recipe, device: str) -> int:
-    """Before any shape is known (on a budget) a CPU takes 4096 tokens, a GPU 32768. Characters are counted in the text."""
+    """Size of the vocabulary where none is named: by depth, and where that is not known either (on a budget) 4096 on a CPU and
+    32768 on a GPU."""
     if recipe.tokenizer_kind == "char":
         return CHARACTERS_EXPECTED
     if recipe.vocab_size:
@@ -144,7 +145,7 @@ def assumed_hardware(recipe: Recipe) -> Hardware:
 
 
 def draft_plan(recipe: Recipe, law: Law | None = None) -> Plan:
-    """The plan as far as settings alone decide it: for the machine that --gpu names, else for a device of unknown speed.
+    """The plan from settings alone: for the machine that --gpu names, else for a device of unknown speed.
 
     The tokenizer is taken to have exactly the tokens that it is asked for. ValueError where a budget needs a measurement.
     """
@@ -174,7 +175,7 @@ def stage_seconds(recipe: Recipe, hardware: Hardware, shape: ModelConfig, data: 
         dpo = recipe.stages.dpo
         fixed += dpo.steps_for(data.pairs) * cost.dpo_step_seconds(dpo, timing, data.pair_tokens)
     left = hardware.seconds_left * (1 - cost.RESERVE)
-    # Where the budget is hardly more than that, half of it is still for learning: it will be exceeded.
+    # Where little is left, half of the budget is still for learning, and the budget will be exceeded.
     left = max(left - fixed, left / 2) / (1 + cost.saving_share(recipe, parameters, gpu=hardware.on_gpu))
     whole = 1.0 if recipe.first_stage == "pretrain" else sum(stage.share for stage in vars(recipe.stages).values()) or 1.0
     seconds = {name: left * stage.share / whole for name, stage in vars(recipe.stages).items()}
@@ -284,7 +285,7 @@ def _stage(
     recipe: Recipe, name: str, steps: int, tokens_per_step: int, step_seconds: float | None, validated: tuple[int, int],
     hardware: Hardware, shape: ModelConfig, data: Data,
 ) -> StagePlan:  # fmt: skip
-    """A stage of so many steps, with its expected time and how often it reads its data."""
+    """The plan of a stage: its steps, the time they are expected to take, and how often it reads its data."""
     timing, parameters = hardware.timings.get(shape.depth), sum(parameters_by_group(shape).values())
     seconds, scoring = None, 0.0
     if timing and step_seconds is not None and steps:
@@ -331,7 +332,7 @@ def same_machine(one: Hardware, other: Hardware) -> bool:
 
 
 def with_micro_batches_of(plan: Plan, most: int) -> Plan:
-    """The plan with micro-batches of at most so many rows (0: as many as fit), and as many more of them. Pure."""
+    """The plan with micro-batches of at most `most` rows (0: as many as fit); the batch stays the same. Pure."""
     step_tokens = plan.stages["pretrain"].tokens_per_step
     size, steps = _micro_batch(plan.recipe, step_tokens, plan.model, plan.hardware, asked=0)
     rows = size * steps  # of a step on each rank

@@ -1,6 +1,6 @@
-"""A recipe is data: everything a user may set before a run. The plan turns it into numbers of steps.
+"""A recipe is data: everything a user may set before a run. The plan turns it into numbers.
 
-Nothing here needs torch, so that `nutshell VERB --help` answers at once.
+Nothing here needs torch, so that `nutshell VERB --help` answers quickly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from nutshell.plan.stages import Stages
 
 PRIMER = "primer"
 ON_ANSWERS = ("dpo", "rl")
-"""Stages that learn from whole answers: rows of any length, which would be compiled again and again, and a faint gradient."""
+"""Stages that learn from whole answers. Their rows have many lengths, each of which would be compiled again, and their gradients
+are small."""
 PRIMER_TASKS = ("primer-facts", "primer-sums", "primer-letters", "primer-vowels")
 CHOICES = {
     "architecture": ARCHITECTURES,
@@ -87,21 +88,21 @@ class Recipe:
     sft: str = PRIMER
     """Conversations for fine-tuning: a file or folder in any format of docs/data.md, or `primer`."""
     skip_bad: bool = False
-    """Leave out rows of conversations that are broken, with their number in log and report, in place of stopping."""
+    """Leave out broken rows of conversations, counted in log and report, instead of stopping."""
     held_out: float = 0.02
     """Share of your own conversations that is not learned but validates midtraining and fine-tuning, chosen by a hash."""
     identity: str = ""
     """Who the model says it is where it learns from the primer, such as name=Acorn,maker="the physics class"."""
     init_from: str = ""
-    """Begin with the weights of this run or model folder in place of drawn ones; its shape and tokenizer are taken too."""
+    """Begin with the weights of this run or model folder instead of random ones; its shape and tokenizer are taken too."""
     budget: str = ""
     """For everything: 90s, 8min, 2h, or 100usd at the machine's price. The plan then fits model and horizon to the machine."""
     depth: int = 0
     """The one dial: transformer blocks. Width, heads, batch, rates and horizon follow."""
     params: str = ""
-    """In place of a depth: the depth whose model is nearest to so many parameters in all (30M, 1.5B)."""
+    """Instead of a depth: the depth whose model has nearest to this many parameters in all (30M, 1.5B)."""
     gpu: str = ""
-    """Machine to plan for in place of this one, such as 8xH100 or RTX4090: only `nutshell plan` looks at it, and nothing runs."""
+    """Machine to plan for instead of this one, such as 8xH100 or RTX4090: only `nutshell plan` looks at it, and nothing runs."""
     width: int = 0
     """Channels (default 64 per layer, rounded to whole heads)."""
     heads: int = 0
@@ -143,14 +144,14 @@ class Recipe:
     vocab_size: int = 0
     """Tokens of the tokenizer, the 9 special ones included (default by depth: 4096 to 32768)."""
     tokenizer: str = ""
-    """A tokenizer to use in place of a trained one: its folder, a tokenizer.json, or a rank file such as gpt2.tiktoken.
+    """A tokenizer to use instead of training one: its folder, a tokenizer.json, or a rank file such as gpt2.tiktoken.
     The special tokens of chats are added where they are missing."""
     tokenizer_kind: Literal["bpe", "char"] = "bpe"
     """What the run's tokenizer is trained as: bpe, or char, an id for each character of the training text, as nanoGPT has it."""
     tokens_per_step: int = 0
     """Tokens in one optimizer step (default from the horizon)."""
     micro_batch_size: int = 0
-    """Rows one device takes at once (default: as many as a step needs and fit, at most 65536 tokens)."""
+    """Rows of one forward and backward pass of a device (default: as many as a step needs and fit, at most 65536 tokens)."""
     tokens_per_parameter: float = 12.0
     """Horizon of pretraining: training tokens per matrix parameter."""
     primer_characters: int = 12_000_000
@@ -264,9 +265,9 @@ FREE_IN_A_RUN = (
     "damaged_checkpoint", "damaged_shards", "skip_bad", "eval_tasks", "eval_items", "eval_data", "loggers", "usd_per_hour",
     "budget",
 )  # fmt: skip
-"""Settings that may differ from the plan of a run that goes on: where it runs, what it keeps, what it is scored on."""
+"""Settings that may change when a run goes on: where it runs, what it keeps, what it is scored on."""
 SOURCES = ("data", "sft", "tokenizer", "init_from")
-"""What a run reads of other places. It goes on with its own copy, so the original may be moved, and named at its new place."""
+"""What a run reads from elsewhere. It goes on with its own copy, so the original may be moved, and named at its new place."""
 
 
 def seconds(budget: str, usd_per_hour: float = 0.0) -> float:

@@ -63,7 +63,7 @@ class Forecast:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     model: ModelConfig
-    micro_batch_size: int  # rows one rank takes at once
+    micro_batch_size: int  # rows of one forward and backward pass of a rank
     grad_accum_steps: int  # micro-batches per rank and optimizer step
     stages: dict[str, StagePlan]
     optimizer: OptimizerConfig

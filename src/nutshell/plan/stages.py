@@ -1,4 +1,4 @@
-"""What a recipe may say of each stage: how long, at which rates, on what, and what is DPO's and RL's alone. No torch."""
+"""The settings of each stage: how long, at which rates, on what data, and those of DPO and RL alone. No torch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class MixturePart:
     weight: float = 0.0
     """Its share of the stage's tokens, relative to those of the other parts (default 1)."""
     epochs: float = 0.0
-    """In place of a weight: how often the stage reads it."""
+    """Instead of a weight: how often the stage reads it."""
     rows: int = 0
-    """Take no more than its first rows; of the primer and spelling write so many."""
+    """Take only this many of its first rows; of the primer and spelling, write this many."""
 
     def __post_init__(self) -> None:
         if bool(self.data) == bool(self.task):
@@ -52,13 +52,13 @@ class StageConfig:
     steps: int = 0
     """Optimizer steps; 0 lets the plan decide."""
     epochs: float = 3.0
-    """Read the conversations at most so often (midtrain and sft), the pairs just so often (dpo); steps that are named win."""
+    """Times that the conversations are read at most (midtrain and sft), or the pairs exactly (dpo); steps override it."""
     lr_fraction: float = 1.0
     """Peak learning rates as a share of pretraining's."""
     primer_share: float = 0.0
     """Share of primer conversations where --sft names a file (midtrain and sft)."""
     mixture: tuple[MixturePart, ...] = ()
-    """In place of --data or --sft, several parts: tables [[stages.NAME.mixture]] in a recipe's file."""
+    """Instead of --data or --sft, several parts: tables [[stages.NAME.mixture]] in a recipe's file."""
 
     def __post_init__(self) -> None:
         if len({bool(part.epochs) for part in self.mixture}) > 1:
@@ -100,11 +100,11 @@ class DPOConfig(StageConfig):
         return bool(self.pairs)
 
     def held_out_of(self, pairs: int) -> int:
-        """How many of so many pairs are held out."""
+        """How many of `pairs` pairs are held out."""
         return min(256, int(self.held_out * pairs))
 
     def steps_for(self, pairs: int) -> int:
-        """Steps that read so many pairs `epochs` times, those held out aside."""
+        """Steps that read `pairs` pairs `epochs` times, without those held out."""
         learned = pairs - self.held_out_of(pairs)
         return self.steps or (math.ceil(self.epochs * learned / min(self.batch, learned)) if learned else 0)
 
@@ -117,7 +117,7 @@ class RLConfig(StageConfig):
     """What is practised (--tasks, --prompts): gsm8k, arc-easy ..., a .jsonl file, a function as my_task.py:task (default: the
     primer's sums, letters and vowels)."""
     reward: str = ""
-    """A function that grades (item, completion) in place of the tasks' graders, as rewards.py:grade (--reward)."""
+    """A function that grades (item, completion) instead of the tasks' graders, as rewards.py:grade (--reward)."""
     reward_seconds: float = 10.0
     """An answer whose grade takes longer is left out."""
     prompts: int = 16
@@ -128,22 +128,22 @@ class RLConfig(StageConfig):
     """Longest answer."""
     temperature: float = 1.0
     draws: int = 1
-    """Dynamic sampling (arXiv 2503.14476): draw problems up to so often, until enough have answers of different reward."""
+    """Dynamic sampling (arXiv 2503.14476): draw problems at most this often, until enough have answers of different reward."""
     updates: int = 1
-    """Updates by the answers of one step, each by a part of them. Above 1 the probability ratio is clipped."""
+    """Updates in one step, each on a part of its answers. Above 1 the probability ratio is clipped."""
     clip_low: float = 0.2
-    """The ratio counts down to 1 - clip_low,"""
+    """The ratio is clipped below 1 - clip_low,"""
     clip_high: float = 0.28
-    """and up to 1 + clip_high: more room upwards keeps rare tokens alive (clip-higher, arXiv 2503.14476)."""
+    """and above 1 + clip_high: more room upwards keeps rare tokens alive (clip-higher, arXiv 2503.14476)."""
     mean_over: Literal["tokens", "answers", "constant"] = "tokens"
     """What the loss is a mean over: all tokens of the step, the tokens of each answer and then the answers (GRPO's first form,
     which favours short right and long wrong answers), or answers of max_tokens each (no such bias; arXiv 2503.20783)."""
     kl: float = 0.0
     """Weight of the KL divergence to the model before RL, which is kept in memory where this is above 0."""
     validations: int = 3
-    """pass@1 and pass@k on held-out problems so often: before, during, after; 0 for none."""
+    """How often pass@1 and pass@k are measured on held-out problems (before, during, after); 0 for never."""
     held_out: int = 32
-    """Problems that these are of, never practised; of items of a file at most a fifth."""
+    """Problems held out for that, which are never practised; of the items of a file at most a fifth."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

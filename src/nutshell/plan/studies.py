@@ -11,7 +11,7 @@ from nutshell.plan.recipe import Recipe, quantity
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Recipe):
-    """What `nutshell scaling` may be told besides the settings of a run."""
+    """Settings of `nutshell scaling`, besides those of a run."""
 
     out: str = "runs/scaling"
     """Folder of the sweep; going on in it continues the sweep."""
@@ -37,7 +37,7 @@ class Sweep(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation(Recipe):
-    """What `nutshell ablate` may be told besides the settings of a run."""
+    """Settings of `nutshell ablate`, besides those of a run."""
 
     out: str = "runs/ablate"
     """Folder of the ablation; the same command in it goes on."""

@@ -35,7 +35,7 @@ class RunFacts:
 
 
 def compare(folders: list[Path], out: Path, usd_per_hour: float | None = None) -> dict[str, Any]:
-    """Write `out` (HTML), the same as Markdown beside it, and its plots in a folder of its name; what they say as a dict.
+    """Write `out` (HTML), the same as Markdown beside it, and its plots in a folder of its name. Returns the same as a dict.
 
     Raises ValueError for one folder given twice, one that is no run, or a place that cannot be written; nothing is written then.
     """

@@ -1,4 +1,4 @@
-"""What a run does with its checkpoints: writes them beside the training, keeps some, and goes on from the newest."""
+"""The checkpoints of a run: written by a thread while training goes on, pruned, and found again."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
 RESUMABLE = 2
-"""So many of the newest checkpoints keep their training state: one to go on from, and one more in case that is damaged."""
+"""How many of the newest checkpoints keep their training state: one to go on from, and one more in case that is damaged."""
 BEST = "best.json"  # in a stage folder: which step scored best, and how
 
 
 class Writer:
-    """One thread that writes, one write at a time. As a context it ends when nothing is pending any more.
+    """One thread that writes, one write at a time. Leaving the context waits for the pending write.
 
-    An error of the thread is raised by the next `check`, `start` or `wait`, once.
+    An error of the thread is raised once, by the next `check`, `start` or `wait`.
     """
 
     def __init__(self) -> None:
@@ -43,12 +43,12 @@ class Writer:
         self._pending = self._pool.submit(write)
 
     def check(self) -> None:
-        """Raise what a write that is over has raised."""
+        """Raise the error of a write that has ended."""
         if not self.busy:
             self.wait()
 
     def wait(self) -> None:
-        """Until nothing is being written; raises what the write has raised."""
+        """Wait until nothing is being written; raises the write's error."""
         if self._pending is not None:
             pending = self._pending
             pending.exception()  # an interrupted wait leaves it pending
@@ -84,7 +84,7 @@ def keep_best(stage_folder: Path, step: int, val_bpb: float) -> None:
 
 
 def truncate_after(stage_folder: Path, step: int) -> None:
-    """A stage that goes back to `step` has no best checkpoint beyond it."""
+    """Forget the best checkpoint where it lies beyond `step`, to which the stage goes back."""
     if best(stage_folder).get("step", 0) > step:
         (stage_folder / BEST).unlink()
 
@@ -99,7 +99,7 @@ def prune(stage_folder: Path, keep: int) -> None:
     kept = {*list(found.values())[-keep:], *ready[-1:], *(path for step, path in found.items() if step == best_step)}
     for path in found.values():
         if path not in kept:
-            os.replace(path, path.with_name(f".tmp-old-{path.name}-{os.getpid()}"))  # gone at once: half of it is no checkpoint
+            os.replace(path, path.with_name(f".tmp-old-{path.name}-{os.getpid()}"))  # by rename, so that no half of it counts
     for path in stage_folder.glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in kept - set(ready[-RESUMABLE:]):

@@ -1,4 +1,4 @@
-"""A run folder: its plan, tokenizer, log, checkpoints and the signals that end it."""
+"""An open run: its folder, plan, tokenizer, log, checkpoints, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Preempted(Exception):
 
 @dataclass
 class Run:
-    """Everything a stage needs; one object made by the verb and passed in."""
+    """Everything a stage needs, in one object that `open_run` makes."""
 
     folder: Path
     data: Path  # folder of train and val shards: the run's own, or the user's where --data names shards

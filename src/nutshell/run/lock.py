@@ -14,7 +14,7 @@ from typing import IO
 
 
 def _lock(file: IO[str], path: Path) -> None:
-    """Take the lock at once; BlockingIOError where another process has it."""
+    """Take the lock without waiting; BlockingIOError where another process has it."""
     try:
         import fcntl
 

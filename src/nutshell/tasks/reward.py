@@ -35,7 +35,7 @@ def load_reward(name: str) -> Grade:
 
 
 class TooSlow(BaseException):
-    """Of a grade that takes longer than it may. No Exception, so that a reward's own `except Exception` does not stop it."""
+    """A grade takes too long. Not an Exception, so that a reward's own `except Exception` does not swallow it."""
 
 
 @dataclass
@@ -71,10 +71,10 @@ class Grader:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TooSlow in the block after so many seconds, and each second after that until it ends.
+    """Raise TooSlow in the block after `seconds`, and each second after that until it ends.
 
-    By an alarm, which Python acts upon between two of its steps: code in C that never returns is not stopped. Without a limit
-    outside the main thread, and where there are no alarms (Windows).
+    It is an alarm, which Python handles between two bytecodes: C code that never returns is not stopped. There is no limit
+    outside the main thread, nor where there are no alarms (Windows).
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield

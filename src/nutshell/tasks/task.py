@@ -34,7 +34,7 @@ class Item:
     index: int = 0
     """Its place in its file, from 0."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What a grader needs besides; of a file's row all its fields."""
+    """What else a grader needs; of a row of a file, all its fields."""
 
     def __getitem__(self, name: str) -> Any:
         """A field of the row that it was read from. KeyError names those there are."""

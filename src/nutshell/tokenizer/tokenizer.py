@@ -87,7 +87,7 @@ class Tokenizer:
         Memory grows with the different words, not with the text. The result depends on neither the order of the
         texts nor `threads` (0: all cores). The pair with the highest count is merged first, among equals the one with
         the lowest left id, then the lowest right id; where the text holds too few pairs, the vocabulary stays smaller.
-        `progress(stage, done)` hears of "read" in bytes and "merge" in merges.
+        `progress(stage, done)` is called with "read" and bytes, then with "merge" and merges.
 
         Raises ValueError for a vocabulary below 265, a pattern that doesn't compile, text with lone surrogates, an
         unreadable file or no text at all.

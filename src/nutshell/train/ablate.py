@@ -1,4 +1,4 @@
-"""`nutshell ablate`: variants of a recipe, pretrained on the same text from the same seeds and compared; and its cells.
+"""`nutshell ablate`: variants of a recipe, pretrained on the same text with the same seeds, and compared.
 
 A cell is a run folder of its own with pretraining alone, on the data and the tokenizer of the folder it stands in. The sweep of
 `nutshell scaling` is made of cells too. What is finished is passed over, so the same command always goes on.
@@ -66,7 +66,7 @@ def cell_recipe(recipe: Recipe, out: Path, name: str, data: Path, **changes: Any
 
 
 def train_cell(recipe: Recipe, runtime: Runtime) -> dict[str, Any]:
-    """Train a cell or go on with it: `cell_result` of it. ValueError where its folder was trained with other settings."""
+    """Train a cell, or go on with it; returns its `cell_result`. ValueError where its folder was trained with other settings."""
     folder = Path(recipe.out)
     if plan := load_plan(folder):
         changed = [d for d in differences(plan.recipe, recipe) if d[0] not in UNREAD]
@@ -105,7 +105,7 @@ def values_of(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_value(text: str, like: Any) -> Any:
-    """A value as it is typed -> one of the type of `like`; ValueError or KeyError for what is not of it."""
+    """A typed value, converted to the type of `like`; ValueError or KeyError where that cannot be."""
     if isinstance(like, tuple):
         return tuple(part for part in re.split(r"[,\s]+", text.strip("()[] ")) if part)
     return {"true": True, "false": False}[text.lower()] if isinstance(like, bool) else type(like)(text)
@@ -171,9 +171,10 @@ def _text(value: Any) -> str:
 
 
 def plan_cells(variants: list[Variant], out: Path, runtime: Runtime) -> list[dict[str, Any]]:
-    """What each variant's cell has of its own: its steps, so that all train on as many tokens, and its tokenizer if that varies.
+    """The settings that each variant's cell has of its own: its steps, so that all train on the same number of tokens, and its
+    tokenizer if that varies.
 
-    Pure, and before anything is spent: ValueError for a variant that cannot be, or that trains as another one does.
+    Pure, so that ValueError for a variant that is impossible or trains like another one comes before anything is trained.
     """
 
     def draft(variant: Variant, **changes: Any) -> Plan:

@@ -26,7 +26,7 @@ from nutshell.train.calibrate import TIMED_STEPS, WARMUP_STEPS, halve_until_it_f
 from nutshell.train.prepare import hardware_of, open_tokenizer
 
 DECODED_ROWS = (1, 16)
-"""Replies at once: one reader, and as many as the server takes."""
+"""Replies decoded together: one reader, and as many as the server takes."""
 DECODED_STEPS = 32
 
 

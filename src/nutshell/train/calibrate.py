@@ -1,4 +1,4 @@
-"""What a shape takes on this machine: a few real steps, timed, before anything is decided."""
+"""How fast a shape trains and decodes on this machine: a few real steps, timed before the plan is made."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ TIMED_STEPS = 5
 DOCUMENT_TOKENS = 700
 LONGEST_TIMING = 10.0
 TIMING_SHARE = 0.02
-"""The depth that a budget takes is timed again for this share of it, at most `LONGEST_TIMING` seconds: a run on a shared machine
-takes the mean of many steps, not the median of five."""
+"""The depth that a budget chooses is timed again for this share of the budget, at most `LONGEST_TIMING` seconds: on a shared
+machine a run goes at the mean of many steps, not at the median of five."""
 
 
 def step_seconds(
@@ -162,7 +162,8 @@ def time_depth(shape: ModelConfig, rows: int, runtime: Runtime, recipe: Recipe) 
 
 
 def first_depth(recipe: Recipe, hardware: Hardware, vocab_size: int, peak_flops: float, data: Data) -> int:
-    """Where timing begins on a GPU, since every depth is compiled: the largest that a third of the assumed MFU affords."""
+    """Where timing begins on a GPU, since every depth has to be compiled: the largest depth affordable at a third of the assumed
+    MFU."""
     found = BUDGET_DEPTHS[0]
     for depth in BUDGET_DEPTHS:
         shape = make_shape(recipe, depth, vocab_size)
@@ -173,7 +174,7 @@ def first_depth(recipe: Recipe, hardware: Hardware, vocab_size: int, peak_flops:
 
 
 def timed_rows(recipe: Recipe, runtime: Runtime, hardware: Hardware, shape: ModelConfig, tokens: float) -> int:
-    """Rows at once that a horizon of `tokens` will take; ValueError where not even one fits the memory."""
+    """The micro-batch size to time a horizon of `tokens` with; ValueError where not even one row fits the memory."""
     step_rows = (recipe.tokens_per_step or batch_tokens(tokens)) // (shape.context * runtime.world_size)
     most = most_rows(shape, hardware, recipe.shard)
     return max(1, min(step_rows, recipe.micro_batch_size or step_rows, 32, most))

@@ -150,7 +150,7 @@ def step_batches(stage: Stage, pairs: list[Answers], reference: Tensor) -> list[
 
 
 def pair_at(seed: int, pairs: int, place: int) -> int:
-    """Which pair is at a place of the endless order, in which each epoch is shuffled anew."""
+    """Which pair comes at `place` of an endless order, in which every epoch is shuffled differently."""
     epoch, place = divmod(place, pairs)
     return int(np.random.default_rng([seed, epoch]).permutation(pairs)[place])
 

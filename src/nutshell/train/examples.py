@@ -26,7 +26,7 @@ from nutshell.tokenizer.chat import parse_messages, render_example, split_exampl
 
 CONVERSATION_STAGES = {"midtrain": 1, "sft": 2}
 """Stages of conversations, and what is added to the seed for each."""
-SAMPLE = 200  # conversations by which the tokens of a file are reckoned
+SAMPLE = 200  # conversations from which the tokens of a file are estimated
 
 
 def identity_of(recipe: Recipe) -> primer.Identity:
@@ -72,7 +72,7 @@ def read_copy(recipe: Recipe, part: MixturePart) -> list[Example]:
 
 
 def sizes(recipe: Recipe, tok: Tokenizer) -> dict[str, Size]:
-    """Rows of each given part, and its tokens, reckoned from rows spread over it."""
+    """Rows of each given part, and its tokens, estimated from rows spread over it."""
     found = {}
     for key, part in given_parts(recipe).items():
         examples = read_copy(recipe, replace(part, rows=0))
@@ -83,10 +83,10 @@ def sizes(recipe: Recipe, tok: Tokenizer) -> dict[str, Size]:
 
 
 def examples_for(run: Run, stage: str) -> tuple[list[Example], list[Example]]:
-    """What a stage learns from, each part as often as one reading of the whole list needs, and what is held out of your own data.
+    """What a stage learns from, as one list in which parts repeat by their shares, and what is held out of the user's own data.
 
-    The list holds the stage's tokens at least once, or every part at least once. The loader shuffles it, so it depends on the
-    recipe, the run's copies and the length of the stage alone, and a run that was interrupted has the same one.
+    The list is as long as the stage's tokens, or shorter where every part is in it at least once. The loader shuffles it. It
+    depends only on the recipe, the run's copies and the length of the stage, so a run that goes on has the same one.
     """
     recipe, plan = run.plan.recipe, run.plan.stages[stage]
     known, tokens = sizes(recipe, run.tok), plan.steps * plan.tokens_per_step
@@ -121,7 +121,7 @@ def hold_out(rows: list[Example], share: float) -> tuple[list[Example], list[Exa
 
 
 def _times(rows: list[Example], times: float, seed: int) -> Iterator[Example]:
-    """Rows repeated so many times; of the last, broken time a sample that the seed decides."""
+    """The rows `times` times; for the fraction a sample of them, which the seed decides."""
     for _ in range(math.floor(times)):
         yield from rows
     chosen = np.random.default_rng(seed).permutation(len(rows))[: round((times % 1) * len(rows))]

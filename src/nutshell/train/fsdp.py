@@ -105,7 +105,7 @@ class Fsdp(Zero):
         """Nobody else holds these weights."""
 
     def finish_all_gather(self) -> None:
-        """Nor do others' weights come here."""
+        """Nothing to wait for."""
 
     def on_whole_matrices(self, function: Callable[[Tensor], Tensor], matrices: Tensor, rows: int) -> Tensor:
         """Matrix i goes to rank i % world_size, `function` maps those of a rank (M, rows, columns), and the rows return."""

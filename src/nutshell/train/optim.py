@@ -103,7 +103,7 @@ def muon_direction(gradient: Tensor, second_moment: Tensor | None, dtype: torch.
 
 
 def second_moment_shape(shape: torch.Size) -> tuple[int, int]:
-    """Of a matrix: one number for each line of its longer side."""
+    """One number for each row or column of a matrix, along its longer side."""
     return (shape[0], 1) if shape[0] >= shape[1] else (1, shape[1])
 
 
@@ -211,7 +211,7 @@ class MuonAdamW:
                     yield f"{name}.second_moment", second_moment_shape(p.shape)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole state by parameter name. On several ranks all must call it at once: rank 0 gets copies on the CPU, the
+        """The whole state by parameter name. On several ranks it is a collective: rank 0 gets copies on the CPU, the
         others nothing. On one rank the tensors are the optimizer's own, which the next step changes."""
         if self.zero.world_size == 1:
             return dict(self.state)

@@ -36,7 +36,7 @@ TIMED_HORIZON = 1e6  # tokens whose batch is timed, before the horizon is known
 
 
 def sweep_cell(sweep: Sweep, depth: int, tokens: float, vocab_size: int, data: Path) -> Recipe:
-    """The run of one cell: so many tokens at this depth."""
+    """The run of one cell: `tokens` tokens at this depth."""
     name = f"depth{depth}-{tokens:.3g}".replace("+", "")
     cell = cell_recipe(sweep, Path(sweep.out), name, data, depth=depth)
     horizon = tokens / matrix_parameters(make_shape(cell, depth, vocab_size))
@@ -45,7 +45,8 @@ def sweep_cell(sweep: Sweep, depth: int, tokens: float, vocab_size: int, data: P
 
 
 def affordable_horizon(timings: dict[int, Timing], seconds: float, parameters: dict[int, int]) -> float:
-    """Tokens, to two digits, so that all depths at all `SHARES` of them, validations and checkpoints included, take `seconds`."""
+    """The longest horizon in tokens, to two digits, such that all depths at all `SHARES` of it take `seconds` together, with
+    validations and checkpoints."""
     times, each = validation(Recipe(), 0)  # the fewest tokens; those of longer runs are a share of their time
     fixed = sum(
         len(SHARES) * (CELL_SECONDS + saving_seconds(parameters[depth], times))
@@ -95,7 +96,7 @@ def plan_sweep(sweep: Sweep, runtime: Runtime, vocab_size: int, seconds_left: fl
 
 
 def point_of(recipe: Recipe, result: dict[str, Any]) -> Point:
-    """What a finished cell has shown."""
+    """A finished cell as a point of the fit."""
     plan = load_plan(Path(recipe.out))
     if plan is None or result["bpb"] is None:
         raise ValueError(f"{recipe.out} ended with a bpb that is not finite. Delete it and run the same sweep again.")
@@ -140,7 +141,7 @@ def run_sweep(sweep: Sweep, runtime: Runtime, *, packaged: Path = PACKAGED) -> d
 
 
 def refresh(out: Path, packaged: Path) -> None:
-    """Make this fit the one that plans use; the one before is kept beside it."""
+    """Make this fit the one that plans use; the one before is kept in the sweep's folder."""
     try:
         if packaged.exists():
             shutil.copyfile(packaged, out / "scaling-before.json")

@@ -27,7 +27,7 @@ QUESTIONS = ("Hello! Who are you?", "What can you tell me?", "Tell me a short st
 def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
     """Score the recipe's tasks and log them beside baselines, targets and samples. Rank 0 does it, the others wait.
 
-    A signal ends it at once: the model is saved, and the same command begins with this evaluation.
+    A signal ends it immediately: the model is saved already, and the same command begins with this evaluation.
     """
 
     def progress(done: int, total: int) -> None:

@@ -58,7 +58,7 @@ class Stage:
         return self.run.plan.stages[self.name].steps
 
     def whole_model(self, *, everywhere: bool = False) -> Decoder:
-        """The model with all its weights, to save or evaluate, on rank 0 or everywhere. All ranks call it at once."""
+        """The model with all its weights, to save or evaluate, on rank 0 or everywhere. A collective."""
         if not self.run.shards_weights:
             return self.model
         from nutshell.train.fsdp import whole_model  # importing FSDP2 takes a second or two
@@ -91,7 +91,7 @@ class Stage:
         )
 
     def record(self, result: StepResult, sources: list[str], **more: Any) -> None:
-        """Count a step and log it, with `more` that the stage has to say of it.
+        """Count a step and log it, with `more` metrics of the stage.
 
         TrainingDiverged after `MOST_SKIPPED_IN_A_ROW` steps without a finite loss or gradient; it names `sources`, the data of
         the last one.

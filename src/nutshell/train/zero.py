@@ -19,7 +19,7 @@ SMALL = 1024  # AdamW tensors of fewer elements are updated by every rank alike:
 
 @dataclass(eq=False, kw_only=True)
 class Shard:
-    """What this rank owns of a parameter, and updates: all of it, or some of its rows."""
+    """The part of a parameter that this rank owns and updates: all of it, or some of its rows."""
 
     name: str
     parameter: nn.Parameter
@@ -37,15 +37,15 @@ class Shard:
 
     @property
     def gradient(self) -> Tensor | None:
-        """Of the whole step, summed over all ranks once `Zero.reduce` is through; None where the loss did not need it."""
+        """That of the whole step, summed over all ranks after `Zero.reduce`; None where the loss does not depend on it."""
         return self.parameter.grad if self.bucket is None else self.bucket.gradient(self)
 
 
 class Bucket:
     """Same-shaped tensors stacked, or one tensor alone, cut into one shard of rows a rank: of a stack, a row is a whole tensor.
 
-    Rank r owns the `rows_per_rank` rows from r * rows_per_rank on. What is missing at the end is padding, so any number of rows
-    will do (karpathy/nanochat issue 320).
+    Rank r owns the `rows_per_rank` rows from r * rows_per_rank on. The end is padded, so any number of rows will do
+    (karpathy/nanochat issue 320).
     """
 
     def __init__(self, names: list[str], parameters: list[nn.Parameter], *, stacked: bool, rank: int, world_size: int) -> None:
@@ -130,7 +130,7 @@ class Partition(NamedTuple):
 
     shards: list[Shard]  # what this rank owns: it has these gradients and momenta, and updates these weights
     buckets: list[Bucket]  # in which these travel; what is in none is whole on every rank
-    second_shards: list[Shard]  # of what this rank keeps the second moment: the same, unless weights are sharded too (FSDP)
+    second_shards: list[Shard]  # whose second moments this rank keeps: the same, unless weights are sharded too (FSDP)
     second_buckets: list[Bucket]
 
 
