@@ -160,9 +160,15 @@ class MetricsLog:
     """
 
     def __init__(
-        self, run_folder: Path | str, rank: int = 0, *, loggers: Sequence[str] = (),
-        gpu: Callable[[], Mapping[str, float]] | None = None, console: Console | None = None, interval_seconds: float = 10.0,
-    ):  # fmt: skip
+        self,
+        run_folder: Path | str,
+        rank: int = 0,
+        *,
+        loggers: Sequence[str] = (),
+        gpu: Callable[[], Mapping[str, float]] | None = None,
+        console: Console | None = None,
+        interval_seconds: float = 10.0,
+    ):
         self.path = Path(run_folder) / FILE_NAME
         self.active = rank == 0
         self.console = ConsoleSink(console or Console(stderr=True), interval_seconds)

@@ -281,11 +281,16 @@ def gpu_dtype(capability: tuple[int, int] | None) -> str:
 
 
 def start_runtime(
-    *, device: str = "auto", dtype: str = "auto", auto_dtype: Mapping[str, str] | None = None, threads: int = 0,
-    fp8: bool = False, ranks: bool = False,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    auto_dtype: Mapping[str, str] | None = None,
+    threads: int = 0,
+    fp8: bool = False,
+    ranks: bool = False,
     choose_attention: Callable[[torch.device, torch.dtype], tuple[str, str]] | None = None,
     gpu_peak_flops: Callable[[str], float | None] | None = None,
-) -> Runtime:  # fmt: skip
+) -> Runtime:
     """Choose device, dtype and ranks.
 
     dtype "auto": what `auto_dtype` has for that type of device, else `cpu_dtype` or `gpu_dtype`. With `ranks` it joins the
@@ -339,9 +344,18 @@ def start_runtime(
     if chosen.type == "cuda" and choose_attention and (rank == 0 or attention == "blocked"):
         print(f"{torch.cuda.get_device_name(chosen)}, {dtype}{', fp8' * fp8}. Attention: {why}.", file=sys.stderr)
     return Runtime(
-        device=chosen, dtype=DTYPES[dtype], threads=torch.get_num_threads(), rank=rank, world_size=world,
-        peak_flops=peak, memory_bytes=memory, compiled=chosen.type == "cuda", attention=attention, fp8=fp8, meeting=meeting,
-    )  # fmt: skip
+        device=chosen,
+        dtype=DTYPES[dtype],
+        threads=torch.get_num_threads(),
+        rank=rank,
+        world_size=world,
+        peak_flops=peak,
+        memory_bytes=memory,
+        compiled=chosen.type == "cuda",
+        attention=attention,
+        fp8=fp8,
+        meeting=meeting,
+    )
 
 
 def rank_variable(name: str, default: int) -> int:

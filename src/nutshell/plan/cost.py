@@ -75,7 +75,7 @@ def evaluation_seconds(recipe: Recipe, timing: Timing, stage: str, world_size: i
 
 
 def saving_seconds(parameters: int, times: int = 1) -> float:
-    """Checkpoints that a stage waits for, since it scores what is saved: weights and at most two numbers of state each, in fp32."""
+    """Checkpoints that a stage waits for, since it scores what is saved: weights and at most twice as much state, in fp32."""
     return 12 * parameters / SAVING_BYTES_PER_SECOND * times
 
 

@@ -72,11 +72,11 @@ def compare(folders: list[Path], out: Path, usd_per_hour: float | None = None) -
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, html(title.replace("`", ""), blocks))
     write_text(out.with_suffix(".md"), markdown(blocks))
-    return {
-        "page": str(out), "runs": [str(run.folder) for run in runs], "settings": differing,
-        "scores": [{"at": at, "metric": name, "values": values, "differences": [d and vars(d) for d in differences]}
-                   for at, name, values, differences in scores],
-    }  # fmt: skip
+    listed = [
+        {"at": at, "metric": name, "values": values, "differences": [d and vars(d) for d in differences]}
+        for at, name, values, differences in scores
+    ]
+    return {"page": str(out), "runs": [str(run.folder) for run in runs], "settings": differing, "scores": listed}
 
 
 def _read(folder: Path, name: str, usd_per_hour: float | None) -> RunFacts:
@@ -134,8 +134,11 @@ def _line(run: RunFacts, stage: str, field: str, axis: str, colour: int) -> list
     if field != "val_bpb":
         return curve(run.name, x, [record.get(field) for record in records], colour)
     at = dict(zip((record["step"] for record in records), x, strict=True))
-    points = [(at[line["step"]], line["eval"]["val_bpb"]) for line in run.lines
-              if line["stage"] == stage and line["step"] in at and "val_bpb" in (line.get("eval") or {})]  # fmt: skip
+    points = [
+        (at[line["step"]], line["eval"]["val_bpb"])
+        for line in run.lines
+        if line["stage"] == stage and line["step"] in at and "val_bpb" in (line.get("eval") or {})
+    ]
     return [Series(run.name, [at for at, _ in points], [bpb for _, bpb in points], colour, dots=True)] if points else []
 
 
@@ -171,8 +174,8 @@ def _score_table(runs: list[RunFacts], scores: Scores) -> list[Block]:
     rows = []
     for at, name, values, differences in scores:
         share = any(name in run.report["baselines"] or name in run.items.get(at, {}) for run in runs)
-        cells = [score(value, run.report["intervals"].get(at, {}).get(name), share)
-                 for value, run in zip(values, runs, strict=True)]  # fmt: skip
+        intervals = [run.report["intervals"].get(at, {}).get(name) for run in runs]
+        cells = [score(value, interval, share) for value, interval in zip(values, intervals, strict=True)]
         rows.append([f"{name} after {at}", *cells, *(_said(difference, share) for difference in differences)])
     head = ["score", *(run.name for run in runs), *(f"{run.name} less {runs[0].name}" for run in runs[1:])]
     note = (
@@ -206,16 +209,21 @@ def _items(runs: list[RunFacts]) -> list[Block]:
                 pairs = [(key, a[key], b[key]) for key in a if key in b]
                 if not pairs:
                     continue
-                better = {run.name: [pair for pair in pairs if sign * (pair[1][0] - pair[2][0]) > 0]
-                          for run, sign in ((first, 1), (other, -1))}  # fmt: skip
+                better = {
+                    first.name: [pair for pair in pairs if pair[1][0] > pair[2][0]],
+                    other.name: [pair for pair in pairs if pair[1][0] < pair[2][0]],
+                }
                 alone = [len(found) for found in better.values()]
                 counts = (*alone, len(pairs) - sum(alone), len(a.keys() | b.keys()) - len(pairs))
                 rows.append([f"{task} after {at}", f"{first.name} and {other.name}", *map(str, counts)])
                 samples[task, other.name] = [
-                    Sample(f"{task} after {at}, item {key[0]}: only {name} is right",
-                           f"{first.name}: {_reply(x)}\n{other.name}: {_reply(y)}")
-                    for name, found in better.items() for key, (_, x), (_, y) in found[:SHOWN_OF_EACH]
-                ]  # fmt: skip
+                    Sample(
+                        f"{task} after {at}, item {key[0]}: only {name} is right",
+                        f"{first.name}: {_reply(x)}\n{other.name}: {_reply(y)}",
+                    )
+                    for name, found in better.items()
+                    for key, (_, x), (_, y) in found[:SHOWN_OF_EACH]
+                ]
     head = ["items", "runs", "only the first is right", "only the second", "both or neither", "asked of one only"]
     return [Table(head, rows), *(sample for some in samples.values() for sample in some)] if rows else []
 
@@ -256,6 +264,8 @@ def settings(runs: list[RunFacts]) -> dict[str, list[Any]]:
 def _settings(runs: list[RunFacts], differing: dict[str, list[Any]]) -> list[Block]:
     if not differing:
         return [Text("All settings are the same.")]
-    rows = [[f"`{name}`", *("" if value is None else json.dumps(value, ensure_ascii=False) for value in row)]
-            for name, row in differing.items()]  # fmt: skip
+    rows = [
+        [f"`{name}`", *("" if value is None else json.dumps(value, ensure_ascii=False) for value in row)]
+        for name, row in differing.items()
+    ]
     return [Table(["setting", *(run.name for run in runs)], rows)]

@@ -69,9 +69,13 @@ def loss(stage: str, records: list[Record], evaluations: list[Record]) -> Plot |
     if not any(value is not None for value in losses):
         return None
     x, name = tokens_seen(records)
-    series, at = curve(stage, x, losses, COLOURS.get(stage, 5)), dict(zip((record["step"] for record in records), x, strict=True))
-    points = [(at[line["step"]], value) for line in evaluations if line["stage"] == stage and line["step"] in at
-              if (value := line["eval"].get("val_loss")) is not None]  # fmt: skip
+    series = curve(stage, x, losses, COLOURS.get(stage, 5))
+    at = dict(zip((record["step"] for record in records), x, strict=True))
+    points = [
+        (at[line["step"]], value)
+        for line in evaluations
+        if line["stage"] == stage and line["step"] in at and (value := line["eval"].get("val_loss")) is not None
+    ]
     if points:
         series.append(Series("held out", [at for at, _ in points], [value for _, value in points], 5, dots=True))
     return Plot(f"Loss of {stage}", name, "loss [nats per token]", series)

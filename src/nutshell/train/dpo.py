@@ -117,10 +117,12 @@ def pair_stats(rewards: Tensor) -> dict[str, float]:
     """
     margins = (rewards[:, 0] - rewards[:, 1]).double()
     return {
-        "loss": -F.logsigmoid(margins).mean().item(), "margin": margins.mean().item(),
-        "accuracy": (margins > 0).double().mean().item(), "chosen_reward": rewards[:, 0].mean().item(),
+        "loss": -F.logsigmoid(margins).mean().item(),
+        "margin": margins.mean().item(),
+        "accuracy": (margins > 0).double().mean().item(),
+        "chosen_reward": rewards[:, 0].mean().item(),
         "rejected_reward": rewards[:, 1].mean().item(),
-    }  # fmt: skip
+    }
 
 
 def pack_pairs(pairs: list[Answers], reference: Tensor, device: torch.device) -> MicroBatch:

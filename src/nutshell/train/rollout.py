@@ -31,8 +31,8 @@ MOST_BYTES = 16 << 20
 """Of rollouts.jsonl; the one before it is kept as rollouts.old.jsonl, older ones are not."""
 ENTROPY_ANSWERS = 16  # of a step, that the entropy is measured on
 WATCHED_STEPS = 10
-ROOM = 64  # tokens: an engine's room is a multiple, so that the next step's longest prompt seldom needs a new one
-FEW = 0.1
+ROOM = 64  # tokens: the context of an engine is a multiple, so that the next step's longest prompt seldom needs a new engine
+FEW = 0.1  # share of problems that teach, below which the user is warned
 
 
 @dataclass(frozen=True)
@@ -149,20 +149,28 @@ def rollout_stats(rollout: Rollout, runtime: Runtime) -> dict[str, float]:
     that ended by themselves, entropy of a token; and how many answers had no grade, where there were any."""
     answers = [reply for group in rollout.groups for reply in group.answers]
     rewards = [reward for group in rollout.groups for reward in group.rewards if reward is not None]
-    sums = torch.tensor(
-        [
-            sum(rewards), len(rewards), sum(not group.teaches for group in rollout.groups), len(rollout.groups),
-            sum(len(reply.ids) for reply in answers), sum(reply.finish == "stop" for reply in answers), len(answers),
-            sum(rollout.entropies), len(rollout.entropies),
-        ],
-        dtype=torch.float64,
-    )  # fmt: skip
-    reward, graded, alike, problems, tokens, finished, count, entropy, measured = runtime.total(sums.to(runtime.wire)).tolist()
+    own = {
+        "reward": sum(rewards),
+        "graded": len(rewards),
+        "alike": sum(not group.teaches for group in rollout.groups),
+        "problems": len(rollout.groups),
+        "tokens": sum(len(reply.ids) for reply in answers),
+        "finished": sum(reply.finish == "stop" for reply in answers),
+        "answers": len(answers),
+        "entropy": sum(rollout.entropies),
+        "measured": len(rollout.entropies),
+    }
+    sums = runtime.total(torch.tensor(list(own.values()), dtype=torch.float64).to(runtime.wire)).tolist()
+    total = dict(zip(own, sums, strict=True))
     stats = {
-        "reward": reward / max(1, graded), "zero_variance": alike / problems, "answer_tokens": tokens / count,
-        "finished": finished / count, "entropy": entropy / max(1, measured),
-    }  # fmt: skip
-    return {**stats, "ungraded": count - graded} if graded < count else stats
+        "reward": total["reward"] / max(1, total["graded"]),
+        "zero_variance": total["alike"] / total["problems"],
+        "answer_tokens": total["tokens"] / total["answers"],
+        "finished": total["finished"] / total["answers"],
+        "entropy": total["entropy"] / max(1, total["measured"]),
+    }
+    ungraded = total["answers"] - total["graded"]
+    return {**stats, "ungraded": ungraded} if ungraded else stats
 
 
 def pass_rates(policy: Policy, problems: list[Problem]) -> dict[str, float]:
@@ -200,13 +208,17 @@ def log_rollouts(run: Run, step: int, groups: list[Group]) -> None:
     """One line a problem of any rank: what was asked, the answers, their rewards and whether they ended by themselves."""
     rows = [
         {
-            "step": step, "task": group.task, "index": group.item.index, "question": group.item.messages[-1]["content"],
-            "answers": [reply.text for reply in group.answers], "rewards": group.rewards,
+            "step": step,
+            "task": group.task,
+            "index": group.item.index,
+            "question": group.item.messages[-1]["content"],
+            "answers": [reply.text for reply in group.answers],
+            "rewards": group.rewards,
             "finished": [reply.finish == "stop" for reply in group.answers],
             "tokens": [len(reply.ids) for reply in group.answers],
         }
         for group in groups
-    ]  # fmt: skip
+    ]
     parts = run.runtime.gather(rows)
     if not run.runtime.is_main:
         return
@@ -230,8 +242,8 @@ class Watch:
         mean = {name: sum(step[name] for step in self.last) / len(self.last) for name in ("zero_variance", "finished", "reward")}
         if mean["zero_variance"] > 1 - FEW:
             cure = "Give harder ones." if mean["reward"] > 0.9 else "Give others, more --stages.rl.samples, or fine-tune first."
-            self._tell("zero_variance", f"{mean['zero_variance']:.0%} of the problems had answers of one reward each (mean "
-                                        f"{mean['reward']:.2f}): they teach nothing. {cure}")  # fmt: skip
+            problem = f"{mean['zero_variance']:.0%} of the problems had answers of one reward each (mean {mean['reward']:.2f})"
+            self._tell("zero_variance", f"{problem}: they teach nothing. {cure}")
         if mean["finished"] < 0.5:
             self._tell("finished", f"only {mean['finished']:.0%} of the answers ended within --stages.rl.max-tokens. Give more.")
 

@@ -100,9 +100,8 @@ def point_of(recipe: Recipe, result: dict[str, Any]) -> Point:
     plan = load_plan(Path(recipe.out))
     if plan is None or result["bpb"] is None:
         raise ValueError(f"{recipe.out} ended with a bpb that is not finite. Delete it and run the same sweep again.")
-    return Point(
-        parameters=matrix_parameters(plan.model), tokens=plan.forecast.tokens, flops=plan.forecast.flops, bpb=result["bpb"]
-    )
+    parameters = matrix_parameters(plan.model)
+    return Point(parameters=parameters, tokens=plan.forecast.tokens, flops=plan.forecast.flops, bpb=result["bpb"])
 
 
 def run_sweep(sweep: Sweep, runtime: Runtime, *, packaged: Path = PACKAGED) -> dict[str, Any]:
