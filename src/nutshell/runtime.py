@@ -299,24 +299,17 @@ def start_runtime(
     the peak of the GPU of that name; without it MFU is not known there.
     Raises ValueError for a device, dtype or fp8 that this machine does not have.
     """
-    rank, world, local = (rank_variable(name, default) if ranks else default for name, default in RANK_DEFAULTS.items())
-    if world <= 1:  # a RANK without others, as some schedulers set it
-        rank, world, local = 0, 1, 0
+    rank, world, local = ranks_in_environment() if ranks else (0, 1, 0)
     if ranks and dist.is_torchelastic_launched():
         die_with_agent()
-    available = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-    if device == "auto":
-        device = available[-1]
-    if device.split(":")[0] not in available:
-        raise ValueError(f"--device is {device!r}; this machine has: {', '.join(available)} (or auto).")
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"--dtype is {dtype!r}; accepted: auto, {', '.join(DTYPES)}.")
     if threads < 0:
         raise ValueError(f"--threads is {threads}; accepted: 0 (all cores) or more.")
-    chosen = torch.device(f"cuda:{local}" if device == "cuda" else device)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"--dtype is {dtype!r}; accepted: auto, {', '.join(DTYPES)}.")
+    chosen = choose_device(device, local)
+    capability = torch.cuda.get_device_capability(chosen) if chosen.type == "cuda" else None
     if dtype == "auto" and auto_dtype:
         dtype = auto_dtype.get(chosen.type, "auto")
-    capability = torch.cuda.get_device_capability(chosen) if chosen.type == "cuda" else None
     if fp8:
         refuse_fp8(chosen, capability, dtype)
     if dtype == "auto":
@@ -356,6 +349,21 @@ def start_runtime(
         fp8=fp8,
         meeting=meeting,
     )
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """The device of that name; auto is a GPU where there is one. ValueError for one that this machine does not have."""
+    available = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    name = available[-1] if name == "auto" else name
+    if name.split(":")[0] not in available:
+        raise ValueError(f"--device is {name!r}; this machine has: {', '.join(available)} (or auto).")
+    return torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+
+
+def ranks_in_environment() -> tuple[int, int, int]:
+    """Rank, number of ranks, and rank on this machine, as torchrun sets them."""
+    rank, world, local = (rank_variable(name, default) for name, default in RANK_DEFAULTS.items())
+    return (rank, world, local) if world > 1 else (0, 1, 0)  # some schedulers set RANK where there are no others
 
 
 def rank_variable(name: str, default: int) -> int:

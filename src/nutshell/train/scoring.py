@@ -40,7 +40,8 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
         start = time.perf_counter()
         recipe = run.plan.recipe
         model = whole.for_inference().to(run.runtime.device)
-        values, baselines, intervals, samples, notes, items = dict(metrics), {}, {}, [], [], []
+        values, baselines, intervals = dict(metrics), {}, {}
+        samples, notes, items = [], [], []
         for name in recipe.tasks_after(stage.name):
             task = load_task(name, limit=recipe.eval_items, seed=recipe.seed, data_folder=recipe.eval_data or None)
             result = evaluate(task, model, run.tok, progress=progress)
@@ -51,12 +52,19 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
         for numbers in (values, baselines):
             if all(name in numbers for name in PRACTISED):
                 numbers["primer-practised"] = sum(numbers[name] for name in PRACTISED) / len(PRACTISED)
+        if not baselines and not recipe.eval_tasks:  # scored on no task
+            samples = sample_replies(run, model, stage.name)
         run.log.evaluation(
-            stage.name, stage.step, values, baselines=baselines,
+            stage.name,
+            stage.step,
+            values,
+            baselines=baselines,
             targets={name: goal for name, goal in targets_for(run, stage.name).items() if name in values},
-            samples=samples if baselines or recipe.eval_tasks else sample_replies(run, model, stage.name),
-            eval_seconds=round(time.perf_counter() - start, 2), intervals=intervals, **({"notes": notes} if notes else {}),
-        )  # fmt: skip
+            samples=samples,
+            eval_seconds=round(time.perf_counter() - start, 2),
+            intervals=intervals,
+            **({"notes": notes} if notes else {}),
+        )
         if items:  # what two runs can be compared by
             write_text(run.stage_folder(stage.name) / "items.jsonl", "".join(items))
         run.log.sync()
