@@ -227,31 +227,6 @@ def test_a_full_disk_costs_nothing_that_was_saved(tok, tmp_path, monkeypatch, pl
     assert checkpoint.latest(stage) == stage / "step-000002"
 
 
-FILE_SIZE_LIMIT = """
-import resource, sys
-from pathlib import Path
-import torch
-from nutshell import checkpoint
-model, tok, _ = checkpoint.load_model(Path(sys.argv[1]) / "step-000001")
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-try:
-    checkpoint.save_model_folder(Path(sys.argv[1]) / "step-000002", model, tok)
-except OSError as error:
-    print(error)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are POSIX")
-def test_a_write_that_the_system_refuses_is_reported_with_the_folder(tok, tmp_path):
-    """No mock: the system itself refuses to write more than 20 kB."""
-    save(tmp_path, 1, tok)
-    result = subprocess.run([sys.executable, "-c", FILE_SIZE_LIMIT, str(tmp_path)], capture_output=True, text=True, timeout=60)
-    assert "cannot save" in result.stdout, result.stderr
-    assert "step-000002" in result.stdout
-    assert "File too large" in result.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
-
-
 KILLED_AT_EVERY_OPERATION = """
 import os, shutil, signal, sys
 from pathlib import Path

@@ -78,13 +78,6 @@ def test_resuming_leaves_no_gap_and_no_double(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_torn_last_line_is_cut_before_appending(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"stage": "a", "step": 1}\n{"stage": "a", "step": 2, "x": "' + "y" * 9000)
-    with MetricsLog(tmp_path, console=quiet()) as log:
-        log.step(record(2, "a"))
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
-
-
 @pytest.mark.parametrize("bad", ["{", "[1]", '{"step": 1}'])
 def test_a_broken_line_in_the_middle_is_named(tmp_path, bad):
     (tmp_path / "metrics.jsonl").write_text(f'{{"stage": "a", "step": 1}}\n{bad}\n{{"stage": "a", "step": 3}}\n')

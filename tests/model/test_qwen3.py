@@ -54,17 +54,6 @@ def test_decoding_one_token_at_a_time_equals_the_whole_row(changes):
     assert torch.allclose(torch.cat(steps), whole, atol=1e-4)
 
 
-def test_decoding_ragged_rows_equals_each_row_alone():
-    model = portable().for_inference()
-    first, second = row(20, 5), row(35, 6)
-    cache, rows = KVCache(model.config, rows=2), torch.tensor([0, 1])
-    model.decode(first[None, :15], cache, rows[:1])
-    model.decode(second[None, :30], cache, rows[1:])
-    got = model.decode(torch.stack([first[15:], second[30:]]), cache, rows)
-    assert torch.allclose(got[0], model(first[None])[0, 15:], atol=1e-4)
-    assert torch.allclose(got[1], model(second[None])[0, 30:], atol=1e-4)
-
-
 def test_bfloat16_is_the_same_model_to_its_precision():
     model, ids = portable(), row(40)[None]
     with torch.no_grad():

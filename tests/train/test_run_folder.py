@@ -15,7 +15,7 @@ from nutshell import checkpoint
 from nutshell.cli.recipe import with_shape_of
 from nutshell.data.shards import prepare_shards
 from nutshell.train.examples import examples_for
-from nutshell.train.pipeline import STAGES, run_stages
+from nutshell.train.pipeline import TRAIN, run_stages
 from nutshell.train.prepare import open_run, prepare_tokenizer
 from nutshell.train.stage import open_stage
 
@@ -51,7 +51,7 @@ def test_a_failed_preparation_leaves_no_folder_behind(tmp_path):
 
 
 def test_the_stages_of_the_pipeline_are_those_of_checkpoints():
-    assert tuple(STAGES) == checkpoint.STAGES
+    assert tuple(TRAIN) == checkpoint.STAGES
 
 
 def test_a_stage_opens_with_the_state_that_was_saved(opened):

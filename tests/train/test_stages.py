@@ -81,20 +81,6 @@ def test_resuming_is_exact_to_the_bit(finished, begun, interrupt, stage, step, h
     assert not (folder / "preempted").exists()
 
 
-def test_a_run_interrupted_again_and_again_ends_with_the_same_weights(finished, begun, interrupt):
-    folder = begun("pretrain")
-    for step in range(1, STEPS["pretrain"]):
-        interrupt(step, "signal")
-        with pytest.raises(Preempted, match=f"stopped after step {step} of pretrain; everything is saved"):
-            run_stages(recipe(folder), RUNTIME)
-        assert (folder / "preempted").read_text() == f"pretrain step {step}\n"
-    run_stages(recipe(folder), RUNTIME)
-    for stage, steps in STEPS.items():
-        last = f"{stage}/step-{steps:06d}"
-        assert weights(folder / last) == weights(finished / last), stage
-        assert lines(folder, stage) == lines(finished, stage)
-
-
 def test_a_finished_run_is_passed_over(finished, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -154,19 +140,6 @@ def test_a_stop_between_saving_and_validating_loses_no_point_of_the_curve(finish
     assert [line["step"] for line in lines(folder, "pretrain") if "eval" in line] == [2]
     run_stages(recipe(folder), RUNTIME, ("pretrain",))
     assert lines(folder, "pretrain") == lines(finished, "pretrain")
-
-
-def test_seconds_go_on_where_they_were(begun, interrupt):
-    from nutshell.metrics import read_metrics
-
-    folder = begun("pretrain")
-    interrupt(3, "signal")
-    with pytest.raises(Preempted):
-        run_stages(recipe(folder), RUNTIME, ("pretrain",))
-    run_stages(recipe(folder), RUNTIME, ("pretrain",))
-    seconds = [line["seconds"] for line in read_metrics(folder) if line["stage"] == "pretrain" and "loss" in line]
-    assert seconds == sorted(seconds)
-    assert len(seconds) == STEPS["pretrain"]
 
 
 def test_a_step_that_is_skipped_is_counted_in_the_metrics_and_survives_a_resume(begun, interrupt, monkeypatch):

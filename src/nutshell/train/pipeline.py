@@ -1,4 +1,4 @@
-"""All stages in order in one run folder; what is finished is passed over, so the same command always goes on."""
+"""The stages of a run in their order. What is finished is passed over, so the same command always goes on."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from nutshell.train.pretrain import pretrain
 from nutshell.train.rl import reinforce
 from nutshell.train.sft import sft
 
-STAGES: dict[str, Callable[[Run], None]] = {
+TRAIN: dict[str, Callable[[Run], None]] = {
     "pretrain": pretrain,
     "midtrain": partial(sft, name="midtrain"),
     "sft": partial(sft, name="sft"),
     "dpo": dpo,
     "rl": reinforce,
 }
+"""What trains each of `files.STAGES`, in their order."""
 
 
 def fit_to_budget(run: Run, stage: str) -> Plan:
@@ -50,7 +51,7 @@ def fit_to_budget(run: Run, stage: str) -> Plan:
     return plan
 
 
-def run_stages(recipe: Recipe, runtime: Runtime, names: tuple[str, ...] = tuple(STAGES)) -> Run:
+def run_stages(recipe: Recipe, runtime: Runtime, names: tuple[str, ...] = tuple(TRAIN)) -> Run:
     """Run the named stages (default: all of them) and return the run."""
     check_order(recipe, names[0])
     with open_run(recipe, runtime) as run:
@@ -61,5 +62,5 @@ def run_stages(recipe: Recipe, runtime: Runtime, names: tuple[str, ...] = tuple(
             if run.finished(name):
                 run.log.note(f"{name} is finished in {run.folder}. To train further: --init-from {run.folder} --out ANOTHER.")
             elif run.plan.stages[name].steps:
-                STAGES[name](run)
+                TRAIN[name](run)
         return run
