@@ -79,7 +79,6 @@ def test_batches_of_any_size(exact, monkeypatch, limit):
     seen = []
     check(exact, pairs, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (36, 36)
-    check(exact, pairs, share=False)
 
 
 def test_greedy_is_what_greedy_decoding_says(exact):

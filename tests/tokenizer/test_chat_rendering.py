@@ -18,9 +18,9 @@ TOOL_REPLY = {
 }
 
 
-def learned(tok, messages, **options):
+def learned(tok, messages):
     """What the model learns to produce and what it is given, as text, in alternating runs."""
-    ids, mask = render(messages, tok, **options)
+    ids, mask = render(messages, tok)
     assert len(ids) == len(mask)
     runs: list[tuple[int, list[int]]] = []
     for id, bit in zip(ids, mask, strict=True):
@@ -83,12 +83,6 @@ def test_the_prompt_is_what_stands_before_the_reply(tok):
     assert prompt[-1] == tok.special_id("<|assistant_start|>")
     with pytest.raises(ValueError, match="must end with the user's"):
         render_prompt([HELLO, REPLY], tok)
-
-
-def test_max_tokens_cuts_both(tok):
-    ids, mask = render([HELLO, REPLY], tok)
-    assert render([HELLO, REPLY], tok, max_tokens=5) == (ids[:5], mask[:5])
-    assert render([HELLO, REPLY], tok, max_tokens=10_000) == (ids, mask)
 
 
 def test_neighbouring_texts_are_one_text(tok):

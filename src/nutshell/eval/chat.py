@@ -76,8 +76,9 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def wilson_interval(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(right: float, count: int) -> tuple[float, float]:
     """Where the true rate lies with 95% confidence; sensible at 0% and 100% too (Wilson 1927)."""
+    z = 1.96
     rate, spread = right / count, z * z / count
     middle = (rate + spread / 2) / (1 + spread)
     half = z * math.sqrt(rate * (1 - rate) / count + spread / (4 * count)) / (1 + spread)

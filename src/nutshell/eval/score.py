@@ -64,15 +64,13 @@ class Node:
 
 
 @torch.inference_mode()
-def score(
-    model: Any, pairs: Sequence[Pair], *, runtime: Any = None, share: bool = True, progress: Progress | None = None
-) -> list[Score]:
+def score(model: Any, pairs: Sequence[Pair], *, runtime: Any = None, progress: Progress | None = None) -> list[Score]:
     """Score each continuation behind its prefix, in order.
 
     A pair longer than the model's context loses its beginning; the last token is only a target, so context + 1 fit. An empty
-    continuation has the log-probability 0. All ranks of `runtime` take part and get all scores. Without `share` nothing is read
-    once for several pairs (a model that is no `Decoder` of ours never shares). `progress(done, total)` counts pairs.
-    ValueError for an empty prefix: nothing predicts the first token. DamagedModelError where the model's output is no number.
+    continuation has the log-probability 0. All ranks of `runtime` take part and get all scores. A model that is no `Decoder` of
+    ours reads every pair by itself. `progress(done, total)` counts pairs. ValueError for an empty prefix: nothing predicts the
+    first token. DamagedModelError where the model's output is no number.
     """
     longest = model.config.context
     rows: list[tuple[list[int], int, int]] = []  # ids, first scored place, pair
@@ -83,7 +81,7 @@ def score(
         if len(continuation):
             rows.append((ids, max(1, len(ids) - len(continuation)), number))
     rows.sort(key=lambda row: row[0][:-1])
-    roots = tree(rows, 0) if share and isinstance(model, Decoder) else [leaf([row], 0) for row in rows]
+    roots = tree(rows, 0) if isinstance(model, Decoder) else [leaf([row], 0) for row in rows]
     roots.sort(key=lambda node: (bool(node.children), len(node.tokens)), reverse=True)
     rank, world = (runtime.rank, runtime.world_size) if runtime is not None else (0, 1)
     found: dict[int, tuple[float, bool]] = {}

@@ -223,6 +223,7 @@ def count(number: float) -> str:
     return f"{number / unit:.3g}{name}"
 
 
-def cut(text: Any, most: int = SAMPLE_CHARACTERS) -> str:
+def cut(text: Any) -> str:
+    """The text, or its beginning where it is long."""
     text = str(text)
-    return text if len(text) <= most else text[:most] + " ..."
+    return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + " ..."

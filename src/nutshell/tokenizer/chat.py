@@ -197,10 +197,10 @@ def split_example(example: dict[str, Any], tok: Encodes, max_tokens: int) -> lis
     return [part for half in (text[:middle], text[middle:]) for part in split_example({"text": half}, tok, max_tokens)]
 
 
-def render(messages: Any, tok: Encodes, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
+def render(messages: Any, tok: Encodes) -> tuple[list[int], list[int]]:
     """Ids of a conversation, and a mask of the same length: 1 where the model learns to produce the token (what the
     assistant says, its tool calls with their start and end, and `<|assistant_end|>`), 0 for all it is given (the start,
-    the user, `<|assistant_start|>`, tool output). Cut to `max_tokens` where given."""
+    the user, `<|assistant_start|>`, tool output)."""
     ids, mask = [tok.bos_id], [0]
 
     def add(new: list[int], learned: int) -> None:
@@ -225,7 +225,7 @@ def render(messages: Any, tok: Encodes, max_tokens: int | None = None) -> tuple[
             else:
                 add(tok.encode(part["text"]), learned)
         add([tok.special_id("<|assistant_end|>")], learned)
-    return ids[:max_tokens], mask[:max_tokens]
+    return ids, mask
 
 
 def _merge_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

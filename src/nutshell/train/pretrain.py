@@ -17,6 +17,9 @@ from nutshell.train.prefetch import ToDevice
 from nutshell.train.scoring import evaluate_stage
 from nutshell.train.stage import Stage, open_stage
 
+Validation = dict[str, tuple[float, list[Batch]]]
+"""Share and held-out batches of each corpus by its name; one without a name where there is only one."""
+
 
 def pretrain(run: Run) -> None:
     """Train from drawn weights to the plan's last step, or go on where the newest checkpoint stands."""
@@ -38,7 +41,7 @@ def pretrain(run: Run) -> None:
     loader = make_loader(shards)
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
-    validation = {"": (1.0, loader.val_batches(plan.validation_tokens))}
+    validation: Validation = {"": (1.0, loader.val_batches(plan.validation_tokens))}
     if isinstance(shards, MixedShards):  # several corpora, each validated by itself
         validation = {}
         for part in plan.stages["pretrain"].parts:
@@ -65,11 +68,10 @@ def pretrain(run: Run) -> None:
     evaluate_stage(run, stage, **validation_bpb(stage, validation))
 
 
-def validation_bpb(stage: Stage, validation: dict[str, tuple[float, list[Batch]]]) -> dict[str, float]:
+def validation_bpb(stage: Stage, validation: Validation) -> dict[str, float]:
     """Bits per byte of the model as it is now; this step's checkpoint is kept if none scored better.
 
-    `validation` has the share and the batches of each corpus. Of several, each one's bits per byte are returned too, and the
-    mean weighted by their shares is the whole.
+    Of several corpora each one's bits per byte are returned too, and the mean weighted by their shares is the whole.
     """
     byte_lengths = torch.from_numpy(stage.run.tok.token_byte_lengths())
     reduce = stage.run.runtime.total
@@ -80,7 +82,7 @@ def validation_bpb(stage: Stage, validation: dict[str, tuple[float, list[Batch]]
     return {"val_bpb": bpb, **{f"val_bpb-{name}": value for name, value in found.items() if name}}
 
 
-def validate(stage: Stage, validation: dict[str, tuple[float, list[Batch]]]) -> None:
+def validate(stage: Stage, validation: Validation) -> None:
     """Score and log a step in the middle of the stage, once its checkpoint is on the disk."""
     stage.wait_for_save()
     start = time.monotonic()

@@ -20,6 +20,7 @@ from nutshell.train.stage import Stage
 PRACTISED = ("primer-sums", "primer-letters", "primer-vowels")  # what RL practises; their mean is logged as `primer-practised`
 TARGETS = {"primer-facts": 0.90, "primer-sums": 0.85, "primer-letters": 0.85}  # of the demo, from fine-tuning on
 HIGH = 0.95  # RL has to raise the mean of what it practises, or hold it above this
+SAMPLE_TOKENS = 48
 QUESTIONS = ("Hello! Who are you?", "What can you tell me?", "Tell me a short story.")
 """Put to a chat model that is scored on no task, so that the report shows how it answers."""
 
@@ -85,9 +86,9 @@ def targets_for(run: Run, stage: str) -> dict[str, float]:
     return TARGETS if before is None else {**TARGETS, "primer-practised": min(HIGH, before)}
 
 
-def sample_replies(run: Run, model: Any, stage: str, *, most_tokens: int = 48) -> list[dict[str, str]]:
+def sample_replies(run: Run, model: Any, stage: str) -> list[dict[str, str]]:
     """How the model goes on where validation documents begin, or from midtraining on what it answers; most likely tokens."""
-    longest_prompt = max(1, model.config.context - most_tokens)
+    longest_prompt = max(1, model.config.context - SAMPLE_TOKENS)
     if stage == "pretrain":
         texts = [text[:200] for text in open_corpus(run.data, on_error="skip").read("val", 0)[:3]]
         prompts = [[run.tok.bos_id, *run.tok.encode(text)][: min(24, longest_prompt)] for text in texts]
@@ -97,7 +98,7 @@ def sample_replies(run: Run, model: Any, stage: str, *, most_tokens: int = 48) -
         shown = list(QUESTIONS)
     if not prompts:  # the first validation block is damaged
         return []
-    longest = min(model.config.context, max(map(len, prompts)) + most_tokens)
+    longest = min(model.config.context, max(map(len, prompts)) + SAMPLE_TOKENS)
     engine = Engine(model, run.tok, max_rows=len(prompts), context=longest)
-    replies = engine.sample(prompts, 1, Sampling(temperature=0, max_tokens=most_tokens))
+    replies = engine.sample(prompts, 1, Sampling(temperature=0, max_tokens=SAMPLE_TOKENS))
     return [{"prompt": prompt, "reply": of_one[0].text} for prompt, of_one in zip(shown, replies, strict=True)]
