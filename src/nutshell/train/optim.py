@@ -6,7 +6,7 @@ renormalisation arXiv 2602.21545; NorMuon arXiv 2510.05491; cautious weight deca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -122,21 +122,24 @@ class MuonAdamW:
         self.partitions = [self.zero.partition(g.names, g.parameters, matrices=g.rule == "muon") for g in groups]
         self.zero.sort_buckets({name: n for group in groups for name, n in zip(group.names, group.positions, strict=True)})
         self.state: dict[str, Tensor] = {}
-        self.muon_state: list[tuple[Tensor, Tensor | None]] = []  # momentum and second moment of a group, stacked
+        self.muon_state: list[tuple[Tensor, Tensor | None] | None] = []  # of each Muon group: momenta and second moments, stacked
         for group, partition in zip(groups, self.partitions, strict=True):
             shards, second_shards = partition.shards, partition.second_shards
-            first: Iterable[Tensor] = (torch.zeros_like(shard.weight) for shard in shards)
-            second: Iterable[Tensor] = (torch.zeros_like(shard.weight) for shard in shards)
-            if group.rule == "muon":
-                device, shape = group.parameters[0].device, group.parameters[0].shape
-                first = torch.zeros(len(shards), *(shards[0].weight.shape if shards else shape), device=device)
+            if group.rule == "adamw":
+                for shard in shards:
+                    self.state[f"{shard.name}.momentum"] = torch.zeros_like(shard.weight)
+                    self.state[f"{shard.name}.second_moment"] = torch.zeros_like(shard.weight)
+                self.muon_state.append(None)
+                continue
+            # The state by name is views of the stacked tensors.
+            device, shape = group.parameters[0].device, group.parameters[0].shape
+            momenta = torch.zeros(len(shards), *(shards[0].weight.shape if shards else shape), device=device)
+            self.state |= {f"{shard.name}.momentum": momentum for shard, momentum in zip(shards, momenta, strict=True)}
+            second = None
+            if muon_beta2:
                 second = torch.zeros(len(second_shards), *second_moment_shape(shape), device=device)
-                self.muon_state.append((first, second if muon_beta2 else None))  # the state by name is views of these
-            else:
-                self.muon_state.append((torch.empty(0), None))
-            self.state |= {f"{shard.name}.momentum": moment for shard, moment in zip(shards, first, strict=True)}
-            if group.rule == "adamw" or muon_beta2:
                 self.state |= {f"{s.name}.second_moment": moment for s, moment in zip(second_shards, second, strict=True)}
+            self.muon_state.append((momenta, second))
 
     def zero_grad(self) -> None:
         for group in self.groups:
@@ -163,9 +166,9 @@ class MuonAdamW:
         """
         self.steps += 1
         for group, partition, muon_state in zip(self.groups, self.partitions, self.muon_state, strict=True):
-            if partition.shards and group.rule == "adamw":
+            if partition.shards and muon_state is None:
                 self._adamw(group, partition.shards, group.lr * lr)
-            elif partition.shards:
+            elif partition.shards and muon_state is not None:
                 self._muon(partition.shards, *muon_state, group.lr * lr, momentum, group.weight_decay * decay)
             self.zero.all_gather(partition.buckets)
         self.zero.finish_all_gather()
@@ -173,6 +176,7 @@ class MuonAdamW:
     def _muon(
         self, shards: list[Shard], momenta: Tensor, second: Tensor | None, lr: float, momentum: float, weight_decay: float
     ) -> None:
+        """Update matrices of one shape together. Those without a gradient are in the stack as zeros and stay as they are."""
         found = [(shard.weight, shard.gradient) for shard in shards]
         if all(gradient is None for _, gradient in found):
             return
@@ -196,9 +200,15 @@ class MuonAdamW:
             [self.state[f"{shard.name}.second_moment"] for shard, _ in touched],
             [],
             [torch.tensor(float(self.steps - 1), device=shard.parameter.device) for shard, _ in touched],
-            fused=True, amsgrad=False, beta1=group.row.betas[0], beta2=group.row.betas[1], lr=lr, weight_decay=group.weight_decay,
-            eps=ADAM_EPS, maximize=False,
-        )  # fmt: skip
+            fused=True,
+            amsgrad=False,
+            beta1=group.row.betas[0],
+            beta2=group.row.betas[1],
+            lr=lr,
+            weight_decay=group.weight_decay,
+            eps=ADAM_EPS,
+            maximize=False,
+        )
 
     def _shapes(self) -> Iterator[tuple[str, torch.Size | tuple[int, ...]]]:
         """Key and whole shape of everything that a saved state has."""
