@@ -26,6 +26,7 @@ from torch import Tensor
 
 from nutshell.files import STAGES, fsync, sha256, write_json
 from nutshell.model.build import build_model, config_from_json, config_to_json
+from nutshell.model.config import ModelConfig
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
@@ -199,15 +200,19 @@ def drop_training(folder: Path) -> None:
     shutil.rmtree(folder / "training", ignore_errors=True)
 
 
+def load_config(folder: Path) -> ModelConfig:
+    """The shape of the model in a folder; ValueError where its config.json is none of ours."""
+    try:
+        return config_from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:  # a setting too many, too few, or impossible
+        raise ValueError(f"{folder}/config.json is not of a nutshell model of this version: {error}") from None
+
+
 def load_model(folder: Path, device: str | torch.device = "cpu", *, training: bool = False) -> tuple[Decoder, Tokenizer, dict]:
     """Verify a model folder (with `training` also what resuming needs) and open it: (model, tokenizer, manifest)."""
     folder = Path(folder)
     manifest = verify(folder, training=training)
-    try:
-        config = config_from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:  # a setting too many, too few, or impossible
-        raise ValueError(f"{folder}/config.json is not of a nutshell model of this version: {error}") from None
-    tok = Tokenizer.load(folder)
+    config, tok = load_config(folder), Tokenizer.load(folder)
     if tok.vocab_size != config.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has {tok.vocab_size} tokens, the model's weights are for {config.vocab_size}. "

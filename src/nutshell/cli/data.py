@@ -70,12 +70,10 @@ def _tokenizer(tokenizer: str | None, model: str | None) -> tuple[Any, int]:
 
     if not model:
         return (Tokenizer.load(tokenizer).with_special_tokens() if tokenizer else None), 0
-    from nutshell.checkpoint import find
-    from nutshell.model.build import config_from_json
+    from nutshell.checkpoint import find, load_config
 
     folder = find(model)
-    config = config_from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    return Tokenizer.load(tokenizer or folder).with_special_tokens(), config.context
+    return Tokenizer.load(tokenizer or folder).with_special_tokens(), load_config(folder).context
 
 
 def _turns(examples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -136,18 +136,13 @@ def _whole_path(path: str) -> str:
 
 def with_shape_of(recipe: Recipe, model: str) -> Recipe:
     """The recipe with the shape and tokenizer of a model to begin with. ValueError where it asks for another shape."""
-    import json
-
-    from nutshell.checkpoint import find
-    from nutshell.model.build import config_from_json
+    from nutshell.checkpoint import find, load_config
     from nutshell.plan.recipe import Recipe
     from nutshell.tokenizer import SPECIAL_TOKENS, Tokenizer
 
     folder = find(model)
-    config = config_from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    shape: dict[str, Any] = {
-        name: value for name, value in vars(config).items() if hasattr(recipe, name) and name != "vocab_size"
-    }
+    settings = vars(load_config(folder)).items()
+    shape: dict[str, Any] = {name: value for name, value in settings if hasattr(recipe, name) and name != "vocab_size"}
     for name, value in shape.items():
         if getattr(recipe, name) not in (getattr(Recipe(), name), value):
             raise ValueError(

@@ -13,7 +13,7 @@ from nutshell.report.document import Block, Figure, Heading, Items, Sample, Tabl
 from nutshell.report.facts import read_json, steps_by_stage, summarise
 from nutshell.report.page import count, cut, flat, ordered, score
 from nutshell.report.paired import Difference, Graded, compare_scores, read_items
-from nutshell.report.plots import curve, tokens_seen
+from nutshell.report.plots import curve, evaluated, tokens_seen
 from nutshell.report.svg import COLOURS, Plot, Series, draw
 
 SHOWN_OF_EACH = 2  # items of a task that only one run gets right
@@ -133,13 +133,8 @@ def _line(run: RunFacts, stage: str, field: str, axis: str, colour: int) -> list
     x = {"tokens": tokens, "steps": [r["step"] for r in records], "time [s]": [r.get("seconds") or 0.0 for r in records]}[axis]
     if field != "val_bpb":
         return curve(run.name, x, [record.get(field) for record in records], colour)
-    at = dict(zip((record["step"] for record in records), x, strict=True))
-    points = [
-        (at[line["step"]], line["eval"]["val_bpb"])
-        for line in run.lines
-        if line["stage"] == stage and line["step"] in at and "val_bpb" in (line.get("eval") or {})
-    ]
-    return [Series(run.name, [at for at, _ in points], [bpb for _, bpb in points], colour, dots=True)] if points else []
+    scored = evaluated(run.name, run.lines, stage, field, records, x, colour)
+    return [scored] if scored.x else []
 
 
 Scores = list[tuple[str, str, list[float | None], list[Difference | None]]]

@@ -56,6 +56,15 @@ def curve(name: str, x: Sequence[float], y: Sequence[float | None], colour: int,
     return [Series(name, x, y, colour, faint=True), Series(name, x, smoothed(y), colour)]
 
 
+def evaluated(
+    name: str, lines: list[Record], stage: str, metric: str, records: list[Record], x: Sequence[float], colour: int
+) -> Series:
+    """A metric of the evaluations of a stage as dots, at the `x` of the step that each of them followed."""
+    at = dict(zip((record["step"] for record in records), x, strict=True))
+    found = [line for line in lines if line["stage"] == stage and line["step"] in at and metric in (line.get("eval") or {})]
+    return Series(name, [at[line["step"]] for line in found], [line["eval"][metric] for line in found], colour, dots=True)
+
+
 def tokens_seen(records: list[Record]) -> tuple[list[float], str]:
     """Tokens seen after each step and the name of that axis; the step where tokens are not known."""
     if not all(record.get("tokens") for record in records):
@@ -70,14 +79,9 @@ def loss(stage: str, records: list[Record], evaluations: list[Record]) -> Plot |
         return None
     x, name = tokens_seen(records)
     series = curve(stage, x, losses, COLOURS.get(stage, 5))
-    at = dict(zip((record["step"] for record in records), x, strict=True))
-    points = [
-        (at[line["step"]], value)
-        for line in evaluations
-        if line["stage"] == stage and line["step"] in at and (value := line["eval"].get("val_loss")) is not None
-    ]
-    if points:
-        series.append(Series("held out", [at for at, _ in points], [value for _, value in points], 5, dots=True))
+    held_out = evaluated("held out", evaluations, stage, "val_loss", records, x, 5)
+    if held_out.x:
+        series.append(held_out)
     return Plot(f"Loss of {stage}", name, "loss [nats per token]", series)
 
 

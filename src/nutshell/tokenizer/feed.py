@@ -31,6 +31,13 @@ def check_text(text: object, what: str = "the text") -> str:
     return text
 
 
+def sources(given: Iterable[str | os.PathLike[str]] | os.PathLike[str]) -> Iterable[str | os.PathLike[str]]:
+    """The texts and paths given, of which one path may stand alone. ValueError for one text that does."""
+    if isinstance(given, str):
+        raise ValueError("expected texts or paths, got one str; give [text] for a text and pathlib.Path(...) for a file")
+    return [given] if isinstance(given, os.PathLike) else given
+
+
 def feed(
     counter: Counter,
     source: Iterable[str | os.PathLike[str]] | os.PathLike[str],
@@ -39,8 +46,6 @@ def feed(
     """Count the pieces of every text and file of `source`. `progress("read", bytes)` is called on the way."""
     from nutshell.files import text_blocks
 
-    if isinstance(source, str):
-        raise ValueError("expected texts or paths, got one str; give [text] for a text and pathlib.Path(...) for a file")
     done = held = 0
     batch: list[str] = []
 
@@ -58,7 +63,7 @@ def feed(
         if progress:
             progress("read", done)
 
-    for item in _texts_and_files([source] if isinstance(source, os.PathLike) else source):
+    for item in _texts_and_files(sources(source)):
         if isinstance(item, str):
             batch.append(item)
             held += len(item) if item.isascii() else len(item.encode("utf-8", "surrogatepass"))

@@ -17,7 +17,7 @@ import numpy as np
 from nutshell.files import write_text
 from nutshell.tokenizer import huggingface
 from nutshell.tokenizer.character import CharacterCore, characters_of
-from nutshell.tokenizer.feed import check_text, feed
+from nutshell.tokenizer.feed import check_text, feed, sources
 
 try:
     from nutshell.tokenizer import _bpe
@@ -113,10 +113,7 @@ class Tokenizer:
         >>> Tokenizer.train_characters(["hello"]).encode("hole")
         [1, 3, 2, 0]
         """
-        if isinstance(texts_or_paths, str):
-            raise ValueError("expected texts or paths, got one str; give [text] for a text and pathlib.Path(...) for a file")
-        source = [texts_or_paths] if isinstance(texts_or_paths, os.PathLike) else texts_or_paths
-        return cls._of(CharacterCore(characters_of(source), SPECIAL_TOKENS))
+        return cls._of(CharacterCore(characters_of(sources(texts_or_paths)), SPECIAL_TOKENS))
 
     @property
     def kind(self) -> str:

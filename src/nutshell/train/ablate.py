@@ -23,7 +23,7 @@ from nutshell.data.mixed import open_corpus
 from nutshell.files import write_json, write_text
 from nutshell.metrics import read_metrics
 from nutshell.model.probe import choose_attention
-from nutshell.plan.plan import default_vocab_size, make_plan
+from nutshell.plan.plan import make_plan
 from nutshell.plan.recipe import FREE_IN_A_RUN, Recipe
 from nutshell.plan.record import Plan, load_plan
 from nutshell.plan.stages import StageConfig, Stages
@@ -33,7 +33,7 @@ from nutshell.run.lock import run_lock
 from nutshell.runtime import Runtime, start_runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.pipeline import run_stages
-from nutshell.train.prepare import check_data, hardware_of, open_tokenizer, prepare_data, prepare_tokenizer
+from nutshell.train.prepare import check_data, expected_vocab_size, hardware_of, prepare_data, prepare_tokenizer
 from nutshell.train.stage import TrainingDiverged
 
 UNREAD = {*FREE_IN_A_RUN, "data", "tokenizer", "eval_items", "eval_tasks", "eval_data", "device", "dtype", "threads", "scaling"}
@@ -181,9 +181,8 @@ def plan_cells(variants: list[Variant], out: Path, runtime: Runtime) -> list[dic
         if not variant.recipe.depth and not variant.recipe.params:
             raise ValueError("an ablation needs --depth, since a budget would be fitted to the machine.")
         named = variant.recipe if {"tokenizer", "vocab_size"} & variant.values.keys() else variants[0].recipe
-        vocab_size = open_tokenizer(named).vocab_size if named.tokenizer else default_vocab_size(named, runtime.device.type)
         recipe = cell_recipe(variant.recipe, out, variant.folder, out / "data", **changes)
-        return make_plan(recipe, hardware_of(runtime), vocab_size=vocab_size)
+        return make_plan(recipe, hardware_of(runtime), vocab_size=expected_vocab_size(named, runtime))
 
     first = draft(variants[0]).stages["pretrain"]
     cells: list[dict[str, Any]] = []

@@ -19,11 +19,11 @@ from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters
 from nutshell.model.kv_cache import blocks_of
-from nutshell.plan.plan import default_vocab_size, make_shape, named_depth
+from nutshell.plan.plan import make_shape, named_depth
 from nutshell.plan.recipe import Recipe
 from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.train.calibrate import TIMED_STEPS, WARMUP_STEPS, halve_until_it_fits, step_seconds, timed_rows
-from nutshell.train.prepare import hardware_of, open_tokenizer
+from nutshell.train.prepare import expected_vocab_size, hardware_of
 
 DECODED_ROWS = (1, 16)
 """Replies decoded together: one reader, and as many as the server takes."""
@@ -40,8 +40,7 @@ def bench(recipe: Recipe, runtime: Runtime, trace: Path | None = None) -> dict[s
         raise ValueError(
             "the recipe leaves its depth to the plan, and bench times one model. Give --depth 4, or a trained model."
         )
-    vocab_size = open_tokenizer(recipe).vocab_size if recipe.tokenizer else default_vocab_size(recipe, runtime.device.type)
-    shape = make_shape(recipe, depth, vocab_size)
+    shape = make_shape(recipe, depth, expected_vocab_size(recipe, runtime))
     horizon = recipe.tokens_per_parameter * matrix_parameters(shape)
     wanted = timed_rows(recipe, runtime, hardware_of(runtime), shape, horizon)
     rows, (steps, _) = halve_until_it_fits(wanted, runtime, lambda rows: step_seconds(shape, rows, runtime, recipe))

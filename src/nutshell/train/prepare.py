@@ -53,8 +53,7 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
         recipe = replace(recipe, depth=1)  # where measuring begins
     load_law(recipe.scaling)
     check_data(recipe)
-    vocab_size = open_tokenizer(recipe).vocab_size if recipe.tokenizer else default_vocab_size(recipe, runtime.device.type)
-    make_plan(recipe, hardware_of(runtime), vocab_size=vocab_size)
+    make_plan(recipe, hardware_of(runtime), vocab_size=expected_vocab_size(recipe, runtime))
     for part in given_parts(recipe).values():
         read_part(recipe, part)
     stages = [name for name, stage in vars(recipe.stages).items() if stage.wanted]
@@ -91,6 +90,11 @@ def open_tokenizer(recipe: Recipe) -> Tokenizer:
         named = f"--vocab-size {recipe.vocab_size} does not fit --tokenizer {recipe.tokenizer}"
         raise ValueError(f"{named}, which has {tok.vocab_size} tokens with those of chats. Leave out one of the two.")
     return tok
+
+
+def expected_vocab_size(recipe: Recipe, runtime: Runtime) -> int:
+    """Tokens of the recipe's tokenizer, or of the one that will be trained, if the text has enough for it."""
+    return open_tokenizer(recipe).vocab_size if recipe.tokenizer else default_vocab_size(recipe, runtime.device.type)
 
 
 def check_order(recipe: Recipe, stage: str) -> None:
