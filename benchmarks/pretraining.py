@@ -39,8 +39,9 @@ from nutshell.data.shards import open_shards
 from nutshell.eval.bpb import bits_per_byte
 from nutshell.model.flops import matrix_parameters
 from nutshell.model.gpt import GPT
-from nutshell.plan.plan import Hardware, Plan, make_plan, make_shape
+from nutshell.plan.plan import Hardware, Plan, make_plan
 from nutshell.plan.recipe import Recipe
+from nutshell.plan.shape import make_shape
 from nutshell.report.facts import processor
 from nutshell.report.svg import Plot, Series, draw
 from nutshell.runtime import Runtime, start_runtime

@@ -19,8 +19,8 @@ import torch
 from nutshell import checkpoint
 from nutshell.data import primer
 from nutshell.model.gpt import GPT
-from nutshell.plan.plan import make_shape
 from nutshell.plan.recipe import Recipe
+from nutshell.plan.shape import make_shape
 from nutshell.report.facts import processor
 from nutshell.run.checkpoints import Writer
 from nutshell.runtime import start_runtime

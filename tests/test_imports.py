@@ -13,7 +13,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "nutshell"
 ALLOWED = {
     "config": set(),
     "files": set(),
-    "runtime": set(),
+    "ranks": set(),
+    "runtime": {"ranks"},
     "metrics": {"files"},
     "hub": {"files"},
     "data": {"files", "hub"},

@@ -157,14 +157,15 @@ def test_a_gpu_reading_that_the_card_lacks_is_left_out(monkeypatch):
 
 MEETING = """
 import datetime, os, sys, time
-import nutshell.runtime as r
+import nutshell.ranks as r
+from nutshell.runtime import start_runtime
 r.HEARTBEAT_SECONDS, r.SILENCE_SECONDS = 0.2, 3.0
 join = r.rendezvous
 def joined(*arguments, **options):  # a collective of this group may last two seconds
     yield from [next(iter(join(*arguments, **options)))]
     r.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=2)
 r.rendezvous = lambda *arguments, **options: [*joined(*arguments, **options)]
-runtime = r.start_runtime(device="cpu", dtype="float32", ranks=True)
+runtime = start_runtime(device="cpu", dtype="float32", ranks=True)
 if runtime.is_main:
     time.sleep(4)  # it prepares data for longer than silence or a collective may last
 print(runtime.agree({"depth": 1 + runtime.rank, "left": None}), flush=True)

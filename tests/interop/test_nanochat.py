@@ -131,8 +131,8 @@ def test_every_tensor_arrives_and_the_generation_is_told_by_them(theirs, tmp_pat
 def test_fine_tuning_and_export_take_it(theirs, tmp_path):
     from nutshell.cli.recipe import with_shape_of
     from nutshell.interop.hf_export import export_hf
-    from nutshell.plan.plan import make_shape
     from nutshell.plan.recipe import Recipe
+    from nutshell.plan.shape import make_shape
 
     import_nanochat(theirs[0], tmp_path / "model")
     config = checkpoint.load_model(tmp_path / "model")[0].config

@@ -12,8 +12,9 @@ from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.plan.hardware import CARDS, GIB, Hardware, parse_machine
 from nutshell.plan.memory import activation_bytes, fitting_cards, fitting_rows, loss_bytes, memory_by_part, state_bytes
-from nutshell.plan.plan import draft_plan, for_hardware, make_plan, make_shape
+from nutshell.plan.plan import draft_plan, for_hardware, make_plan
 from nutshell.plan.recipe import Recipe
+from nutshell.plan.shape import make_shape
 from nutshell.runtime import device_memory_bytes
 from nutshell.train.optim import MuonAdamW, group_parameters
 

@@ -8,8 +8,8 @@ from torch._inductor.decomposition import select_decomp_table
 from nutshell.model import attention, decoder
 from nutshell.model.build import build_model
 from nutshell.plan.memory import activation_bytes
-from nutshell.plan.plan import make_shape
 from nutshell.plan.recipe import Recipe
+from nutshell.plan.shape import make_shape
 
 VIEWS = ("view", "alias", "getitem", "permute", "split", "unsqueeze", "expand", "slice", "t.default", "transpose")
 

@@ -15,11 +15,13 @@ from nutshell.plan.cost import RESERVE
 from nutshell.plan.estimate import describe
 from nutshell.plan.hardware import GIB, Hardware, Timing
 from nutshell.plan.mixture import Size
-from nutshell.plan.plan import Data, batch_tokens, draft_plan, for_hardware, make_plan, make_shape, with_micro_batches_of
-from nutshell.plan.recipe import Recipe, seconds
+from nutshell.plan.plan import Data, batch_tokens, draft_plan, for_hardware, make_plan, with_micro_batches_of
+from nutshell.plan.recipe import RANGES_OR_ZERO, Recipe, seconds
 from nutshell.plan.record import Plan
 from nutshell.plan.schedule import Schedule
+from nutshell.plan.shape import make_shape
 from nutshell.plan.stages import StageConfig, Stages
+from nutshell.tokenizer.tokenizer import SMALLEST_VOCABULARY
 
 
 def hardware(seconds_left=600.0, scale=1.0):
@@ -99,6 +101,11 @@ def test_what_cannot_be_is_refused(changes, word):
 def test_recipes_refuse_impossible_values(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         Recipe(**changes)
+
+
+def test_the_least_vocabulary_is_the_tokenizers():
+    """The plan knows of no tokenizer, so it repeats the number."""
+    assert RANGES_OR_ZERO["vocab_size"][0] == SMALLEST_VOCABULARY
 
 
 def test_budgets_are_read():

@@ -10,9 +10,10 @@ import pytest
 from nutshell.config import from_dict
 from nutshell.plan.estimate import learning_rates
 from nutshell.plan.law import load_law
-from nutshell.plan.plan import draft_plan, named_depth
+from nutshell.plan.plan import draft_plan
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.record import Plan
+from nutshell.plan.shape import named_depth
 from nutshell.train.optim import group_parameters
 
 

@@ -19,8 +19,9 @@ from nutshell.plan.cost import (
     validation,
 )
 from nutshell.plan.hardware import GIB, Hardware, Timing
-from nutshell.plan.plan import Data, draft_plan, make_plan, make_shape, refit, stage_seconds
+from nutshell.plan.plan import Data, draft_plan, make_plan, refit, stage_seconds
 from nutshell.plan.recipe import Recipe
+from nutshell.plan.shape import make_shape
 from nutshell.plan.stages import RLConfig
 from nutshell.train import calibrate
 from nutshell.train.calibrate import LONGEST_TIMING, first_depth, measure, probe_micro_batch

@@ -15,8 +15,9 @@ from nutshell.config import load_toml
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.kv_cache import KVCache
-from nutshell.plan.plan import draft_plan, make_shape
+from nutshell.plan.plan import draft_plan
 from nutshell.plan.recipe import Recipe
+from nutshell.plan.shape import make_shape
 from nutshell.train.pipeline import run_stages
 
 RECIPES = Path(__file__).parents[2] / "recipes"

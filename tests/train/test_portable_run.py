@@ -14,9 +14,10 @@ from nutshell import checkpoint
 from nutshell.model.build import build_model
 from nutshell.model.flops import matrix_parameters
 from nutshell.plan.estimate import describe
-from nutshell.plan.plan import Hardware, make_plan, make_shape
+from nutshell.plan.plan import Hardware, make_plan
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.record import load_plan
+from nutshell.plan.shape import make_shape
 from nutshell.train.pipeline import run_stages
 
 SHAPE = {"architecture": "portable", "depth": 2, "heads": 2, "kv_heads": 1, "head_dim": 32}

@@ -19,8 +19,8 @@ from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters
 from nutshell.model.kv_cache import blocks_of
-from nutshell.plan.plan import make_shape, named_depth
 from nutshell.plan.recipe import Recipe
+from nutshell.plan.shape import make_shape, named_depth
 from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.train.calibrate import TIMED_STEPS, WARMUP_STEPS, halve_until_it_fits, step_seconds, timed_rows
 from nutshell.train.prepare import expected_vocab_size, hardware_of

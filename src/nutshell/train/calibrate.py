@@ -20,19 +20,11 @@ from nutshell.model.kv_cache import KVCache
 from nutshell.plan.cost import EVALUATION_ROWS
 from nutshell.plan.hardware import ASSUMED_MFU, Hardware, Timing
 from nutshell.plan.memory import fitting_rows, most_rows
-from nutshell.plan.plan import (
-    BUDGET_DEPTHS,
-    Data,
-    affordable,
-    batch_tokens,
-    choose_depth,
-    make_shape,
-    named_depth,
-    with_micro_batches_of,
-)
+from nutshell.plan.plan import BUDGET_DEPTHS, Data, affordable, batch_tokens, choose_depth, with_micro_batches_of
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.record import Plan
 from nutshell.plan.schedule import Rates
+from nutshell.plan.shape import make_shape, named_depth
 from nutshell.runtime import Runtime
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.prefetch import ToDevice

@@ -30,9 +30,10 @@ from nutshell.metrics import MetricsLog, check_loggers
 from nutshell.plan.hardware import Hardware
 from nutshell.plan.law import load_law, text_fingerprint
 from nutshell.plan.mixture import Size, parts_of
-from nutshell.plan.plan import Data, default_vocab_size, for_hardware, make_plan, same_machine
+from nutshell.plan.plan import Data, for_hardware, make_plan, same_machine
 from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, SOURCES, Recipe
 from nutshell.plan.record import Plan, has_trained, source_prints, standing_plan
+from nutshell.plan.shape import default_vocab_size
 from nutshell.run.folder import Run
 from nutshell.run.lock import run_lock, stop_signals
 from nutshell.runtime import Runtime, gpu_readings

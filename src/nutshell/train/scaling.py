@@ -18,9 +18,9 @@ from nutshell.model.flops import matrix_parameters
 from nutshell.plan.cost import VALIDATION_SHARE, saving_seconds, validation
 from nutshell.plan.hardware import Timing
 from nutshell.plan.law import PACKAGED, Point, fit, law_record, text_fingerprint
-from nutshell.plan.plan import default_vocab_size, make_shape
 from nutshell.plan.recipe import Recipe, quantity
 from nutshell.plan.record import load_plan
+from nutshell.plan.shape import default_vocab_size, make_shape
 from nutshell.plan.studies import Sweep
 from nutshell.report.scaling import page, sweep_plot
 from nutshell.report.svg import draw
