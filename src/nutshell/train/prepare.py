@@ -262,7 +262,8 @@ def prepare_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, s
     law = load_law(recipe.scaling)
     plan = make_plan(recipe, hardware, vocab_size=tok.vocab_size, bos_id=tok.bos_id, law=law, data=facts)
     if runtime.is_main:
-        prints = {name: fingerprint(path) for name in SOURCES[:3] if (path := getattr(recipe, name)) not in ("", PRIMER)}
+        copied = {name: getattr(recipe, name) for name in SOURCES if name != "init_from"}
+        prints = {name: fingerprint(path) for name, path in copied.items() if path not in ("", PRIMER)}
         write_json(Path(recipe.out) / "sources.json", prints)
     return save_plan(probed(plan, runtime), runtime)
 

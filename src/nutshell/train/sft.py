@@ -45,13 +45,13 @@ def sft(run: Run, name: str) -> None:
     if 0 < stage.step < stage.steps and stage.step % interval == 0 and not run.log.has_evaluation(name, stage.step):
         validate(stage, validation)  # the run was stopped between saving and validating
 
-    lost = loader.losses() if given(run, name) else {}
-    tell(run, name, loader, len(held_out), lost)
+    cropping = loader.losses() if reads_own_data(run, name) else {}
+    remark_on_data(run, name, loader, len(held_out), cropping)
     with loader:
         while stage.step < stage.steps:
             batches = [next(loader) for _ in range(plan.grad_accum_steps)]
             result = stage.learn(batches)
-            stage.record(result, loader.sources, **lost)
+            stage.record(result, loader.sources, **cropping)
             validated = stage.step % interval == 0
             stage.save_if_due(result, loader, anyway=validated)  # before validating
             if validated and stage.step < stage.steps:
@@ -61,22 +61,24 @@ def sft(run: Run, name: str) -> None:
     warn_of_rises(stage)
 
 
-def given(run: Run, name: str) -> bool:
-    """Whether a stage learns from data that somebody else wrote."""
+def reads_own_data(run: Run, name: str) -> bool:
+    """Whether a stage learns from the user's data, not only from what nutshell generates."""
     return any(part.key not in GENERATED for part in parts_of(run.plan.recipe, name))
 
 
-def tell(run: Run, name: str, loader: ConversationLoader, held_out: int, lost: dict[str, int]) -> None:
-    """Say what is held out, and what the context crops or leaves out."""
-    if given(run, name):
+def remark_on_data(run: Run, name: str, loader: ConversationLoader, held_out: int, cropping: dict[str, int]) -> None:
+    """Say in log and report how much is held out, and how much the context crops or leaves out."""
+    if reads_own_data(run, name):
         validated = f"{held_out} of your conversations are held out, by a hash of each, and give val_loss"
         run.log.remark(name, validated if held_out else "no conversation is held out: there are too few, or held_out is 0")
-    if lost:
+    if cropping:
+        longer = f"are longer than the context of {run.plan.model.context} tokens and lose their end"
         run.log.remark(
-            name, f"of {len(loader.conversations)} conversations {lost['cropped_conversations']} are longer than the context of "
-            f"{run.plan.model.context} tokens and lose their end ({lost['cropped_tokens']} tokens); "
-            f"{lost['left_out_conversations']} are left out, since no answer remains of them. A longer --context keeps more."
-        )  # fmt: skip
+            name,
+            f"of {len(loader.conversations)} conversations {cropping['cropped_conversations']} {longer} "
+            f"({cropping['cropped_tokens']} tokens); {cropping['left_out_conversations']} are left out, since no answer remains "
+            "of them. A longer --context keeps more.",
+        )
 
 
 @torch.no_grad()
@@ -110,7 +112,8 @@ def warn_of_rises(stage: Stage) -> None:
     if len(last) > RISES and all(earlier < later for earlier, later in pairwise(last)):
         best = min(losses, key=lambda step: losses[step])
         stage.run.log.remark(
-            stage.name, f"warning: val_loss rose {RISES} times in a row, to {last[-1]:.4f} at step {stage.step} from "
+            stage.name,
+            f"warning: val_loss rose {RISES} times in a row, to {last[-1]:.4f} at step {stage.step} from "
             f"{losses[best]:.4f} at step {best}: the conversations are learned by heart. Fewer steps "
-            f"(--stages.{stage.name}.steps {best}), lower rates or more data help."
-        )  # fmt: skip
+            f"(--stages.{stage.name}.steps {best}), lower rates or more data help.",
+        )

@@ -203,14 +203,14 @@ class Stage:
         self.run.runtime.barrier()
 
 
-def before(name: str) -> tuple[str, ...]:
+def stages_before(name: str) -> tuple[str, ...]:
     """The stages before `name`."""
     return STAGES[: STAGES.index(name)]
 
 
 def last_of_previous(run: Run, name: str) -> Path:
     """The last checkpoint of the stage before `name`; stages without steps are passed over."""
-    previous = [stage for stage in before(name) if run.plan.stages[stage].steps][-1]
+    previous = [stage for stage in stages_before(name) if run.plan.stages[stage].steps][-1]
     saved, steps = checkpoint.checkpoints(run.stage_folder(previous)), run.plan.stages[previous].steps
     done, source = saved[-1] if saved else (0, Path())
     if done < steps:
@@ -278,7 +278,7 @@ def load_or_build(run: Run, name: str) -> tuple[Decoder, dict, dict | None, list
 def starting_model(run: Run, name: str, device: torch.device | None = None) -> tuple[Decoder, Tokenizer]:
     """The model that a stage begins with: the last one of the stage before it, that of --init-from, or drawn weights."""
     recipe, device = run.plan.recipe, device or run.runtime.device
-    if recipe.init_from and not any(checkpoint.checkpoints(run.stage_folder(stage)) for stage in before(name)):
+    if recipe.init_from and not any(checkpoint.checkpoints(run.stage_folder(stage)) for stage in stages_before(name)):
         return checkpoint.load_model(checkpoint.find(recipe.init_from), device)[:2]
     if name != "pretrain":
         return checkpoint.load_model(last_of_previous(run, name), device)[:2]
