@@ -15,10 +15,11 @@ from nutshell.metrics import read_metrics
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.record import load_plan
 from nutshell.plan.studies import Ablation
+from nutshell.plan.variants import read_variants, read_vary
 from nutshell.report.ablation import page, summarise
 from nutshell.run.folder import Preempted
-from nutshell.train import ablate
-from nutshell.train.ablate import plan_cells, read_variants, read_vary, run_ablation
+from nutshell.train import cells
+from nutshell.train.ablate import plan_cells, run_ablation
 from nutshell.train.stage import TrainingDiverged
 
 
@@ -29,7 +30,7 @@ def ablation(out, *vary: str, **changes) -> Ablation:
 def test_an_ablation_compares_variants_and_goes_on(tmp_path, monkeypatch):
     out = tmp_path / "out"
     asked = ablation(out, "smear=true,false")
-    trained, run_stages = [], ablate.run_stages
+    trained, run_stages = [], cells.run_stages
 
     def stopped_at_the_third(recipe, runtime, stages):
         trained.append(Path(recipe.out).name)
@@ -37,13 +38,11 @@ def test_an_ablation_compares_variants_and_goes_on(tmp_path, monkeypatch):
             raise Preempted("stopped")
         return run_stages(recipe, runtime, stages)
 
-    monkeypatch.setattr(ablate, "run_stages", stopped_at_the_third)
+    monkeypatch.setattr(cells, "run_stages", stopped_at_the_third)
     with pytest.raises(Preempted):
         run_ablation(asked, RUNTIME)
-    assert [row["seeds"] for row in json.loads((out / "ablation.json").read_text())["variants"]] == [
-        1,
-        1,
-    ]  # grows with every cell
+    variants = json.loads((out / "ablation.json").read_text())["variants"]
+    assert [row["seeds"] for row in variants] == [1, 1]  # grows with every cell
     record = run_ablation(asked, RUNTIME)
     assert trained == ["base-seed42", "smear=false-seed42", "base-seed43", "base-seed43", "smear=false-seed43"]
 
@@ -86,8 +85,8 @@ def test_a_variant_that_diverges_is_named_and_the_others_go_on(tmp_path, monkeyp
             raise TrainingDiverged("ten steps without a finite loss")
         return run_stages(recipe, runtime, stages)
 
-    run_stages = ablate.run_stages
-    monkeypatch.setattr(ablate, "run_stages", diverge)
+    run_stages = cells.run_stages
+    monkeypatch.setattr(cells, "run_stages", diverge)
     record = run_ablation(ablation(tmp_path / "out", "optimizer.matrix_lr=100", seeds=1), RUNTIME)
     assert [(row["bpb"] is None, row["diverged"]) for row in record["variants"]] == [(False, 0), (True, 1)]
     assert "| optimizer.matrix_lr=100.0 | 1 | diverged |" in (tmp_path / "out" / "ablation.md").read_text()
@@ -110,10 +109,10 @@ def test_a_grid_or_each_setting_alone():
 
 
 def test_variants_train_on_as_many_tokens():
-    cells = plan_cells(read_variants(ablation("out", "depth=1,2")), Path("out"), RUNTIME)
-    assert [(cell["tokens_per_step"], cell["stages"].pretrain.steps) for cell in cells] == [(512, 7)] * 2
-    cells = plan_cells(read_variants(ablation("out", "tokens_per_step=512,1024")), Path("out"), RUNTIME)
-    assert [cell["stages"].pretrain.steps for cell in cells] == [7, 4]
+    own = plan_cells(read_variants(ablation("out", "depth=1,2")), Path("out"), RUNTIME)
+    assert [(cell["tokens_per_step"], cell["stages"].pretrain.steps) for cell in own] == [(512, 7)] * 2
+    own = plan_cells(read_variants(ablation("out", "tokens_per_step=512,1024")), Path("out"), RUNTIME)
+    assert [cell["stages"].pretrain.steps for cell in own] == [7, 4]
     (_, longer) = plan_cells(read_variants(ablation("out", "stages.pretrain.steps=7,9")), Path("out"), RUNTIME)
     assert longer == {}  # its own
     (_, larger) = plan_cells(read_variants(ablation("out", "vocab_size=512,600")), Path("out"), RUNTIME)

@@ -1,6 +1,6 @@
 """`nutshell scaling`: small runs of several depths and horizons, and the law that their bits per byte follow.
 
-Made of the cells of train/ablate.py: data and tokenizer are shared, and the same command always goes on.
+Made of the cells of train/cells.py: data and tokenizer are shared, and the same command always goes on.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from nutshell.plan.studies import Sweep
 from nutshell.report.scaling import page, sweep_plot
 from nutshell.report.svg import draw
 from nutshell.runtime import Runtime
-from nutshell.train.ablate import cell_recipe, prepare_shared, train_cell
 from nutshell.train.calibrate import time_depth, timed_rows
+from nutshell.train.cells import cell_recipe, prepare_shared, train_cell
 from nutshell.train.prepare import check_data, hardware_of
 
 SHARES = (1.0, 0.5, 0.25)  # horizons on a budget: what it allows, and these parts of it
