@@ -64,7 +64,7 @@ def files_below(top: Path, left_out: Counter[str] | None = None) -> Iterator[Pat
     left_out = Counter() if left_out is None else left_out
     seen = {os.path.realpath(top)}
     top_is_run = _is_run(top)
-    for name, folders, files in os.walk(top, followlinks=True):
+    for name, folders, files in os.walk(top, followlinks=True, onerror=_refuse):
         here = Path(name)
         entries = sorted(entry for entry in (*folders, *files) if not entry.startswith("."))
         if here == top and top_is_run:
@@ -86,6 +86,11 @@ def files_below(top: Path, left_out: Counter[str] | None = None) -> Iterator[Pat
                 yield path
             else:
                 left_out["broken link" if path.is_symlink() else "special file"] += 1
+
+
+def _refuse(error: OSError) -> None:
+    """What can't be listed is not passed over in silence."""
+    raise error
 
 
 def _is_run(folder: Path) -> bool:
@@ -120,24 +125,28 @@ def fingerprint(path: Path | str) -> str:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An error of the system that names no file, as those of a full disk, names this one."""
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """An error of the system that names no file, as those of a full disk, or a temporary one, names this one."""
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: the old one or the new one, never half of one."""
+    """Write a file atomically: the old one or the new one, never half of one. A link stays one."""
+    if path.exists() and not path.is_file():  # a pipe or a device, as /dev/stdout, is not replaced
+        path.write_text(text, encoding="utf-8", newline="\n")
+        return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with naming(path):
+        with naming(path, temporary):
             temporary.write_text(text, encoding="utf-8", newline="\n")
             fsync(temporary)
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

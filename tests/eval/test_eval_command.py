@@ -70,7 +70,10 @@ BAD = {
     "eval model --tasks mine.jsonl model": "two models are named",
     "eval model --tasks mine.jsonl --shots -1": "--shots is -1; accepted: 0 or more",
     "eval model --tasks mine.jsonl --samples 4 --temperature 0": "above 0 for several samples",
-    "eval model --tasks mine.jsonl --out mine.py": "mine.py is a file",
+    "eval model --tasks mine.jsonl --out mine.py": "--out mine.py is a file; give a folder",
+    "eval model --tasks mine.jsonl --seed -1": "--seed is -1; accepted: 0 or more",
+    "eval model --tasks mine.jsonl --text nowhere.txt": "nowhere.txt does not exist",
+    "eval model --tasks mine.jsonl --out out --report model": "--report model is a folder; give a file",
     "eval model --tasks mine.jsonl --dtype int3": "--dtype is 'int3'",
     "eval nowhere --tasks mine.jsonl": "nowhere does not exist",
 }

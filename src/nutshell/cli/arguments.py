@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import inspect
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ def parse_arguments(verb: str, arguments: list[str], description: str | None, **
             settings["help"] += f" (default: {' '.join(default) if isinstance(default, list) else default})"
         parser.add_argument(*flags, **settings)
     return parser.parse_intermixed_args(arguments)
+
+
+def check_output(flag: str, path: Path, *, folder: bool = False) -> None:
+    """OSError where `path` can't be written, as a file or a folder: to be seen before anything is computed."""
+    if path.exists() and path.is_dir() != folder:
+        is_a, give = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise FileExistsError(f"{flag} {path} is {is_a}; give {give}")
+    parent = next(place for place in (*([path] if folder else []), *path.absolute().parents) if place.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise PermissionError(f"{flag} {path} can't be written: {parent} is no folder that this user may write to")
 
 
 def read_text(file: str) -> str:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nutshell.cli.arguments import check_output
+from nutshell.data.text import read_documents
 from nutshell.tasks import load_task, task_names
 
 
@@ -18,7 +20,7 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
     models = [word for word in options.tasks if Path(word).is_dir()] + [options.model] * given_model
     if len(models) > 1:
         raise ValueError(f"two models are named, {models[0]} and {models[1]}; accepted: one a command.")
-    for flag, least in (("limit", 0), ("shots", 0), ("samples", 1), ("max_tokens", 0)):
+    for flag, least in (("limit", 0), ("shots", 0), ("samples", 1), ("max_tokens", 0), ("seed", 0)):
         if getattr(options, flag) < least:
             raise ValueError(f"--{flag.replace('_', '-')} is {getattr(options, flag)}; accepted: {least} or more.")
     temperature = options.temperature if options.temperature is not None else 0.8 * (options.samples > 1)
@@ -29,9 +31,11 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
         for name in task_names(words or ([] if options.text else ["primer"]))
     ]
     out, report_file = (Path(path) if path else None for path in (options.out, options.report))
-    for path, parent in ((out, out), (report_file, report_file and report_file.parent)):
-        if path is not None and parent is not None and parent.exists() and not parent.is_dir():
-            raise ValueError(f"{path} can't be written: {parent} is a file. Give a folder.")
+    for flag, path in (("--out", out), ("--report", report_file)):
+        if path is not None:
+            check_output(flag, path, folder=path is out)
+    if options.text:
+        next(read_documents(options.text))
     folder = models[0] if models else options.model
     runtime, model, tok = open_any(folder, options.device, options.dtype)
 
@@ -52,7 +56,6 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
     }  # fmt: skip
     short = {name: {k: v for k, v in result.items() if k not in ("examples", "records")} for name, result in results.items()}
     if options.text:
-        from nutshell.data.text import read_documents
         from nutshell.eval.bpb import bits_per_byte, packed_rows
         from nutshell.infer.sampling import DamagedModelError
 

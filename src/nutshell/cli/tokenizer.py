@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nutshell.cli.arguments import existing, parse_arguments, read_text, utf8
+from nutshell.cli.arguments import check_output, existing, parse_arguments, read_text, utf8
 from nutshell.files import COMPRESSED, kind_of
 
 if TYPE_CHECKING:
@@ -140,15 +140,11 @@ def _check(options: argparse.Namespace) -> Found:
     if options.threads < 0:
         raise ValueError(f"--threads is {options.threads}; accepted: 0 (all cores) or more")
     out = Path(options.out)
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"--out {out} is a file; give a folder")
+    check_output("--out", out, folder=True)
     if (out / "plan.json").exists():
         raise ValueError(f"{out} is a run, which has a tokenizer of its own; give another --out")
     if (out / "tokenizer.json").exists() and not options.force:
         raise FileExistsError(f"{out} holds a tokenizer already; give another --out, or --force to replace it")
-    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise PermissionError(f"--out {out} can't be written: {parent} is no folder that this user may write to")
     return find_text(options.files)
 
 

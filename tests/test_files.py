@@ -1,0 +1,53 @@
+"""Files are written whole or not at all, whatever stands where they go."""
+
+import errno
+import os
+import threading
+
+import pytest
+
+from nutshell.files import files_below, write_json, write_text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_named_by_every_file_that_is_written_whole(tmp_path):
+    """Of the kind of F43: reports, plans and rollouts too."""
+    (tmp_path / ".plan.json.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*plan\.json'") as caught:
+        write_json(tmp_path / "plan.json", {})
+    assert caught.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_stays_one_and_a_pipe_is_written_into(tmp_path):
+    """`--report /dev/stdout` once replaced that device by a file."""
+    target, link, pipe = tmp_path / "elsewhere.md", tmp_path / "report.md", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    os.mkfifo(pipe)
+    got: list[str] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader.start()
+    write_text(pipe, "told")
+    reader.join()
+    assert got == ["told"]
+    assert pipe.is_fifo()
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch):
+    """Of the kind of F33 and F36: a part of the data that is left out without a word."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(PermissionError, match="closed"):
+        list(files_below(tmp_path))
