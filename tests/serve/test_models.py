@@ -3,6 +3,7 @@
 import concurrent.futures
 import gc
 import threading
+import time
 import weakref
 
 import pytest
@@ -183,3 +184,16 @@ def test_a_default_that_cannot_be_loaded_is_a_failed_server(client, ask, run, ma
         (new / "manifest.json").unlink()
     assert ask(client, max_tokens=1).status_code == 200
     assert client.get("/health").status_code == 200
+
+
+def test_a_step_that_was_there_a_moment_ago_is_a_404(client, ask, run, monkeypatch):
+    """A sibling of F34: within a second of its removal by a run that trains, an old step was a 500."""
+    assert "run/pretrain/step-000010" in ids(client)
+    monkeypatch.setattr("nutshell.serve.models.FRESH_SECONDS", 1000.0)
+    monkeypatch.setattr(client.service.models, "_listed", time.monotonic())
+    old = run / "pretrain" / "step-000010"
+    old.rename(run / "away")
+    try:
+        assert ask(client, model="run/pretrain/step-000010").status_code == 404
+    finally:
+        (run / "away").rename(old)

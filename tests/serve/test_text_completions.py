@@ -144,3 +144,24 @@ def test_tokenizer_routes(client, tok):
     for path, body in (("/tokenize", {}), ("/tokenize", {"prompt": 1}), ("/detokenize", {"tokens": [400]}),
                        ("/detokenize", {"tokens": [-1]}), ("/detokenize", {})):  # fmt: skip
         assert client.post(path, json=body).status_code == 400, (path, body)
+
+
+def test_f26_a_prompt_at_the_border_of_the_context(serving, engine, tok):
+    """Siblings of F26 and F21: without max_tokens a prompt as long as the context was a failure of the engine, so that three of
+    them made /health say failed; and a text could not be gone on with beyond the context."""
+    client = serving(engine)
+
+    def post(length, **fields):
+        return client.post("/v1/completions", json={"prompt": [5] * length, **fields})
+
+    for max_tokens in (None, -1, 5):
+        assert [post(length, max_tokens=max_tokens).status_code for length in (127, 128)] == [200, 400]
+    assert post(128, max_tokens=0, echo=True).status_code == 200
+    assert client.service.worker.failures == 0
+    cut = post(500, max_tokens=3, truncate_prompt_tokens=100).json()
+    assert (cut["usage"]["prompt_tokens"], cut["nutshell"]) == (100, {"dropped_tokens": 400})
+    text = "a small nut in a shell " * 40
+    length = len(tok.encode(text)) + 1
+    cut = client.post("/v1/completions", json={"prompt": text, "max_tokens": 1, "truncate_prompt_tokens": 60}).json()
+    assert (cut["usage"]["prompt_tokens"], cut["nutshell"]) == (60, {"dropped_tokens": length - 60})
+    assert post(9, max_tokens=1, truncate_prompt_tokens=9, echo=True).status_code == 400

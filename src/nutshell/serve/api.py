@@ -149,6 +149,7 @@ class TextRequest(SamplingFields):
     max_tokens: int | None = 16
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    truncate_prompt_tokens: int | None = Field(default=None, ge=2, le=1_000_000)  # vLLM's: at most so many, the last ones
     suffix: str | None = None
     best_of: int | None = None
 
@@ -180,6 +181,8 @@ class TextRequest(SamplingFields):
             raise ValueError("best_of is not supported; leave it out, or send the value of n")
         if self.max_tokens is not None and self.max_tokens < 0:
             self.max_tokens = None  # as in a chat: what the context allows
+        if self.truncate_prompt_tokens is not None and self.echo:
+            raise ValueError("truncate_prompt_tokens leaves out what echo says again; send one of them")
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens is 0, so there is nothing to answer; ask for tokens, or send echo: true")
         return self

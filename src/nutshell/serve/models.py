@@ -181,6 +181,9 @@ class Models:
     async def get(self, id: str | None) -> tuple[Offer, LoadedModel]:
         """The model of this id (None: the default), loaded first where it is not. APIError says why it cannot be had."""
         offer = await self.find(id)
+        if offer.key not in self.loaded and self.started and not offer.folder.exists():  # a run that trains forgets old steps
+            self._listed = 0.0
+            offer = await self.find(id)
         model = self.loaded.get(offer.key) or await self.load(offer.key)
         if offer.key in self.loaded:
             self.loaded.move_to_end(offer.key)

@@ -29,10 +29,11 @@ async def answer_texts(service: Service, request: Request) -> Response:
     check_biases(body, model)
     handle = service.reserve(model.worker, len(body.prompt) * (body.n or 1), "prompt" if len(body.prompt) > 1 else "n", request)
     try:
-        prompts = await service.off_loop(_to_ids, body, model)
+        prompts, dropped = await service.off_loop(_to_ids, body, model)
         base = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": offer.id}
         grammar = await json_grammar(service, body, model)
         completion = TextCompletion(handle, model, base, body, prompts, request.scope["nutshell"]["began"])
+        completion.note = {"nutshell": {"dropped_tokens": dropped}} if dropped else {}
         await completion.begin(grammar)
     except BaseException:
         handle.close()
@@ -42,20 +43,25 @@ async def answer_texts(service: Service, request: Request) -> Response:
     return await service.whole(completion, request)
 
 
-def _to_ids(body: TextRequest, model: LoadedModel) -> list[list[int]]:
-    """Prompts as token ids, with <|bos|> before texts. APIError for one that the model cannot read."""
-    prompts = []
+def _to_ids(body: TextRequest, model: LoadedModel) -> tuple[list[list[int]], int]:
+    """Prompts as token ids, with <|bos|> before texts, and how many tokens were left out where the request allows that. APIError
+    for a prompt that the model cannot read."""
+    prompts, dropped = [], 0
     for number, prompt in enumerate(body.prompt):
         ids = [model.tok.bos_id, *model.tok.encode(prompt)] if isinstance(prompt, str) else prompt
         if max(ids) >= model.tok.vocab_size:
             message = f"prompt {number} has the token {max(ids)}; this model's tokens are 0 to {model.tok.vocab_size - 1}"
             raise APIError(400, message, param="prompt")
-        room = model.context - (1 if body.max_tokens else 0)
+        too_many = max(0, len(ids) - (body.truncate_prompt_tokens or len(ids)))
+        if too_many:
+            begin = int(isinstance(prompt, str))  # <|bos|> stays
+            ids, dropped = [*ids[:begin], *ids[begin + too_many :]], dropped + too_many
+        room = model.context - (body.max_tokens != 0)
         if len(ids) > room:
             message = f"prompt {number} has {len(ids)} tokens; this model's context leaves {room} for it"
             raise APIError(400, f"{message}; send a shorter one", param="prompt", code="context_length_exceeded")
         prompts.append(ids)
-    return prompts
+    return prompts, dropped
 
 
 class TextCompletion(Completion):
@@ -122,7 +128,7 @@ class TextCompletion(Completion):
                 "index": index, "text": self.echo_text(index) + choice.text(self.tok), "finish_reason": choice.finish,
                 "logprobs": text_logprobs(said, self.tok) if self.want_logprobs else None,
             })  # fmt: skip
-        return {**self.base, "choices": choices, "usage": self.usage()}
+        return {**self.base, "choices": choices, "usage": self.usage(), **self.note}
 
     async def chunks(self, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
         base: dict[str, Any] = {**self.base, "usage": None} if include_usage else self.base
@@ -145,7 +151,7 @@ class TextCompletion(Completion):
                     finish = self.choices[index].finish if delta.finish else None
                     yield chunk(index, delta.text, said, finish)
         if include_usage:
-            yield {**base, "choices": [], "usage": self.usage()}
+            yield {**base, "choices": [], "usage": self.usage(), **self.note}
 
 
 def token_name(token_id: int, tok: Any) -> str:

@@ -111,6 +111,17 @@ def test_a_base_model_goes_on_with_a_text(page):
     assert page.requests[2]["prompt"] == "Once upon" + said + " a nut"
 
 
+def test_a_text_goes_on_beyond_the_context(page):
+    """A sibling of F26: at 64 tokens the text ended in an error for ever."""
+    page.select_option("#model", "run/pretrain")
+    page.fill("#question", "Once upon a time there was a small nut in a shell")
+    for _ in range(9):
+        page.press("#question", "Enter")
+        done(page)
+    assert page.locator(".error").count() == 0
+    assert "its beginning was left out" in page.locator("article.assistant").last.inner_text()
+
+
 def test_the_token_view_shows_what_the_model_held_likely(page, run):
     page.select_option("#model", "run/pretrain")
     say(page, "Once upon")

@@ -63,7 +63,11 @@ function requestFor(chat, message) {
   const body = { ...sampling(chat.options), ...(message.model && { model: message.model }) };
   if (contextOf(message.model)) body.max_tokens = Math.min(body.max_tokens, contextOf(message.model));
   if (message.seed !== undefined) body.seed = message.seed;
-  if (chat.kind === "text") return ["v1/completions", { ...body, prompt: store.textUpTo(chat, before) }, 0];
+  if (chat.kind === "text") {
+    const context = contextOf(message.model); // the newest of a long text, so that a quarter is free
+    const newest = context && { truncate_prompt_tokens: Math.max(2, context - Math.min(body.max_tokens, Math.ceil(context / 4))) };
+    return ["v1/completions", { ...body, ...newest, prompt: store.textUpTo(chat, before).slice(-store.MOST_CHARACTERS) }, 0];
+  }
   const { messages, cut } = store.sentMessages(chat, before);
   return ["v1/chat/completions", { ...body, messages }, cut];
 }
@@ -101,6 +105,9 @@ function take(message, chunk, cut, times) {
   if (dropped) {
     message.note = "This conversation is longer than what the model can read at once: "
       + `its ${dropped} oldest messages were left out.`;
+  }
+  if (chunk.nutshell?.dropped_tokens) {
+    message.note = "This text is longer than what the model can read at once: its beginning was left out.";
   }
   for (const choice of chunk.choices ?? []) {
     const special = choice.delta?.nutshell;

@@ -143,7 +143,7 @@ export function contentOf({ role, text, parts }) {
 }
 
 const MOST_MESSAGES = 1000; // the server takes 1,024 messages and 2 MiB: more than any context
-const MOST_CHARACTERS = 600_000; // which may be three bytes each
+export const MOST_CHARACTERS = 600_000; // which may be three bytes each
 
 // The messages up to `leaf` as the API takes them, and how many of the oldest are `cut` from a very long conversation.
 export function sentMessages(chat, leaf) {
