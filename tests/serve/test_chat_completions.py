@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import json
 
 import httpx
 import pytest
@@ -133,6 +134,32 @@ def test_tool_call_stays_out_of_the_content(serving, scripted, ask, stream):
         elif text:
             shown.append({"type": kind, "text": text})
     assert shown == parts
+
+
+def test_tool_calls_in_openai_form_are_reported_and_taken_back(serving, scripted, ask, stream, tok):
+    engine = scripted(lambda question: "It is §47+85§132, §1+1§2." if question == "Sums?" else "Yes.")
+    client = serving(engine)
+    message = ask(client, "Sums?", include_tool_calls=True).json()["choices"][0]["message"]
+    assert [(call["type"], call["function"]) for call in message["tool_calls"]] == [
+        ("function", {"name": "calculator", "arguments": json.dumps({"expression": text})}) for text in ("47+85", "1+1")
+    ]
+    assert message["content"] == "It is 132, 2."
+    deltas = [event["choices"][0]["delta"] for event in stream(client, "Sums?", include_tool_calls=True)[:-1]]
+    streamed = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    assert [call.pop("index") for call in streamed] == [0, 1]
+    assert [call["function"] for call in streamed] == [call["function"] for call in message["tool_calls"]]
+    assert "tool_calls" not in ask(client, "Sums?").json()["choices"][0]["message"]
+
+    def read(*turns):
+        sent = {"messages": [{"role": "user", "content": "Sums?"}, *turns, {"role": "user", "content": "Sure?"}]}
+        return tok.decode(client.post("/tokenize", json=sent).json()["tokens"], special=True)
+
+    call = message["tool_calls"][0]
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "132"}
+    whole = read({"role": "assistant", "content": None, "tool_calls": [call]}, result, {"role": "assistant", "content": "It is."})
+    assert "<|python_start|>47+85<|python_end|><|output_start|>132<|output_end|>It is.<|assistant_end|>" in whole
+    assert "<|assistant_start|>It is 132, 2.<|assistant_end|>" in read(message)  # without a result a call is left out
+    assert "Sums?\n\n132\n\nSure?" in read(result)
 
 
 def test_history_with_tool_parts_is_what_the_model_saw(serving, scripted, ask, tok):

@@ -40,6 +40,13 @@ def open_tool(name: str, level: str = "auto") -> Tool | None:
     return calculate if name == "calculator" else PythonTool(Sandbox.open(level))
 
 
+def tool_name(tool: Tool) -> str:
+    """`calculator`, `python`, or the name of a function of one's own."""
+    if isinstance(tool, PythonTool):
+        return "python"
+    return "calculator" if tool is calculate else str(getattr(tool, "__name__", "tool"))
+
+
 class PythonTool:
     """Python programs, each on its own: nothing is kept from one call to the next."""
 

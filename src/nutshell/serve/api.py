@@ -1,5 +1,7 @@
 """The OpenAI-compatible request as pydantic models, and the one shape of every error."""
 
+import contextlib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
@@ -7,6 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from nutshell.tokenizer.chat import tidy_messages
+from nutshell.tokenizer.tool_calls import join_tool_calls
 
 MAX_CHOICES = 16
 MAX_BIASES = 300  # as many as OpenAI takes
@@ -27,6 +30,9 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Any = ""
+    tool_calls: list[Any] | None = None
+    tool_call_id: Any = None
+    function_call: Any = None
 
     @field_validator("content")
     @classmethod
@@ -47,6 +53,22 @@ class Message(BaseModel):
             if kind != "text" and info.data.get("role", "assistant") != "assistant":
                 raise ValueError(f"tool parts belong to messages of the assistant, not of the {info.data['role']}")
         return [{"type": part["type"], "text": part["text"]} for part in content]
+
+
+def conversation_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages with tool calls as parts of the answers that made them. A call without its result, which the model would wait for
+    in vain, is left out; so is what makes no sense as a call, and a result without a call is text."""
+    dumped = [message.model_dump(exclude_none=True) for message in messages]
+    with contextlib.suppress(ValueError):
+        dumped = join_tool_calls(dumped)
+    for message in dumped:
+        if (message.get("tool_calls") or message.get("function_call")) and isinstance(parts := message["content"], list):
+            kinds = [part["type"] for part in parts] + [None]
+            message["content"] = [
+                part for part, kind, following in zip(parts, kinds, kinds[1:], strict=False)
+                if kind != "python" or following == "python_output"
+            ]  # fmt: skip
+    return dumped
 
 
 class StreamOptions(BaseModel):
@@ -117,6 +139,8 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    include_tool_calls: bool | None = None
+    """Report what the model called by itself in OpenAI's form too; it has the results already."""
     tools: list[Any] | None = None
     functions: list[Any] | None = None
 
@@ -139,7 +163,7 @@ class ChatRequest(SamplingFields):
         return wanted if wanted and wanted > 0 else None
 
     def conversation(self) -> list[dict[str, Any]]:
-        return tidy_messages([message.model_dump() for message in self.messages])
+        return tidy_messages(conversation_of(self.messages))
 
 
 class TextRequest(SamplingFields):

@@ -8,6 +8,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from nutshell.infer.conversation import FittedConversation, fit_conversation
+from nutshell.infer.tools import tool_name
 from nutshell.serve.api import APIError, ChatRequest, SamplingFields
 from nutshell.serve.completions import Completion
 from nutshell.serve.models import LoadedModel
@@ -32,6 +33,8 @@ async def answer_chat(service: Service, request: Request) -> Response:
         prompt_tokens = len(fitted.ids)
         began = request.scope["nutshell"]["began"]
         completion = Completion(handle, model.tok, base, prompt_tokens, bool(body.logprobs), began)
+        if body.include_tool_calls and model.engine.tool is not None:
+            completion.tool = tool_name(model.engine.tool)
         if fitted.dropped:
             completion.note = {"nutshell": {"dropped_messages": fitted.dropped}}
         max_tokens = min(budget, model.context - prompt_tokens)

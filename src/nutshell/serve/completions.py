@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi.responses import StreamingResponse
 
-from nutshell.serve.parts import PART_TYPES, Parts, add_delta, text_of
+from nutshell.serve.parts import PART_TYPES, Parts, add_delta, text_of, tool_calls_of
 from nutshell.serve.worker import Deltas, RequestHandle
 
 PING_SECONDS = 15.0
@@ -29,6 +29,7 @@ class Choice:
         self.tokens = 0
         self.finish: str | None = None
         self.taken: list[int] = []
+        self.called = 0  # calls of its tool that a stream has reported
 
     def add(self, delta: Any) -> list[Logprob]:
         """Add a delta; returns the log-probabilities that came with it (none for text that the user does not read)."""
@@ -83,6 +84,7 @@ class Completion:
         self.began = began  # when the request arrived
         self.first_token_seconds: float | None = None
         self.note: dict[str, Any] = {}  # for the first chunk, or the whole object
+        self.tool: str | None = None  # its name, where calls are to be reported in OpenAI's form too
         self._queue: asyncio.Queue[Deltas | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
@@ -107,6 +109,11 @@ class Completion:
             unfinished -= sum(delta.finish is not None for _, delta in merged)
             yield merged
 
+    def tool_calls(self, index: int) -> list[dict[str, Any]]:
+        """What choice `index` has called so far, where that is wanted."""
+        parts, id = self.choices[index].parts, f"call_{self.base['id'][9:]}_{index}"
+        return [] if self.tool is None else tool_calls_of(parts, self.tool, id)
+
     def completion_tokens(self) -> int:
         return sum(choice.tokens for choice in self.choices)
 
@@ -122,7 +129,7 @@ class Completion:
         choices = [
             {
                 "index": index,
-                "message": choice.message(),
+                "message": choice.message() | ({"tool_calls": calls} if (calls := self.tool_calls(index)) else {}),
                 "logprobs": {"content": chat_logprobs(choice.logprobs, self.tok), "refusal": None}
                 if self.want_logprobs
                 else None,
@@ -153,6 +160,9 @@ class Completion:
         for index, delta in deltas:
             choice = self.choices[index]
             entries = chat_logprobs(choice.add(delta), self.tok)
+            for call in self.tool_calls(index)[choice.called :]:
+                joined.append(_choice(index, {"tool_calls": [{"index": choice.called, **call}]}))
+                choice.called, last = choice.called + 1, None
             if delta.text or entries:
                 if last != (index, delta.kind):
                     text = {"content": ""} if delta.kind == "text" else {"nutshell": {"type": PART_TYPES[delta.kind], "text": ""}}

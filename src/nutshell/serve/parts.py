@@ -1,5 +1,6 @@
 """What the engine says, joined to the parts of an assistant message: text, calls of the calculator and their results."""
 
+import json
 from typing import Any
 
 PART_TYPES = {"text": "text", "tool": "python", "output": "python_output"}
@@ -26,3 +27,16 @@ def text_of(parts: Parts) -> str:
 def content_of(parts: Parts) -> str | Parts:
     """The content of the message: plain text where there was no tool call."""
     return text_of(parts) if all(part["type"] == "text" for part in parts) else parts
+
+
+def tool_calls_of(parts: Parts, tool: str, id: str) -> list[dict[str, Any]]:
+    """The calls that have ended, in OpenAI's form; `id` begins the id of each."""
+    argument = "code" if tool == "python" else "expression"
+    calls = [part["text"] for part in parts[:-1] if part["type"] == "python"]
+    return [
+        {
+            "id": f"{id}_{number}", "type": "function",
+            "function": {"name": tool, "arguments": json.dumps({argument: text}, ensure_ascii=False)},
+        }
+        for number, text in enumerate(calls)
+    ]  # fmt: skip

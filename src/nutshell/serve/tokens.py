@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request
 
-from nutshell.serve.api import APIError, DetokenizeRequest, TokenizeRequest
+from nutshell.serve.api import APIError, DetokenizeRequest, TokenizeRequest, conversation_of
 from nutshell.serve.models import LoadedModel
 from nutshell.serve.service import Service
 from nutshell.tokenizer.chat import CHAT_TEMPLATE, render, render_prompt, tidy_messages
@@ -23,7 +23,7 @@ async def tokenize(service: Service, request: Request) -> dict[str, Any]:
 def _to_ids(body: TokenizeRequest, model: LoadedModel) -> list[int]:
     try:
         if body.messages is not None:
-            messages = tidy_messages([message.model_dump() for message in body.messages])
+            messages = tidy_messages(conversation_of(body.messages))
             continued = bool(messages) and messages[-1]["role"] == "assistant"
             return render(messages, model.tok)[0][:-1] if continued else render_prompt(messages, model.tok)
         return [model.tok.bos_id] * body.add_special_tokens + model.tok.encode(body.prompt or "")
