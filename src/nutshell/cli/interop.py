@@ -10,10 +10,11 @@ from nutshell.cli.arguments import parse_arguments
 
 
 def export(arguments: list[str]) -> Any:
-    """Write a model for other programs: transformers, llama.cpp, Ollama."""
+    """Write a model for other programs: transformers, vLLM, llama.cpp, Ollama, ONNX Runtime."""
     options = parse_arguments(
         "export", arguments, export.__doc__,
-        _format={"choices": ["hf", "gguf"], "help": "hf: a folder for transformers; gguf: a file for llama.cpp and Ollama"},
+        _format={"choices": ["hf", "gguf", "onnx"],
+                 "help": "hf: a folder for transformers and vLLM; gguf: a file for llama.cpp and Ollama; onnx: the forward pass"},
         _model={"type": os.path.expanduser, "help": "run folder or model folder"},
         _out={"type": os.path.expanduser, "help": "folder to make"},
         type={"default": "q8_0", "help": "weights of gguf: f32, f16, q8_0 or q4_0"},
@@ -21,9 +22,13 @@ def export(arguments: list[str]) -> Any:
     from nutshell.checkpoint import find
     from nutshell.interop.gguf import export_gguf
     from nutshell.interop.hf_export import export_hf
+    from nutshell.interop.onnx import export_onnx
 
     model, out = find(options.model), Path(options.out)
-    written = export_hf(model, out) if options.format == "hf" else export_gguf(model, out, options.type)
+    if options.format == "gguf":
+        written = export_gguf(model, out, options.type)
+    else:
+        written = (export_hf if options.format == "hf" else export_onnx)(model, out)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{written}  {size / 1e6:.1f} MB")
     return {"path": str(written), "bytes": size}

@@ -1,0 +1,82 @@
+"""ONNX: the whole forward pass in one file, ids (B, T) to logits (B, T, V), for ONNX Runtime and what else reads the format.
+
+Written by torch's exporter, which needs the packages `onnx` and `onnxscript`. There is no KV cache in it: it scores texts, and to
+continue one the whole of it is given again for each token.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nutshell.checkpoint import load_model
+from nutshell.interop.output import new_folder
+from nutshell.model.attention import AttentionContext
+from nutshell.model.decoder import Decoder
+
+LARGEST_FILE = 2_000_000_000
+"""Bytes of weights that are written into the graph's own file, a protocol buffer of 2 GiB at most; more lie beside it."""
+
+
+class DenseContext(AttentionContext):
+    """Attention over all keys at once: masks are (B, 1, T, T), True where a query sees a key. The blocks that training uses
+    would be a loop over T, which a graph for any T cannot hold."""
+
+    def attend(self, layer: int, window: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
+        groups = q.size(1) // k.size(1)
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        scores = (q @ k.transpose(2, 3)) * q.size(-1) ** -0.5
+        weights = scores.masked_fill(~self.masks[window], float("-inf")).softmax(dim=-1)
+        return (weights @ v).transpose(1, 2)
+
+
+class Logits(nn.Module):
+    """`Decoder.forward` without what a graph cannot hold."""
+
+    def __init__(self, model: Decoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        model, T = self.model, ids.size(1)
+        documents = (ids == model.config.bos_id).cumsum(1)
+        position = torch.arange(T, device=ids.device)
+        age = position.unsqueeze(1) - position  # how far a key lies behind a query
+        own = (documents.unsqueeze(2) == documents.unsqueeze(1)) & (age >= 0)
+        masks = {window: (own & (age < window)).unsqueeze(1) for window in set(model.config.windows())}
+        return model.head(model.hidden_states(ids, DenseContext(cos=model.cos[:T], sin=model.sin[:T], masks=masks)))
+
+
+def export_onnx(model: Path, out: Path) -> Path:
+    """Write the folder `out` with `model.onnx` and the tokenizer's files. Returns the path of `model.onnx`.
+
+    ValueError where the exporter's packages are missing.
+    """
+    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+        raise ValueError(f"export onnx needs {' and '.join(missing)}: pip install 'nutshell-lm[onnx]' (onnx, onnxscript).")
+    decoder, tok, _ = load_model(model)
+    for parameter in decoder.parameters():
+        parameter.requires_grad_(False)
+    ids = torch.full((2, min(3, decoder.config.context)), tok.bos_id)
+    sizes = {"ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=decoder.config.context)}}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names each package that it has no use for here
+    with new_folder(out) as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            Logits(decoder), (ids,), dynamo=True, dynamic_shapes=sizes, verbose=False, input_names=["ids"],
+            output_names=["logits"],
+        )  # fmt: skip
+        assert program is not None
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in decoder.parameters())
+        program.save(folder / "model.onnx", external_data=weights > LARGEST_FILE)
+        tok.save(folder)
+        settings = {"bos_token_id": tok.bos_id, "vocab_size": tok.vocab_size, "context": decoder.config.context}
+        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return out / "model.onnx"
