@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import dis
+import io
 import json
 import os
 import sys
@@ -77,7 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
         # A letter that the locale lacks is written as \u5929, and bytes that are no text are refused where they are used.
         if hasattr(stream := getattr(sys, name), "reconfigure"):
-            stream.reconfigure(errors="surrogateescape" if name == "stdin" else "backslashreplace")
+            with contextlib.suppress(io.UnsupportedOperation):  # somebody has read of it already
+                stream.reconfigure(errors="surrogateescape" if name == "stdin" else "backslashreplace")
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         if sys.stdout is not None:
