@@ -16,7 +16,8 @@ from nutshell.plan.record import load_plan
 from nutshell.run.folder import Run
 from nutshell.runtime import Runtime
 from nutshell.train.pipeline import fit_to_budget, run_stages
-from nutshell.train.prepare import check_recipe, open_run, prepare_data, prepare_tokenizer
+from nutshell.train.prepare import check_recipe, open_run, prepare_data
+from nutshell.train.prepare_tokenizer import prepare_tokenizer
 
 
 def stamps(folder: Path) -> dict[str, int]:
