@@ -77,7 +77,6 @@ def test_a_plan_is_on_the_disk_before_anything_is_trained_and_is_read_back_as_it
         ({"micro_batch_size": 3}, "micro_batch_size is 3"),
         ({"data": "nowhere.txt"}, "nowhere.txt does not exist"),
         ({"sft": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
-        ({"eval_data": "nowhere"}, "nowhere is no folder"),
     ],
 )
 def test_what_cannot_be_is_refused_on_every_rank(tmp_path, changes, message):
