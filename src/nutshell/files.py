@@ -111,10 +111,11 @@ def _holds(file: Path, mark: bytes) -> bool:
 def fingerprint(path: Path | str) -> str:
     """A hash of what a file or folder holds, whatever its name and place: sizes, and both ends of each file.
 
-    It distinguishes a text that was moved from one that has grown or is another, without reading gigabytes. Empty for no files.
+    It distinguishes a text that was moved from one that has grown or is another, without reading gigabytes. Empty where
+    there is nothing.
     """
-    parts = []
-    for file in [path] if os.path.isfile(path) else files_below(Path(path)):
+    path, parts = Path(path), []
+    for file in files_below(path) if path.is_dir() else [path] if path.is_file() else []:
         with open(file, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             digest = hashlib.sha256(stream.read(EDGE_BYTES))

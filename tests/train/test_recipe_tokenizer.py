@@ -9,7 +9,7 @@ from nutshell.data.shards import write_shards
 from nutshell.plan.recipe import Recipe
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import SPECIAL_TOKENS, Tokenizer
-from nutshell.train.prepare import open_tokenizer, prepare_tokenizer
+from nutshell.train.prepare_tokenizer import open_tokenizer, prepare_tokenizer
 
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32)
 TEXTS = ["the theatre there", "a cat sat on the mat"] * 20

@@ -16,7 +16,8 @@ from nutshell.cli.recipe import with_shape_of
 from nutshell.data.shards import prepare_shards
 from nutshell.train.examples import examples_for
 from nutshell.train.pipeline import TRAIN, run_stages
-from nutshell.train.prepare import open_run, prepare_tokenizer
+from nutshell.train.prepare import open_run
+from nutshell.train.prepare_tokenizer import prepare_tokenizer
 from nutshell.train.stage import open_stage
 
 

@@ -138,7 +138,8 @@ def train_tokenizer(arguments: list[str]) -> Any:
     recipe = read_recipe("tokenizer train", arguments, "Train the run's tokenizer on its data (prepared first where needed).")
     from nutshell.run.lock import run_lock
     from nutshell.runtime import start_runtime
-    from nutshell.train.prepare import check_data, prepare_data, prepare_tokenizer
+    from nutshell.train.prepare import check_data, prepare_data
+    from nutshell.train.prepare_tokenizer import prepare_tokenizer
 
     check_data(recipe)
     runtime = start_runtime(device=recipe.device)

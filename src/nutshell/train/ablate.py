@@ -23,7 +23,8 @@ from nutshell.run.lock import run_lock
 from nutshell.runtime import Runtime, start_runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.cells import cell_recipe, prepare_shared, train_cell
-from nutshell.train.prepare import check_data, expected_vocab_size, hardware_of
+from nutshell.train.prepare import check_data, hardware_of
+from nutshell.train.prepare_tokenizer import expected_vocab_size
 from nutshell.train.stage import TrainingDiverged
 
 OUTSIDE_THE_PLAN = {"tokenizer", "fp8", "dtype", "shard"}

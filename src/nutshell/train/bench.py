@@ -23,7 +23,8 @@ from nutshell.plan.recipe import Recipe
 from nutshell.plan.shape import make_shape, named_depth
 from nutshell.runtime import Runtime, peak_memory_bytes
 from nutshell.train.calibrate import TIMED_STEPS, WARMUP_STEPS, halve_until_it_fits, step_seconds, timed_rows
-from nutshell.train.prepare import expected_vocab_size, hardware_of
+from nutshell.train.prepare import hardware_of
+from nutshell.train.prepare_tokenizer import expected_vocab_size
 
 DECODED_ROWS = (1, 16)
 """Replies decoded together: one reader, and as many as the server takes."""

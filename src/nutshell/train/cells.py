@@ -21,7 +21,8 @@ from nutshell.plan.variants import settings_of
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.train.pipeline import run_stages
-from nutshell.train.prepare import prepare_data, prepare_tokenizer
+from nutshell.train.prepare import prepare_data
+from nutshell.train.prepare_tokenizer import prepare_tokenizer
 
 UNREAD = {*FREE_IN_A_RUN, "data", "tokenizer", "eval_items", "eval_tasks", "eval_data", "device", "dtype", "threads", "scaling"}
 """Settings that may differ where a cell goes on: they stand elsewhere (text, tokenizer, dtype) or change no weight."""

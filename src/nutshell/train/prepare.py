@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 
 from nutshell import checkpoint
@@ -23,9 +22,9 @@ from nutshell.config import from_dict
 from nutshell.data import primer
 from nutshell.data.mixed import characters_of, open_corpus, write_mixture
 from nutshell.data.preferences import read_pairs
-from nutshell.data.shards import MANIFEST, is_shard_folder, prepare_shards, read_manifest, write_shards
+from nutshell.data.shards import is_shard_folder, prepare_shards, read_manifest, write_shards
 from nutshell.data.text import read_documents
-from nutshell.files import STAGES, fingerprint, sha256, write_json
+from nutshell.files import STAGES, fingerprint, write_json
 from nutshell.metrics import MetricsLog, check_loggers
 from nutshell.plan.hardware import Hardware
 from nutshell.plan.law import load_law, text_fingerprint
@@ -33,7 +32,6 @@ from nutshell.plan.mixture import Size, parts_of
 from nutshell.plan.plan import Data, for_hardware, make_plan, same_machine
 from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, SOURCES, Recipe
 from nutshell.plan.record import Plan, has_trained, source_prints, standing_plan
-from nutshell.plan.shape import default_vocab_size
 from nutshell.run.folder import Run
 from nutshell.run.lock import run_lock, stop_signals
 from nutshell.runtime import Runtime, gpu_readings
@@ -43,9 +41,9 @@ from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.calibrate import measure, probe_micro_batch
 from nutshell.train.examples import given_parts, identity_of, read_part, sizes, write_copies
+from nutshell.train.prepare_tokenizer import expected_vocab_size, open_tokenizer, prepare_tokenizer
 
 LOCK_PATIENCE_SECONDS = 120.0  # under torchrun; a file server gives a lost machine's lock back after its lease, often 90 s
-TOKENIZER_CHARACTERS = 8_000_000  # of the training text; more no longer changes the merges that matter at these sizes
 
 
 def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
@@ -82,20 +80,6 @@ def check_data(recipe: Recipe) -> None:
     for part in parts_of(recipe, "pretrain"):
         if part.data != PRIMER and not is_shard_folder(part.data):
             next(read_documents(part.data))
-
-
-def open_tokenizer(recipe: Recipe) -> Tokenizer:
-    """The tokenizer that the recipe names, with the special tokens of chats."""
-    tok = Tokenizer.load(recipe.tokenizer).with_special_tokens()
-    if recipe.vocab_size not in (0, tok.vocab_size):
-        named = f"--vocab-size {recipe.vocab_size} does not fit --tokenizer {recipe.tokenizer}"
-        raise ValueError(f"{named}, which has {tok.vocab_size} tokens with those of chats. Leave out one of the two.")
-    return tok
-
-
-def expected_vocab_size(recipe: Recipe, runtime: Runtime) -> int:
-    """Tokens of the recipe's tokenizer, or of the one that will be trained, if the text has enough for it."""
-    return open_tokenizer(recipe).vocab_size if recipe.tokenizer else default_vocab_size(recipe, runtime.device.type)
 
 
 def check_order(recipe: Recipe, stage: str) -> None:
@@ -140,75 +124,6 @@ def _prepare_text(recipe: Recipe, data: str, folder: Path, note: Callable[[str],
     elif (found := read_manifest(folder).get("source")) != source:
         raise ValueError(f"{folder} holds {found}, not {source}. Delete it, or give another --out.")
     return folder
-
-
-def prepare_tokenizer(recipe: Recipe, runtime: Runtime, data: Path, *, planned: bool = False) -> Tokenizer:
-    """Train the run's tokenizer once, on the training shards and the primer's conversations; or take the recipe's.
-
-    ValueError where the run's folder already has one of other settings or another text. A `planned` run goes on with its own.
-    """
-    folder = Path(recipe.out) / "tokenizer"
-    there = (folder / "tokenizer.json").exists()
-    if runtime.is_main and not (planned and there):
-        # The pattern of portable is Qwen2's, so that a GGUF file can say pre=qwen2.
-        pattern = {"speed": "nanochat", "portable": "qwen2", "gpt2": "gpt2"}[recipe.architecture]
-        size = default_vocab_size(recipe, runtime.device.type)
-        text = sha256(data / MANIFEST) if (data / MANIFEST).exists() else ""
-        if there:
-            check_tokenizer(recipe, folder, pattern, text)
-        else:
-            if recipe.tokenizer:
-                tok = open_tokenizer(recipe)
-            elif recipe.tokenizer_kind == "char":
-                tok = Tokenizer.train_characters(_training_text(data, recipe))
-            else:
-                tok = Tokenizer.train(_training_text(data, recipe), size, pattern)
-            tok.save(folder)
-            write_json(folder / "made.json", {"vocab_size": size, "pattern": pattern, "text": text})
-    runtime.barrier()
-    return Tokenizer.load(folder)
-
-
-def check_tokenizer(recipe: Recipe, folder: Path, pattern: str, text: str) -> None:
-    """ValueError where the tokenizer in `folder` is not the recipe's, or is of another size, pattern or text. Any size will do
-    where the recipe names none."""
-    tok, record = Tokenizer.load(folder), folder / "made.json"
-    if recipe.tokenizer:
-        if tok.fingerprint != open_tokenizer(recipe).fingerprint:
-            raise ValueError(f"{folder} is not the tokenizer {recipe.tokenizer}. Leave out --tokenizer, or give another --out.")
-        return
-    made = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    size = made.get("vocab_size", tok.vocab_size)  # the text may have been too little for all that was asked for
-    if recipe.vocab_size not in (0, size):
-        problem = f"was made with vocab_size {size}, now it is {recipe.vocab_size}"
-    elif tok.kind != recipe.tokenizer_kind:
-        problem = f"is of kind {tok.kind}, now tokenizer_kind is {recipe.tokenizer_kind}"
-    elif tok.kind == "bpe" and tok.pattern != Tokenizer([], pattern).pattern:
-        problem = f"splits text by another pattern than {pattern}, which --architecture {recipe.architecture} has"
-    elif made.get("text", text) != text:
-        problem = "was trained on another text than the run's data"
-    else:
-        return
-    raise ValueError(f"the tokenizer in {folder} {problem}. Delete that folder, or give another --out.")
-
-
-def _training_text(data: Path, recipe: Recipe) -> Iterator[str]:
-    """What the run's tokenizer is trained on."""
-    shards = open_corpus(data, on_error=recipe.damaged_shards)
-    characters, by_character = 0, recipe.tokenizer_kind == "char"
-    # Blocks in random order: whatever order the files had, all of them are in the sample.
-    for block in np.random.default_rng(recipe.seed).permutation(shards.blocks("train")).tolist():
-        for text in shards.read("train", block):
-            yield text
-            characters += len(text)
-        if characters >= TOKENIZER_CHARACTERS and not by_character:  # a rare character may stand anywhere
-            break
-    if by_character and not any(stage.wanted for name, stage in vars(recipe.stages).items() if name != "pretrain"):
-        return  # no chat follows
-    for conversation in primer.conversations(recipe.seed, 4000):
-        for message in conversation["messages"]:
-            content: Any = message["content"]
-            yield from [content] if isinstance(content, str) else (part["text"] for part in content)
 
 
 def hardware_of(runtime: Runtime) -> Hardware:
