@@ -262,3 +262,24 @@ def test_a_question_waits_for_a_server_that_is_away_or_busy(open_page, given, to
     done(page)
     assert last_answer(page) == "You said: hello"
     assert page.locator(".note, .error").count() == 0
+
+
+def test_what_may_be_pasted_into_the_box(open_page):
+    """Half an emoji made each later question of its conversation a 400; 40,000 lines kept Chromium busy for 14 seconds."""
+    page = open_page()
+    paste = (
+        "text => { const box = document.querySelector('#question'); box.value = text; box.dispatchEvent(new Event('input')); }"
+    )
+    page.evaluate(paste.replace("= text", "= 'half ' + String.fromCharCode(0xd800)"), "")
+    page.press("#question", "Enter")
+    done(page)
+    assert last_answer(page) == "You said: half \ufffd"
+    say(page, "after")
+    assert last_answer(page) == "You said: after"
+    for text, direction in (
+        ("short", "ltr"),
+        ("some words\n" * 40_000, "ltr"),
+        ("1. \u05e9\u05dc\u05d5\u05dd\n" * 9_000, "rtl"),
+    ):
+        page.evaluate(paste, text)
+        assert page.evaluate("document.querySelector('#question').dir") == direction

@@ -3,7 +3,7 @@
 import * as answers from "./answers.js";
 import { check, connect } from "./connection.js";
 import * as conversation from "./conversation.js";
-import { $, button, isSend, notice, rest } from "./dom.js";
+import { $, button, directionOf, isSend, notice, rest } from "./dom.js";
 import { drawModels, setUpModels } from "./models.js";
 import { openSettings, setUpSettings } from "./settings.js";
 import { drawList, exportChats, heard, openChat, setUpSidebar } from "./sidebar.js";
@@ -20,6 +20,7 @@ const draftKey = () => `nutshell.draft.${conversation.current().messages.size ? 
 let draftOf = null;
 
 function fitQuestion() {
+  question.dir = directionOf(question.value);
   question.style.height = "auto";
   question.style.height = `${Math.min(question.scrollHeight, 220)}px`;
   $("send").disabled = !question.value.trim() && !canGoOn();

@@ -2,7 +2,7 @@
 
 import { notice } from "./dom.js";
 import { settings } from "./options.js";
-import { address, getJson } from "./sse.js";
+import { address, encode, getJson } from "./sse.js";
 
 const WORDS = {
   401: "The API key is missing or wrong.",
@@ -98,4 +98,4 @@ export function explain(error) {
 }
 
 // A small request and its answer, as JSON. Throws AnswerError.
-export const post = (path, body) => getJson(path, settings.apiKey, { method: "POST", body: JSON.stringify(body) });
+export const post = (path, body) => getJson(path, settings.apiKey, { method: "POST", body: encode(body) });

@@ -88,3 +88,6 @@ export function notice(text, choice) {
   }));
   if (choice.seconds) timer = setTimeout(() => notice(""), choice.seconds * 1000);
 }
+
+// Which way a text in a box runs, by its first letter. With dir=auto Chromium takes 14 s for 40,000 pasted lines.
+export const directionOf = (text) => (/^\P{L}*[\u0590-\u08ff\ufb1d-\ufefc]/u.test(text) ? "rtl" : "ltr");

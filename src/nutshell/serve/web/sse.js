@@ -52,6 +52,11 @@ function headers(apiKey) {
   return all;
 }
 
+// A body as JSON. Half of a character (a pasted or erased emoji) is none in UTF-8, and would make each later question fail.
+export function encode(body) {
+  return JSON.stringify(body, (key, value) => (typeof value === "string" ? value.replace(/\p{Surrogate}/gu, "\ufffd") : value));
+}
+
 // Below whatever path the page itself has: it may stand behind a proxy at /prefix/.
 export function address(path) {
   return new URL(`../${path}`, import.meta.url);
@@ -79,7 +84,7 @@ export async function streamAnswer(path, body, { apiKey, controller, onChunk }) 
     const response = await fetch(address(path), {
       method: "POST",
       headers: headers(apiKey),
-      body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+      body: encode({ ...body, stream: true, stream_options: { include_usage: true } }),
       signal: controller.signal,
     });
     begun = true;

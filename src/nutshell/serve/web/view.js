@@ -1,6 +1,6 @@
 // One message -> DOM nodes, and keeping them up to date while an answer streams.
 
-import { button, copyButton, element, icon, isSend } from "./dom.js";
+import { button, copyButton, directionOf, element, icon, isSend } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
 import { plainText } from "./store.js";
 
@@ -202,7 +202,7 @@ export class QuestionView {
 export function editBox(text, { label, done, save, cancel }) {
   const area = element("textarea");
   area.value = text;
-  area.dir = "auto";
+  area.dir = directionOf(text);
   area.setAttribute("aria-label", label);
   area.rows = Math.min(12, text.split("\n").reduce((lines, line) => lines + Math.ceil((line.length + 1) / 60), 1));
   const keep = () => area.value.trim() && save(area.value);
