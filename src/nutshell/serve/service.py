@@ -44,8 +44,8 @@ def has_too_many_objects(raw: bytes) -> bool:
 class Service:
     """The state behind the routes: models, metrics, and whether new work is taken."""
 
-    def __init__(self, models: Models):
-        self.models = models
+    def __init__(self, models: Models, *, ignore_tools: bool = False):
+        self.models, self.ignore_tools = models, ignore_tools
         self.metrics = Metrics(models.cache_stats)
         self.metrics.in_flight.set_function(lambda: models.in_flight)
         self.metrics.waiting.set_function(
