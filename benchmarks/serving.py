@@ -6,7 +6,8 @@
     python benchmarks/serving.py http://127.0.0.1:8000 http://127.0.0.1:8001
 
 Any server with OpenAI's chat completions will do. --seconds a level, the servers by turns. A stream that is refused with 429
-comes again after the time of Retry-After. The load comes from this process, on the same cores.
+comes again after the time of Retry-After. The load comes from this process, on the same cores. --minutes 5 is a long level of 200
+streams: memory before and after it says whether the server keeps anything.
 """
 
 import argparse
@@ -123,23 +124,29 @@ def main() -> None:
     parser.add_argument("--prompt", default="Tell me a short story about a small boat.")
     parser.add_argument("--pid", type=int, help="process of the first server, whose memory is shown")
     parser.add_argument("--no-health", dest="health", action="store_false", help="the server has no /health")
+    parser.add_argument("--minutes", type=float, help="one level of 200 streams of this length, behind a short one that warms up")
     options = parser.parse_args()
-    print(f"{processor()}, {options.seconds:g} s a level, answers of at most {options.max_tokens} tokens; times in ms")
+    levels = [(streams, options.seconds) for streams in options.streams]
+    if options.minutes:
+        levels = [(200, options.seconds), (200, 60 * options.minutes)]
+    print(f"{processor()}, {levels[-1][1]:g} s a level, answers of at most {options.max_tokens} tokens; times in ms")
     print(
-        f"{'server':22} streams  requests/s tokens/s  first: median    99%  between:  mean    99%  health: median  worst  other"
+        f"{'server':22} streams  requests/s tokens/s  first: median    99%  between:  mean    99%  "
+        "health: median  99.9%  worst  other"
     )
     watchers = ProcessPoolExecutor(1, get_context("spawn")) if options.health else None
-    for streams in options.streams:
+    for streams, options.seconds in levels:
         for number, url in enumerate(options.urls):
+            before = resident_megabytes(options.pid) if options.pid and number == 0 else 0
             seen = asyncio.run(level(url, streams, options, watchers))
             tokens = len(seen.first) + len(seen.between)
             others = {status: count for status, count in seen.outcomes.items() if status != "200"} or ""
-            memory = f"{resident_megabytes(options.pid):.0f} MB" if options.pid and number == 0 else ""
+            memory = f"{before:.0f} > {resident_megabytes(options.pid):.0f} MB" if before else ""
             first = milliseconds(seen.first, 0.5) + milliseconds(seen.first, 0.99)
             mean = 1000 * sum(seen.between) / max(1, len(seen.between))  # many arrive at once: their median says nothing
             between = f"{mean:7.1f}{milliseconds(seen.between, 0.99)}"
             rates = f"{seen.outcomes['200'] / options.seconds:11.1f} {tokens / options.seconds:8.0f}"
-            health = f"{milliseconds(seen.health, 0.5)}{milliseconds(seen.health, 1.0)}"
+            health = f"{milliseconds(seen.health, 0.5)}{milliseconds(seen.health, 0.999)}{milliseconds(seen.health, 1.0)}"
             print(f"{url:22} {streams:7} {rates}       {first}        {between}       {health}  {others} {memory}", flush=True)
 
 

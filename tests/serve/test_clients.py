@@ -72,6 +72,33 @@ def test_openai_completions(serving, engine, tok):
     assert "".join(chunk.choices[0].text for chunk in streamed) == answer.choices[0].text
 
 
+OWN_TOOLS = [{"type": "function", "function": {"name": "get_current_timestamp", "description": "Now", "parameters": {
+    "type": "object", "properties": {}, "required": []}}}]  # fmt: skip
+
+
+def test_what_open_webui_sends(serving, scripted, stream):
+    """The requests of its 0.12.4, made as its routers/openai.py, routers/tasks.py and utils/middleware.py make them: the list of
+    models, a chat, title, tags and follow-ups from one user's message, Continue, and functions of its own in each chat."""
+    client = serving(scripted("A title."), name="demo/sft", ignore_tools=True)
+    (model,) = client.get("/v1/models", headers={"Authorization": "Bearer"}).json()["data"]
+    assert {"id", "object", "created", "owned_by"} <= set(model)
+    options = {"temperature": 0.7, "top_p": 0.9, "seed": 1, "stop": ["\n\n"], "max_tokens": 400, "frequency_penalty": 0.1}
+    more = {"model": model["id"], "tools": OWN_TOOLS, "stream_options": {"include_usage": True}}
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Name?"}]
+    events = stream(client, messages=[{"role": "system", "content": "Be brief."}, *turns], **options, **more)
+    assert "".join(event["choices"][0]["delta"].get("content", "") for event in events[:-2]) == "A title."
+    assert events[-2]["usage"]["completion_tokens"] > 0
+    task = {"model": model["id"], "stream": False, "messages": [{"role": "user", "content": "### Task:\nGenerate a title. JSON"}]}
+    for limit in ({"max_tokens": 1000}, {}):  # the title's, and none: tags and follow-ups
+        answer = client.post("/v1/chat/completions", json={**task, **limit})
+        assert answer.json()["choices"][0]["message"]["content"] == "A title."
+    goes_on = {"messages": turns[:2], "continue_final_message": True, "add_generation_prompt": False}
+    assert client.post("/v1/chat/completions", json=goes_on).status_code == 200
+    for refused in ("required", {"type": "function", "function": {"name": "get_current_timestamp"}}):
+        body = {"messages": turns, "tools": OWN_TOOLS, "tool_choice": refused}
+        assert client.post("/v1/chat/completions", json=body).status_code == 400
+
+
 def test_langchain(serving, scripted):
     langchain = pytest.importorskip("langchain_openai")
     from langchain_core.messages import AIMessage, HumanMessage, SystemMessage

@@ -149,6 +149,7 @@ def serve(arguments: list[str]) -> Any:
         max_models={"type": int, "default": 3, "help": "stages and steps that are in memory at a time"},
         feedback={"type": os.path.expanduser, "default": None, "metavar": "FILE.db",
                   "help": "keep thumbs and better answers in this SQLite file, for nutshell feedback export"},
+        ignore_tools={"action": "store_true", "help": "answer requests that offer functions as if they offered none"},
         **TOOLS,
     )  # fmt: skip
     from nutshell.serve.server import serve as run_server
@@ -176,4 +177,5 @@ def serve(arguments: list[str]) -> Any:
         options.model, open_engine=open_engine, host=options.host, port=options.port, api_key=api_key,
         allow_hosts=options.allow_host, cors_origins=options.allow_origin, max_models=options.max_models,
         max_queue=options.max_queue, json_log=options.log == "json", feedback=options.feedback,
+        ignore_tools=options.ignore_tools,
     )  # fmt: skip

@@ -144,18 +144,21 @@ class ChatRequest(SamplingFields):
     tools: list[Any] | None = None
     functions: list[Any] | None = None
 
-    @field_validator("tools", "functions")
-    @classmethod
-    def _no_tools(cls, tools: list[Any] | None) -> None:
-        """Answering as if there were no tools would look like a model that never calls them."""
-        if tools:
-            raise ValueError("this model calls no functions of the client's; leave this field out")
+    tool_choice: Any = None
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         return self
+
+    def refuse_tools(self, ignore: bool) -> None:
+        """APIError for functions of the client's: without them it would seem that the model never wants one. `ignore` lets those
+        pass that it need not call."""
+        name = "tools" if self.tools else "functions"
+        if (self.tools or self.functions) and not (ignore and self.tool_choice in (None, "auto", "none")):
+            message = f"{name}: this model calls no functions of the client's; leave this field out"
+            raise APIError(400, f"{message} (or start the server with --ignore-tools)", param=name)
 
     def wanted_tokens(self) -> int | None:
         """Most tokens of the answer. None: as many as the context allows, as for 0 and less, which some clients send."""

@@ -44,14 +44,16 @@ def create_app(
     allowed_hosts: Iterable[str] | None = None,
     cors_origins: Sequence[str] = (),
     feedback_store: feedback.FeedbackStore | None = None,
+    ignore_tools: bool = False,
     **limits: Any,
 ) -> FastAPI:
     """The application for one model, or for `models`.
 
     `engine` may be None: then health says "loading" until `app.state.service.open(engine)` is called. At most
-    `engine.max_rows + max_queue` answers of a model are accepted at a time. `limits` are those of `Guard`.
+    `engine.max_rows + max_queue` answers of a model are accepted at a time. With `ignore_tools` functions that a client
+    offers are passed over. `limits` are those of `Guard`.
     """
-    service = Service(models or Models(model_name, max_queue=max_queue))
+    service = Service(models or Models(model_name, max_queue=max_queue), ignore_tools=ignore_tools)
     if engine is not None:
         service.open(engine)
 

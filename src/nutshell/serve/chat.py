@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 async def answer_chat(service: Service, request: Request) -> Response:
     """Take the request's slots, tokenize off the event loop, hand the prompt to the worker, and answer."""
     body, messages = await service.read(request, ChatRequest, ChatRequest.conversation)
+    body.refuse_tools(service.ignore_tools)
     offer, model = await service.model(body.model)
     check_biases(body, model)
     choices = body.n or 1

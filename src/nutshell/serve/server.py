@@ -160,6 +160,7 @@ def serve(
     allow_hosts: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
     feedback: str | None = None,
+    ignore_tools: bool = False,
     drain_seconds: float = 20.0,
     log_level: str = "info",
     json_log: bool = False,
@@ -187,7 +188,7 @@ def serve(
     models = Models(run_name(folder), max_queue=max_queue, folder=folder, max_loaded=max_models)
     app = create_app(
         None, models.name, models=models, api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins,
-        feedback_store=FeedbackStore(feedback) if feedback else None,
+        feedback_store=FeedbackStore(feedback) if feedback else None, ignore_tools=ignore_tools,
     )  # fmt: skip
     listeners = _listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
