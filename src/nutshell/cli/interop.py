@@ -38,12 +38,12 @@ def export(arguments: list[str]) -> Any:
 
 
 def import_(arguments: list[str]) -> Any:
-    """Make a model folder of another program's: transformers (GPT-2, Qwen3), nanochat."""
+    """Make a model folder of another program's: transformers (GPT-2, Qwen3, Llama, NanoChat), nanochat."""
     options = parse_arguments(
         "import", arguments, import_.__doc__,
         _format={
             "choices": ["hf", "nanochat"],
-            "help": "hf: a folder of transformers, of GPT-2, Qwen3 or exported by nutshell; nanochat: one of its checkpoints",
+            "help": "hf: a folder of transformers (GPT-2, Qwen3, Llama, NanoChat, or exported here); nanochat: its checkpoint",
         },
         _folder={"type": os.path.expanduser, "help": "folder to read"},
         out={"required": True, "type": os.path.expanduser, "help": "model folder to make"},

@@ -28,13 +28,18 @@ FIELDS = {
 }  # fmt: skip
 """What `NanoChatConfig` calls the fields of ours."""
 NAMES = {
-    r"embedding": "model.embed_tokens",
-    r"blocks\.(\d+)\.attention\.([qkv])": r"model.layers.\1.self_attn.\2_proj",
-    r"blocks\.(\d+)\.attention\.out": r"model.layers.\1.self_attn.o_proj",
-    r"blocks\.(\d+)\.mlp\.up": r"model.layers.\1.mlp.fc1",
-    r"blocks\.(\d+)\.mlp\.down": r"model.layers.\1.mlp.fc2",
+    "embedding": "model.embed_tokens",
+    **{f"blocks.{{}}.attention.{name}": f"model.layers.{{}}.self_attn.{name}_proj" for name in "qkv"},
+    "blocks.{}.attention.out": "model.layers.{}.self_attn.o_proj",
+    "blocks.{}.mlp.up": "model.layers.{}.mlp.fc1",
+    "blocks.{}.mlp.down": "model.layers.{}.mlp.fc2",
 }
-"""Our names of tensors to theirs; the head has the same."""
+"""Our names of tensors to theirs, {} for the layer; the head has the same."""
+FIXED = {
+    "hidden_act": "relu2", "attention_bias": False, "attention_dropout": 0.0, "rms_norm_eps": RMS_EPS,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+"""The values that `speed` has for other settings of theirs."""
 
 
 def config_to_nanochat(config: ModelConfig) -> dict[str, Any]:
@@ -50,18 +55,47 @@ def config_to_nanochat(config: ModelConfig) -> dict[str, Any]:
         )
     return {
         "architectures": ["NanoChatForCausalLM"], "model_type": "nanochat",
-        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
-        "intermediate_size": 4 * config.width, "hidden_act": "relu2", "attention_bias": False, "attention_dropout": 0.0,
-        "rms_norm_eps": RMS_EPS, "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},
-        "final_logit_softcapping": config.softcap or None, "tie_word_embeddings": False, "pad_token_id": config.bos_id,
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}, **FIXED,
+        "intermediate_size": 4 * config.width, "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},
+        "final_logit_softcapping": config.softcap or None, "pad_token_id": config.bos_id,
     }  # fmt: skip
+
+
+def config_from_nanochat(values: dict[str, Any], bos_id: int) -> ModelConfig:
+    """The shape that their `config.json` says. ValueError names a setting that ours does not have."""
+    rope = values.get("rope_parameters") or {}
+    width, heads = values.get("hidden_size", 0), values.get("num_attention_heads", 1)
+    found = {"intermediate_size": 4 * width, **FIXED, "rope_type": "default", **values, **rope}
+    for key, accepted in {"intermediate_size": 4 * width, **FIXED, "rope_type": "default"}.items():
+        if found[key] != accepted:
+            raise ValueError(f"{key} is {found[key]!r}; accepted: {accepted!r}. Such a NanoChat is not supported.")
+    values = {"num_key_value_heads": heads, "head_dim": width // heads, **values, "bos_token_id": bos_id}
+    if missing := [theirs for theirs in FIELDS.values() if theirs not in values]:
+        raise ValueError(f"{', '.join(missing)} missing")
+    switches: dict[str, Any] = {name: accepted for name, (accepted, _) in LACKED.items()}
+    softcap = values.get("final_logit_softcapping", 15.0) or 0.0
+    return ModelConfig(
+        **{ours: values[theirs] for ours, theirs in FIELDS.items()}, **switches,
+        rotary_base=rope.get("rope_theta", values.get("rope_theta", 10_000.0)), softcap=softcap,
+    )  # fmt: skip
 
 
 def weights_to_nanochat(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors of ours."""
-    theirs = {}
-    for name, tensor in ours.items():
-        module, kind = name.rsplit(".", 1)
-        pattern = next((pattern for pattern in NAMES if re.fullmatch(pattern, module)), None)
-        theirs[f"{re.sub(pattern, NAMES[pattern], module) if pattern else module}.{kind}"] = tensor
-    return theirs
+    return _renamed(ours, NAMES)
+
+
+def weights_from_nanochat(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors of theirs; what has no place keeps its name."""
+    return _renamed(theirs, {name: ours for ours, name in NAMES.items()})
+
+
+def _renamed(tensors: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    renamed = {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        layer = re.search(r"\d+", module)
+        number = layer[0] if layer else ""
+        template = re.sub(r"\d+", "{}", module, count=1)
+        renamed[f"{names.get(template, template).replace('{}', number)}.{kind}"] = tensor
+    return renamed
