@@ -28,6 +28,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = latest(options.run / "pretrain")
     model, tok, _ = load_model(folder)
+    if not model.config.qk_norm:
+        parser.error(f"{folder} has Llama's shape, whose queries lie otherwise in a GGUF. Accepted: portable with qk_norm.")
     loader = PretrainLoader(open_shards(options.run / "data"), tok.encode_batch, tok.bos_id, 8, model.config.context + 1)
     batches = loader.val_batches(options.tokens)
     exact = bits_per_byte(model, batches, tok.token_byte_lengths())

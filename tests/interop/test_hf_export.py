@@ -20,12 +20,15 @@ def transformers():
 
 
 SPEED = {"architecture": "speed", "depth": 4, "window_pattern": "SL", "context": 64}
+PLAIN = {**SPEED, "smear": False, "backout": False, "value_embeddings": False, "residual_scales": False}
 KINDS = {
     "portable": {},
     "tied": {"tied": True},
     "speed": SPEED,
     "two layers": {**SPEED, "depth": 2, "short_window": 9},
-    "no switch": {**SPEED, "smear": False, "backout": False, "value_embeddings": False, "residual_scales": False, "softcap": 0.0},
+    "no switch": {**PLAIN, "softcap": 0.0},
+    "nanochat": {**PLAIN, "window_pattern": "L", "qk_scale": 1.0},
+    "nanochat without a softcap": {**PLAIN, "window_pattern": "L", "qk_scale": 1.0, "softcap": 0.0},
 }
 
 
@@ -33,7 +36,11 @@ KINDS = {
 def exported(request, transformers, tmp_path):
     """(our model, our tokenizer, their model, their tokenizer)"""
     folder = save_folder(tmp_path / "model", **KINDS[request.param])
-    out = export_hf(folder, tmp_path / "out")
+    nanochat = request.param.startswith("nanochat")
+    if nanochat and not hasattr(transformers, "NanoChatForCausalLM"):
+        pytest.skip("this transformers has no NanoChatForCausalLM")
+    out = export_hf(folder, tmp_path / "out", nanochat=nanochat)
+    assert (out / "modeling_nutshell.py").exists() == ("architecture" in KINDS[request.param] and not nanochat)
     classes, remote = (transformers.AutoModelForCausalLM, transformers.AutoTokenizer), {"trust_remote_code": True}
     peer, facts = classes[0].from_pretrained(out, output_loading_info=True, **remote)
     assert not any(facts.values()), facts
@@ -116,6 +123,14 @@ def test_the_command_exports_and_refuses(command, refused, portable, tmp_path):
     assert checkpoint.config_from_json(json.loads((tmp_path / "out" / "config.json").read_text())).architecture == "portable"
     refused(tmp_path, "Accepted: a folder that does not exist yet", "export", "hf", portable, tmp_path / "out")
     refused(tmp_path, "does not exist", "export", "hf", tmp_path / "missing", tmp_path / "other")
+    refused(tmp_path, "--nanochat is for speed", "export", "hf", portable, tmp_path / "other", "--nanochat")
+
+
+def test_what_transformers_nanochat_lacks_is_named(refused, speed, tmp_path):
+    message = "lacks smear, backout, value_embeddings, residual_scales, qk_scale, window_pattern, which the model has"
+    refused(tmp_path, message, "export", "hf", speed, tmp_path / "out", "--nanochat")
+    folder = save_folder(tmp_path / "model", **{**PLAIN, "qk_scale": 1.0})
+    refused(tmp_path, "trained with --window-pattern L. Or", "export", "hf", folder, tmp_path / "out", "--nanochat")
 
 
 @pytest.mark.parametrize("export", ["hf", "gguf"])

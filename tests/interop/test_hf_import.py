@@ -166,6 +166,32 @@ def test_what_was_exported_comes_back(transformers, speed, portable, tmp_path):
         assert all(torch.equal(again.state_dict()[key], value) for key, value in ours.state_dict().items())
 
 
+def test_nanochat_of_transformers_comes_in_and_goes_out_again(transformers, tmp_path):
+    if not hasattr(transformers, "NanoChatForCausalLM"):
+        pytest.skip("this transformers has no NanoChatForCausalLM")
+    tok = Tokenizer.train(TEXTS, vocab_size=300)
+    shape = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape |= {"num_hidden_layers": 3, "max_position_embeddings": 128, "vocab_size": tok.vocab_size}
+    ids = {"bos_token_id": tok.bos_id, "eos_token_id": tok.bos_id, "pad_token_id": tok.bos_id}
+    config = transformers.NanoChatConfig(**shape, **ids)
+    peer = noisy(transformers.NanoChatForCausalLM(config))
+    peer.save_pretrained(tmp_path / "theirs")
+    tok.save(tmp_path / "theirs")
+    import_hf(tmp_path / "theirs", tmp_path / "model")
+    ours, _ = nutshell.load(tmp_path / "model")
+    ids = torch.tensor([[tok.bos_id, *tok.encode(TEXT)]])
+    with torch.no_grad():
+        assert (ours(ids) - peer(ids).logits).abs().max() < 1e-4
+    again = export_hf(tmp_path / "model", tmp_path / "again", nanochat=True)
+    theirs, back = (load_file(folder / "model.safetensors") for folder in (tmp_path / "theirs", again))
+    assert set(back) == set(theirs)
+    assert all(torch.equal(back[name], tensor) for name, tensor in theirs.items())
+    values = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**values, "intermediate_size": 128}))
+    with pytest.raises(ValueError, match="intermediate_size is 128; accepted: 256"):
+        import_hf(tmp_path / "theirs", tmp_path / "out")
+
+
 @pytest.fixture
 def broken(tmp_path):
     """Changes one thing of an exported folder."""
@@ -191,7 +217,7 @@ NORM = "model__layers__1__self_attn__q_norm__weight"
         ({"config": {"model_type": "qwen2"}}, "has model_type 'qwen2': it has biases and no norms on queries and keys"),
         (
             {"config": {"model_type": "mamba"}},
-            "has model_type 'mamba': nutshell has no such model. Accepted: gpt2, qwen3, llama, nutshell",
+            "has model_type 'mamba': nutshell has no such model. Accepted: gpt2, qwen3, llama, nanochat, nutshell",
         ),
         ({"config": {"attention_bias": True}}, "attention_bias is True; accepted: False"),
         ({"config": {"num_hidden_layers": 3}}, "has no tensor for model.layers.2.input_layernorm.weight"),

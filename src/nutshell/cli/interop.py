@@ -18,6 +18,7 @@ def export(arguments: list[str]) -> Any:
         _model={"type": os.path.expanduser, "help": "run folder or model folder"},
         _out={"type": os.path.expanduser, "help": "folder to make"},
         type={"default": "q8_0", "help": "weights of gguf: f32, f16, q8_0 or q4_0"},
+        nanochat={"action": "store_true", "help": "hf: speed as transformers' NanoChatForCausalLM, where its switches allow it"},
     )  # fmt: skip
     from nutshell.checkpoint import find
     from nutshell.interop.gguf import export_gguf
@@ -27,20 +28,22 @@ def export(arguments: list[str]) -> Any:
     model, out = find(options.model), Path(options.out)
     if options.format == "gguf":
         written = export_gguf(model, out, options.type)
+    elif options.format == "onnx":
+        written = export_onnx(model, out)
     else:
-        written = (export_hf if options.format == "hf" else export_onnx)(model, out)
+        written = export_hf(model, out, nanochat=options.nanochat)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{written}  {size / 1e6:.1f} MB")
     return {"path": str(written), "bytes": size}
 
 
 def import_(arguments: list[str]) -> Any:
-    """Make a model folder of another program's: transformers (GPT-2, Qwen3), nanochat."""
+    """Make a model folder of another program's: transformers (GPT-2, Qwen3, Llama, NanoChat), nanochat."""
     options = parse_arguments(
         "import", arguments, import_.__doc__,
         _format={
             "choices": ["hf", "nanochat"],
-            "help": "hf: a folder of transformers, of GPT-2, Qwen3 or exported by nutshell; nanochat: one of its checkpoints",
+            "help": "hf: a folder of transformers (GPT-2, Qwen3, Llama, NanoChat, or exported here); nanochat: its checkpoint",
         },
         _folder={"type": os.path.expanduser, "help": "folder to read"},
         out={"required": True, "type": os.path.expanduser, "help": "model folder to make"},

@@ -1,7 +1,7 @@
 """A folder for transformers and its hub: weights, tokenizer, how to sample, and a model card.
 
 `portable` is `Qwen3ForCausalLM` and `gpt2` is `GPT2LMHeadModel`, which transformers has. `speed` it does not have: that folder
-brings `modeling_nutshell.py` and is opened with `trust_remote_code=True`.
+brings `modeling_nutshell.py` and is opened with `trust_remote_code=True`, unless `hf_nanochat.py` can say it as a class it has.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from nutshell.checkpoint import load_model
 from nutshell.interop.gpt2 import config_to_gpt2, weights_to_gpt2
+from nutshell.interop.hf_nanochat import config_to_nanochat, weights_to_nanochat
 from nutshell.interop.output import new_folder
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
@@ -24,9 +25,14 @@ CLASS = "NutshellForCausalLM"
 TEMPERATURE, TOP_K = 0.4, 50  # of `nutshell chat`
 
 
-def export_hf(model: Path, out: Path) -> Path:
-    """Write the folder `out`, which `from_pretrained` opens. ValueError where the model folder is damaged."""
+def export_hf(model: Path, out: Path, *, nanochat: bool = False) -> Path:
+    """Write the folder `out`, which `from_pretrained` opens; with `nanochat` a `speed` as `NanoChatForCausalLM`, without code.
+
+    ValueError where the model folder is damaged or the model has what that class lacks.
+    """
     decoder, tok, manifest = load_model(model)
+    nanochat_config = config_to_nanochat(decoder.config) if nanochat else None
+    own_code = decoder.config.architecture == "speed" and not nanochat
     with new_folder(out) as folder:
         for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(model / name, folder / name)
@@ -35,12 +41,15 @@ def export_hf(model: Path, out: Path) -> Path:
             config = config_to_gpt2(decoder.config)
             weights = weights_to_gpt2(decoder.state_dict(), decoder.config.depth)
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        if decoder.config.architecture == "speed":
+        if nanochat_config:
+            config = nanochat_config
+            save_file(weights_to_nanochat(decoder.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+        if own_code:
             config = {**config, **foreign_config(decoder)}
             shutil.copyfile(Path(__file__).parent / CODE, folder / CODE)
         _write(folder / "config.json", {**config, "dtype": "float32"})
         _write(folder / "generation_config.json", generation_config(tok))
-        (folder / "README.md").write_text(model_card(decoder, tok, manifest["meta"], model), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(decoder, tok, manifest["meta"], model, own_code), encoding="utf-8")
     return out
 
 
@@ -63,9 +72,9 @@ def generation_config(tok: Tokenizer) -> dict[str, Any]:
     return {**ids, "do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K}
 
 
-def model_card(decoder: Decoder, tok: Tokenizer, meta: dict[str, Any], model: Path) -> str:
+def model_card(decoder: Decoder, tok: Tokenizer, meta: dict[str, Any], model: Path, own_code: bool) -> str:
     """`README.md`: what the model is, how it is opened, and what its run has measured."""
-    config, code = decoder.config, ", trust_remote_code=True" if decoder.config.architecture == "speed" else ""
+    config, code = decoder.config, ", trust_remote_code=True" if own_code else ""
     stage = f", {meta['stage']} step {meta['step']}" if {"stage", "step"} <= set(meta) else ""
     parameters = sum(p.numel() for p in decoder.parameters())
     use = f"""\

@@ -1,4 +1,4 @@
-"""A folder of transformers becomes a model folder of ours: GPT-2, Qwen3, Llama, and what `export hf` has written.
+"""A folder of transformers becomes a model folder of ours: GPT-2, Qwen3, Llama, NanoChat, and what `export hf` has written.
 
 What is read: `config.json`, `model.safetensors` (or its parts, with `model.safetensors.index.json`), and the tokenizer, from
 `tokenizer.json` or from `vocab.json` and `merges.txt`.
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from nutshell.checkpoint import save_model_folder
 from nutshell.interop.gpt2 import config_from_gpt2, weights_from_gpt2
+from nutshell.interop.hf_nanochat import config_from_nanochat, weights_from_nanochat
 from nutshell.model.build import build_model, config_from_json
 from nutshell.model.config import ModelConfig
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
-MODEL_TYPES = ("gpt2", "qwen3", "llama", "nutshell")
+MODEL_TYPES = ("gpt2", "qwen3", "llama", "nanochat", "nutshell")
 FOREIGN = {
     "mistral": "its attention may have a sliding window",
     "qwen2": "it has biases and no norms on queries and keys",
@@ -56,12 +57,16 @@ def import_hf(folder: Path, out: Path, *, chat: bool = False) -> Decoder:
     weights = read_weights(folder)
     if config.architecture == "gpt2":
         weights = _from_gpt2(weights, config, folder)
+    if values["model_type"] == "nanochat":
+        weights = weights_from_nanochat(weights)
     return save(out, config, weights, tok, source=str(folder), chat=chat)
 
 
 def _config(values: dict[str, Any], tok: Tokenizer) -> ModelConfig:
     if values["model_type"] == "gpt2":
         return config_from_gpt2(values, tok.bos_id)
+    if values["model_type"] == "nanochat":
+        return config_from_nanochat(values, tok.bos_id)
     if values["model_type"] in ("qwen3", "llama"):
         return replace(config_from_json(values), bos_id=tok.bos_id)
     return ModelConfig(**{name: values[name] for name in ModelConfig.__dataclass_fields__ if name in values})
