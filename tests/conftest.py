@@ -1,4 +1,4 @@
-"""Settings that all tests share, and a runner of commands."""
+"""Settings that all tests share, a runner of commands, and a browser."""
 
 import io
 import os
@@ -18,6 +18,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; torch has no
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("fuzz", parent=settings.get_profile("default"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+CHROMIUM_FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +83,19 @@ def hub_server(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the pauses between attempts
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Closed with its module: while Playwright runs, no other test of the process can run an event loop of its own."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if path is None:
+        pytest.skip("needs Chromium: none of " + ", ".join(CHROMIUM_NAMES) + " found (set CHROMIUM=path)")
+    with playwright.sync_playwright() as api:
+        browser = api.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

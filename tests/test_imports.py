@@ -27,7 +27,7 @@ ALLOWED = {
     "tasks": {"data", "files", "infer", "tokenizer"},  # HumanEval runs programs in the sandbox
     "infer": {"model", "tokenizer"},
     "eval": {"infer", "tasks", "data", "files", "tokenizer", "model"},
-    "interop": {"checkpoint", "files", "hub", "model", "tokenizer"},
+    "interop": {"checkpoint", "files", "hub", "infer", "model", "tokenizer"},  # a page has native decoding's shape and weights
     "serve": {"checkpoint", "files", "infer", "tokenizer"},
     "train": {
         "checkpoint",

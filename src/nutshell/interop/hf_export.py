@@ -74,9 +74,8 @@ def generation_config(tok: Tokenizer) -> dict[str, Any]:
 
 def model_card(decoder: Decoder, tok: Tokenizer, meta: dict[str, Any], model: Path, own_code: bool) -> str:
     """`README.md`: what the model is, how it is opened, and what its run has measured."""
-    config, code = decoder.config, ", trust_remote_code=True" if own_code else ""
-    stage = f", {meta['stage']} step {meta['step']}" if {"stage", "step"} <= set(meta) else ""
-    parameters = sum(p.numel() for p in decoder.parameters())
+    code = ", trust_remote_code=True" if own_code else ""
+    name, facts = card_facts(decoder, tok, meta, model)
     use = f"""\
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -96,7 +95,6 @@ ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_ten
 reply = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64)
 print(tokenizer.decode(reply[0, ids.size(1) :], skip_special_tokens=True))
 """
-    name = model.resolve().parents[1].name if stage else model.resolve().name
     return f"""\
 ---
 library_name: transformers
@@ -106,13 +104,24 @@ tags: [nutshell]
 
 # {name}
 
-A language model trained with nutshell{stage}: {parameters:,} parameters, architecture {config.architecture},
-depth {config.depth}, width {config.width}, a context of {config.context} tokens, {tok.vocab_size} tokens of byte-level BPE.
+{facts}
 Text for it begins with the token {tok.bos_id}. The weights are fp32.
 
 ```python
 {use}```
 {_results(model)}"""
+
+
+def card_facts(decoder: Decoder, tok: Tokenizer, meta: dict[str, Any], model: Path) -> tuple[str, str]:
+    """The model's name, and what it is in one sentence."""
+    config, staged = decoder.config, {"stage", "step"} <= set(meta)
+    stage = f", {meta['stage']} step {meta['step']}" if staged else ""
+    parameters = sum(p.numel() for p in decoder.parameters())
+    kind = "characters" if tok.kind == "char" else "byte-level BPE"
+    return model.resolve().parents[1].name if staged else model.resolve().name, (
+        f"A language model trained with nutshell{stage}: {parameters:,} parameters, architecture {config.architecture},\n"
+        f"depth {config.depth}, width {config.width}, a context of {config.context} tokens, {tok.vocab_size} tokens of {kind}."
+    )
 
 
 def _results(model: Path) -> str:

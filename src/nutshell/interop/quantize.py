@@ -1,6 +1,6 @@
-"""Weights in fewer bits, in blocks of 32 that share a scale: the formats q8_0 and q4_0 of ggml.
+"""Weights in fewer bits: ggml's formats q8_0 and q4_0, in blocks of 32 that share a scale, and int8 with a scale for each row.
 
-Both are bit for bit what ggml's own reference makes (ggml-quants.c, `quantize_row_q8_0_ref` and `quantize_row_q4_0_ref`).
+ggml's are bit for bit what its own reference makes (ggml-quants.c, `quantize_row_q8_0_ref` and `quantize_row_q4_0_ref`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,15 @@ def q4_0(weights: np.ndarray) -> np.ndarray:
     scale = largest / np.float32(-8)
     numbers = np.minimum((blocks * _inverse(scale) + np.float32(8.5)).astype(np.uint8), 15)
     return np.concatenate([_fp16_bytes(scale), numbers[:, :16] | numbers[:, 16:] << 4], axis=1)
+
+
+def int8_rows(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """fp32 (rows, columns) to a scale d for each row (rows, 1) and signed bytes q (rows, columns), weight = d q.
+
+    Native decoding in int8 has the same (`rust/src/decode/matrix.rs`).
+    """
+    scale = np.abs(weights).max(axis=1, keepdims=True) / np.float32(127)
+    return scale, np.rint(weights * _inverse(scale)).astype(np.int8)
 
 
 def _inverse(scale: np.ndarray) -> np.ndarray:

@@ -1,30 +1,9 @@
 """The page in a real headless Chromium, against a real server whose engine says what the test wants."""
 
 import json
-import os
-import shutil
 
 import pytest
 from driver import answer
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Closed with its module: while Playwright runs, no other test of the process can run an event loop of its own."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.skip("needs Chromium: none of " + ", ".join(NAMES) + " found (set CHROMIUM=path)")
-    with playwright.sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 // One message -> DOM nodes, and keeping them up to date while an answer streams.
 
 import { button, copyButton, directionOf, element, icon, isSend } from "./dom.js";
-import { MarkdownView } from "./markdown.js";
+import { PartsView } from "./parts.js";
 import { plainText } from "./store.js";
 
 const THUMB_UP = "M7 11v9H3v-9zM7 11l4-8c2 0 3 1 3 3v4h6l-2 10H7";
@@ -19,55 +19,12 @@ function switcher(message, versions, onSwitch) {
   return [step("‹", at - 1, "Previous version"), `${at + 1}/${versions.length}`, step("›", at + 1, "Next version")];
 }
 
-// What the model ran and what came back: a sum on one line, a program as a block. Its language is Python either way.
-class ToolView {
-  constructor() {
-    this.code = element("code");
-    this.result = element("code", "result");
-    this.node = element("div", "tool", element("span", "tool-name", "Python"), this.code);
-    this.node.setAttribute("role", "group");
-    this.node.setAttribute("aria-label", "Tool call");
-  }
-
-  update({ tool, output }) {
-    this.code.textContent = tool;
-    this.result.textContent = output;
-    this.node.classList.toggle("program", tool.includes("\n") || Boolean(output?.includes("\n")));
-    this.node.classList.toggle("waiting", output === null);
-    if (output !== null) this.node.append(element("span", "equals", "="), this.result);
-  }
-}
-
-class PlainView {
-  constructor() {
-    this.node = element("span", "plain");
-  }
-
-  update({ text }) {
-    this.node.textContent = text;
-  }
-}
-
-// Parts -> what is shown: a text each, and a tool call together with its output.
-function blocksOf(parts) {
-  const result = [];
-  for (const { type, text } of parts) {
-    const last = result.at(-1);
-    if (type === "python_output" && last?.tool !== undefined && last.output === null) last.output = text;
-    else if (type === "text") result.push({ text });
-    else result.push(type === "python" ? { tool: text, output: null } : { tool: "", output: text });
-  }
-  return result;
-}
-
-// Shows an assistant's message; update() draws again only the blocks that changed. `on` has what its buttons do: regenerate,
+// Shows an assistant's message. `on` has what its buttons do: regenerate,
 // resume, tokens, rate, better, choose. A `plain` one is part of a text, without Markdown.
 export class AnswerView {
   constructor(message, on, plain) {
-    Object.assign(this, { message, on, plain, blocks: [], drawn: [], tokensShown: false });
+    Object.assign(this, { message, on, body: new PartsView(plain), tokensShown: false });
     this.name = element("div", "name");
-    this.body = element("div", "body");
-    this.body.dir = "auto";
     this.notes = element("div", "notes");
     this.below = element("div", "below"); // of the token view and the better answer
     this.stats = element("span", "stats");
@@ -83,8 +40,8 @@ export class AnswerView {
     const { again, resume, tokens, choose, up, down, better } = this.buttons;
     this.actions = element("div", "actions", copyButton(() => plainText(message)), again, resume, tokens, up, down, better, choose,
       this.versions, this.stats);
-    this.node = element("article", "assistant", element("h3", "hidden", "Answer"), this.name, this.body, this.notes, this.actions,
-      this.below);
+    this.node = element("article", "assistant", element("h3", "hidden", "Answer"), this.name, this.body.node, this.notes,
+      this.actions, this.below);
     this.update(false);
   }
 
@@ -111,27 +68,13 @@ export class AnswerView {
   update(streaming) {
     const { message } = this;
     const began = performance.now();
-    const shown = blocksOf(message.parts);
-    shown.forEach((block, index) => {
-      const key = block.tool === undefined ? block.text : JSON.stringify(block);
-      if (this.drawn[index] === key) return;
-      const Kind = block.tool !== undefined ? ToolView : this.plain ? PlainView : MarkdownView;
-      if (!(this.blocks[index] instanceof Kind)) {
-        this.blocks[index]?.node.remove();
-        this.blocks[index] = new Kind();
-        this.body.append(this.blocks[index].node);
-        this.blocks[index].node.classList.add("block");
-      }
-      this.blocks[index].update(block, streaming);
-      this.drawn[index] = key;
-    });
-    if (!streaming) this.blocks.at(-1)?.finish?.();
+    const shown = this.body.update(message.parts, streaming);
     this.node.classList.toggle("streaming", streaming);
-    this.node.classList.toggle("empty", shown.length === 0);
+    this.node.classList.toggle("empty", !shown);
     this.actions.hidden = streaming;
-    this.buttons.resume.hidden = !shown.length || !(message.finish === "length" || message.error || message.stats === "stopped");
+    this.buttons.resume.hidden = !shown || !(message.finish === "length" || message.error || message.stats === "stopped");
     this.buttons.again.hidden = message.parent === null; // a greeting: nothing was asked
-    this.buttons.tokens.hidden = !shown.length;
+    this.buttons.tokens.hidden = !shown;
     this.stats.textContent = message.streaming && !streaming ? "unfinished" : message.stats || ""; // or in another tab
     this.notes.replaceChildren();
     if (message.note) this.notes.append(element("p", "note", message.note));
