@@ -88,7 +88,7 @@ def test_run_stage_and_model_folders_open_at_the_newest_checkpoint_of_the_last_s
     assert not model.training
 
 
-def test_a_folder_without_a_valid_manifest_does_not_exist(tok, tmp_path):
+def test_a_folder_without_a_valid_manifest_does_not_exist(tok, tmp_path, capsys):
     stage = tmp_path / "sft"
     for step in (1, 2, 3, 4):
         save(stage, step, tok)
@@ -99,6 +99,10 @@ def test_a_folder_without_a_valid_manifest_does_not_exist(tok, tmp_path):
     (stage / "step-abc").mkdir()
     assert [step for step, _ in checkpoint.checkpoints(stage)] == [1, 2]
     assert checkpoint.latest(stage) == stage / "step-000002"
+    assert checkpoint.find(tmp_path) == stage / "step-000002"  # and says so: an older model is not loaded in silence
+    said = capsys.readouterr().err
+    assert "step-000003 has no valid manifest.json and is passed over" in said
+    assert "step-000004 has no valid" in said
 
 
 @given(data=st.data())

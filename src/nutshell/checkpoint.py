@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,9 +170,15 @@ def verify(folder: Path, *, training: bool = True) -> dict:
 
 
 def checkpoints(stage_folder: Path) -> list[tuple[int, Path]]:
-    """Complete checkpoints of a stage, oldest first: (step, folder)."""
-    named = ((path.name.removeprefix("step-"), path) for path in stage_folder.glob("step-*"))
-    return sorted((int(step), path) for step, path in named if step.isdigit() and read_manifest(path) is not None)
+    """Complete checkpoints of a stage, oldest first: (step, folder). PermissionError where the folder can't be listed."""
+    names = os.listdir(stage_folder) if stage_folder.is_dir() else []
+    steps = ((name.removeprefix("step-"), stage_folder / name) for name in names if name.startswith("step-"))
+    return sorted((int(step), path) for step, path in steps if step.isdigit() and read_manifest(path) is not None)
+
+
+def incomplete(stage_folder: Path) -> list[Path]:
+    """Checkpoints that do not count, since they have no valid manifest: nutshell leaves none behind, a bad disk or copy may."""
+    return [path for path in stage_folder.glob("step-*") if read_manifest(path) is None]
 
 
 def latest(folder: Path) -> Path | None:
@@ -243,6 +250,12 @@ def find(folder_or_run: str | Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. Give a run folder (runs/demo) or a model folder in it.")
     newest = latest(path)
+    for place in (path, *(path / stage for stage in reversed(STAGES))):
+        for torn in incomplete(place):
+            if newest is None or place != newest.parent or torn.name > newest.name:
+                print(f"{torn} has no valid manifest.json and is passed over.", file=sys.stderr)
+        if newest is not None and place in (newest, newest.parent):
+            break
     if newest is None and (path / "config.json").exists():
         raise ValueError(f"{path} is another program's model. Make it one of ours: nutshell import hf {path} --chat --out MODEL")
     if newest is None:

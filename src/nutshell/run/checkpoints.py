@@ -118,6 +118,8 @@ def open_newest(
     Raises DamagedCheckpointError for a damaged one, unless `go_back` allows the one before it; ValueError where none is whole.
     """
     damaged: list[Path] = []
+    for torn in checkpoint.incomplete(stage_folder):
+        note(f"{torn} has no valid manifest.json and does not count.")
     ready = resumable(stage_folder)
     if not ready and (others := checkpoint.checkpoints(stage_folder)):
         raise ValueError(f"{others[-1][1]} holds weights only, no training state to go on from. Delete {stage_folder}.")
