@@ -135,10 +135,12 @@ def read_chosen(file: Path, notes: Notes, *, choice: Choice, seen: NearDuplicate
     """The documents of a file that are chosen; the others are counted in `notes`. With skip_bad, a file that cannot be read
     gives what comes before that."""
 
-    def bad(place: str, error: ValueError | OSError, kind: str = "") -> None:
+    kind = kind_of(file)
+
+    def bad(place: str, error: ValueError | OSError, unreadable: str = "") -> None:
         if not choice.skip_bad:
             raise ValueError(f"{error}. Mend it, or leave out what is bad: --skip-bad.") from error
-        notes["bad"][kind or kind_of_error(place, error)] += 1
+        notes["bad"][unreadable or kind_of_error(place, error)] += 1
         if not notes["first bad"]:
             notes["first bad"][str(error)] = 1
 
@@ -147,12 +149,12 @@ def read_chosen(file: Path, notes: Notes, *, choice: Choice, seen: NearDuplicate
             if reason := _why_not(text, choice, seen):
                 notes["left out"][reason] += 1
             else:
-                notes["taken"][kind_of(file)] += 1
+                notes["taken"][kind] += 1
                 yield text
     except (ValueError, OSError) as error:
         if not choice.skip_bad:
             raise
-        bad(shown(file), error, f"unreadable {kind_of(file)} files")
+        bad(shown(file), error, f"unreadable {kind} files")
 
 
 def _why_not(text: str, choice: Choice, seen: NearDuplicates | None) -> str:
