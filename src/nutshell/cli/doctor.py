@@ -18,7 +18,8 @@ from nutshell.cli.arguments import parse_arguments
 Finding = tuple[str, str]  # what was found, and advice where something is amiss
 EXTRAS = {
     "transformers": "eval of other models", "llguidance": "JSON mode", "pypdf": "import of PDFs", "py3langid": "--language",
-    "onnxscript": "export onnx", "datatrove": "data at the scale of the web", "wandb": "--loggers wandb", "tensorboard": "--loggers tensorboard",
+    "onnxscript": "export onnx", "datatrove": "data at the scale of the web", "wandb": "--loggers",
+    "tensorboard": "--loggers",
 }  # fmt: skip
 MULTI_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
