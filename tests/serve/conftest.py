@@ -59,6 +59,7 @@ def run(tmp_path_factory, make_model, tok):
     """A run folder with three stages and five steps of random weights."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     folder.mkdir()
+    torch.manual_seed(0)
     (folder / "plan.json").write_text("{}")
     for stage, steps in {"pretrain": [10, 20], "midtrain": [5], "sft": [3, 7]}.items():
         for step in steps:

@@ -130,6 +130,19 @@ def test_a_new_step_becomes_the_default(client, ask, run, make_model, tok, monke
         (new / "manifest.json").unlink()
 
 
+def test_a_run_that_has_just_begun_answers_from_its_first_checkpoint_on(serving, make_model, tok, ask, tmp_path, eventually):
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "pretrain", "step": 1, "loss": 5.0}\n')
+    models = Models("young", max_queue=8, folder=tmp_path)
+    client = serving(None, models=models, open_engine=lambda folder: Engine(load(folder)[0].for_inference(), tok, max_rows=2))
+    time.sleep(0.2)
+    assert client.get("/health").json()["status"] == "loading"
+    assert client.get("/runs").status_code == 200
+    assert ask(client, max_tokens=1).status_code == 503
+    save_model_folder(tmp_path / "pretrain" / "step-000001", make_model(64), tok, meta={"stage": "pretrain", "step": 1})
+    eventually(lambda: models.started, seconds=20)
+    assert ask(client, max_tokens=1).status_code == 200
+
+
 def test_a_model_folder_offers_itself_alone(run):
     (one,) = offers(run / "sft" / "step-000003")
     assert (one.id, one.stage, one.step) == ("run", "sft", 3)

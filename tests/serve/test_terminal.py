@@ -220,8 +220,16 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(scripted, typed):
     assert engine._scheduler.live == []
 
 
+@pytest.fixture
+def restore_sigint():
+    """A background job inherits a SIGINT that is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("options", [{}, {"prompt": "a long one"}])
-def test_ctrl_c_ends_what_no_keyboard_feeds(scripted, options):
+def test_ctrl_c_ends_what_no_keyboard_feeds(scripted, options, restore_sigint):
     """A sibling of F41: Ctrl-C ended one answer of a thousand, and `-p` in a shell's loop with exit code 0."""
     engine = scripted(reply, delay_seconds=0.01)
     threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()

@@ -151,10 +151,21 @@ class Models:
         return model
 
     async def start(self, open_engine: Callable[[Path], Any]) -> None:
-        """Load the default model. Raises what `open_engine` raises."""
+        """Load the default model, of a run that has just begun to train as soon as it has saved one. Raises what `open_engine`
+        raises."""
         self.open_engine = open_engine
         await self._look()
+        if waits := self._begun():
+            log.info("%s has no checkpoint yet: answers begin with its first, /runs shows the training until then", self.folder)
+        while waits:
+            await asyncio.sleep(FRESH_SECONDS + 1)
+            await self._look()
+            waits = self._begun()
         await self._load(self._offers[0].key)
+
+    def _begun(self) -> bool:
+        """Whether the folder is a run that has steps and no checkpoint."""
+        return self.folder is not None and not self._offers[0].digest and (Path(self.folder) / "metrics.jsonl").is_file()
 
     async def _look(self) -> None:
         if self.folder is not None and time.monotonic() > self._listed + FRESH_SECONDS:

@@ -129,6 +129,8 @@ class Server(uvicorn.Server):
         try:
             await self.service.models.start(self.open_engine)
             log.info("%s is ready: %s (Ctrl-C ends it)", self.service.models.name, self.address)
+        except asyncio.CancelledError:  # the server was ended before
+            raise
         except BaseException as error:
             self.failure = error
             self.should_exit = True
