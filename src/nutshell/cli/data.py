@@ -71,7 +71,7 @@ def _tokenizer(tokenizer: str | None, model: str | None) -> tuple[Any, int]:
     if not model:
         return (Tokenizer.load(tokenizer).with_special_tokens() if tokenizer else None), 0
     from nutshell.checkpoint import find
-    from nutshell.model.build import config_from_json
+    from nutshell.model.config_file import config_from_json
 
     folder = find(model)
     config = config_from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))

@@ -105,7 +105,7 @@ def with_shape_of(recipe: Recipe, model: str) -> Recipe:
     import json
 
     from nutshell.checkpoint import find
-    from nutshell.model.build import config_from_json
+    from nutshell.model.config_file import config_from_json
     from nutshell.plan.recipe import Recipe
     from nutshell.tokenizer import SPECIAL_TOKENS, Tokenizer
 
