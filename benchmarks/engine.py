@@ -26,12 +26,13 @@ from nutshell.checkpoint import save_model_folder
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.cache_memory import bytes_per_token
 from nutshell.infer.engine import Engine
-from nutshell.infer.native import NativeRunner, describe
-from nutshell.infer.runner import TorchRunner
+from nutshell.infer.native import NativeRunner, describe, dtype_of
 from nutshell.infer.sampling import Sampling
+from nutshell.infer.torch_runner import TorchRunner
 from nutshell.interop.gguf import export_gguf
-from nutshell.model.build import build_model, config_to_json
+from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
+from nutshell.model.config_file import config_to_json
 from nutshell.report.facts import processor
 from nutshell.tokenizer import Tokenizer
 
@@ -179,7 +180,7 @@ def second_turn(models: dict, tok: Tokenizer, rounds: int) -> None:
                 engine.sample([[*history, *range(300, 340)]], 1, Sampling(max_tokens=1, temperature=0), tools=False)
                 times[name].append(time.perf_counter() - began)
         without, known = (statistics.median(values) for values in times.values())
-        size = bytes_per_token(model.config, model.compute_dtype)
+        size = bytes_per_token(model.config, dtype_of(model))
         print(f"  {kind:9} {1000 * without:7.1f} ms read anew, {1000 * known:6.1f} ms from the prefix cache: "
               f"{without / known:5.1f}x ({size:,} bytes of cache a token)")  # fmt: skip
 

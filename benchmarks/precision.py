@@ -15,8 +15,9 @@ import nutshell
 from nutshell.data.text import read_documents
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.native import NativeRunner
-from nutshell.infer.runner import Runner, TorchRunner
-from nutshell.model.kv_cache import blocks_of
+from nutshell.infer.runner import Runner
+from nutshell.infer.torch_runner import TorchRunner
+from nutshell.model.kv_blocks import blocks_of
 
 KINDS = {"float32": (torch.float32, False), "bfloat16": (torch.bfloat16, False), "int8": (torch.bfloat16, True)}
 ROWS = 32
@@ -33,7 +34,7 @@ def negative_log_likelihoods(runner: Runner, rows: list[list[int]]) -> list[floa
             for row in live
         ]
         logits, _ = runner.forward(chunks)
-        table = logits.log_softmax(-1)
+        table = torch.from_numpy(logits).log_softmax(-1)
         for at, row in enumerate(live):
             sums[row] -= float(table[at, rows[row][place + 1]])
     return sums

@@ -57,7 +57,7 @@ def reseal(folder, **files):
         path.write_bytes(change(path.read_bytes()))
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": checkpoint.sha256(path)}
-        manifest["sha256"] = checkpoint._manifest_hash(manifest)
+        manifest["sha256"] = checkpoint.manifest_hash(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

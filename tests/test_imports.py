@@ -13,22 +13,24 @@ SOURCE = Path(__file__).parents[1] / "src" / "nutshell"
 ALLOWED = {
     "config": set(),
     "files": set(),
+    "machine": set(),
     "ranks": set(),
-    "runtime": {"ranks"},
+    "runtime": {"machine", "ranks"},
     "metrics": {"files"},
     "hub": {"files"},
     "data": {"files", "hub"},
     "tokenizer": {"data", "files"},  # training reads files by the one reader of text, imported when it is needed
     "model": set(),
-    "checkpoint": {"files", "model", "tokenizer"},
+    "model_folder": {"files", "model", "tokenizer"},
+    "checkpoint": {"files", "model", "model_folder", "tokenizer"},
     "plan": {"config", "files", "model"},
     "run": {"checkpoint", "files", "metrics", "model", "plan", "runtime", "tokenizer"},
     "report": {"files", "metrics", "plan"},
     "tasks": {"data", "files", "infer", "tokenizer"},  # HumanEval runs programs in the sandbox
-    "infer": {"model", "tokenizer"},
+    "infer": {"machine", "model", "tokenizer"},
     "eval": {"infer", "tasks", "data", "files", "tokenizer", "model"},
     "interop": {"checkpoint", "files", "hub", "infer", "model", "tokenizer"},  # a page has native decoding's shape and weights
-    "serve": {"checkpoint", "files", "infer", "tokenizer"},
+    "serve": {"checkpoint", "files", "infer", "model_folder", "tokenizer"},
     "train": {
         "checkpoint",
         "config",

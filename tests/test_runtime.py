@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from nutshell.machine import cpu_dtype
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.model.kv_cache import KVCache
 from nutshell.plan.hardware import peak_flops
 from nutshell.plan.recipe import OptimizerConfig
 from nutshell.plan.schedule import Schedule
-from nutshell.runtime import DTYPES, Runtime, cpu_dtype, gpu_readings, refuse_fp8, start_runtime
+from nutshell.runtime import DTYPES, Runtime, gpu_readings, refuse_fp8, start_runtime
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.prefetch import MicroBatch
 from nutshell.train.step import LossScaler, train_step

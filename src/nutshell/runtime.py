@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from nutshell.machine import cpu_dtype
 from nutshell.ranks import Meeting, die_with_agent, join_ranks, torchrun_ranks
 
 T = TypeVar("T")
@@ -151,16 +152,6 @@ def keep_freed_memory() -> None:
         return
     mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: tensors come from the heap
     mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: and a gigabyte of it stays
-
-
-def cpu_dtype() -> str:
-    """bfloat16 where the processor multiplies it in hardware, else float32. By its flags, not by the clock: two starts on a busy
-    machine must choose alike. Without them bf16 products are emulated (a training step takes thirty times as long on AVX2)."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
-    except OSError:  # not Linux
-        return "float32"
-    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
 
 
 def gpu_dtype(capability: tuple[int, int] | None) -> str:

@@ -1,25 +1,22 @@
 """How large the cache becomes: from a limit, or from what the machine and its control group have left."""
 
 import pytest
-import torch
 
 from nutshell.infer import cache_memory
 from nutshell.infer.cache_memory import bytes_per_token, cache_blocks, describe_cache, free_memory
 from nutshell.infer.native import NativeRunner
 from nutshell.model.kv_cache import KVCache
 
-CPU = torch.device("cpu")
-
 
 def test_bytes_of_a_token_are_those_of_the_tensors(model):
     cache = KVCache(model.config, rows=2)
     tokens = 2 * model.config.context
-    assert bytes_per_token(model.config, torch.float32) * tokens == cache.keys.nbytes + cache.values.nbytes
+    assert bytes_per_token(model.config, "float32") * tokens == cache.keys.nbytes + cache.values.nbytes
     assert describe_cache(model, 10_000) == "10,000 tokens of 384 bytes, 4 MiB"
 
 
 def test_a_cache_is_bounded_by_its_limit_by_a_share_of_free_memory_and_by_what_can_be_used(model, monkeypatch):
-    block = 16 * bytes_per_token(model.config, torch.float32)
+    block = 16 * bytes_per_token(model.config, "float32")
     assert cache_blocks(model, 64, 8, 10 * block + 5) == (10, 10 * block)
     assert cache_blocks(model, 64, 2, 10**9) == (8, 8 * block)  # two contexts of four blocks
     monkeypatch.setattr(cache_memory, "free_memory", lambda device: 28 * block)
@@ -44,13 +41,13 @@ def test_a_cache_is_bounded_by_its_limit_by_a_share_of_free_memory_and_by_what_c
 def test_a_container_has_what_its_group_has_left(tmp_path, monkeypatch, names):
     limit, usage, dropped = names
     monkeypatch.setattr(cache_memory, "CGROUP", tmp_path)
-    whole = free_memory(CPU)
+    whole = free_memory("cpu")
     (tmp_path / limit).write_text("5000000\n")
     (tmp_path / usage).write_text("3000000\n")
     (tmp_path / "memory.stat").write_text(f"anon 1\n{dropped} 400000\n")
-    assert free_memory(CPU) == 2_400_000
+    assert free_memory("cpu") == 2_400_000
     (tmp_path / limit).write_text("max\n" if limit == "memory.max" else f"{2**62}\n")
-    assert free_memory(CPU) == pytest.approx(whole, rel=0.2)
+    assert free_memory("cpu") == pytest.approx(whole, rel=0.2)
 
 
 def test_native_code_reads_embeddings_where_the_model_has_them(model):

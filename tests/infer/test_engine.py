@@ -295,7 +295,7 @@ def test_blocks_that_held_no_numbers_harm_nobody_afterwards(model, tok):
     """Zero times NaN is NaN: what a mask hides must be numbers too. The cache is so small that all blocks are used again."""
     damaged = copy.deepcopy(model)
     damaged.embedding.weight[7, 3] = float("nan")
-    engine = Engine(damaged, tok, max_rows=3, kv_cache_bytes=6 * 16 * bytes_per_token(model.config, torch.float32))
+    engine = Engine(damaged, tok, max_rows=3, kv_cache_bytes=6 * 16 * bytes_per_token(model.config, "float32"))
     for _ in range(3):
         broken = engine.submit([7] * 60, GREEDY, tools=False)
         run(engine)
@@ -337,7 +337,7 @@ def test_a_known_beginning_is_not_fed_again_and_changes_nothing(model, tok, monk
 
 def test_a_small_cache_preempts_and_changes_nothing(model, tok, monkeypatch):
     monkeypatch.setattr(scheduler, "PREFILL_TOKENS", 7)
-    engine = Engine(model, tok, max_rows=4, kv_cache_bytes=6 * 16 * bytes_per_token(model.config, torch.float32))
+    engine = Engine(model, tok, max_rows=4, kv_cache_bytes=6 * 16 * bytes_per_token(model.config, "float32"))
     requests = [engine.submit(prompt_of(6 + seed, seed), GREEDY, tools=False) for seed in range(6)]
     run(engine)
     assert engine.allocate().preemptions > 0

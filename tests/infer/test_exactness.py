@@ -8,6 +8,7 @@ import torch
 from nutshell.infer import scheduler
 from nutshell.infer.cache_memory import bytes_per_token
 from nutshell.infer.engine import Engine
+from nutshell.infer.native import dtype_of
 from nutshell.infer.sampling import Sampling
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
@@ -36,7 +37,7 @@ def crowd(model, tok, compute: str, seed: int, sampling: dict) -> list:
     """Requests that begin alike, come at different times and are cancelled at times, in a cache that is too small for them: fed
     in parts, preempted and computed again. Those that were not cancelled."""
     draw = random.Random(seed)
-    size = 9 * 16 * bytes_per_token(model.config, model.compute_dtype)
+    size = 9 * 16 * bytes_per_token(model.config, dtype_of(model))
     engine = Engine(model, tok, max_rows=5, engine=compute, kv_cache_bytes=size)
     starts = [[draw.randrange(250) for _ in range(60)] for _ in range(2)]
     requests, kept = [], []

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nutshell.infer.sampling import Sampling, adjusted, draw, draw_in_torch, log_probabilities, sample
+from nutshell.infer.sampling import Sampling, adjusted, draw, log_probabilities, sample
 
 
 @pytest.mark.parametrize(
@@ -53,17 +53,16 @@ def test_stop_accepts_what_apis_send():
 def draws(logits, count=4000, **options):
     """Tokens that `count` rows of the same logits draw, each with its own generator."""
     options = Sampling(seed=1, **options)
-    rows = logits.expand(count, -1)
-    return Counter(sample(rows, [options] * count, [options.random(i) for i in range(count)]).tolist())
+    rows = logits.expand(count, -1).numpy()
+    return Counter(sample(rows, [options] * count, [options.random(i) for i in range(count)]))
 
 
 def test_temperature_zero_is_argmax_and_uses_no_randomness():
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
     random = Random(1)
     state = random.getstate()
-    assert sample(logits, Sampling(temperature=0), random).tolist() == logits.argmax(-1).tolist()
+    assert sample(logits.numpy(), [Sampling(temperature=0)] * 5, [random] * 5) == logits.argmax(-1).tolist()
     assert random.getstate() == state
-    assert sample(logits[0], Sampling(temperature=0), random) == logits[0].argmax()
 
 
 def test_draws_follow_the_distribution():
@@ -79,8 +78,8 @@ def test_samples_of_one_prompt_are_independent_from_the_first_token():
     """nanochat issue 201: all samples of a prompt shared their first token."""
     logits = torch.zeros(1, 1000)
     options = Sampling(seed=3)
-    first = sample(logits.expand(64, -1), [options] * 64, [options.random(0, i) for i in range(64)])
-    assert len(set(first.tolist())) > 50
+    first = sample(logits.expand(64, -1).numpy(), [options] * 64, [options.random(0, i) for i in range(64)])
+    assert len(set(first)) > 50
 
 
 def test_top_k_zero_is_off():
@@ -117,9 +116,9 @@ options = st.builds(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(options, min_size=1, max_size=8), st.integers(0, 1000))
 def test_a_row_draws_the_same_alone_and_in_any_batch(rows, seed):
-    logits = torch.randn(len(rows), 40, generator=torch.Generator().manual_seed(seed))
-    together = sample(logits, rows, [row.random() for row in rows]).tolist()
-    alone = [int(sample(logits[i], row, row.random())) for i, row in enumerate(rows)]
+    logits = torch.randn(len(rows), 40, generator=torch.Generator().manual_seed(seed)).numpy()
+    together = sample(logits, rows, [row.random() for row in rows])
+    alone = [token for i, row in enumerate(rows) for token in sample(logits[i : i + 1], [row], [row.random()])]
     assert together == alone
 
 
@@ -134,14 +133,14 @@ def test_greedy_log_probability_is_exactly_the_top_one():
     logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
     logits[3, 10] = logits[3, 20] = 9.0  # a tie
     chosen = logits.argmax(-1)
-    own, tops = log_probabilities(logits, chosen, 3)
+    own, tops = log_probabilities(logits.numpy(), chosen.tolist(), 3)
     for row, (logprob, top) in enumerate(zip(own, tops, strict=True)):
         assert top[0] == (int(chosen[row]), logprob)
         assert len(top) == 3
         assert logprob == pytest.approx(float(logits[row].double().log_softmax(-1)[chosen[row]]), abs=1e-5)
-    own, tops = log_probabilities(logits, torch.full((8,), 20), 2)
+    own, tops = log_probabilities(logits.numpy(), [20] * 8, 2)
     assert tops[3][0][0] == 20
-    assert log_probabilities(logits, chosen, 0)[1] == [[]] * 8
+    assert log_probabilities(logits.numpy(), chosen.tolist(), 0)[1] == [[]] * 8
 
 
 @settings(max_examples=150, deadline=None)
@@ -161,7 +160,7 @@ def test_native_draws_are_those_of_torch(seed, vocabulary, temperature, top_k, t
     options = [Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)] * 4
     uniforms = [1e-6, 0.999, *torch.rand(2, generator=generator, dtype=torch.float64).tolist()]
     rows = torch.zeros(4, vocabulary + 7)[:, :vocabulary].copy_(logits)  # as they lie in the engine's buffer
-    assert draw(rows, options, uniforms).tolist() == draw_in_torch(logits, options, uniforms).tolist()
+    assert draw(rows.numpy(), options, uniforms) == draw(logits, options, uniforms)
 
 
 def test_min_p_leaves_out_what_is_unlikely_beside_the_likeliest():
@@ -175,7 +174,7 @@ def test_penalties_and_biases_are_what_their_papers_say():
     prompt, reply = [0, 1], [1, 3, 3]
 
     def after(**options):
-        return adjusted(logits, Sampling(**options), prompt, reply).tolist()
+        return adjusted(logits.numpy(), Sampling(**options), prompt, reply).tolist()
 
     assert after(repetition_penalty=2.0) == [1.0, -4.0, 1.0, 0.25, 0.0]
     assert after(presence_penalty=0.5) == [2.0, -2.5, 1.0, 0.0, 0.0]

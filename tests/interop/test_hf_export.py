@@ -11,6 +11,7 @@ from small_models import CHATS, greedy, save_folder
 import nutshell
 from nutshell import checkpoint
 from nutshell.interop.hf_export import export_hf
+from nutshell.model.config_file import config_from_json
 from nutshell.tokenizer.chat import render_prompt
 
 
@@ -120,7 +121,7 @@ def test_the_command_exports_and_refuses(command, refused, portable, tmp_path):
     code, out, _ = command("export", "hf", portable, tmp_path / "out", "--json")
     assert code == 0
     assert json.loads(out)["path"] == str(tmp_path / "out")
-    assert checkpoint.config_from_json(json.loads((tmp_path / "out" / "config.json").read_text())).architecture == "portable"
+    assert config_from_json(json.loads((tmp_path / "out" / "config.json").read_text())).architecture == "portable"
     refused(tmp_path, "Accepted: a folder that does not exist yet", "export", "hf", portable, tmp_path / "out")
     refused(tmp_path, "does not exist", "export", "hf", tmp_path / "missing", tmp_path / "other")
     refused(tmp_path, "--nanochat is for speed", "export", "hf", portable, tmp_path / "other", "--nanochat")

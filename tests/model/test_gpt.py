@@ -7,7 +7,8 @@ import torch
 
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
-from nutshell.model.kv_cache import BLOCK, KVCache
+from nutshell.model.kv_blocks import BLOCK
+from nutshell.model.kv_cache import KVCache
 
 
 def tiny(**changes) -> GPT:

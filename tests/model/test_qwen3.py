@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from portable_models import SHAPES, portable, portable_config, row
 from torch.utils.flop_counter import FlopCounterMode
 
-from nutshell.model.build import build_model, config_from_json, config_to_json
+from nutshell.model.build import build_model
+from nutshell.model.config_file import config_from_json, config_to_json
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
 from nutshell.model.kv_cache import KVCache
 

@@ -10,7 +10,8 @@ import pytest
 
 from nutshell.checkpoint import load, save_model_folder
 from nutshell.infer.engine import Engine
-from nutshell.serve.models import Models, offers
+from nutshell.serve.models import Models
+from nutshell.serve.offers import offers
 
 NAMES = ["run", "run/pretrain", "run/midtrain", "run/sft", "run/pretrain/step-000010", "run/pretrain/step-000020",
          "run/midtrain/step-000005", "run/sft/step-000003", "run/sft/step-000007"]  # fmt: skip

@@ -12,6 +12,7 @@ from tiny_run import RUNTIME, STEPS, lines, quick_evaluations, recipe
 import nutshell
 from nutshell import checkpoint
 from nutshell.model.build import build_model
+from nutshell.model.config_file import config_from_json
 from nutshell.model.flops import matrix_parameters
 from nutshell.plan.estimate import describe
 from nutshell.plan.plan import Hardware, make_plan
@@ -107,7 +108,7 @@ def test_what_transformers_saves_is_opened_too(transformers, trained, tmp_path):
 
     peer = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.latest(trained))
     peer.save_pretrained(tmp_path)
-    model = build_model(checkpoint.config_from_json(json.loads((tmp_path / "config.json").read_text())))
+    model = build_model(config_from_json(json.loads((tmp_path / "config.json").read_text())))
     model.load_state_dict(load_file(tmp_path / "model.safetensors"))
     ours, _ = nutshell.load(trained)
     assert model.config == ours.config

@@ -1,10 +1,10 @@
 //! The binding: `nutshell.tokenizer._bpe.Decoder`. It converts and releases the GIL, nothing else.
 
+use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
 
 use super::{Cache, Element, Kind, Level, Sequence, Shape, Table};
 
@@ -28,19 +28,19 @@ pub struct Decoder {
 
 #[pymethods]
 impl Decoder {
-    /// `shape` is a dictionary of `Shape`'s fields; `weight(name)` gives a weight as the bytes of an fp32 array, `table(name)` an
-    /// embedding as (address, numbers, whether they are bf16, else fp32).
+    /// `shape` is a dictionary of `Shape`'s fields; `weight(name)` gives a weight as its parts, one below the other, each (address,
+    /// numbers, whether they are bf16, else fp32). The caller keeps the parts until the next is asked for, embeddings, which are one
+    /// part, as long as the decoder.
     ///
     /// `keys` (layers, blocks, kv_heads, head_dim, 16), `values` (layers, blocks, kv_heads, 16, head_dim), of bf16 or fp32, and `logits` (sequences, stride), fp32,
     /// are (address, numbers) of contiguous tensors. The caller keeps all of these alive and in place as long as the decoder, and
     /// touches none of them during a step.
     #[new]
-    #[pyo3(signature = (shape, weight, table, *, kind, threads, keys, values, blocks, bf16, logits))]
+    #[pyo3(signature = (shape, weight, *, kind, threads, keys, values, blocks, bf16, logits))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         shape: Shape,
         weight: &Bound<'_, PyAny>,
-        table: &Bound<'_, PyAny>,
         kind: &str,
         threads: usize,
         keys: Lent,
@@ -49,27 +49,20 @@ impl Decoder {
         bf16: bool,
         logits: Lent,
     ) -> PyResult<Decoder> {
-        let mut raised = None;
-        let mut unknown = None;
-        let take = |name: &str| {
-            let bytes = weight.call1((name,)).and_then(|found| Ok(found.extract::<PyBackedBytes>()?));
-            let bytes = bytes.map_err(|error| {
-                raised = Some(error);
+        let raised = RefCell::new(None);
+        let parts = |name: &str| -> Result<Vec<Table>, String> {
+            let found = weight.call1((name,)).and_then(|found| found.extract::<Vec<(usize, usize, bool)>>());
+            let found = found.map_err(|error| {
+                raised.replace(Some(error));
                 name.to_owned()
             })?;
-            Ok(bytes.as_chunks::<4>().0.iter().map(|number| f32::from_le_bytes(*number)).collect())
+            // SAFETY: the caller lends that many numbers, until the next weight is asked for or as long as the decoder lives.
+            Ok(found.into_iter().map(|part| unsafe { Table::new(part.0 as *const u8, part.1, part.2) }).collect())
         };
-        let look_up = |name: &str| {
-            let found = table.call1((name,)).and_then(|found| found.extract::<(usize, usize, bool)>());
-            let (address, numbers, bf16) = found.map_err(|error| {
-                unknown = Some(error);
-                name.to_owned()
-            })?;
-            // SAFETY: the caller lends that many numbers as long as the decoder lives.
-            Ok(unsafe { Table::new(address as *const u8, numbers, bf16) })
-        };
+        let take = |name: &str| Ok(parts(name)?.iter().flat_map(Table::all).collect());
+        let look_up = |name: &str| parts(name)?.pop().ok_or_else(|| format!("{name} has no part; accepted: one."));
         let built = super::Decoder::new(shape, kind_of(kind)?, Level::Avx512, threads, take, look_up);
-        let inner = Mutex::new(built.map_err(|message| raised.or(unknown).unwrap_or_else(|| refused(message)))?);
+        let inner = Mutex::new(built.map_err(|message| raised.take().unwrap_or_else(|| refused(message)))?);
         Ok(Decoder { inner, keys, values, logits, blocks, bf16 })
     }
 

@@ -25,6 +25,13 @@ impl Table {
         self.numbers
     }
 
+    /// All numbers, widened.
+    pub fn all(&self) -> Vec<f32> {
+        let mut numbers = vec![0.0; self.numbers];
+        self.read(0, &mut numbers);
+        numbers
+    }
+
     /// Widens the numbers from place `first` on.
     pub fn read(&self, first: usize, output: &mut [f32]) {
         assert!(first + output.len() <= self.numbers);

@@ -69,9 +69,9 @@ def memory() -> Finding:
 
     from nutshell.infer.cache_memory import free_memory
 
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = "cuda" if torch.cuda.is_available() else "cpu"
     free = (free_memory(place) or 0) / 2**30
-    return f"{free:.1f} GiB free{' on the first GPU' * (place.type == 'cuda')}", "the demo needs 2.5 GiB" if free < 2.5 else ""
+    return f"{free:.1f} GiB free{' on the first GPU' * (place == 'cuda')}", "the demo needs 2.5 GiB" if free < 2.5 else ""
 
 
 def load() -> Finding:

@@ -79,8 +79,27 @@ def report(arguments: list[str]) -> Any:
     return built
 
 
-def open_model(folder: str, device: str) -> tuple[Any, Any]:
-    """A frozen model in the dtype that is fast on this machine, and its tokenizer."""
+def open_model(folder: str, device: str, engine: str = "auto") -> tuple[Any, Any]:
+    """A frozen model in the dtype that is fast on this machine, and its tokenizer. Where native code on the CPU answers, torch is
+    not imported: it would take most of the start and of the memory."""
+    from nutshell.machine import cpu_dtype, may_have_gpu
+
+    if engine != "torch" and (device == "cpu" or (device == "auto" and not may_have_gpu())):
+        from nutshell.infer.native import why_not
+        from nutshell.infer.weights import StoredModel
+        from nutshell.model_folder import open_newest, read_model_folder
+
+        def read(found: Path) -> tuple[StoredModel, Any]:
+            config, tok, _ = read_model_folder(found)
+            return StoredModel(found, config, cpu_dtype(), lambda: _open_in_torch(found, "cpu")[0]), tok
+
+        stored, tok = open_newest(folder, read)
+        if why_not(stored) is None:
+            return stored, tok
+    return _open_in_torch(folder, device)
+
+
+def _open_in_torch(folder: str | Path, device: str) -> tuple[Any, Any]:
     from nutshell.checkpoint import load
     from nutshell.runtime import start_runtime
 
@@ -113,13 +132,14 @@ def chat(arguments: list[str]) -> Any:
     )  # fmt: skip
     from nutshell.infer.engine import Engine
     from nutshell.serve import terminal
-    from nutshell.serve.models import offers
+    from nutshell.serve.offers import offers
 
     tool = _open_tool(options)
 
     def open_engine(folder: str | Path) -> Engine:
-        engine = Engine(*open_model(str(folder), options.device), max_rows=1, engine=options.engine)
+        engine = Engine(*open_model(str(folder), options.device, options.engine), max_rows=1, engine=options.engine)
         engine.tool = tool
+        engine.allocate()  # the first answer need not wait for it
         print(f"Replies: {engine.computes}", file=sys.stderr)
         return engine
 
@@ -163,9 +183,9 @@ def serve(arguments: list[str]) -> Any:
 
     def open_engine(folder: Path) -> Any:
         from nutshell.infer.cache_memory import describe_cache
-        from nutshell.infer.engine import Engine  # imports torch, which takes seconds: the page is there meanwhile
+        from nutshell.infer.engine import Engine
 
-        model = open_model(str(folder), options.device)
+        model = open_model(str(folder), options.device, options.engine)
         engine = Engine(*model, engine=options.engine, kv_cache_bytes=options.kv_cache_bytes)
         engine.tool = tool
         pool = engine.allocate(touch=True).pool  # what does not fit is said now, not to the first who asks

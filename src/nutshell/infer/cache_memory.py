@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from nutshell.infer.native import dtype_of
+from nutshell.infer.weights import StoredModel
 from nutshell.model.config import ModelConfig
-from nutshell.model.kv_cache import BLOCK, blocks_of
+from nutshell.model.kv_blocks import BLOCK, blocks_of
 
 SHARE = 0.25  # of the free memory, where nobody says how much: other models and programs want some too
 MOST = 0.5  # of it, where one whole context needs more than that share
@@ -18,18 +18,19 @@ CGROUP = Path("/sys/fs/cgroup")
 LIMIT_AND_USAGE = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # version 2, version 1
 
 
-def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+def bytes_per_token(config: ModelConfig, dtype: str) -> int:
     """Keys and values of all layers."""
-    return 2 * config.depth * config.kv_heads * config.head_dim * torch.empty((), dtype=dtype).element_size()
+    return 2 * config.depth * config.kv_heads * config.head_dim * (4 if dtype == "float32" else 2)
 
 
 def cache_blocks(model: Any, context: int, max_rows: int, limit_bytes: int | None) -> tuple[int, int]:
     """(blocks, bytes) of a cache of at most `limit_bytes`; where that is None, of `SHARE` of the free memory or of one whole
     context, whichever is more. More than `max_rows` whole contexts are never taken. ValueError or MemoryError where one does
     not fit."""
-    block = BLOCK * bytes_per_token(model.config, model.compute_dtype)
+    block = BLOCK * bytes_per_token(model.config, dtype_of(model))
     least, wanted = blocks_of(context) * block, blocks_of(context) * max_rows * block
-    free = free_memory(next(model.parameters()).device) if limit_bytes is None else None
+    device = "cpu" if isinstance(model, StoredModel) else str(next(model.parameters()).device)
+    free = free_memory(device) if limit_bytes is None else None
     if limit_bytes is not None or free is None:
         room = wanted if limit_bytes is None else limit_bytes
     else:
@@ -50,16 +51,18 @@ def cache_blocks(model: Any, context: int, max_rows: int, limit_bytes: int | Non
 
 def describe_cache(model: Any, tokens: int) -> str:
     """For people."""
-    each = bytes_per_token(model.config, model.compute_dtype)
+    each = bytes_per_token(model.config, dtype_of(model))
     return f"{tokens:,} tokens of {each:,} bytes, {tokens * each / 2**20:,.0f} MiB"
 
 
-def free_memory(device: torch.device) -> int | None:
+def free_memory(device: str) -> int | None:
     """Bytes that can still be taken: of the GPU, else of the machine and of the control group that this process is in (a
     container's). None where that cannot be asked."""
-    if device.type == "cuda":
+    if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
+    if device != "cpu":
         return None
     found = [_available(), _left_in_group()]
     return min((number for number in found if number is not None), default=None)

@@ -10,19 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-
 from nutshell.infer.blocks import BlockPool
 from nutshell.infer.cache_memory import cache_blocks
 from nutshell.infer.calculator import calculate
 from nutshell.infer.conversation import fit_conversation
-from nutshell.infer.native import NativeRunner, describe, why_not
+from nutshell.infer.native import NativeRunner, describe, dtype_of, why_not
 from nutshell.infer.request import Completion, Delta, Request, Vocabulary
-from nutshell.infer.runner import Runner, TorchRunner, next_tokens
+from nutshell.infer.runner import Runner, next_tokens
 from nutshell.infer.sampling import Sampling
 from nutshell.infer.scheduler import Scheduler
 from nutshell.infer.tools import Tool
-from nutshell.model.kv_cache import BLOCK
+from nutshell.infer.weights import StoredModel
+from nutshell.model.kv_blocks import BLOCK
 
 ENGINES = ("auto", "native", "native-int8", "torch")
 """What computes: native code on CPU, with weights in the model's dtype or in int8, or torch. auto: native where it can."""
@@ -77,9 +76,7 @@ class Engine:
             raise ValueError(f"engine is {engine!r}, but native decoding does not work here: {reason}. Accepted: auto, torch.")
         self.model, self.tok, self.max_rows = model, tok, max_rows
         self._native, self._int8 = engine != "torch" and reason is None, engine == "native-int8"
-        self.computes = (
-            describe(model, self._int8) if self._native else f"torch ({str(model.compute_dtype).removeprefix('torch.')})"
-        )
+        self.computes = describe(model, self._int8) if self._native else f"torch ({dtype_of(model)})"
         """What computes, for people."""
         self.kv_cache_bytes = kv_cache_bytes
         """Most memory of the KV cache; None: what `max_rows` whole contexts need, at most a quarter of what is free."""
@@ -88,6 +85,7 @@ class Engine:
         self.tool: Tool | None = calculate
         """What runs what the model writes between its tool tokens. Set it before the first request."""
         self._vocabulary = Vocabulary.of(tok)
+        self._in_torch: Any = None
         self._scheduler: Scheduler | None = None  # both are made by the first step, with the cache
         self._runner: Runner
         self._numbers = itertools.count()
@@ -166,9 +164,8 @@ class Engine:
         `touch` every byte is written once: then the memory is there, and not just promised."""
         if self._scheduler is None:
             blocks, size = cache_blocks(self.model, self.context, self.max_rows, self.kv_cache_bytes)
-            make = partial(NativeRunner, int8=self._int8) if self._native else TorchRunner
             try:
-                self._runner = make(self.model, self.tok.vocab_size, self.max_rows, self.context, blocks)
+                self._runner = self._make_runner()(self.model, self.tok.vocab_size, self.max_rows, self.context, blocks)
                 if touch:
                     self._runner.cache.touch()
             except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError on CPU, OutOfMemoryError on CUDA
@@ -178,6 +175,19 @@ class Engine:
                 ) from error
             self._scheduler = Scheduler(BlockPool(blocks, BLOCK), self.max_rows)
         return self._scheduler
+
+    def _make_runner(self) -> Callable[..., Runner]:
+        if self._native:
+            return partial(NativeRunner, int8=self._int8)
+        from nutshell.infer.torch_runner import TorchRunner
+
+        return TorchRunner
+
+    def model_in_torch(self) -> Any:
+        """The model that computes whole rows, loaded now where native code has read the weights without torch."""
+        if isinstance(self.model, StoredModel) and self._in_torch is None:
+            self._in_torch = self.model.in_torch()
+        return self._in_torch or self.model
 
     def weights_changed(self) -> None:
         """Call this after changing the model: replies go on with the new weights alone, what the old ones computed is dropped."""
@@ -215,23 +225,22 @@ class Engine:
         scheduler.take_out_finished()
         return deltas
 
-    def _choose(self, requests: list[Request], logits: torch.Tensor, best: list[int]) -> list[Delta]:
+    def _choose(self, requests: list[Request], logits: Any, best: list[int]) -> list[Delta]:
         return next_tokens(requests, logits, best)
 
     def _advance(self) -> list[Delta]:
         """One step. Deltas of requests with an inbox go there; those of the others are returned."""
-        with torch.inference_mode():
-            try:
-                deltas = self._take_in()
-                deltas += self._compute()
-            except BaseException as error:
-                with self._lock:
-                    lost, self._submitted, self._cancelled = self._submitted, [], []
-                for request in lost:  # where there was no memory for the cache
-                    request.cancel(error)
-                if self._scheduler is not None:
-                    self._scheduler.abandon(error)
-                raise
+        try:
+            deltas = self._take_in()
+            deltas += self._compute()
+        except BaseException as error:
+            with self._lock:
+                lost, self._submitted, self._cancelled = self._submitted, [], []
+            for request in lost:  # where there was no memory for the cache
+                request.cancel(error)
+            if self._scheduler is not None:
+                self._scheduler.abandon(error)
+            raise
         if not self._inboxes:
             return deltas
         others: list[Delta] = []

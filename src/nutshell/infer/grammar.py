@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 WHITESPACE = r"[ \n]{0,12}"
@@ -62,12 +62,12 @@ class GrammarState:
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
 
-    def rule_out(self, logits: Tensor) -> None:
+    def rule_out(self, logits: NDArray[np.float32]) -> None:
         """Set the logits (V,) of tokens that cannot come next to -inf. RuntimeError where the grammar became too complex."""
-        allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
+        allowed = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)
         if self._matcher.is_error():  # then it allows the end of the reply, in the middle of the JSON
             raise RuntimeError(f"the grammar of this reply cannot go on: {self._matcher.get_error().splitlines()[0]}")
-        logits.masked_fill_((allowed == 0).to(logits.device), -torch.inf)
+        logits[allowed == 0] = -np.inf
 
     def take(self, token_id: int) -> bool:
         """The reply goes on with this token. Returns whether it is complete: nothing may come behind it."""

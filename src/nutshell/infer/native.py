@@ -1,5 +1,7 @@
 """Decoding on CPU in one native call per step for all rows and layers (`rust/src/decode`): weights and cache for it.
 
+Torch is not needed, but where the model is one of torch's.
+
 Every sequence's logits are the same bits alone and in a full batch, in every dtype.
 """
 
@@ -8,40 +10,43 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from nutshell.infer.blocks import Chunk
-from nutshell.model.elementwise import RMS_EPS
-from nutshell.model.gpt import GPT
-from nutshell.model.kv_cache import KVCache
-from nutshell.model.qwen3 import Qwen3
+from nutshell.infer.sampling import Logits
+from nutshell.infer.weights import Numbers, StoredModel, named_weights
+from nutshell.machine import cores
+from nutshell.model.config import RMS_EPS, ModelConfig
+from nutshell.model.kv_blocks import BLOCK, blocks_of
 
 try:
     from nutshell.tokenizer._bpe import Decoder, instructions
 except ImportError:  # an extension that was built before it had a decoder
     Decoder = None  # type: ignore[assignment, misc]
 
-KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+KINDS = ("float32", "bfloat16")
 
-Weights = dict[str, Sequence[Tensor]]
-"""Tensors by the names of `rust/src/decode/model.rs`; several are one below the other."""
+
+def dtype_of(model: Any) -> str:
+    """What it computes in, by name."""
+    return str(model.compute_dtype).removeprefix("torch.")
 
 
 def why_not(model: Any) -> str | None:
     """Why this model cannot be decoded natively; None where it can."""
     if Decoder is None:
         return "the extension was built without it: run `make setup` again"
-    if type(model) not in (GPT, Qwen3):
-        return f"it knows GPT and Qwen3, and this is a {type(model).__name__}"
+    stored = isinstance(model, StoredModel)
+    if type(model).__name__ not in ("GPT", "Qwen3") and not (stored and model.config.architecture in ("speed", "portable")):
+        return f"it knows GPT and Qwen3, and this is a {model.config.architecture if stored else type(model).__name__}"
     if not model.config.qk_norm or model.config.norm_eps != RMS_EPS:
         return "it norms queries and keys, with an epsilon of 1e-6"
-    if next(model.parameters()).device.type != "cpu":
+    if not stored and next(model.parameters()).device.type != "cpu":
         return "the model is not on the CPU"
-    if model.compute_dtype not in KINDS:
-        return f"it computes in float32 and bfloat16, not in {str(model.compute_dtype).removeprefix('torch.')}"
+    if dtype_of(model) not in KINDS:
+        return f"it computes in float32 and bfloat16, not in {dtype_of(model)}"
     return None
 
 
@@ -54,15 +59,37 @@ def free_threads(most: int) -> int:
     return max(1, min(most, round((os.cpu_count() or 1) - os.getloadavg()[0])))
 
 
+def threads_of(model: Any) -> int:
+    """As many as torch uses for its models."""
+    if isinstance(model, StoredModel):
+        return free_threads(cores())
+    import torch
+
+    return free_threads(torch.get_num_threads())
+
+
 def kind_of(model: Any, int8: bool) -> str:
     """How weights are stored."""
-    return "int8" if int8 else KINDS[model.compute_dtype]
+    return "int8" if int8 else dtype_of(model)
 
 
 def describe(model: Any, int8: bool) -> str:
     """What a `NativeRunner` computes with, for people."""
-    kind, threads = kind_of(model, int8), free_threads(torch.get_num_threads())
+    kind, threads = kind_of(model, int8), threads_of(model)
     return f"native ({kind}, {instructions(kind)}, {threads} thread{'s' * (threads > 1)})"
+
+
+class NativeCache:
+    """Keys (layers, blocks, K, D, BLOCK) and values (layers, blocks, K, BLOCK, D), in fp32 or the bits of bf16."""
+
+    def __init__(self, config: ModelConfig, blocks: int, dtype: str) -> None:
+        outer, number = (config.depth, blocks, config.kv_heads), np.uint16 if dtype == "bfloat16" else np.float32
+        self.keys = np.zeros((*outer, config.head_dim, BLOCK), number)
+        self.values = np.zeros((*outer, BLOCK, config.head_dim), number)
+
+    def touch(self) -> None:
+        self.keys.fill(0)
+        self.values.fill(0)
 
 
 class NativeRunner:
@@ -73,37 +100,52 @@ class NativeRunner:
         self, model: Any, vocab_size: int, rows: int, context: int, blocks: int | None = None, *, int8: bool = False
     ) -> None:
         self.model, self.vocab_size, self.int8 = model, vocab_size, int8
-        self.cache = KVCache(model.config, rows, context, dtype=model.compute_dtype, blocks=blocks)
-        self.logits = torch.zeros(rows, -(-vocab_size // 16) * 16)
+        self.cache = NativeCache(model.config, blocks or rows * blocks_of(context), dtype_of(model))
+        self.logits: Logits = np.zeros((rows, -(-vocab_size // 16) * 16), np.float32)
         self.take_weights()
 
     def take_weights(self) -> None:
-        model = self.model
-        weights = named_weights(model, self.vocab_size)
-        self.tables = {name: parts[0].detach() for name, parts in weights.items() if name.endswith("embedding")}
-        self.decoder = Decoder(
-            native_shape(model, self.vocab_size),
-            lambda name: torch.cat([part.detach().float().flatten() for part in weights[name]]).numpy().tobytes(),
-            lambda name: (*lent(self.tables[name]), self.tables[name].dtype == torch.bfloat16),
-            kind=kind_of(model, self.int8), threads=free_threads(torch.get_num_threads()),
-            blocks=self.cache.keys.size(1), bf16=model.compute_dtype == torch.bfloat16,
-            keys=lent(self.cache.keys), values=lent(self.cache.values), logits=lent(self.logits),
-        )  # fmt: skip
+        model, cache = self.model, self.cache
+        stored = isinstance(model, StoredModel)
+        found = model.weights() if stored else {name: weight.detach() for name, weight in model.named_parameters()}
+        try:
+            weights = named_weights(model.config, found, self.vocab_size)
+        except KeyError as error:
+            raise ValueError(f"{model.folder}/model.safetensors has no {error}, which its config.json asks for.") from None
+        self.tables: dict[str, Numbers] = {}  # native code reads them as long as it lives
+        self._lent: list[Numbers] = []  # and these while it packs them
 
-    def forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[int]]:
+        def lend(name: str) -> list[tuple[int, int, bool]]:
+            self._lent = [model.taken(part) if stored else part for part in weights[name]]
+            if name.endswith("embedding"):
+                [self.tables[name]] = self._lent
+            return [lent(part) for part in self._lent]
+
+        self.decoder = Decoder(
+            native_shape(model.config, self.vocab_size), lend, kind=kind_of(model, self.int8), threads=threads_of(model),
+            blocks=cache.keys.shape[1], bf16=cache.keys.dtype == np.uint16,
+            keys=lent(cache.keys)[:2], values=lent(cache.values)[:2], logits=lent(self.logits)[:2],
+        )  # fmt: skip
+        self._lent = []
+
+    def forward(self, chunks: Sequence[Chunk]) -> tuple[Logits, list[int]]:
         best = self.decoder.step([(chunk.blocks, chunk.start, chunk.previous, chunk.ids) for chunk in chunks])
         return self.logits[: len(chunks), : self.vocab_size], best
 
 
-def lent(tensor: Tensor) -> tuple[int, int]:
-    """Address and numbers of a tensor, for native code that reads and writes it in place."""
-    assert tensor.is_contiguous()
-    return tensor.data_ptr(), tensor.numel()
+def lent(numbers: Numbers) -> tuple[int, int, bool]:
+    """Address and count of a tensor's or array's numbers, for native code that reads and writes them in place, and whether they
+    are bf16."""
+    if isinstance(numbers, np.ndarray):
+        assert numbers.flags.c_contiguous
+        return numbers.ctypes.data, numbers.size, numbers.dtype == np.uint16
+    assert numbers.is_contiguous()
+    return numbers.data_ptr(), numbers.numel(), numbers.element_size() == 2
 
 
-def native_shape(model: Any, vocab_size: int) -> dict[str, Any]:
-    """The fields of `Shape` in `rust/src/decode/model.rs`."""
-    config, speed = model.config, isinstance(model, GPT)
+def native_shape(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
+    """The fields of `Shape` in `rust/src/decode`."""
+    speed = config.architecture == "speed"
     return {
         "vocab_size": vocab_size,
         "width": config.width,
@@ -121,67 +163,3 @@ def native_shape(model: Any, vocab_size: int) -> dict[str, Any]:
         "backout": speed and config.has_backout,
         "value_embeddings": [speed and config.has_value_embedding(layer) for layer in range(config.depth)],
     }
-
-
-def named_weights(model: Any, vocab_size: int) -> Weights:
-    """The weights of either architecture, under the names that the native side asks for."""
-    tables: Weights = {"cos": [model.cos], "sin": [model.sin]}
-    return tables | (_speed(model, vocab_size) if isinstance(model, GPT) else _portable(model, vocab_size))
-
-
-def _speed(model: GPT, vocab_size: int) -> Weights:
-    """`speed` has norms without weights; those of queries and keys are `qk_scale`."""
-    config = model.config
-    ones, qk_norm = torch.ones(config.width), torch.full((config.head_dim,), config.qk_scale)
-    weights: Weights = {
-        "embedding": [model.embedding.weight[:vocab_size]],
-        "head": [model.lm_head.weight[:vocab_size]],
-        "final_norm": [ones],
-    }
-    if config.smear:
-        weights |= {"smear_gate": [model.smear_gate.weight], "smear_lambda": [model.smear_lambda]}
-    if config.has_backout:
-        weights["backout"] = [model.backout]
-    for i, block in enumerate(model.blocks):
-        attention, mlp = block.attention, block.mlp
-        scales = [model.residual_scale[i : i + 1], model.embedding_scale[i : i + 1]] if config.residual_scales else None
-        layer: Weights = {
-            "scales": scales or [torch.tensor([1.0, 0.0])],
-            "attention_norm": [ones],
-            "qkv": [attention.q.weight, attention.k.weight, attention.v.weight],
-            "query_norm": [qk_norm],
-            "key_norm": [qk_norm],
-            "out": [attention.out.weight],
-            "mlp_norm": [ones],
-            "up": [mlp.up.weight],
-            "down": [mlp.down.weight],
-        }
-        if attention.value_gate is not None:
-            table = cast(nn.Embedding, model.value_embeddings[str(i)])
-            layer |= {"value_embedding": [table.weight[:vocab_size]], "value_gate": [attention.value_gate.weight]}
-        weights |= {f"{i}.{name}": tensors for name, tensors in layer.items()}
-    return weights
-
-
-def _portable(model: Qwen3, vocab_size: int) -> Weights:
-    weights: Weights = {
-        "embedding": [model.model.embed_tokens.weight[:vocab_size]],
-        "head": [model.head_weight[:vocab_size]],
-        "final_norm": [model.model.norm.weight],
-    }
-    for i, block in enumerate(model.model.layers):
-        attention, mlp = block.self_attn, block.mlp
-        layer: Weights = {
-            "scales": [torch.tensor([1.0, 0.0])],
-            "attention_norm": [block.input_layernorm.weight],
-            "qkv": [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight],
-            "query_norm": [attention.q_norm.weight],
-            "key_norm": [attention.k_norm.weight],
-            "out": [attention.o_proj.weight],
-            "mlp_norm": [block.post_attention_layernorm.weight],
-            "gate": [mlp.gate_proj.weight],
-            "up": [mlp.up_proj.weight],
-            "down": [mlp.down_proj.weight],
-        }
-        weights |= {f"{i}.{name}": tensors for name, tensors in layer.items()}
-    return weights

@@ -1,4 +1,4 @@
-"""How the next token is chosen, for many rows at once and each row with its own random numbers.
+"""How the next token is chosen, for many rows at once and each row with its own random numbers. Without torch.
 
 Legend: B rows, V vocabulary.
 """
@@ -10,16 +10,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from nutshell.infer.grammar import Grammar
+from nutshell.tokenizer._bpe import draw as native_draw
 
-try:
-    from nutshell.tokenizer._bpe import draw as native_draw
-except ImportError:  # an extension that was built before it had one
-    native_draw = None  # type: ignore[assignment]
+Logits = NDArray[np.float32]
 
 MIN_TEMPERATURE = 1e-6  # below it fp32 cannot tell the second best from impossible
 MAX_TOP_LOGPROBS = 100
@@ -133,104 +132,74 @@ def _require(fine: bool, name: str, value: object, accepted: str) -> None:
         raise ValueError(f"{name} is {value!r}; accepted: {accepted}.")
 
 
-def sample(logits: Tensor, sampling: Sampling | Sequence[Sampling], randoms: Random | Sequence[Random]) -> Tensor:
-    """Next tokens of logits (V,) or (B, V): a tensor () or (B,) on the same device.
+def sample(logits: Any, settings: Sequence[Sampling], randoms: Sequence[Random]) -> list[int]:
+    """Next tokens of logits (B, V), an array or, of an accelerator, a tensor.
 
     Each row has its own settings and takes one number of its own generator, so what it draws does not depend on the
     rows beside it. `random.Random` and not torch.Generator: a number costs 50 ns, and a seed means the same on every
     device.
     """
-    if logits.dim() == 1:
-        return sample(logits.unsqueeze(0), sampling, randoms)[0]
-    settings = [sampling] * len(logits) if isinstance(sampling, Sampling) else sampling
-    generators = [randoms] * len(logits) if isinstance(randoms, Random) else randoms
     drawn = [row for row, setting in enumerate(settings) if setting.temperature > 0]
-    if not drawn:
-        return logits.argmax(dim=-1)
-    some = logits if len(drawn) == len(settings) else logits[drawn]
-    found = draw(some, [settings[row] for row in drawn], [generators[row].random() for row in drawn])
-    if len(drawn) == len(settings):
-        return found
-    chosen = logits.argmax(dim=-1)
-    chosen[drawn] = found
+    chosen: list[int] = logits.argmax(-1).tolist() if len(drawn) < len(settings) else [0] * len(settings)
+    if drawn:
+        some = logits if len(drawn) == len(settings) else logits[drawn]
+        uniforms = [randoms[row].random() for row in drawn]
+        for row, token_id in zip(drawn, draw(some, [settings[row] for row in drawn], uniforms), strict=True):
+            chosen[row] = token_id
     return chosen
 
 
-def adjusted(logits: Tensor, sampling: Sampling, prompt: Sequence[int], reply: Sequence[int]) -> Tensor:
+def draw(logits: Any, settings: Sequence[Sampling], uniforms: Sequence[float]) -> list[int]:
+    """Invert each row's cumulative distribution at its uniform number: (B, V) -> (B,). Arrays in native code."""
+    rows = [
+        (max(setting.temperature, MIN_TEMPERATURE), setting.top_k, setting.top_p, setting.min_p, uniform)
+        for setting, uniform in zip(settings, uniforms, strict=True)
+    ]
+    if not isinstance(logits, np.ndarray):
+        from nutshell.infer.torch_sampling import draw_in_torch
+
+        return draw_in_torch(logits, rows).tolist()
+    assert logits.dtype == np.float32
+    assert logits.strides[1] == logits.itemsize
+    stride = logits.strides[0] // logits.itemsize
+    return native_draw((logits.ctypes.data, (len(logits) - 1) * stride + logits.shape[1]), stride, logits.shape[1], rows)
+
+
+def adjusted(logits: Logits, sampling: Sampling, prompt: Sequence[int], reply: Sequence[int]) -> Logits:
     """Logits (V,) of one row after penalties and biases; a token id that the vocabulary lacks changes nothing."""
-    logits = logits.clone()
+    logits = logits.copy()
     if sampling.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*prompt, *reply}), device=logits.device)
-        values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty)
+        seen = sorted({*prompt, *reply})
+        values, penalty = logits[seen], np.float32(sampling.repetition_penalty)
+        logits[seen] = np.where(values > 0, values / penalty, values * penalty)
     if reply and (sampling.presence_penalty or sampling.frequency_penalty):
         counts = Counter(reply)
-        times = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
-        logits[list(counts)] -= sampling.presence_penalty + sampling.frequency_penalty * times
+        times = np.array(list(counts.values()), dtype=np.float32)
+        logits[list(counts)] -= np.float32(sampling.presence_penalty) + np.float32(sampling.frequency_penalty) * times
     for token_id, bias in sampling.logit_bias.items():
         if token_id < len(logits):
             logits[token_id] += bias
     return logits
 
 
-def draw(logits: Tensor, settings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
-    """Invert each row's cumulative distribution at its uniform number: (B, V) -> (B,). On CPU in native code."""
-    if native_draw is None or logits.device.type != "cpu" or logits.dtype != torch.float32 or logits.stride(1) != 1:
-        return draw_in_torch(logits, settings, uniforms)
-    reach = (len(logits) - 1) * logits.stride(0) + logits.size(1)
-    rows = [
-        (max(setting.temperature, MIN_TEMPERATURE), setting.top_k, setting.top_p, setting.min_p, uniform)
-        for setting, uniform in zip(settings, uniforms, strict=True)
-    ]
-    return torch.tensor(native_draw((logits.data_ptr(), reach), logits.stride(0), logits.size(1), rows))
-
-
-def draw_in_torch(logits: Tensor, settings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
-    """`draw` on any device: what the native code is tested against."""
-    device, V = logits.device, logits.size(-1)
-    exact = torch.float32 if device.type == "mps" else torch.float64  # 32k fp32 additions lose the rare tokens
-    restricted = any(setting.top_k or setting.top_p < 1 or setting.min_p for setting in settings)
-    logits, order = logits.float(), None
-    top_k = [min(setting.top_k or V, V) for setting in settings]
-    if restricted:
-        logits, order = logits.topk(max(top_k), dim=-1)  # most likely first
-    temperature = _column([max(setting.temperature, MIN_TEMPERATURE) for setting in settings], torch.float32, device)
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
-    if restricted:
-        position = torch.arange(scaled.size(-1), device=device)
-        scaled = scaled.masked_fill(position >= _column(top_k, torch.long, device), -math.inf)
-    probability = scaled.softmax(dim=-1)
-    if restricted:
-        top_p = _column([setting.top_p for setting in settings], exact, device)
-        min_p = _column([setting.min_p for setting in settings], torch.float32, device)
-        before = probability.cumsum(dim=-1, dtype=exact) - probability
-        left_out = ((before >= top_p) & (top_p < 1)) | (probability < min_p * probability[:, :1])
-        probability = probability.masked_fill(left_out, 0)  # the first always stays
-    cumulative = probability.cumsum(dim=-1, dtype=exact)
-    target = _column(uniforms, exact, device).clamp(max=1 - 1e-7) * cumulative[:, -1:]
-    drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.size(-1) - 1)  # (B, 1)
-    return (drawn if order is None else order.gather(1, drawn)).squeeze(1)
-
-
-def _column(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)
-
-
-def log_probabilities(logits: Tensor, chosen: Tensor, count: int) -> tuple[list[float], list[list[tuple[int, float]]]]:
+def log_probabilities(logits: Logits, chosen: Sequence[int], count: int) -> tuple[list[float], list[list[tuple[int, float]]]]:
     """Of each row of logits (B, V): the log-probability of its token chosen (B,), and its `count` likeliest tokens.
 
     Of the raw fp32 logits, before temperature and restrictions, as evaluation harnesses expect. Where the chosen token
     is as likely as the likeliest it stands first, so that a greedy choice is recognised by its id and by its number.
     DamagedModelError where they are no numbers.
     """
-    table = logits.float().log_softmax(dim=-1)
-    own = table.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
-    if any(map(math.isnan, own)):
+    largest = logits.max(axis=1, keepdims=True)
+    if not np.isfinite(largest).all():
         raise DamagedModelError
-    values, ids = table.topk(min(count, table.size(-1)), dim=-1)
+    shifted = logits - largest
+    table = shifted - np.log(np.exp(shifted).sum(axis=1, dtype=np.float64, keepdims=True)).astype(np.float32)
+    own = table[np.arange(len(table)), chosen].tolist()
+    count = min(count, table.shape[1])
+    places = np.argpartition(-table, max(0, count - 1), axis=1)[:, :count]
     tops = []
-    for token_id, logprob, row_ids, row_values in zip(chosen.tolist(), own, ids.tolist(), values.tolist(), strict=True):
-        top = list(zip(row_ids, row_values, strict=True))
+    for token_id, logprob, row, ids in zip(chosen, own, table, places, strict=True):
+        top = sorted(((int(id), float(row[id])) for id in ids), key=lambda entry: (-entry[1], entry[0]))
         if top and logprob == top[0][1] and token_id != top[0][0]:
             rest = [entry for entry in top if entry[0] != token_id]
             top = [(token_id, logprob), *rest][:count]

@@ -20,8 +20,9 @@ from torch import Tensor
 from nutshell.checkpoint import save_model_folder
 from nutshell.interop.gpt2 import config_from_gpt2, weights_from_gpt2
 from nutshell.interop.hf_nanochat import config_from_nanochat, weights_from_nanochat
-from nutshell.model.build import build_model, config_from_json
+from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
+from nutshell.model.config_file import config_from_json
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from nutshell.checkpoint import load_model
 from nutshell.files import write_text
-from nutshell.infer.native import named_weights, native_shape
+from nutshell.infer.native import native_shape
+from nutshell.infer.weights import named_weights
 from nutshell.interop.hf_export import TEMPERATURE, TOP_K, card_facts
 from nutshell.interop.quantize import int8_rows
 from nutshell.model.config import ModelConfig
@@ -93,20 +93,20 @@ def shape_of(decoder: Decoder, vocab_size: int) -> dict[str, Any]:
     config: ModelConfig = decoder.config
     sign = 1 if config.architecture == "speed" else -1  # see `Qwen3.make_rotary_tables`
     rotary = {"rotary_base": config.rotary_base, "rotary_sign": sign}
-    return {**native_shape(decoder, vocab_size), **rotary, "eps": config.norm_eps}
+    return {**native_shape(decoder.config, vocab_size), **rotary, "eps": config.norm_eps}
 
 
-@torch.no_grad()
 def pack(decoder: Decoder, vocab_size: int) -> tuple[bytes, list[tuple[str, int, int]], int]:
     """All weights as bytes, then [name, rows, columns] of each (columns 0: a vector of fp32), and how many numbers are fp32.
 
     The fp32 numbers come first, vectors and the scales of matrices in their order; then the int8 numbers. Little-endian.
     """
     floats, steps, tensors = [], [], []
-    for name, parts in named_weights(decoder, vocab_size).items():
+    found = {name: weight.detach().float().numpy() for name, weight in decoder.named_parameters()}
+    for name, parts in named_weights(decoder.config, found, vocab_size).items():
         if name in ("cos", "sin") or (name == "head" and decoder.config.tied):
             continue
-        weight = torch.cat([part.detach() for part in parts]).float().numpy()
+        weight = np.concatenate(parts)
         matrix = name.split(".")[-1] in MATRICES
         if matrix:
             scale, numbers = int8_rows(weight)

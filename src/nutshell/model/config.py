@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 
 SMEAR_CHANNELS = 24
 VALUE_GATE_CHANNELS = 12
+RMS_EPS = 1e-6  # what norms add to the mean square
 LARGEST_SOFTCAP = 40.0  # beyond it a softmax of capped logits underflows in fp32
 ARCHITECTURES = ("speed", "portable", "gpt2")
 SPEED_ONLY = ("short_window", "smear", "backout", "value_embeddings", "residual_scales", "softcap", "qk_scale")
@@ -44,7 +45,7 @@ class ModelConfig:
     """The head is the embedding: optional in portable, always in gpt2, never in speed."""
     qk_norm: bool = True
     """Queries and keys are normed by head; without it portable is Llama's shape instead of Qwen3's."""
-    norm_eps: float = 1e-6
+    norm_eps: float = RMS_EPS
     """What portable's norms add to the mean square: 1e-5 in many models of Llama's shape."""
     architecture: str = "speed"
     """`speed` (model/gpt.py), `portable` (model/qwen3.py) or `gpt2` (model/gpt2.py)."""
@@ -83,7 +84,7 @@ class ModelConfig:
             raise ValueError(f"qk_scale is {self.qk_scale}; accepted: a number above 0.")
         if not 0 < self.norm_eps < 1:
             raise ValueError(f"norm_eps is {self.norm_eps}; accepted: a number between 0 and 1.")
-        if self.architecture != "portable" and not (self.qk_norm and self.norm_eps == 1e-6):
+        if self.architecture != "portable" and not (self.qk_norm and self.norm_eps == RMS_EPS):
             raise ValueError(f"qk_norm and norm_eps are portable's; {self.architecture} has no such switch. Leave them out.")
         if self.architecture != "speed":
             shape = {"portable": "Qwen3", "gpt2": "GPT-2"}[self.architecture]

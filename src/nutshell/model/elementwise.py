@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RMS_EPS = 1e-6
+from nutshell.model.config import RMS_EPS
 
 
 def _eager_on_cpu(x: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Keys and values of the tokens so far, so that a decoding step computes only the new token.
 
-Memory is cut into blocks of `BLOCK` tokens (arXiv 2309.06180): a row occupies any blocks in any order, and rows that begin alike
+Memory is cut into blocks of tokens (`kv_blocks.py`): a row occupies any blocks in any order, and rows that begin alike
 may share some. Who gets which block is decided elsewhere (`infer/blocks.py`).
 
 Legend: B rows of a step, T new tokens of each, S tokens of the longest, K key/value heads, D head width.
@@ -13,12 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 16  # tokens: native code scores as many keys at once
-
-
-def blocks_of(tokens: int) -> int:
-    """How many blocks hold that many tokens."""
-    return -(-tokens // BLOCK)
+from nutshell.model.kv_blocks import BLOCK, blocks_of
 
 
 class KVCache:

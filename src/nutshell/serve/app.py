@@ -19,7 +19,8 @@ from nutshell.serve import feedback, runs
 from nutshell.serve.api import APIError, ChatRequest, DetokenizeRequest, TextRequest, TokenizeRequest, validation_error
 from nutshell.serve.chat import answer_chat
 from nutshell.serve.guard import Guard
-from nutshell.serve.models import Models, Offer
+from nutshell.serve.models import Models
+from nutshell.serve.offers import Offer
 from nutshell.serve.service import Service
 from nutshell.serve.text import answer_texts
 from nutshell.serve.tokens import detokenize, tokenize, tokenizer_info

@@ -6,19 +6,17 @@ Names that lead to the same folder share one engine.
 
 import asyncio
 import gc
-import json
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nutshell.files import STAGES
 from nutshell.serve.api import APIError
+from nutshell.serve.offers import Key, Offer, offers
 from nutshell.serve.worker import Worker
 
 if TYPE_CHECKING:
@@ -27,73 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("nutshell.serve")
 
 MAX_LOADED = 3
-"""In the order of training; `checkpoint.py`, which imports torch, has them too."""
 FRESH_SECONDS = 1.0
 """For so long a list of the folders is used again: a run that trains gets new steps."""
-
-
-Key = tuple[Path, str]
-"""What is in memory: a folder, and which model lay in it."""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A model that can be asked for."""
-
-    id: str
-    folder: Path
-    stage: str = ""
-    step: int | None = None
-    context: int | None = None
-    created: int = 0
-    digest: str = ""
-    """Of the manifest: another model may be put in the same folder."""
-
-    @property
-    def key(self) -> Key:
-        return self.folder, self.digest
-
-    @property
-    def kind(self) -> str:
-        """A base model goes on with a text, a chat model answers."""
-        return "base" if self.stage == "pretrain" else "chat"
-
-
-def run_name(folder: str | Path) -> str:
-    """A run folder's own name, so that `runs/demo/sft/step-000100` and `runs/demo` are both "demo"."""
-    path = Path(folder).resolve()
-    return next((parent.name for parent in (path, *path.parents) if (parent / "plan.json").is_file()), path.name)
-
-
-def offers(folder: str | Path) -> list[Offer]:
-    """What the folder of a run, a stage or a model offers: the default first, then each stage, then each step.
-
-    Empty where no checkpoint is complete.
-    """
-    from nutshell.checkpoint import checkpoints, read_manifest
-
-    root, name = Path(folder), run_name(folder)
-    if read_manifest(root) is not None:
-        return [_offer(name, root)]
-    stages = [path for stage in STAGES if (path := root / stage).is_dir()] or [root]
-    kept = {path: [checkpoint for _, checkpoint in checkpoints(path)] for path in stages}
-    newest = [_offer(f"{name}/{path.name}", steps[-1]) for path, steps in kept.items() if steps and path != root]
-    each = [_offer(f"{name}/{path.name}/{step.name}", step) for path, steps in kept.items() for step in steps]
-    last = [steps[-1] for steps in kept.values() if steps][-1:]
-    return [*(_offer(name, path) for path in last), *newest, *each]
-
-
-def _offer(id: str, folder: Path) -> Offer:
-    from nutshell.checkpoint import read_manifest
-
-    manifest = read_manifest(folder) or {}
-    meta = manifest.get("meta", {})
-    try:
-        context = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("context")
-        created = int((folder / "manifest.json").stat().st_mtime)
-    except (OSError, ValueError, AttributeError):  # replaced meanwhile, or damaged: loading it says so
-        context, created = None, 0
-    return Offer(id, folder, meta.get("stage", ""), meta.get("step"), context, created, manifest.get("sha256") or "")
 
 
 class LoadedModel:
@@ -176,8 +109,7 @@ class Models:
 
     async def list(self) -> list[Offer]:
         """What can be asked for now, the default first."""
-        if self.started:  # before then torch is not there, and reading folders would wait for it
-            await self._look()
+        await self._look()
         return self._offers
 
     async def find(self, id: str | None) -> Offer:

@@ -22,11 +22,12 @@ class Scored(NamedTuple):
 
 
 @torch.inference_mode()
-def score_prompt(model: Any, ids: Sequence[int], count: int) -> tuple[list[Scored], Scored]:
+def score_prompt(engine: Any, ids: Sequence[int], count: int) -> tuple[list[Scored], Scored]:
     """Each token of `ids` with `count` likeliest ones of its place, and the likeliest token that would follow.
 
     Hidden states are (1, T, C); logits are made for a few places at a time. ValueError where ids are longer than the context.
     """
+    model = engine.model_in_torch()
     tensor = torch.tensor([list(ids)], device=next(model.parameters()).device)
     hidden = model.hidden_states(tensor, model.rows_context(tensor))[0]
     scored = [Scored(ids[0], None)]
@@ -36,7 +37,8 @@ def score_prompt(model: Any, ids: Sequence[int], count: int) -> tuple[list[Score
         targets = tensor[0, start + 1 : start + 1 + len(logits)]
         last = start + len(logits) == len(ids)
         chosen = torch.cat([targets, logits[-1:].argmax(dim=-1)]) if last else targets
-        own, tops = log_probabilities(logits, chosen, max(1, count))
-        scored += [Scored(*entry) for entry in zip(chosen.tolist(), own, (top[:count] for top in tops), strict=True)]
+        ids_here: list[int] = chosen.tolist()
+        own, tops = log_probabilities(logits.cpu().numpy(), ids_here, max(1, count))
+        scored += [Scored(*entry) for entry in zip(ids_here, own, (top[:count] for top in tops), strict=True)]
     following = scored.pop()
     return scored, following

@@ -23,7 +23,8 @@ from nutshell.serve.app import create_app
 from nutshell.serve.feedback import FeedbackStore
 from nutshell.serve.guard import is_loopback
 from nutshell.serve.logs import log_to_stderr
-from nutshell.serve.models import MAX_LOADED, Models, run_name
+from nutshell.serve.models import MAX_LOADED, Models
+from nutshell.serve.offers import run_name
 from nutshell.serve.service import Service
 
 log = logging.getLogger("uvicorn.error")

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from nutshell.serve.api import APIError, validation_error
 from nutshell.serve.completions import Completion, EventStream, sse
-from nutshell.serve.models import LoadedModel, Models, Offer
+from nutshell.serve.models import LoadedModel, Models
+from nutshell.serve.offers import Offer
 from nutshell.serve.prometheus import Metrics
 from nutshell.serve.worker import RequestHandle, Worker
 

@@ -87,7 +87,7 @@ class TextCompletion(Completion):
             from nutshell.serve.scoring import score_prompt  # imports torch
 
             engine, count = self.model.engine, body.logprobs
-            jobs = [self.handle.compute(partial(score_prompt, engine.model, ids, count)) for ids in self.prompts]
+            jobs = [self.handle.compute(partial(score_prompt, engine, ids, count)) for ids in self.prompts]
             for index, (scored, following) in enumerate(await asyncio.gather(*map(asyncio.wrap_future, jobs))):
                 self.echoed.append(self._without_bos(index, scored))
                 if body.max_tokens == 1 and greedy:

@@ -40,8 +40,7 @@ class Decoder:
     def __new__(
         cls,
         shape: Mapping[str, object],
-        weight: Callable[[str], bytes],
-        table: Callable[[str], tuple[int, int, bool]],
+        weight: Callable[[str], Sequence[tuple[int, int, bool]]],
         *,
         kind: str,
         threads: int,

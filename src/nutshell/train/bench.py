@@ -14,11 +14,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.native import NativeRunner, why_not
-from nutshell.infer.runner import TorchRunner
+from nutshell.infer.torch_runner import TorchRunner
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters
-from nutshell.model.kv_cache import blocks_of
+from nutshell.model.kv_blocks import blocks_of
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.shape import make_shape, named_depth
 from nutshell.runtime import Runtime, peak_memory_bytes

@@ -1,0 +1,40 @@
+"""What can be known of a machine without torch, which takes seconds to import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""What the drivers of NVIDIA's cards (of Windows' under WSL) and of AMD's make in Linux."""
+
+
+def may_have_gpu() -> bool:
+    """Whether torch could find an accelerator here. Other systems than Linux don't say it this easily."""
+    return sys.platform != "linux" or any(os.path.exists(device) for device in GPU_DEVICES)
+
+
+def cpu_dtype() -> str:
+    """bfloat16 where the processor multiplies it in hardware, else float32. By its flags, not by the clock: two starts on a busy
+    machine must choose alike. Without them bf16 products are emulated (a training step takes thirty times as long on AVX2)."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    except OSError:  # not Linux
+        return "float32"
+    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
+
+
+def cores() -> int:
+    """Cores that this process may use: not their hyper-threads, which share what decoding is bound by. OMP_NUM_THREADS says
+    otherwise, as it does to torch."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    siblings = set()
+    for cpu in os.sched_getaffinity(0):
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(path.read_text(encoding="utf-8") if path.exists() else str(cpu))
+    return len(siblings)
