@@ -222,6 +222,12 @@ def text_blocks(file: Path, encoding: str = "utf-8") -> Iterator[str]:
     yield newlines.decode("", final=True)
 
 
+def json_kind(value: Any) -> str:
+    """What a value of JSON is, in words for messages."""
+    kinds = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return "null" if value is None else kinds.get(type(value), f"a {type(value).__name__}")
+
+
 def json_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None) -> Iterator[tuple[str, Any]]:
     """Each value of a file of JSON lines, and of a .json file each item of its list, with its place for messages.
 

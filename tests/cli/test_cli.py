@@ -81,7 +81,7 @@ BAD = {
     "speedrun typo.toml": "typo.toml: unknown key depht. Did you mean depth?",
     "speedrun": "neither depth nor budget is given. Use --depth 4, or --budget 8min",
     "plan": "neither depth nor budget is given. Use --depth 4, or --budget 8min",
-    "speedrun --budget soon": "budget is 'soon'; accepted: at least 10s, written like 90s, 8min or 2h",
+    "speedrun --budget soon": "budget is 'soon'; accepted: 10s to 10 years (87600h), written like 90s, 8min or 2h",
     # sizes
     "pretrain --depth -1": "depth is -1; accepted: 0 (the plan decides), or 1 to 256",
     "pretrain --depth 4 --width 100": "width is 100, not a multiple of head_dim = 64. Use 128.",
@@ -110,6 +110,7 @@ BAD = {
     f"speedrun {TINY} --sft chats.jsonl": "line 1: message 0 has the role 'wizard'; accepted are system, user, assistant",
     f"speedrun {TINY} --sft blank.jsonl": "no conversation in blank.jsonl",
     f"speedrun {TINY} --eval-data nowhere": "nowhere is no folder; arc-easy reads a folder with arc/ARC-Easy-test.jsonl",
+    f"pretrain {TINY} --out blank.jsonl": "--out is blank.jsonl, and blank.jsonl is a file. Accepted: a run's folder",
     # order
     f"sft {TINY}": "run has no midtrain checkpoint to start sft from. Run: nutshell midtrain first, or begin with",
     f"rl {TINY}": "run has no sft checkpoint to start rl from. Run: nutshell sft first, or begin with",

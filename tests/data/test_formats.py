@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from nutshell.data.conversations import find_conversations, read_conversations
 from nutshell.data.formats import PAIRS, tell_format
 from nutshell.data.rows import kind_of_error
+from nutshell.plan.recipe import Recipe
+from nutshell.plan.stages import MixturePart
 from nutshell.tokenizer import parse_messages
+from nutshell.train.examples import read_part
 
 USER, REPLY, SYSTEM = "Why is\nthe sky blue?", 'Air "scatters" blue; light.', "Be brief."
 ASKED = [{"role": "user", "content": USER}, {"role": "assistant", "content": REPLY}]
@@ -101,14 +104,14 @@ def test_one_bad_row_names_its_line_and_counts_all_by_kind(tmp_path):
         read_conversations(path, check=parse_messages)
     lines = str(error.value).splitlines()
     assert lines[0].startswith(f"{path}, line 2: not JSON")
-    assert lines[1].startswith("5 of 7 rows are bad: 2 message N is of role ... where ... is expected, 1 not JSON, ")
-    assert "1 message N is empty" in lines[1]
-    assert "1 this row is not of the format of the first ones" in lines[1]
+    assert lines[1].startswith("5 of 7 rows are bad (2 × a message is of role ... where ... is expected, 1 × not JSON, ")
+    assert "1 × a message is empty" in lines[1]
+    assert "1 × this row is not of the format of the first ones" in lines[1]
     assert "--skip-bad" in lines[1]
     assert read_conversations(path, check=parse_messages, skip_bad=True) == [{"messages": ASKED}] * 2
     assert "5 bad rows left out" in find_conversations(path, check=parse_messages).summary()
     path = packed(tmp_path / "c.jsonl", f"{turned}\n".encode())
-    with pytest.raises(ValueError, match=r"1 of 1 rows are bad: .*\. None remains"):
+    with pytest.raises(ValueError, match=r"1 of 1 rows are bad \(.*\)\. None remains"):
         read_conversations(path, check=parse_messages, skip_bad=True)
     path = packed(tmp_path / "b.csv", b"prompt,response\nHi,Hello\nHi\nHi,Hello,you\n")
     with pytest.raises(ValueError, match=r"b\.csv, line 3: 1 cells where the head has 2 columns\n2 of 3 rows are bad"):
@@ -141,3 +144,21 @@ def test_whatever_a_row_holds_is_read_or_an_error(row):
         with contextlib.suppress(ValueError):
             content = form.read(row)
             assert content if isinstance(content, str) else parse_messages(content)
+
+
+def test_conversations_without_an_answer_to_learn_are_counted(tmp_path):
+    unlearned = [{"messages": ASKED[:1]}, {"messages": [ASKED[0], {**ASKED[1], "weight": 0}]}]
+    rows = [*unlearned, {"messages": ASKED}, {"messages": [ASKED[0], {**ASKED[1], "weight": 0.5}]}]
+    path = packed(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    found = find_conversations(path, check=parse_messages)
+    assert found.summary().startswith("3 rows of messages; 2 without an answer to learn; 1 bad rows left out (1 × a message has")
+    assert found.first_bad.startswith(f"{path}, line 4: message 1 has the weight 0.5; accepted: 0")
+    packed(path, "\n".join(map(json.dumps, unlearned)).encode())
+    part = MixturePart(data=str(path))
+    with pytest.raises(ValueError, match=r"a\.jsonl: none of its 2 conversations has an answer to learn"):
+        read_part(Recipe(), part)
+
+
+def test_a_row_that_is_null_is_called_so(tmp_path):
+    with pytest.raises(ValueError, match="line 1: the row is null; accepted are rows with messages"):
+        read_conversations(packed(tmp_path / "a.jsonl", b"null\n"))

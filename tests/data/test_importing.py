@@ -169,7 +169,7 @@ def test_folders_named_for_validation_are_held_out(run_command, tmp_path):
         ({"a.txt": b"short"}, "a.txt --min-chars 9", "no document is left of these files: 1 too short"),
         ({"a.csv": b"text\n1,2\n"}, "a.csv", "a.csv, line 2: 2 cells where the head has 1 columns. Mend it, or leave out"),
         ({"a.csv": b"text\n1,2\n"}, "a.csv --skip-bad", "1 N cells where the head has N columns; a.csv, line 2: 2 cells"),
-        ({"a.jsonl": b'{"text": 1}'}, "a.jsonl", "a.jsonl, line 1: column 'text' holds a int, not a string. Mend it"),
+        ({"a.jsonl": b'{"text": 1}'}, "a.jsonl", "a.jsonl, line 1: column 'text' holds a number, not a string. Mend it"),
         ({"a.parquet": b"PAR1"}, "a.parquet", "a.parquet cannot be read as Parquet"),
         ({"a.txt.gz": b"\x1f\x8b"}, "a.txt.gz", "a.txt.gz cannot be unpacked"),
         ({"a.exe": b"MZ"}, "a.exe", "has suffix '.exe'; accepted are .txt"),
@@ -205,7 +205,7 @@ def test_skip_bad_counts_what_is_bad_and_names_the_first(run_command, tmp_path):
     assert code == 0, err
     facts = json.loads(out)
     assert facts["bad"] == {
-        "not JSON": 2, "column ... holds a int, not a string": 1, "a list where an object with the column ... is expected": 1,
+        "not JSON": 2, "column ... holds a number, not a string": 1, "a list where an object with the column ... is expected": 1,
         "no column ...": 1, "N cells where the head has N columns": 2, "unreadable .html files": 1,
         "unreadable .parquet files": 1, "unreadable .jsonl files": 1,
     }  # fmt: skip

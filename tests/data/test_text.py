@@ -79,7 +79,7 @@ def bad_utf8(path: Path) -> Path:
         (lambda d: _touch(d / "x.jsonl", b'{"text": "a"}\n{"text":'), "x.jsonl, line 2: not JSON"),
         (lambda d: _touch(d / "x.jsonl", b'\n{"mine": "a", "id": 1}'), "line 2: no column 'text'; found mine, id"),
         (lambda d: _touch(d / "x.jsonl", b'{"messages": []}'), "look like conversations"),
-        (lambda d: _touch(d / "x.jsonl", b'{"text": 3}'), "line 1: column 'text' holds a int"),
+        (lambda d: _touch(d / "x.jsonl", b'{"text": 3}'), "line 1: column 'text' holds a number"),
         (lambda d: _touch(d / "x.jsonl", b"[1]"), "line 1: a list where an object"),
         (lambda d: _touch(d / "x.jsonl", b'{"text": "a"}\n\xe9'), "offset 14"),
         (lambda d: bad_utf8(d / "x.txt"), "x.txt is not UTF-8 text: byte 0xff at offset 1048579"),
@@ -149,10 +149,10 @@ def test_check_is_called_and_its_error_gets_the_place(tmp_path):
         ({"tokens": "x"}, "line 1: the row has the columns tokens; accepted are rows with messages; conversations"),
         ({"text": " "}, "line 1: column 'text' must be text"),
         ({"messages": []}, "at least one message, found an empty list"),
-        ({"messages": "hi"}, "found a str"),
+        ({"messages": "hi"}, "found a text"),
         ([{"role": "user"}], "message 0 must be an object with 'role' and 'content', found keys"),
-        (["hi"], "found a str"),
-        (7, "the row is a int"),
+        (["hi"], "found a text"),
+        (7, "the row is a number"),
     ],
 )
 def test_bad_conversations_are_named(tmp_path, row, message):

@@ -87,3 +87,10 @@ def test_bad_input_is_one_message_and_writes_nothing(command, line):
     assert BAD[line] in err
     assert err.count("\n") == 1
     assert [path for path in sorted(Path().rglob("*")) if path.name != "__pycache__" and path.suffix != ".pyc"] == before
+
+
+def test_settings_that_no_task_uses_are_said(command):
+    code, _, err = command("eval model --tasks mine.jsonl --shots 3 --data . --limit 1")
+    assert code == 0, err
+    for flag in ("shots 3", "data ."):
+        assert f"note: --{flag} changes nothing for mine.jsonl; it is for arc-easy, arc-challenge, mmlu, gsm8k" in err

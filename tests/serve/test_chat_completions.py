@@ -221,6 +221,27 @@ def test_long_chat_goes_on_and_says_what_was_dropped(serving, engine, ask, strea
     assert "nutshell" not in ask(client, max_tokens=5).json()
 
 
+def test_a_greeting_that_is_dropped_is_one_message(serving, engine, ask):
+    """The blank question that is put before it was not sent."""
+    turns = [{"role": "assistant", "content": "Welcome. " * 9}, {"role": "user", "content": "Question " * 9}]
+    turns += [{"role": "assistant", "content": "Answer " * 9}, {"role": "user", "content": "And now?"}]
+    answer = ask(serving(engine), messages=turns, max_tokens=40)
+    assert answer.json()["nutshell"]["dropped_messages"] in (1, 3)
+
+
+def test_an_answer_that_fills_the_context_cannot_go_on(serving, engine, ask):
+    turns = [{"role": "user", "content": "Tell"}, {"role": "assistant", "content": "many words " * 99}]
+    answer = ask(serving(engine), messages=turns)
+    assert answer.status_code == 400
+    assert "the answer to go on with fills this model's context of 128 tokens" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_a_demanded_call_without_tools_is_refused(serving, engine, ask, choice):
+    error = ask(serving(engine), tool_choice=choice)
+    assert (error.status_code, error.json()["error"]["param"]) == (400, "tool_choice")
+
+
 def test_many_at_once_get_their_own_answers(serving, scripted, ask):
     client = serving(scripted(lambda question: f"About {question}", max_rows=3))
     words = [f"word{number}" for number in range(24)]

@@ -117,6 +117,8 @@ def test_parse_messages_gives_roles_and_contents():
         ([{"role": "user", "content": 7}], "has the content 7"),
         ([{"role": "user", "content": ""}], r"message 0 \(user\) is empty"),
         ([HELLO, {"role": "assistant", "content": []}], r"message 1 \(assistant\) is empty"),
+        ([HELLO, {**REPLY, "weight": 0.5}], r"message 1 has the weight 0\.5; accepted: 0 .* or 1"),
+        ([HELLO, {**REPLY, "train": "no"}], "message 1 has train 'no'; accepted: false .* or true"),
         ([REPLY], "message 0 is of role 'assistant' where 'user' is expected"),
         ([HELLO, HELLO], "message 1 is of role 'user' where 'assistant' is expected"),
         ([HELLO, REPLY, REPLY], "message 2 is of role 'assistant'"),

@@ -139,7 +139,7 @@ def test_bad_rows_stop_a_run_unless_they_are_skipped(tmp_path):
     with open(path, "a") as file:
         file.write('{"prompt": "", "response": "x"}\nno json\n')
     asked = replace(mixed(tmp_path, "run"), sft=path)
-    with pytest.raises(ValueError, match=r"line 31: column 'prompt' must be text.*\n2 of 32 rows are bad: 1 column"):
+    with pytest.raises(ValueError, match=r"line 31: column 'prompt' must be text.*\n2 of 32 rows are bad \(1 × column"):
         run_stages(asked, RUNTIME, ("pretrain",))
     assert not (tmp_path / "run").exists()
     with open_run(replace(asked, skip_bad=True), RUNTIME) as run:

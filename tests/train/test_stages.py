@@ -183,6 +183,14 @@ def test_divergence_names_step_data_and_the_last_good_checkpoint(begun, monkeypa
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+def test_weights_that_end_without_a_finite_validation_are_an_error(begun, monkeypatch):
+    folder = begun("pretrain")
+    monkeypatch.setattr("nutshell.train.pretrain.bits_per_byte", lambda *arguments, **more: math.nan)
+    with pytest.raises(TrainingDiverged, match="val_bpb after the last step of pretrain is nan: the weights have diverged"):
+        run_stages(recipe(folder), RUNTIME, ("pretrain",))
+    assert not any("eval" in line and line["step"] == STEPS["pretrain"] for line in lines(folder, "pretrain"))
+
+
 # ---- what a stage starts from --------------------------------------------------------------------------------------
 
 

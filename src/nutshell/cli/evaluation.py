@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 from nutshell.cli.arguments import check_output
 from nutshell.data.text import read_documents
 from nutshell.tasks import load_task, task_names
+
+TAKE_SHOTS = ("arc-easy", "arc-challenge", "mmlu", "gsm8k")
+READ_DATA = (*TAKE_SHOTS, "humaneval", "core", "custom")
 
 
 def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
@@ -26,10 +30,16 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
     temperature = options.temperature if options.temperature is not None else 0.8 * (options.samples > 1)
     if temperature < 0 or (temperature == 0 and options.samples > 1):
         raise ValueError(f"--temperature is {temperature}; accepted: 0 or more; above 0 for several samples, or they are equal.")
+    names = task_names(words or ([] if options.text else ["primer"]))
     tasks = [
         load_task(name, limit=options.limit or None, seed=options.seed, data_folder=options.data, shots=options.shots)
-        for name in task_names(words or ([] if options.text else ["primer"]))
+        for name in names
     ]
+    for flag, given, users in (("shots", options.shots, TAKE_SHOTS), ("data", options.data, READ_DATA)):
+        if given and (others := [name for name in names if name not in users]):
+            print(
+                f"note: --{flag} {given} changes nothing for {', '.join(others)}; it is for {', '.join(users)}", file=sys.stderr
+            )
     out, report_file = (Path(path) if path else None for path in (options.out, options.report))
     for flag, path in (("--out", out), ("--report", report_file)):
         if path is not None:

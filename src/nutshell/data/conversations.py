@@ -12,6 +12,7 @@ from typing import Any
 from nutshell.data.formats import FIRST_ROWS, accepted_columns, tell_format
 from nutshell.data.rows import ROW_KINDS, file_rows, kind_of_error
 from nutshell.data.text import find_files, names_of
+from nutshell.files import json_kind
 
 Example = dict[str, Any]
 """{"messages": [...]} or, of a bare text, {"text": "..."}."""
@@ -24,15 +25,17 @@ class Found:
     examples: list[Example] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)  # rows by format
     bad: Counter[str] = field(default_factory=Counter)  # rows by what is wrong with them
+    unlearned: int = 0  # conversations without an answer to learn: no assistant speaks, or each answer has a weight of 0
     first_bad: str = ""  # place and error of the first
 
     def summary(self) -> str:
         """One line: rows by format, and those that were left out."""
         text = ", ".join(f"{count:,} rows of {name}" for name, count in self.formats.most_common())
-        return text + (f"; {self.bad.total():,} bad rows left out: {self.bad_by_kind()}" if self.bad else "")
+        text += f"; {self.unlearned:,} without an answer to learn" if self.unlearned else ""
+        return text + (f"; {self.bad.total():,} bad rows left out ({self.bad_by_kind()})" if self.bad else "")
 
     def bad_by_kind(self) -> str:
-        kinds = [f"{count} {kind}" for kind, count in self.bad.most_common(8)]
+        kinds = [f"{count} × {kind.replace('message N', 'a message')}" for kind, count in self.bad.most_common(8)]
         return ", ".join(kinds) + (", and other kinds" if len(self.bad) > 8 else "")
 
 
@@ -50,7 +53,7 @@ def refuse_bad(found: Found, skip_bad: bool) -> None:
     if found.bad and not (skip_bad and found.examples):
         rows, bad = found.bad.total() + len(found.examples), found.bad.total()
         mend = "Mend or delete them, or leave them out: --skip-bad." if found.examples else "None remains; mend them."
-        raise ValueError(f"{found.first_bad}\n{bad} of {rows} rows are bad: {found.bad_by_kind()}. {mend}")
+        raise ValueError(f"{found.first_bad}\n{bad} of {rows} rows are bad ({found.bad_by_kind()}). {mend}")
 
 
 def find_conversations(paths: Path | str | Iterable[Path | str], *, check: Callable[[Any], Any] | None = None) -> Found:
@@ -84,7 +87,7 @@ def _read(file: Path, found: Found, check: Callable[[Any], Any] | None) -> None:
     form = tell_format(row for _, row in first)
     if form is None and first:
         place, row = first[0]
-        columns = f"has the columns {', '.join(map(str, row))[:200]}" if isinstance(row, dict) else f"is a {type(row).__name__}"
+        columns = f"has the columns {', '.join(map(str, row))[:200]}" if isinstance(row, dict) else f"is {json_kind(row)}"
         raise ValueError(f"{place}: the row {columns}; accepted are rows with {accepted_columns()}")
     for place, row in chain(first, rows):
         try:
@@ -94,7 +97,9 @@ def _read(file: Path, found: Found, check: Callable[[Any], Any] | None) -> None:
             if isinstance(content, str):
                 found.examples.append({"text": content})
             else:
-                found.examples.append({"messages": (check and check(content)) or content})
+                messages = (check and check(content)) or content
+                found.examples.append({"messages": messages})
+                found.unlearned += not any(m.get("role") == "assistant" and m.get("weight") != 0 for m in messages)
             found.formats[form.name] += 1
         except ValueError as error:
             bad(place, error)

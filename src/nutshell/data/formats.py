@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from nutshell.files import json_kind
+
 Messages = list[dict[str, Any]]
 
 _CONTENTS = {"content", "tool_calls", "function_call"}
@@ -58,11 +60,11 @@ def _messages(row: Any) -> Messages:
     if isinstance(messages, str) and messages.lstrip().startswith("["):  # as a cell of a table has it
         messages = json.loads(messages)
     if not isinstance(messages, list) or not messages:
-        found = "an empty list" if messages == [] else f"a {type(messages).__name__}"
+        found = "an empty list" if messages == [] else json_kind(messages)
         raise ValueError(f"'messages' must be a list of at least one message, found {found}")
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or "role" not in message or not _CONTENTS & message.keys():
-            found = f"keys {sorted(message)}" if isinstance(message, dict) else f"a {type(message).__name__}"
+            found = f"keys {sorted(message)}" if isinstance(message, dict) else json_kind(message)
             raise ValueError(f"message {number} must be an object with 'role' and 'content', found {found}")
     return messages
 

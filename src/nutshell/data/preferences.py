@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from nutshell.data.rows import ROW_KINDS, file_rows
 from nutshell.data.text import find_files
-from nutshell.files import shown
+from nutshell.files import json_kind, shown
 
 NEEDS = "prompt, chosen and rejected, each a text or a list of messages; or chosen and rejected as whole conversations"
 Messages = list[dict[str, Any]]
@@ -47,7 +47,7 @@ def read_pairs(path: str | Path, check: Callable[[Any], Messages]) -> list[Pair]
 
 def _pair(row: Any, check: Callable[[Any], Messages]) -> Pair:
     if not isinstance(row, dict):
-        raise ValueError(f"a {type(row).__name__}; accepted: an object with {NEEDS}.")
+        raise ValueError(f"{json_kind(row)}; accepted: an object with {NEEDS}.")
     if missing := [name for name in ("chosen", "rejected") if not row.get(name)]:
         raise ValueError(f"has {', '.join(map(str, row)) or 'nothing'}, but no {' and no '.join(missing)}; accepted: {NEEDS}.")
     start = _turns(row.get("prompt", row.get("question")) or [], "prompt", "user")

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow
 
 from nutshell.data.rows import ROW_KINDS, TABLES, Bad, file_rows, open_parquet
-from nutshell.files import COMPRESSED, files_below, kind_of, shown, text_blocks
+from nutshell.files import COMPRESSED, files_below, json_kind, kind_of, shown, text_blocks
 
 Notes = defaultdict[str, Counter[str]]
 """What a reader counts on its way: notes["column"] the columns that text was found in where that is not "text"."""
@@ -250,12 +250,12 @@ def _row_documents(rows: Iterable[tuple[str, Any]], notes: Notes | None, asked: 
     for where, row in rows:
         try:
             if not isinstance(row, dict):
-                raise ValueError(f"{where}: a {type(row).__name__} where an object with the column {column!r} is expected")
+                raise ValueError(f"{where}: {json_kind(row)} where an object with the column {column!r} is expected")
             if column not in row:
                 column = _column_of(where, list(row), notes, asked)
             text = row[column]
             if text is not None and not isinstance(text, str):
-                raise ValueError(f"{where}: column {column!r} holds a {type(text).__name__}, not a string")
+                raise ValueError(f"{where}: column {column!r} holds {json_kind(text)}, not a string")
         except ValueError as error:
             if bad is None:
                 raise

@@ -30,7 +30,7 @@ CHOICES = {
 }
 """What these settings of a recipe may be."""
 RANGES = {
-    "seed": (0, math.inf), "primer_characters": (10_000, math.inf), "primer_conversations": (1, math.inf),
+    "seed": (0, math.inf), "primer_characters": (10_000, 10**11), "primer_conversations": (1, 10**9),
     "tokens_per_parameter": (ABOVE_ZERO, 10**6), "keep_checkpoints": (1, math.inf), "eval_items": (1, math.inf),
     "save_every_seconds": (0, math.inf), "usd_per_hour": (0, math.inf), "mfu": (0, 1), "held_out": (0, 0.5),
 }  # fmt: skip
@@ -40,7 +40,7 @@ RANGES_OR_ZERO = {
     "mlp_width": (1, 1 << 20),
     "context": (16, 1 << 20),  # a question and the beginning of an answer
     "vocab_size": (256 + 9, math.inf),  # bytes and special tokens
-    "tokens_per_step": (1, math.inf), "micro_batch_size": (1, 4096), "validations": (1, math.inf),
+    "tokens_per_step": (1, 10**12), "micro_batch_size": (1, 4096), "validations": (1, math.inf),
     "validation_tokens": (1, math.inf),
 }  # fmt: skip
 """The same for settings that the plan decides where they are 0."""
@@ -270,6 +270,9 @@ SOURCES = ("data", "sft", "tokenizer", "init_from")
 """What a run reads from elsewhere. It goes on with its own copy, so the original may be moved, and named at its new place."""
 
 
+LONGEST_BUDGET = 87_600 * 3600.0
+
+
 def seconds(budget: str, usd_per_hour: float = 0.0) -> float:
     """'90s', '8min', '2h', or '100usd' at a price, in seconds; '' is 0 (no budget). ValueError for anything else."""
     if not budget:
@@ -278,8 +281,8 @@ def seconds(budget: str, usd_per_hour: float = 0.0) -> float:
     if match and match[2] == "usd" and not usd_per_hour:
         raise ValueError(f"budget is {budget!r}, the price of the machine is unknown: give --usd-per-hour 24, or --gpu 8xH100.")
     factors = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "usd": 3600 / (usd_per_hour or 1)}
-    if not match or float(match[1]) * factors[match[2]] < 10:
-        raise ValueError(f"budget is {budget!r}; accepted: at least 10s, written like 90s, 8min or 2h, or 100usd.")
+    if not match or not 10 <= float(match[1]) * factors[match[2]] <= LONGEST_BUDGET:
+        raise ValueError(f"budget is {budget!r}; accepted: 10s to 10 years (87600h), written like 90s, 8min or 2h, or 100usd.")
     return float(match[1]) * factors[match[2]]
 
 

@@ -65,7 +65,7 @@ class StageConfig:
             raise ValueError("a mixture has parts with epochs and parts with weights; accepted: the same for all of its parts.")
         if len({part.name for part in self.mixture}) < len(self.mixture):
             raise ValueError("two parts of a mixture have the same name; give each file once, and files of other names.")
-        check_ranges(self, {"share": (0, 1), "steps": (0, math.inf), "epochs": (ABOVE_ZERO, 10**6), "lr_fraction": (0, 10**6)})
+        check_ranges(self, {"share": (0, 1), "steps": (0, 10**9), "epochs": (ABOVE_ZERO, 10**6), "lr_fraction": (0, 10**6)})
         check_ranges(self, {"primer_share": (0, 1)})
 
     @property
@@ -153,6 +153,10 @@ class RLConfig(StageConfig):
         lowest |= {"clip_high": 0, "kl": 0}
         check_ranges(self, {name: (low, math.inf) for name, low in lowest.items()} | {"clip_low": (0, 1)})
         check_ranges(self, {"temperature": (ABOVE_ZERO, 10**6), "reward_seconds": (ABOVE_ZERO, 10**6)})
+        if self.updates > (answers := self.prompts * self.samples):
+            raise ValueError(
+                f"updates is {self.updates}; accepted: at most {answers}, the answers of a step (prompts x samples)."
+            )
         if self.mean_over not in ("tokens", "answers", "constant"):
             raise ValueError(f"mean_over is {self.mean_over!r}; accepted: tokens, answers, constant.")
 

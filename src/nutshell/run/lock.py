@@ -43,6 +43,10 @@ def run_lock(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
     `patience_seconds` is how long to wait for that.
     """
     new = not folder.exists()
+    if other := next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None):
+        raise FileExistsError(
+            f"--out is {folder}, and {other} is a file. Accepted: a run's folder, or a new name. Give another --out."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     deadline = time.monotonic() + patience_seconds

@@ -155,6 +155,8 @@ class ChatRequest(SamplingFields):
     def refuse_tools(self, ignore: bool) -> None:
         """APIError for functions of the client's: without them it would seem that the model never wants one. `ignore` lets those
         pass that it need not call."""
+        if not (self.tools or self.functions) and self.tool_choice not in (None, "auto", "none"):
+            raise APIError(400, "tool_choice demands a call, and no tools are sent; leave this field out", param="tool_choice")
         name = "tools" if self.tools else "functions"
         if (self.tools or self.functions) and not (ignore and self.tool_choice in (None, "auto", "none")):
             message = f"{name}: this model calls no functions of the client's; leave this field out"

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -13,6 +14,7 @@ from nutshell.serve.api import APIError, ChatRequest, SamplingFields
 from nutshell.serve.completions import Completion
 from nutshell.serve.models import LoadedModel
 from nutshell.serve.service import Service
+from nutshell.tokenizer.chat import BLANK
 
 if TYPE_CHECKING:
     from nutshell.infer.grammar import Grammar
@@ -59,9 +61,14 @@ async def _fit(service: Service, messages: list[dict[str, Any]], model: LoadedMo
         raise APIError(400, str(error), param="messages") from error
     if fitted.truncated:
         system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+        if messages[-1]["role"] == "assistant":
+            message = f"the answer to go on with fills this model's context of {model.context} tokens; begin a new conversation"
+            raise APIError(400, message, param="messages", code="context_length_exceeded")
         too_long = "system prompt" if len(str(system)) > len(str(messages[-1]["content"])) else "last message"
         message = f"the {too_long} does not fit this model's context of {model.context} tokens, answer included"
         raise APIError(400, f"{message}; send a shorter one", param="messages", code="context_length_exceeded")
+    if fitted.dropped and BLANK in [message["content"] for message in messages[:2]]:
+        fitted = replace(fitted, dropped=fitted.dropped - 1)  # put before a greeting, not sent
     return fitted
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,18 @@ def read_since(file: Path, offset: int, version: str) -> dict[str, Any]:
     stride, records = max(1, facts.st_size // THIN_BYTES), []
     for line in whole.splitlines():
         try:
-            record = _record(json.loads(line, parse_constant=lambda name: None), stride)  # NaN, which JSON has not
+            record = _record(json.loads(line, parse_constant=lambda name: None, parse_float=_finite), stride)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             continue
         if record:
             records.append(record)
     more = len(block) >= CHUNK_BYTES and bool(whole)
     return {"records": records, "offset": start + len(whole), "version": current, "reset": reset, "more": more}
+
+
+def _finite(text: str) -> float | None:
+    """A number; None for one such as 1e400, which is infinite and no JSON that a browser reads. NaN is None likewise."""
+    return value if math.isfinite(value := float(text)) else None
 
 
 def _record(line: dict[str, Any], stride: int) -> dict[str, Any] | None:
@@ -117,14 +123,15 @@ def add_routes(app: FastAPI, served: Path | None) -> None:
         return {"runs": await asyncio.to_thread(listed, served)}
 
     @app.get("/runs/metrics", include_in_schema=False)
-    async def metrics(run: str, offset: int = 0, version: str = "") -> dict[str, Any]:
+    async def metrics(run: str, offset: int = 0, version: str = "") -> Response:
         def read() -> dict[str, Any]:
             try:
                 return read_since(folder_of(run) / "metrics.jsonl", max(0, offset), version)
             except OSError:
                 raise APIError(404, f"the run {run[:100]!r} is gone", param="run", code="not_found") from None
 
-        return await asyncio.to_thread(read)
+        # As ASCII: half a surrogate pair, which a foreign file may hold, has no UTF-8.
+        return Response(json.dumps(await asyncio.to_thread(read)), media_type="application/json")
 
     @app.get("/runs/report", include_in_schema=False)
     async def report(run: str) -> Response:

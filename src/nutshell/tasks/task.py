@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nutshell.files import json_rows
+from nutshell.files import json_kind, json_rows
 
 Message = dict[str, Any]
 T = TypeVar("T")
@@ -141,7 +141,7 @@ def read_rows(path: Path, needs: str) -> list[tuple[str, dict[str, Any]]]:
     rows = list(json_rows(path))
     for place, row in rows:
         if not isinstance(row, dict):
-            raise ValueError(f"{place}: a {type(row).__name__}; accepted: {needs}.")
+            raise ValueError(f"{place}: {json_kind(row)}; accepted: {needs}.")
     if not rows:
         raise ValueError(f"{path} is empty; accepted: {needs}.")
     return rows

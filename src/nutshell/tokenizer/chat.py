@@ -64,6 +64,10 @@ CHAT_TEMPLATE = """\
 """The same layout as a Jinja template, for `tokenizer_config.json`."""
 
 
+BLANK = " "
+"""What a user's turn says that is put where none was sent (`tidy_messages`)."""
+
+
 def parse_messages(obj: Any) -> list[dict[str, Any]]:
     """Check a conversation (a list of messages, or an object with `messages`) and return it with nothing but roles and
     contents, text parts of system and user joined, OpenAI's tool calls and their results as parts (see `join_tool_calls`). An
@@ -96,7 +100,12 @@ def parse_messages(obj: Any) -> list[dict[str, Any]]:
             )
         else:
             expected = "assistant" if role == "user" else "user"
-        unlearned = role == "assistant" and (message.get("weight") == 0 or message.get("train") is False)
+        weight, train = message.get("weight"), message.get("train")
+        if weight not in (None, 0, 1):
+            raise ValueError(f"message {index} has the weight {weight!r:.80}; accepted: 0 (read, not learned) or 1 (learned)")
+        if train not in (None, False, True):
+            raise ValueError(f"message {index} has train {train!r:.80}; accepted: false (read, not learned) or true (learned)")
+        unlearned = role == "assistant" and 0 in (weight, train)  # False is 0
         parsed.append({"role": role, "content": content, **({"weight": 0} if unlearned else {})})
     if len(parsed) == 1 and parsed[0]["role"] == "system":
         raise ValueError("the conversation has only a system message; it needs at least one user message")
@@ -127,9 +136,9 @@ def tidy_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         elif parts:
             turns.append({"role": role, "content": parts})
     if turns and turns[0]["role"] == "assistant":
-        turns.insert(0, {"role": "user", "content": " "})
+        turns.insert(0, {"role": "user", "content": BLANK})
     if turns and turns[-1]["role"] == "assistant" != messages[-1]["role"]:
-        turns.append({"role": "user", "content": " "})
+        turns.append({"role": "user", "content": BLANK})
     return ([{"role": "system", "content": "\n\n".join(system)}] if system else []) + turns
 
 

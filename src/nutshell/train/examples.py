@@ -46,6 +46,11 @@ def read_part(recipe: Recipe, part: MixturePart) -> Found:
         return Found(examples=examples, formats=Counter({name: len(examples)}))
     found = find_conversations(part.data, check=parse_messages)
     refuse_bad(found, recipe.skip_bad)
+    if found.unlearned == len(found.examples):
+        raise ValueError(
+            f"{part.data}: none of its {found.unlearned} conversations has an answer to learn. Accepted: messages of the "
+            "assistant, and not all with weight 0 or train false."
+        )
     return found
 
 

@@ -168,6 +168,9 @@ def reinforce(run: Run) -> None:
         settings.tasks, reward=settings.reward, data_folder=recipe.eval_data or None, held_out=settings.held_out, seed=recipe.seed
     )
     stage, watch = open_stage(run, "rl"), Watch(run.log.note)
+    if settings.max_tokens > run.plan.model.context:
+        most = f"the model's context is {run.plan.model.context} tokens, question included: longer answers are cut there"
+        run.log.remark("rl", f"stages.rl.max_tokens is {settings.max_tokens}; {most}")
     policy = Policy(stage, Grader(settings.reward_seconds, run.log.note))
     reference = None
     if settings.kl:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ from nutshell.plan.recipe import PRIMER
 from nutshell.run.folder import Run
 from nutshell.tasks import load_task
 from nutshell.tokenizer.chat import render_prompt
-from nutshell.train.stage import Stage
+from nutshell.train.stage import Stage, TrainingDiverged
 
 PRACTISED = ("primer-sums", "primer-letters", "primer-vowels")  # what RL practises; their mean is logged as `primer-practised`
 TARGETS = {"primer-facts": 0.90, "primer-sums": 0.85, "primer-letters": 0.85}  # of the demo, from fine-tuning on
@@ -36,6 +37,12 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
             stage.exit_run(alone=True)
 
     stage.wait_for_save()
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"{name} after the last step of {stage.name} is {value}: the weights have diverged, and no stage can go on from "
+                "them. Start anew in another --out with a lower --optimizer.matrix-lr, or look at the data."
+            )
     whole = stage.whole_model()
     if run.runtime.is_main:
         start = time.perf_counter()

@@ -118,3 +118,19 @@ def test_no_other_folder_is_read(serving, scripted, tmp_path, name):
         answer = client.get(f"/runs/{path}", params={"run": name})
         assert answer.status_code == 404
         assert answer.json()["error"]["code"] == "not_found"
+
+
+def test_a_foreign_file_with_numbers_and_letters_that_json_has_not(serving, scripted, tmp_path):
+    folder = tmp_path / "runs" / "one"
+    write(folder, step(1))
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(
+            '{"stage": "sft", "step": 2, "loss": 1e400}\n{"stage": "\\ud800", "step": 3, "eval": {"a": -1e999, "b": NaN}}\n'
+        )
+    client = serving(scripted("Hello."), models=Models("one", max_queue=4, folder=folder))
+    answer = client.get("/runs/metrics", params={"run": "one"})
+    assert answer.status_code == 200
+    assert answer.json()["records"][1:] == [
+        {"stage": "sft", "step": 2},
+        {"stage": "\ud800", "step": 3, "eval": {"a": None, "b": None}, "samples": []},
+    ]
