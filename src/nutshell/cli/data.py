@@ -70,7 +70,7 @@ def _tokenizer(tokenizer: str | None, model: str | None) -> tuple[Any, int]:
 
     if not model:
         return (Tokenizer.load(tokenizer).with_special_tokens() if tokenizer else None), 0
-    from nutshell.checkpoint import find, load_config
+    from nutshell.model_folder import find, load_config
 
     folder = find(model)
     return Tokenizer.load(tokenizer or folder).with_special_tokens(), load_config(folder).context

@@ -136,7 +136,7 @@ def _whole_path(path: str) -> str:
 
 def with_shape_of(recipe: Recipe, model: str) -> Recipe:
     """The recipe with the shape and tokenizer of a model to begin with. ValueError where it asks for another shape."""
-    from nutshell.checkpoint import find, load_config
+    from nutshell.model_folder import find, load_config
     from nutshell.plan.recipe import Recipe
     from nutshell.tokenizer import SPECIAL_TOKENS, Tokenizer
 
