@@ -36,7 +36,7 @@ from nutshell.model_folder import (
     latest,
     load_config,
     manifest_hash,
-    open_newest,
+    open_latest,
     read_manifest,
     read_model_folder,
     verify,
@@ -175,5 +175,5 @@ def load_training(folder: Path) -> tuple[dict, dict[str, Tensor]]:
 
 def load(folder_or_run: str | Path, device: str | torch.device = "cpu") -> tuple[Decoder, Tokenizer]:
     """The model and tokenizer of a model folder, a stage folder, or a run (its last stage's newest checkpoint)."""
-    model, tok, _ = open_newest(folder_or_run, lambda folder: load_model(folder, device))
+    model, tok, _ = open_latest(folder_or_run, lambda folder: load_model(folder, device))
     return model.eval(), tok

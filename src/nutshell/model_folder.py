@@ -136,7 +136,7 @@ def read_model_folder(folder: Path, *, training: bool = False) -> tuple[ModelCon
     return config, tok, manifest
 
 
-def open_newest(folder_or_run: str | Path, open_folder: Callable[[Path], T]) -> T:
+def open_latest(folder_or_run: str | Path, open_folder: Callable[[Path], T]) -> T:
     """What `open_folder` makes of the folder that `find` finds, looked for anew where a run that trains replaces it meanwhile."""
     for attempt in range(LOAD_ATTEMPTS):
         folder = find(folder_or_run)

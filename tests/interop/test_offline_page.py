@@ -284,6 +284,7 @@ def test_it_chats_from_disk_and_asks_for_nothing(page):
     assert page.inner_text(".user .bubble") == "the cat"
     assert "tokens/s" in page.inner_text(".stats")
     ask(page, "and so on")
+    assert page.get_attribute("#question", "dir") == "ltr"  # told by the text: dir=auto stops Chromium at a long paste
     assert page.locator("article").count() == 4
     page.click("#new-chat")
     assert page.locator("article").count() == 0

@@ -172,6 +172,22 @@ def stream():
 
 
 @pytest.fixture
+def unread():
+    """unread(client, path, body) posts on a socket with a small buffer and returns it: nobody reads the answer yet."""
+    with contextlib.ExitStack() as sockets:
+
+        def post(client, path, body):
+            connection = sockets.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", int(client.url.rsplit(":", 1)[1])))
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            return connection
+
+        yield post
+
+
+@pytest.fixture
 def eventually():
     """eventually(condition, seconds=2) waits until it holds."""
 

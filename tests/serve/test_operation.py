@@ -82,7 +82,7 @@ def test_the_key_may_come_from_a_file(run_command, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_a_stalled_reader_is_cut_off_over_a_real_socket(serving, engine, eventually, path, monkeypatch):
+def test_a_stalled_reader_is_cut_off_over_a_real_socket(serving, engine, eventually, unread, path, monkeypatch):
     """It asks for a stream and reads none of it: its answers end and their rows are free, while it stays connected."""
     small = socket.create_server
 
@@ -98,19 +98,15 @@ def test_a_stalled_reader_is_cut_off_over_a_real_socket(serving, engine, eventua
         fields = {"logprobs": 20, "prompt": "x"}
     ends = {str(token): -100 for token in engine.tok.special_tokens.values()}  # so that answers are long
     body = json.dumps({"stream": True, "n": 4, "max_tokens": 110, "temperature": 1, "logit_bias": ends, **fields}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", int(client.url.rsplit(":", 1)[1])))
-        connection.sendall(head.encode() + body)
-        eventually(lambda: client.service.worker.in_flight == 4)
-        began = time.monotonic()
-        eventually(lambda: client.service.worker.in_flight == 0, seconds=5)
-        assert time.monotonic() - began < 5
-        eventually(lambda: not engine.busy, seconds=1)
-        assert client.get("/health").status_code == 200
-        received = b""
-        connection.settimeout(5)
-        while chunk := connection.recv(1 << 16):
-            received += chunk
-        assert b"[DONE]" not in received
+    connection = unread(client, path, body)
+    eventually(lambda: client.service.worker.in_flight == 4)
+    began = time.monotonic()
+    eventually(lambda: client.service.worker.in_flight == 0, seconds=5)
+    assert time.monotonic() - began < 5
+    eventually(lambda: not engine.busy, seconds=1)
+    assert client.get("/health").status_code == 200
+    received = b""
+    connection.settimeout(5)
+    while chunk := connection.recv(1 << 16):
+        received += chunk
+    assert b"[DONE]" not in received

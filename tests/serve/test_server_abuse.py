@@ -232,19 +232,15 @@ def test_a_reader_that_stalls_is_given_up():
     assert time.monotonic() - began < 5
 
 
-def test_a_stalled_reader_over_a_real_socket_frees_its_answers(serving, scripted, eventually):
+def test_a_stalled_reader_over_a_real_socket_frees_its_answers(serving, scripted, eventually, unread):
     """Its buffers fill, nothing is taken any more: the answers end long before they would have been made."""
     engine = scripted(SLOW, delay_seconds=0.02, max_rows=16)
     client = serving(engine, send_seconds=0.5)
     client.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what it accepts has it too
     body = json.dumps({"messages": USER, "stream": True, "n": 16, "logprobs": True}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", int(client.url.rsplit(":", 1)[1])))
-        connection.sendall(head.encode() + body)
-        eventually(lambda: client.service.worker.in_flight == 16)
-        eventually(lambda: client.service.worker.in_flight == 0, seconds=5)
+    unread(client, CHAT, body)
+    eventually(lambda: client.service.worker.in_flight == 16)
+    eventually(lambda: client.service.worker.in_flight == 0, seconds=5)
     eventually(lambda: not engine.busy)
     assert client.service.worker.steps < 300  # of 301 and more: nothing ended by itself
 

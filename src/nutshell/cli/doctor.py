@@ -21,7 +21,6 @@ EXTRAS = {
     "onnxscript": "export onnx", "datatrove": "data at the scale of the web", "wandb": "--loggers",
     "tensorboard": "--loggers",
 }  # fmt: skip
-MULTI_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 def python() -> Finding:
@@ -40,8 +39,9 @@ def device() -> Finding:
     """What training will run on, and a GPU of this machine that torch does not see."""
     import torch
 
+    from nutshell.machine import cpu_dtype
     from nutshell.report.facts import processor
-    from nutshell.runtime import cpu_dtype, gpu_dtype
+    from nutshell.runtime import gpu_dtype
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -110,8 +110,10 @@ def network() -> Finding:
 
 def variables() -> Finding:
     """Variables that change how a run behaves and are easily forgotten."""
-    ranks = [f"{name}={os.environ[name]}" for name in MULTI_RANK if name in os.environ]
-    advice = f"training would wait for other ranks; for one process: unset {' '.join(MULTI_RANK)}" if ranks else ""
+    from nutshell.ranks import RANK_DEFAULTS
+
+    ranks = [f"{name}={os.environ[name]}" for name in RANK_DEFAULTS if name in os.environ]
+    advice = f"training would wait for other ranks; for one process: unset {' '.join(RANK_DEFAULTS)}" if ranks else ""
     if sys.flags.utf8_mode == 0 and sys.getfilesystemencoding().lower() not in ("utf-8", "utf8"):
         advice = "file names are not UTF-8 here: set PYTHONUTF8=1"
     threads = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES") if name in os.environ]

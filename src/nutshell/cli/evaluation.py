@@ -12,10 +12,7 @@ from typing import Any
 
 from nutshell.cli.arguments import check_output
 from nutshell.data.text import read_documents
-from nutshell.tasks import load_task, task_names
-
-TAKE_SHOTS = ("arc-easy", "arc-challenge", "mmlu", "gsm8k")
-READ_DATA = (*TAKE_SHOTS, "humaneval", "core", "custom")
+from nutshell.tasks import READ_DATA, TAKE_SHOTS, load_task, task_names
 
 
 def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:

@@ -87,13 +87,13 @@ def open_model(folder: str, device: str, engine: str = "auto") -> tuple[Any, Any
     if engine != "torch" and (device == "cpu" or (device == "auto" and not may_have_gpu())):
         from nutshell.infer.native import why_not
         from nutshell.infer.weights import StoredModel
-        from nutshell.model_folder import open_newest, read_model_folder
+        from nutshell.model_folder import open_latest, read_model_folder
 
         def read(found: Path) -> tuple[StoredModel, Any]:
             config, tok, _ = read_model_folder(found)
             return StoredModel(found, config, cpu_dtype(), lambda: _open_in_torch(found, "cpu")[0]), tok
 
-        stored, tok = open_newest(folder, read)
+        stored, tok = open_latest(folder, read)
         if why_not(stored) is None:
             return stored, tok
     return _open_in_torch(folder, device)

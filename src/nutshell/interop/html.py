@@ -31,7 +31,7 @@ WEB = Path(__file__).parents[1] / "serve" / "web"
 LARGEST = 30_000_000  # parameters: 42 MB of HTML, and 120 MB of memory once the weights are fp32
 MATRICES = ("embedding", "value_embedding", "head", "qkv", "out", "up", "down", "gate")
 """Weights in int8; norms, scales and the small gates stay fp32."""
-PAGE_MODULES = ("dom.js", "links.js", "blocks.js", "inline.js", "markdown.js", "parts.js", "chat.js")
+PAGE_MODULES = ("dom.js", "composer.js", "links.js", "blocks.js", "inline.js", "markdown.js", "parts.js", "chat.js")
 WORKER_MODULES = ("calculator.js", "tokenizer.js", "model.js", "reply.js", "worker.js")
 STYLES = ("layout.css", "messages.css", "offline.css")
 PATTERNS = ("nanochat", "gpt2", "cl100k", "o200k", "qwen2")

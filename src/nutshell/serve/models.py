@@ -88,12 +88,11 @@ class Models:
         raises."""
         self.open_engine = open_engine
         await self._look()
-        if waits := self._begun():
+        if self._begun():
             log.info("%s has no checkpoint yet: answers begin with its first, /runs shows the training until then", self.folder)
-        while waits:
+        while self._begun():
             await asyncio.sleep(FRESH_SECONDS + 1)
             await self._look()
-            waits = self._begun()
         await self._load(self._offers[0].key)
 
     def _begun(self) -> bool:

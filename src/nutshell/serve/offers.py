@@ -1,7 +1,7 @@
 """What can be served of a folder: the models of a run, of a stage, or one."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nutshell.files import STAGES
@@ -34,10 +34,15 @@ class Offer:
         return "base" if self.stage == "pretrain" else "chat"
 
 
+def run_of(folder: str | Path, mark: str) -> Path:
+    """The run of a run, a stage or a step: the nearest folder upwards that holds the file `mark`, else the folder itself."""
+    path = Path(folder).resolve()
+    return next((place for place in (path, *path.parents) if (place / mark).is_file()), path)
+
+
 def run_name(folder: str | Path) -> str:
     """A run folder's own name, so that `runs/demo/sft/step-000100` and `runs/demo` are both "demo"."""
-    path = Path(folder).resolve()
-    return next((parent.name for parent in (path, *path.parents) if (parent / "plan.json").is_file()), path.name)
+    return run_of(folder, "plan.json").name
 
 
 def offers(folder: str | Path) -> list[Offer]:
@@ -49,11 +54,10 @@ def offers(folder: str | Path) -> list[Offer]:
     if read_manifest(root) is not None:
         return [_offer(name, root)]
     stages = [path for stage in STAGES if (path := root / stage).is_dir()] or [root]
-    kept = {path: [checkpoint for _, checkpoint in checkpoints(path)] for path in stages}
-    newest = [_offer(f"{name}/{path.name}", steps[-1]) for path, steps in kept.items() if steps and path != root]
-    each = [_offer(f"{name}/{path.name}/{step.name}", step) for path, steps in kept.items() for step in steps]
-    last = [steps[-1] for steps in kept.values() if steps][-1:]
-    return [*(_offer(name, path) for path in last), *newest, *each]
+    kept = {path: [_offer(f"{name}/{path.name}/{step.name}", step) for _, step in checkpoints(path)] for path in stages}
+    each = [offer for steps in kept.values() for offer in steps]
+    newest = [replace(steps[-1], id=f"{name}/{path.name}") for path, steps in kept.items() if steps and path != root]
+    return [*(replace(last, id=name) for last in each[-1:]), *newest, *each]
 
 
 def _offer(id: str, folder: Path) -> Offer:

@@ -13,7 +13,9 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 
 from nutshell.serve.api import APIError
+from nutshell.serve.offers import run_of
 
+METRICS = "metrics.jsonl"
 MOST_RUNS = 50
 CHUNK_BYTES = 1 << 20
 """Read for one answer; the page asks on until `more` is false."""
@@ -25,21 +27,15 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsa
 """The report has a stricter policy of its own, with hashes. The sandbox keeps it from this server's API and stored keys."""
 
 
-def run_of(served: Path) -> Path:
-    """The run folder of a run, a stage or a step."""
-    path = served.resolve()
-    return next((folder for folder in (path, *path.parents) if (folder / "metrics.jsonl").is_file()), path)
-
-
 def run_folders(served: Path | None) -> dict[str, Path]:
     """Runs by name: the one that is served, or whose stage or step is, and then its siblings, the last written first."""
     if served is None:
         return {}
-    own = run_of(served)
+    own = run_of(served, METRICS)
     written: dict[Path, float] = {}
     for folder in own.parent.iterdir() if own.parent.is_dir() else ():
         try:
-            written[folder] = (folder / "metrics.jsonl").stat().st_mtime
+            written[folder] = (folder / METRICS).stat().st_mtime
         except OSError:  # not a run, or one that has not begun
             continue
     newest = sorted(written, key=lambda folder: (folder != own, -written[folder]))
@@ -50,11 +46,11 @@ def listed(served: Path | None) -> list[dict[str, Any]]:
     found = []
     for name, folder in run_folders(served).items():
         try:
-            idle = time.time() - (folder / "metrics.jsonl").stat().st_mtime
+            idle = time.time() - (folder / METRICS).stat().st_mtime
         except OSError:
             continue
         facts = {"report": (folder / "report.html").is_file(), "idle_seconds": max(0, round(idle))}
-        found.append({"name": name, "served": served is not None and folder == run_of(served), **facts})
+        found.append({"name": name, "served": served is not None and folder == run_of(served, METRICS), **facts})
     return found
 
 
@@ -126,7 +122,7 @@ def add_routes(app: FastAPI, served: Path | None) -> None:
     async def metrics(run: str, offset: int = 0, version: str = "") -> Response:
         def read() -> dict[str, Any]:
             try:
-                return read_since(folder_of(run) / "metrics.jsonl", max(0, offset), version)
+                return read_since(folder_of(run) / METRICS, max(0, offset), version)
             except OSError:
                 raise APIError(404, f"the run {run[:100]!r} is gone", param="run", code="not_found") from None
 

@@ -24,8 +24,12 @@ GROUPS = {
     "chatcore": ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval"),
 }
 """Names for several tasks."""
+TAKE_SHOTS = (*GROUPS["arc"], "mmlu", "gsm8k")
+"""Those that may put solved examples before a question."""
+READ_DATA = (*TAKE_SHOTS, "humaneval", "core", "custom")
+"""Those that read files of a data folder."""
 
-__all__ = ["GROUPS", "TASK_NAMES", "Core", "Item", "Task", "load_task", "task_names"]
+__all__ = ["GROUPS", "READ_DATA", "TAKE_SHOTS", "TASK_NAMES", "Core", "Item", "Task", "load_task", "task_names"]
 
 
 def task_names(words: list[str] | tuple[str, ...]) -> list[str]:

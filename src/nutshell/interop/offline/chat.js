@@ -1,10 +1,9 @@
 // The page: one conversation with the model in the worker.
 
+import { EXAMPLES, fitBox } from "./composer.js";
 import { $, button, copyButton, element, isSend, notice, rest } from "./dom.js";
 import { PartsView } from "./parts.js";
 
-const EXAMPLES = ["What is the capital of France?", "How many times does the letter e appear in cheese?",
-  "What is 47 plus 85?", "Tell me a short story."];
 const FIELDS = { temperature: "temperature", "top-k": "topK", "max-tokens": "maxTokens" };
 
 const { temperature, topK, ...model } = JSON.parse($("model").textContent);
@@ -103,8 +102,7 @@ function setBusy() {
 }
 
 function fitQuestion() {
-  question.style.height = "auto";
-  question.style.height = `${Math.min(question.scrollHeight, 220)}px`;
+  fitBox(question);
   $("send").disabled = !question.value.trim();
 }
 

@@ -1,17 +1,15 @@
 // The page: puts its parts together; the box below, keys, leaving and coming back.
 
 import * as answers from "./answers.js";
+import { EXAMPLES, fitBox } from "./composer.js";
 import { check, connect } from "./connection.js";
 import * as conversation from "./conversation.js";
-import { $, button, directionOf, isSend, notice, rest } from "./dom.js";
+import { $, button, isSend, notice, rest } from "./dom.js";
 import { drawModels, setUpModels } from "./models.js";
 import { openSettings, setUpSettings } from "./settings.js";
 import { drawList, exportChats, heard, openChat, setUpSidebar } from "./sidebar.js";
 import * as store from "./store.js";
 import { clearLocalStorage, fromLocalStorage } from "./transfer.js";
-
-const EXAMPLES = ["What is the capital of France?", "How many times does the letter e appear in cheese?",
-  "What is 47 plus 85?", "Tell me a short story."];
 
 // ---- the box below. What is written there and not yet sent belongs to its conversation, in this tab.
 
@@ -20,9 +18,7 @@ const draftKey = () => `nutshell.draft.${conversation.current().messages.size ? 
 let draftOf = null;
 
 function fitQuestion() {
-  question.dir = directionOf(question.value);
-  question.style.height = "auto";
-  question.style.height = `${Math.min(question.scrollHeight, 220)}px`;
+  fitBox(question);
   $("send").disabled = !question.value.trim() && !canGoOn();
 }
 

@@ -2,7 +2,7 @@
 
 import { check } from "./connection.js";
 import { current, draw } from "./conversation.js";
-import { $ } from "./dom.js";
+import { $, directionOf } from "./dom.js";
 import { OPTIONS, saveSettings, settings, watchSettings } from "./options.js";
 import { removeChats } from "./sidebar.js";
 import * as store from "./store.js";
@@ -20,6 +20,7 @@ function fill() {
 
 function showValues() {
   for (const id of ["temperature", "top-p", "min-p"]) $(`${id}-shown`).textContent = Number($(id).value).toFixed(2);
+  $("system").dir = directionOf($("system").value);
   if (settings.theme === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = settings.theme;
 }
