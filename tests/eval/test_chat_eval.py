@@ -133,6 +133,7 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one():
 def test_a_grader_that_fails_is_named_with_its_item():
     item = Item(messages=[], index=3)
     graders = {"raised ZeroDivisionError on item 3": lambda *_: 1 / 0, "gave nan": lambda *_: float("nan")}
+    graders["raised SystemExit on item 3: 4"] = lambda *_: exit(4)
     for message, grade in graders.items():
         with pytest.raises(ValueError, match=f"the grader of mine {message}"):
             graded(Task(name="mine", items=[item], grade=grade), item, "x")

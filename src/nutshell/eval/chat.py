@@ -158,7 +158,7 @@ def graded(task: Task, item: Item, text: str) -> float:
     """The task's grade of a reply. ValueError where its grader fails or gives no number."""
     try:
         value = float(task.grade(item, text))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"the grader of {task.name} raised {type(error).__name__} on item {item.index}: {error}") from error
     if not math.isfinite(value):
         raise ValueError(f"the grader of {task.name} gave {value} for item {item.index}; accepted: a number from 0 to 1.")

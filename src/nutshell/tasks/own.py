@@ -87,7 +87,7 @@ def _errors_of(path: Path, what: str) -> Iterator[None]:
     """What the user's file raises, as a ValueError with its line."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = [
             frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path.resolve()
         ]
