@@ -1,6 +1,7 @@
 """nutshell rl and nutshell dpo on a model of one's own, with files of one's own: the commands as a user gives them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +73,11 @@ def test_bad_input_is_one_message_and_nothing_is_written(model, tmp_path, run_co
     assert problem in errors
     assert errors.count("\n") == 1
     assert not (tmp_path / "mine").exists()
+
+
+def test_answers_longer_than_the_context_are_said(model, run_command):
+    short = "--stages.rl.steps 1 --stages.rl.prompts 1 --stages.rl.samples 2 --stages.rl.validations 0 --eval-tasks none"
+    code, _, errors = run_command(f"rl --init {model} --out mine --dtype float32 {short} --stages.rl.max-tokens 100000")
+    assert code == 0, errors
+    remarks = (Path("mine") / "metrics.jsonl").read_text()
+    assert "stages.rl.max_tokens is 100000; the model's context is" in remarks
