@@ -42,9 +42,9 @@ class ScriptedGPT(GPT):
         self.script: dict[int, int] = {}
         self.calls: list[tuple[int, int]] = []  # (rows, tokens per row)
 
-    def decode(self, ids, cache, rows, *, last_only=False):
+    def decode(self, ids, cache, rows, *, last_only=False, reach=None):
         start = cache.lengths[rows].tolist()
-        logits = super().decode(ids, cache, rows).clone()
+        logits = super().decode(ids, cache, rows, reach=reach).clone()
         self.calls.append(tuple(ids.shape))
         for row, position in enumerate(start):
             for t in range(ids.size(1)):

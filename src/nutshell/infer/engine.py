@@ -24,7 +24,8 @@ from nutshell.infer.weights import StoredModel
 from nutshell.model.kv_blocks import BLOCK
 
 ENGINES = ("auto", "native", "native-int8", "torch")
-"""What computes: native code on CPU, with weights in the model's dtype or in int8, or torch. auto: native where it can."""
+"""What computes: native code on CPU, with weights in the model's dtype or in int8, or torch. auto: native where it can, else
+torch with CUDA graphs where there is CUDA."""
 
 
 class CacheStats(NamedTuple):
@@ -75,7 +76,7 @@ class Engine:
         if engine.startswith("native") and reason:
             raise ValueError(f"engine is {engine!r}, but native decoding does not work here: {reason}. Accepted: auto, torch.")
         self.model, self.tok, self.max_rows = model, tok, max_rows
-        self._native, self._int8 = engine != "torch" and reason is None, engine == "native-int8"
+        self._native, self._int8, self._graphs = engine != "torch" and reason is None, engine == "native-int8", engine == "auto"
         self.computes = describe(model, self._int8) if self._native else f"torch ({dtype_of(model)})"
         """What computes, for people."""
         self.kv_cache_bytes = kv_cache_bytes
@@ -181,7 +182,7 @@ class Engine:
             return partial(NativeRunner, int8=self._int8)
         from nutshell.infer.torch_runner import TorchRunner
 
-        return TorchRunner
+        return partial(TorchRunner, graphs=self._graphs)
 
     def model_in_torch(self) -> Any:
         """The model that computes whole rows, loaded now where native code has read the weights without torch."""

@@ -12,17 +12,25 @@ import torch
 from torch import Tensor
 
 from nutshell.infer.blocks import Chunk
-from nutshell.model.kv_blocks import blocks_of
+from nutshell.infer.cuda_graphs import DecodeGraphs
+from nutshell.model.kv_blocks import BLOCK, blocks_of
 from nutshell.model.kv_cache import KVCache
+
+FIXED = 2
+"""Columns of a table of sequences before the blocks: tokens in the cache, and the token before the first new one."""
 
 
 class TorchRunner:
-    """The reference."""
+    """The reference. With `graphs` the steps of decoding are recorded, on CUDA."""
 
-    def __init__(self, model: Any, vocab_size: int, rows: int, context: int, blocks: int | None = None) -> None:
+    def __init__(
+        self, model: Any, vocab_size: int, rows: int, context: int, blocks: int | None = None, *, graphs: bool = False
+    ) -> None:
         self.model, self.vocab_size = model, vocab_size
         self.device = next(model.parameters()).device
         self.cache = KVCache(model.config, rows, context, self.device, model.compute_dtype, blocks=blocks)
+        limits = (rows, FIXED + self.cache.tables.size(1) + 1)
+        self.graphs = DecodeGraphs(self._decode, limits, FIXED + 1) if graphs and self.device.type == "cuda" else None
 
     def take_weights(self) -> None:
         pass  # the model is called itself
@@ -39,14 +47,27 @@ class TorchRunner:
 
     def _call(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (B, V) of chunks of one length."""
-        cache, rows = self.cache, torch.arange(len(chunks), device=self.device)
         used = [list(chunk.blocks[: blocks_of(chunk.start + len(chunk.ids))]) for chunk in chunks]
         fresh = [block for chunk, blocks in zip(chunks, used, strict=True) for block in blocks[blocks_of(chunk.start) :]]
-        cache.clear(torch.tensor(fresh, dtype=torch.long, device=self.device))
+        self.cache.clear(torch.tensor(fresh, dtype=torch.long, device=self.device))
         most = max(map(len, used))
-        padded = [blocks + blocks[-1:] * (most - len(blocks)) for blocks in used]  # what lies behind is masked
-        cache.tables[: len(chunks), :most] = torch.tensor(padded, device=self.device)
-        cache.lengths[: len(chunks)] = torch.tensor([chunk.start for chunk in chunks], device=self.device)
-        cache.previous[: len(chunks)] = torch.tensor([chunk.previous for chunk in chunks], device=self.device)
-        ids = torch.tensor([list(chunk.ids) for chunk in chunks], device=self.device)  # (B, T)
-        return self.model.decode(ids, cache, rows, last_only=True)[:, 0, : self.vocab_size]
+        table = torch.tensor(  # what lies behind a row's last block is masked
+            [
+                [*chunk.ids, chunk.start, chunk.previous, *blocks, *blocks[-1:] * (most - len(blocks))]
+                for chunk, blocks in zip(chunks, used, strict=True)
+            ],
+            device=self.device,
+        )
+        if self.graphs is not None and len(chunks[0].ids) == 1:
+            return self.graphs(table)
+        return self._decode(table, len(chunks[0].ids))
+
+    def _decode(self, table: Tensor, tokens: int = 1) -> Tensor:
+        """Logits (B, V) of a row for each sequence: its new tokens, how many the cache holds, the token before, its blocks."""
+        ids, start, previous, blocks = table.split([tokens, 1, 1, table.size(1) - tokens - FIXED], dim=1)
+        rows = torch.arange(len(table), device=self.device)
+        self.cache.tables[: len(table), : blocks.size(1)] = blocks
+        self.cache.lengths[: len(table)] = start[:, 0]
+        self.cache.previous[: len(table)] = previous[:, 0]
+        reach = BLOCK * blocks.size(1)
+        return self.model.decode(ids, self.cache, rows, last_only=True, reach=reach)[:, 0, : self.vocab_size]

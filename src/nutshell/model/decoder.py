@@ -120,13 +120,13 @@ class Decoder(nn.Module):
         return self.loss(hidden.flatten(0, 1), targets.flatten(), None if weights is None else weights.flatten())
 
     @torch.inference_mode()
-    def decode(self, ids: Tensor, cache: KVCache, rows: Tensor, *, last_only: bool = False) -> Tensor:
+    def decode(self, ids: Tensor, cache: KVCache, rows: Tensor, *, last_only: bool = False, reach: int | None = None) -> Tensor:
         """Append tokens ids (B, T) to the cache rows `rows` (B,), each at its own length: fp32 logits (B, T, V).
 
         With `last_only` just the logits of each row's last token are computed: (B, 1, V). The caller keeps a row within the
-        cache's capacity.
+        cache's capacity, and may say how far the longest reaches (`KVCache.slots`).
         """
-        slots = cache.slots(rows, ids.size(1))
+        slots = cache.slots(rows, ids.size(1), reach)
         cos, sin = (table[slots.positions].to(self.compute_dtype) for table in (self.cos, self.sin))  # (B, T, 1, D)
         x = self.hidden_states(ids, AttentionContext(cos=cos, sin=sin, slots=slots), cache.previous[rows])
         cache.advance(rows, ids)

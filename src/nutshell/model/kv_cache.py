@@ -51,11 +51,12 @@ class KVCache:
             self.keys[:, blocks] = 0
             self.values[:, blocks] = 0
 
-    def slots(self, rows: Tensor, tokens: int) -> Slots:
-        """Where the next `tokens` tokens of the rows (B,) go, computed once for all layers."""
+    def slots(self, rows: Tensor, tokens: int, reach: int | None = None) -> Slots:
+        """Where the next `tokens` tokens of the rows (B,) go, computed once for all layers. No row is longer than `reach` with
+        them; where that is not given the device is asked, and waited for."""
         start = self.lengths[rows]
         positions = start.unsqueeze(1) + torch.arange(tokens, device=start.device)  # (B, T)
-        longest = int(start.max()) + tokens
+        longest = reach or int(start.max()) + tokens
         tables = self.tables[rows, : blocks_of(longest)]
         return Slots(self, start, positions, tables, tables.gather(1, positions // BLOCK), positions % BLOCK, longest)
 

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def decoding_seconds(shape: ModelConfig, rows: int, runtime: Runtime) -> float:
     model = build_model(shape).to(runtime.device).set_precision(runtime.dtype, runtime.attention).for_inference()
     start = max(1, shape.context // 2 - DECODED_STEPS)
     steps = min(DECODED_STEPS, shape.context - start)
-    make = NativeRunner if why_not(model) is None else TorchRunner
+    make = NativeRunner if why_not(model) is None else partial(TorchRunner, graphs=True)
     runner = make(model, shape.vocab_size, rows, shape.context)
     each = blocks_of(shape.context)
     blocks = [range(row * each, (row + 1) * each) for row in range(rows)]

@@ -1,0 +1,124 @@
+"""Recorded steps of decoding without a GPU: a "recording" here calls the step again with what its inputs hold. Recording itself
+(`record_on_cuda`) needs a card; that a step never waits for the device is checked with fake tensors."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nutshell.infer.blocks import Chunk
+from nutshell.infer.cuda_graphs import DecodeGraphs
+from nutshell.infer.torch_runner import FIXED, TorchRunner
+from nutshell.model.build import build_model
+from nutshell.model.config import ModelConfig
+from nutshell.model.kv_blocks import blocks_of
+from nutshell.model.kv_cache import KVCache
+
+ROWS, CONTEXT = 5, 64
+SHAPE = {"vocab_size": 90, "depth": 3, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "context": CONTEXT}
+SHAPES = {
+    "speed": {**SHAPE, "window_pattern": "SL"},
+    "portable": {**SHAPE, "architecture": "portable", "mlp_width": 40, "window_pattern": "L"},
+    "gpt2": {**SHAPE, "architecture": "gpt2", "kv_heads": 4, "mlp_width": 128, "window_pattern": "L", "tied": True},
+}
+
+
+def again(step, inputs):
+    return lambda: step(inputs)
+
+
+def model_of(shape):
+    model = build_model(ModelConfig(**shape))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.for_inference()
+
+
+def runner_of(model, record=None):
+    runner = TorchRunner(model, 90, ROWS, CONTEXT)
+    if record:
+        limits = (ROWS, FIXED + 1 + runner.cache.tables.size(1))
+        runner.graphs = DecodeGraphs(runner._decode, limits, FIXED + 1, record)
+    return runner
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_padded_steps_give_the_logits_of_plain_ones(shape, data):
+    lengths = data.draw(st.lists(st.integers(1, CONTEXT - 4), min_size=1, max_size=ROWS))
+    shuffled = data.draw(st.permutations(range(ROWS * blocks_of(CONTEXT))))
+    model = model_of(SHAPES[shape])
+    plain, padded = runner_of(model), runner_of(model, again)
+    each = blocks_of(CONTEXT)
+    blocks = [shuffled[row * each : (row + 1) * each] for row in range(len(lengths))]
+    texts = [[(7 * row + 3 * place) % 90 for place in range(length)] for row, length in enumerate(lengths)]
+    for runner in (plain, padded):
+        runner.forward([Chunk(text, 0, -1, mine) for text, mine in zip(texts, blocks, strict=True)])
+    for new in (5, 80, 11):
+        chunks = [Chunk([new], len(text), text[-1], mine) for text, mine in zip(texts, blocks, strict=True)]
+        (expected, best), (found, found_best) = plain.forward(chunks), padded.forward(chunks)
+        torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
+        assert found_best == best
+        texts = [[*text, new] for text in texts]
+    assert padded.graphs.works
+    torch.testing.assert_close(padded.cache.keys, plain.cache.keys, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_are_few():
+    recorded = []
+    graphs = DecodeGraphs(
+        lambda table: table.float(), (20, 3 + 70), 3, lambda step, inputs: recorded.append(inputs.shape) or again(step, inputs)
+    )
+    for rows in range(1, 21):
+        for blocks in range(1, 71):
+            table = torch.arange(rows * (3 + blocks)).view(rows, -1)
+            logits = graphs(table)
+            assert torch.equal(logits[:, : 3 + blocks], table.float())
+            assert (logits[:, 3 + blocks :] == table[:, -1:]).all()
+    assert sorted({shape[0] for shape in recorded}) == [1, 2, 4, 8, 16, 20]
+    assert sorted({shape[1] - 3 for shape in recorded}) == [1, 2, 4, 8, 16, 32, 64, 70]
+    assert len(recorded) == 6 * 8
+
+
+def refused(step, inputs):
+    raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand much more")
+
+
+def wrong(step, inputs):
+    return lambda: step(inputs) + 1
+
+
+@pytest.mark.parametrize(("record", "reason"), [(refused, "operation not permitted"), (wrong, "differ by")])
+def test_where_recording_fails_or_computes_something_else_the_step_itself_runs_and_that_is_said_once(record, reason, capsys):
+    model = model_of(SHAPES["speed"])
+    plain, other = runner_of(model), runner_of(model, record)
+    for runner in (plain, other):
+        runner.forward([Chunk([4, 5, 6], 0, -1, range(4))])
+    for place, new in enumerate((7, 8, 9)):
+        chunk = Chunk([new], 3 + place, 6 + place, range(4))
+        expected, found = plain.forward([chunk])[0], other.forward([chunk])[0]
+        torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(expected))
+    assert not other.graphs.works
+    said = capsys.readouterr().err
+    assert said.count("CUDA graphs do not work here") == 1
+    assert reason in said
+    assert "much more" not in said
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_of_decoding_never_waits_for_the_gpu(shape):
+    with FakeTensorMode(), torch.inference_mode():  # a fake tensor that is asked for its number raises
+        with torch.device("cuda"):
+            model = build_model(ModelConfig(**SHAPES[shape]))
+        model.set_precision(torch.bfloat16)
+        runner = TorchRunner.__new__(TorchRunner)
+        runner.model, runner.vocab_size, runner.device = model, 90, torch.device("cuda")
+        runner.cache = KVCache(model.config, ROWS, CONTEXT, "cuda", torch.bfloat16)
+        logits = runner._decode(torch.zeros(4, FIXED + 1 + 2, dtype=torch.long, device="cuda"))
+        assert (logits.shape, logits.dtype, logits.device.type) == ((4, 90), torch.float32, "cuda")
+        with pytest.raises(Exception, match="_local_scalar_dense"):  # the test can fail: this one asks
+            model.decode(torch.zeros(4, 1, dtype=torch.long, device="cuda"), runner.cache, torch.arange(4, device="cuda"))
