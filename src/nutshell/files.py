@@ -244,9 +244,9 @@ def json_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None
             items = values if isinstance(values, list) else [values]
             yield from ((f"{shown(path)}, item {number}", value) for number, value in enumerate(items, 1))
             return
-    position = 0
+    position, name = 0, shown(path)
     for number, line in enumerate(_read(path, lambda stream: stream.readline()), 1):
-        place = f"{shown(path)}, line {number}"
+        place = f"{name}, line {number}"
         if line.strip(b"\xef\xbb\xbf \t\r\n"):
             try:
                 value = _parse(path, place, line, position)
@@ -307,7 +307,7 @@ def _parse(path: Path, place: str, content: bytes, position: int) -> Any:
         kind = _Several if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" else ValueError
         hint = "; a list over several lines is read from a .json file" if text.lstrip().startswith("[") else ""
         raise kind(f"{place}: not JSON ({error}); each line must be one object{hint}") from None
-    return _mended(value) if "\\ud" in text.lower() else value
+    return _mended(value) if "\\" in text and "\\ud" in text.lower() else value  # the first is a fast search
 
 
 def _decoded(path: Path, content: bytes, position: int) -> str:

@@ -156,3 +156,37 @@ def test_equal_hashes_of_different_documents_are_no_duplicates(tmp_path, monkeyp
 def test_impossible_layouts_are_refused(changes):
     with pytest.raises(ValueError, match=f"{next(iter(changes))} is {next(iter(changes.values()))}"):
         Layout(**changes)
+
+
+@pytest.mark.parametrize("characters", [1, shuffle.PART_CHARACTERS])
+def test_a_part_that_cannot_be_written_ends_the_pass_without_a_record(tmp_path, monkeypatch, characters):
+    """Its thread's error is that of the pass, be it the first part of many or the last."""
+    monkeypatch.setattr(shuffle, "PART_CHARACTERS", characters)
+    (tmp_path / "train-00000-00000.arrow").mkdir()
+    with pytest.raises(OSError, match=r"train-00000-00000\.arrow"):
+        scatter(["one document", "two documents", "three of them"], tmp_path, "train-00000", 1, 0)
+    assert not (tmp_path / "train-00000.json").exists()
+
+
+@settings(max_examples=30)
+@given(documents=st.lists(texts, min_size=1, max_size=20), size=st.integers(1, 30), hashed=st.integers(1, 8))
+def test_what_remains_is_each_document_once_whatever_the_parts_and_collisions(tmp_path_factory, documents, size, hashed):
+    """Hashes of few bits, so that different documents share one: the first of equal ones stays, in the order of the hashes."""
+    folder = tmp_path_factory.mktemp("parts")
+
+    class Few:
+        def __init__(self, content, **options):
+            self.hash = sum(content) % hashed
+
+        def digest(self):
+            return self.hash.to_bytes(8, "little")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffle, "PART_CHARACTERS", size)
+        patch.setattr(shuffle.hashlib, "blake2b", Few)
+        record = scatter(documents, folder / "parts", "train-00000", 1, 0)
+    names = [f"train-00000-{number:05d}.arrow" for number in range(record["parts"])]
+    table, dropped = shuffle._sorted(folder, names, 0)
+    expected = sorted(dict.fromkeys(documents), key=lambda text: sum(text.encode()) % hashed)
+    assert (table["text"].to_pylist(), dropped) == (expected, len(documents) - len(expected))
+    assert (record["characters"], sum(record["documents"])) == (sum(map(len, documents)), len(documents))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 import subprocess
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from small_models import CHATS, greedy, save_folder
 
 import nutshell
+from nutshell import checkpoint
 from nutshell.interop.gguf import TEMPLATE, export_gguf
 from nutshell.interop.quantize import q4_0, q8_0
 from nutshell.model.kv_cache import KVCache
@@ -156,7 +158,16 @@ def test_the_command_writes_file_and_modelfile(command, portable, tmp_path):
     assert json.loads(out)["path"] == str(written)
     lines = (tmp_path / "out" / "Modelfile").read_text().splitlines()
     assert lines[0] == "FROM ./model-q4_0.gguf"
-    assert lines[-1] == 'PARAMETER stop "<|assistant_end|>"'
+    assert lines[-2:] == ['PARAMETER stop "<|assistant_end|>"', 'PARAMETER stop "<|user_start|>"']
+
+
+def test_a_base_model_is_named_for_its_run_and_continues_text_in_ollama(portable, tmp_path):
+    model, tok = nutshell.load(portable)
+    meta = {"stage": "pretrain", "step": 3}
+    checkpoint.save_model_folder(tmp_path / "owl" / "pretrain" / "step-000003", model, tok, meta=meta)
+    written = export_gguf(tmp_path / "owl" / "pretrain" / "step-000003", tmp_path / "out", "f32")
+    assert struct.pack("<IQ", 8, 3) + b"owl" in written.read_bytes()[:500]
+    assert (tmp_path / "out" / "Modelfile").read_text().endswith('TEMPLATE """{{ .Prompt }}"""\n')
 
 
 def test_what_gguf_cannot_hold_is_refused(refused, portable, speed, tmp_path):

@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
-from small_models import CHATS, TEXTS, greedy
+from small_models import CHATS, TEXTS, greedy, save_folder
 
 import nutshell
 from nutshell import checkpoint
-from nutshell.interop.nanochat import NAMES, import_nanochat, our_name
+from nutshell.interop.hf_nanochat import renamed
+from nutshell.interop.nanochat import NAMES, OURS, export_nanochat, import_nanochat
 from nutshell.tokenizer import SPECIAL_TOKENS, Tokenizer
 from nutshell.tokenizer.chat import render_prompt
 
@@ -77,7 +78,7 @@ def theirs(tmp_path):
     size = save_tokenizer(tmp_path / "d5").n_vocab
     shape = {"depth": 5, "width": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "context": 256}
     state = build_model(ModelConfig(vocab_size=size, **shape)).state_dict()
-    back = {our_name(name): name for name in NANOCHAT_NAMES}
+    back = {renamed(name, OURS): name for name in NANOCHAT_NAMES}
     assert set(back) == set(state)
     state = {back[name]: tensor for name, tensor in redrawn(state).items()}
     for name in state:
@@ -105,7 +106,7 @@ def test_every_tensor_arrives_and_the_generation_is_told_by_them(theirs, tmp_pat
     ours, tok = nutshell.load(tmp_path / "now")
     assert (ours.config.rotary_base, ours.config.qk_scale, ours.config.windows()) == (1e5, 1.2, [129, 129, 256, 129, 256])
     for name, tensor in state.items():
-        assert torch.equal(ours.state_dict()[our_name(name)], tensor[: tok.vocab_size])
+        assert torch.equal(ours.state_dict()[renamed(name, OURS)], tensor[: tok.vocab_size])
 
     march = {name: tensor for name, tensor in state.items() if not name.startswith(("smear", "backout"))}
     save_checkpoint(tmp_path / "d5", march, config, step=8)
@@ -125,7 +126,7 @@ def test_every_tensor_arrives_and_the_generation_is_told_by_them(theirs, tmp_pat
     with pytest.raises(ValueError, match="between 16 January and 9 March 2026"):
         import_nanochat(folder, tmp_path / "between")
     assert all(f"{kind}_" in " ".join(NANOCHAT_NAMES) for kind in ("resid", "x0", "backout"))
-    assert len(NAMES) == 10
+    assert len(NAMES) == len(OURS) == 12
 
 
 def test_fine_tuning_and_export_take_it(theirs, tmp_path):
@@ -139,6 +140,63 @@ def test_fine_tuning_and_export_take_it(theirs, tmp_path):
     asked = with_shape_of(Recipe(init_from=str(tmp_path / "model")), str(tmp_path / "model"))
     assert make_shape(asked, asked.depth, config.vocab_size, config.bos_id) == config
     assert json.loads((export_hf(tmp_path / "model", tmp_path / "out") / "config.json").read_text())["short_window"] == 129
+
+
+SAID_BY_NANOCHAT = {"architecture": "speed", "pattern": "nanochat", "depth": 5, "window_pattern": "SSL", "short_window": 129}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_what_is_exported_is_imported_again_to_the_bit(tmp_path, depth):
+    pytest.importorskip("tiktoken", reason="tiktoken is not installed")
+    model = save_folder(tmp_path / "model", **SAID_BY_NANOCHAT | {"depth": depth})
+    out = export_nanochat(model, tmp_path / "out")
+    import_nanochat(out / "base_checkpoints" / f"d{depth}", tmp_path / "again")
+    (ours, tok), (again, same) = nutshell.load(model), nutshell.load(tmp_path / "again")
+    assert (again.config, same.merges, same.encode(TEXT)) == (ours.config, tok.merges, tok.encode(TEXT))
+    assert (model / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
+    assert torch.load(out / "tokenizer" / "token_bytes.pt", weights_only=True).tolist() == tok.token_byte_lengths().tolist()
+
+
+def test_nanochats_own_reader_opens_what_is_exported(tmp_path, monkeypatch):
+    """Its build_model with strict names, its tokenizer, its prompt, its logits and its greedy reply."""
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "out"))
+    peer = pytest.importorskip("nanochat.checkpoint_manager", reason="no nanochat on PYTHONPATH", exc_type=ImportError)
+    model = save_folder(tmp_path / "model", **SAID_BY_NANOCHAT)
+    meta = {"stage": "sft", "step": 12}
+    checkpoint.save_model_folder(tmp_path / "chat", *nutshell.load(model), meta=meta)
+    export_nanochat(tmp_path / "chat", tmp_path / "out")
+    theirs, tokenizer, facts = peer.load_model("sft", torch.device("cpu"), phase="eval")
+    ours, tok = nutshell.load(model)
+    assert facts["step"] == 12
+    prompt = render_prompt(CHATS[0], tok)
+    conversation = {"messages": [*CHATS[0], {"role": "assistant", "content": ""}]}
+    assert tokenizer.render_for_completion(conversation) == prompt
+    ids = torch.tensor([[tok.bos_id, *tok.encode(TEXT)][:256]])
+    assert ids.tolist() == [tokenizer.encode(TEXT, prepend="<|bos|>")[:256]]
+    with torch.no_grad():
+        assert (ours(ids) - theirs(ids)).abs().max() < 1e-4
+    assert list(theirs.generate(prompt, max_tokens=16, temperature=0.0)) == greedy(ours, prompt, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "portable"}, "nanochat's models are those of speed"),
+        (
+            {"smear": False, "short_window": 64},
+            "has smear False, short_window 64, and nanochat's code has smear True, short_window 129",
+        ),
+        ({"head_dim": 32}, "has width 64, and nanochat's code has width 128"),
+        ({"short_window": 0}, "has short_window 64, and nanochat's code has short_window 129"),
+    ],
+)
+def test_what_nanochat_does_otherwise_is_named(refused, tmp_path, changes, message):
+    shape = SAID_BY_NANOCHAT | changes
+    if shape["architecture"] == "portable":
+        shape = {"architecture": "portable"}
+    model = save_folder(tmp_path / "model", **shape)
+    refused(tmp_path, message, "export", "nanochat", model, tmp_path / "out")
 
 
 class Hostile:

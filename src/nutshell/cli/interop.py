@@ -10,12 +10,12 @@ from nutshell.cli.arguments import parse_arguments
 
 
 def export(arguments: list[str]) -> Any:
-    """Write a model for other programs: transformers, vLLM, llama.cpp, Ollama, ONNX Runtime, any browser."""
+    """Write a model for other programs: transformers, vLLM, llama.cpp, Ollama, nanochat, ONNX Runtime, any browser."""
     options = parse_arguments(
         "export", arguments, export.__doc__,
-        _format={"choices": ["hf", "gguf", "onnx", "html"],
+        _format={"choices": ["hf", "gguf", "nanochat", "onnx", "html"],
                  "help": "hf: a folder for transformers and vLLM; gguf: a file for llama.cpp and Ollama; "
-                         "onnx: the forward pass; html: a page that answers offline"},
+                         "nanochat: a base directory of its; onnx: the forward pass; html: a page that answers offline"},
         _model={"type": os.path.expanduser, "help": "run folder or model folder"},
         _out={"type": os.path.expanduser, "help": "folder to make; of html the file"},
         type={"default": "q8_0", "help": "weights of gguf: f32, f16, q8_0 or q4_0"},
@@ -25,6 +25,7 @@ def export(arguments: list[str]) -> Any:
     from nutshell.interop.gguf import export_gguf
     from nutshell.interop.hf_export import export_hf
     from nutshell.interop.html import export_html
+    from nutshell.interop.nanochat import export_nanochat
     from nutshell.interop.onnx import export_onnx
 
     model, out = find(options.model), Path(options.out)
@@ -32,11 +33,13 @@ def export(arguments: list[str]) -> Any:
         written = export_gguf(model, out, options.type)
     elif options.format == "onnx":
         written = export_onnx(model, out)
+    elif options.format == "nanochat":
+        written = export_nanochat(model, out)
     elif options.format == "html":
         written = export_html(model, out)
     else:
         written = export_hf(model, out, nanochat=options.nanochat)
-    size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
+    size = sum(file.stat().st_size for file in (out, *out.rglob("*")) if file.is_file())
     print(f"{written}  {size / 1e6:.1f} MB")
     return {"path": str(written), "bytes": size}
 

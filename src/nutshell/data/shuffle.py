@@ -17,7 +17,7 @@ import multiprocessing
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ from nutshell.files import COMPRESSED, fsync, sha256, write_json
 BUCKET_BYTES = 128 << 20
 INPUT_BYTES = 64 << 20
 """Small files of so many bytes are one input."""
-PART_CHARACTERS = 64_000_000
-"""Held in memory by a process of pass 1."""
+PART_CHARACTERS = 32_000_000
+"""A process of pass 1 holds as many in memory, and writes as many at the same time."""
 PARALLEL_BYTES = 64 << 20
 """Less is read by one process: others take seconds to start."""
 UNPACKED = 5
@@ -172,35 +172,40 @@ def scatter(
     salt = seed.to_bytes(16, "little", signed=True)
     record: dict[str, Any] = {"name": name, "parts": 0, "characters": 0, "documents": [0] * buckets}
     texts: list[str] = []
-    hashes: list[int] = []
+    digests: list[bytes] = []
     held = 0
+    written: list[Future[list[int]]] = []
 
     def flush() -> None:
-        nonlocal held
-        counts = _write_part(parts / f"{name}-{record['parts']:05d}.arrow", hashes, texts, buckets)
-        record["documents"] = [before + more for before, more in zip(record["documents"], counts, strict=True)]
-        record["parts"] += 1
-        texts.clear()
-        hashes.clear()
-        held = 0
+        """Let a thread write what is held, after the part before it is on disk."""
+        nonlocal texts, digests, held
+        if written:
+            written[-1].result()
+        record["characters"] += held
+        path = parts / f"{name}-{len(written):05d}.arrow"
+        written.append(writer.submit(_write_part, path, digests, texts, buckets))
+        texts, digests, held = [], [], 0
 
-    for document in documents:
-        digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt).digest()
-        hashes.append(int.from_bytes(digest, "little"))
-        texts.append(document)
-        held += len(document)
-        record["characters"] += len(document)
-        if held >= PART_CHARACTERS:
+    with ThreadPoolExecutor(1) as writer:
+        for document in documents:
+            digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt).digest()
+            digests.append(digest)
+            texts.append(document)
+            held += len(document)
+            if held >= PART_CHARACTERS:
+                flush()
+        if texts:
             flush()
-    if texts:
-        flush()
+    for part in written:
+        record["documents"] = [before + more for before, more in zip(record["documents"], part.result(), strict=True)]
+    record["parts"] = len(written)
     record["notes"] = notes or {}
     write_json(done, record)
     return record
 
 
-def _write_part(path: Path, hashes: list[int], texts: list[str], buckets: int) -> list[int]:
-    keys = np.array(hashes, dtype=np.uint64)
+def _write_part(path: Path, digests: list[bytes], texts: list[str], buckets: int) -> list[int]:
+    keys = np.frombuffer(b"".join(digests), dtype="<u8")
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     ends = np.searchsorted(bucket_of(keys, buckets), np.arange(buckets), side="right")
@@ -232,7 +237,8 @@ def shards_of(folder: Path, scattered: list[dict[str, Any]], buckets: int, layou
     wanted = min(max(1, wanted, min(LEAST_VAL_CHARACTERS, characters // 10)), MOST_VAL_CHARACTERS)
     first = next(b for b in range(buckets) if any(record["documents"][b] for record in scattered))
     jobs = [(folder, names, b, buckets, layout, 0 if names["val"] or b > first else wanted) for b in range(buckets)]
-    found = list(_each(gather, jobs, workers))
+    with ThreadPoolExecutor(workers) as pool:  # Arrow's work: threads do it side by side
+        found = list(pool.map(gather, *zip(*jobs, strict=True)))
     total: dict[str, Any] = {"duplicates_dropped": sum(record["dropped"] for record in found), "files": {}}
     for split in SPLITS:
         shards = [(name, facts) for record in found for name, facts in record["files"].items() if name.startswith(split)]
@@ -283,16 +289,15 @@ def _sorted(folder: Path, names: list[str], bucket: int) -> tuple[pyarrow.Table,
         with pyarrow.OSFile(str(folder / "parts" / name), "rb") as file, pyarrow.ipc.open_file(file) as part:
             batches.append(part.get_batch(bucket))
     table = pyarrow.Table.from_batches(batches, SCHEMA)
-    hashes = table["hash"].to_numpy()
-    table = table.take(np.argsort(hashes, kind="stable"))
-    hashes = table["hash"].to_numpy()
+    texts, order = table["text"], np.argsort(table["hash"].to_numpy(), kind="stable")
+    hashes = table["hash"].to_numpy()[order]
     kept = np.ones(len(hashes), dtype=bool)
-    seen: set[str] = set()
-    for place in np.flatnonzero(hashes[1:] == hashes[:-1]) + 1:  # equal hashes of 64 bits: nearly always equal documents
-        before, text = table["text"][place - 1].as_py(), table["text"][place].as_py()
-        seen = {*seen, before} if place > 1 and hashes[place - 2] == hashes[place] else {before}
-        kept[place] = text not in seen
-    return table.filter(pyarrow.array(kept)), int((~kept).sum())
+    again = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
+    kept[again] = pyarrow.compute.not_equal(texts.take(order[again]), texts.take(order[again - 1])).to_numpy()
+    for place in again[kept[again]]:  # equal hashes of 64 bits, different documents: hardly ever
+        first = np.searchsorted(hashes, hashes[place])
+        kept[place] = texts[order[place]].as_py() not in texts.take(order[first:place]).to_pylist()
+    return table.take(order[kept]), int((~kept).sum())
 
 
 def divide(texts: pyarrow.ChunkedArray, wanted: int, *, all_there_is: bool = True) -> dict[str, pyarrow.ChunkedArray]:

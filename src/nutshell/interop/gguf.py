@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nutshell.checkpoint import load_model
+from nutshell.interop.hf_export import REPLY_ENDS, TEMPERATURE, TOP_K, card_facts
 from nutshell.interop.output import new_folder
 from nutshell.interop.quantize import BLOCK, q4_0, q8_0
 from nutshell.model.config import ModelConfig
@@ -75,14 +76,14 @@ def export_gguf(model: Path, out: Path, kind: str) -> Path:
     """
     if kind not in TYPES:
         raise ValueError(f"--type is {kind!r}. Accepted: {', '.join(TYPES)}.")
-    decoder, tok, _ = load_model(model)
-    config = decoder.config
+    decoder, tok, manifest = load_model(model)
+    config, meta = decoder.config, manifest["meta"]
     if config.architecture == "speed":
         raise ValueError(
             f"{model} is of the architecture speed, which readers of GGUF do not know. Accepted: portable, gpt2. "
             "Train with --architecture portable, or use `nutshell export hf`."
         )
-    metadata = {**_shape(config, kind, model.resolve().name), **_tokenizer(tok, model)}
+    metadata = {**_shape(config, kind, card_facts(decoder, tok, meta, model)[0]), **_tokenizer(tok, model)}
     weights = with_joined_attention(decoder) if isinstance(decoder, GPT2) else decoder.state_dict()
     if not config.qk_norm:
         weights = with_pairs_side_by_side(weights, config.head_dim)
@@ -90,7 +91,8 @@ def export_gguf(model: Path, out: Path, kind: str) -> Path:
     with new_folder(out) as folder:
         with open(folder / f"model-{kind}.gguf", "wb") as file:
             write_gguf(file, metadata, tensors)
-        (folder / "Modelfile").write_text(modelfile(f"model-{kind}.gguf", tok, config.context), encoding="utf-8")
+        chats = "<|assistant_end|>" in tok.special_tokens and meta.get("stage") != "pretrain"
+        (folder / "Modelfile").write_text(modelfile(f"model-{kind}.gguf", config.context, chats=chats), encoding="utf-8")
     return out / f"model-{kind}.gguf"
 
 
@@ -190,11 +192,11 @@ def splitter(tok: Tokenizer, whole_words_first: bool) -> str:
     return names[tok.pattern, whole_words_first]
 
 
-def modelfile(file: str, tok: Tokenizer, context: int) -> str:
-    """What `ollama create NAME -f Modelfile` reads. A tokenizer without our chat tokens gets no template."""
-    lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}", "PARAMETER temperature 0.4", "PARAMETER top_k 50"]
-    if "<|assistant_end|>" in tok.special_tokens:
-        lines += [f'TEMPLATE """{TEMPLATE}"""', 'PARAMETER stop "<|assistant_end|>"']
+def modelfile(file: str, context: int, *, chats: bool) -> str:
+    """What `ollama create NAME -f Modelfile` reads. A model that has not learned chats continues the text that it is given."""
+    template = TEMPLATE if chats else "{{ .Prompt }}"  # without one Ollama takes that of the GGUF file
+    lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}", f"PARAMETER temperature {TEMPERATURE}", f"PARAMETER top_k {TOP_K}"]
+    lines += [f'TEMPLATE """{template}"""', *(f'PARAMETER stop "{name}"' for name in REPLY_ENDS if chats)]
     return "\n".join(lines) + "\n"
 
 

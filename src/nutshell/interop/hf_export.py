@@ -23,6 +23,8 @@ from nutshell.tokenizer import Tokenizer
 CODE = "modeling_nutshell.py"
 CLASS = "NutshellForCausalLM"
 TEMPERATURE, TOP_K = 0.4, 50  # of `nutshell chat`
+REPLY_ENDS = ("<|assistant_end|>", "<|user_start|>")
+"""As in our engine: a model that starts the user's turn has ended its own."""
 
 
 def export_hf(model: Path, out: Path, *, nanochat: bool = False) -> Path:
@@ -61,9 +63,8 @@ def foreign_config(decoder: Decoder) -> dict[str, Any]:
 
 
 def reply_ends(tok: Tokenizer) -> list[int]:
-    """Ids of the tokens that end a reply, as in our engine: a model that starts the user's turn has ended its own."""
-    names = ("<|assistant_end|>", "<|user_start|>")
-    return [*(tok.special_tokens[name] for name in names if name in tok.special_tokens), tok.bos_id]
+    """Ids of the tokens that end a reply."""
+    return [*(tok.special_tokens[name] for name in REPLY_ENDS if name in tok.special_tokens), tok.bos_id]
 
 
 def generation_config(tok: Tokenizer) -> dict[str, Any]:

@@ -82,20 +82,22 @@ def config_from_nanochat(values: dict[str, Any], bos_id: int) -> ModelConfig:
 
 def weights_to_nanochat(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors of ours."""
-    return _renamed(ours, NAMES)
+    return {renamed(name, NAMES): tensor for name, tensor in ours.items()}
 
 
 def weights_from_nanochat(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors of theirs; what has no place keeps its name."""
-    return _renamed(theirs, {name: ours for ours, name in NAMES.items()})
+    names = {name: ours for ours, name in NAMES.items()}
+    return {renamed(name, names): tensor for name, tensor in theirs.items()}
 
 
-def _renamed(tensors: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, tensor in tensors.items():
-        module, _, kind = name.rpartition(".")
-        layer = re.search(r"\d+", module)
-        number = layer[0] if layer else ""
-        template = re.sub(r"\d+", "{}", module, count=1)
-        renamed[f"{names.get(template, template).replace('{}', number)}.{kind}"] = tensor
-    return renamed
+def renamed(tensor: str, names: dict[str, str]) -> str:
+    """What a tensor is called elsewhere, by a table of names with {} for the layer; one that it does not have keeps its own.
+
+    >>> renamed("blocks.3.mlp.up.weight", {"blocks.{}.mlp.up": "h.{}.fc"})
+    'h.3.fc.weight'
+    """
+    module = tensor.removesuffix(".weight")
+    layer = re.search(r"(?<=\.)\d+", module)
+    template = module.replace(f".{layer[0]}", ".{}", 1) if layer else module
+    return names.get(template, template).replace("{}", layer[0] if layer else "") + tensor[len(module) :]

@@ -1,7 +1,7 @@
-"""A checkpoint of karpathy/nanochat becomes a model folder of the `speed` architecture.
+"""A checkpoint of karpathy/nanochat becomes a model folder of the `speed` architecture, and the other way round.
 
-What is read: `model_NNNNNN.pt` and `meta_NNNNNN.json` of the highest step, and `tokenizer.pkl`. Both kinds of pickle are opened
-by readers that make tensors, or a table of tokens, and nothing else.
+It is `model_NNNNNN.pt` and `meta_NNNNNN.json`, of which the highest step is read, and `tokenizer.pkl`. Both kinds of pickle are
+opened by readers that make tensors, or a table of tokens, and nothing else.
 
 Checkpoints do not say which nanochat made them; their tensors do (history of nanochat/gpt.py, October 2025 to July 2026). What
 differs from ours then: with nanochat a token is smeared into a `<|bos|>` in the middle of a row, and attention reaches across it.
@@ -14,30 +14,42 @@ import io
 import pickle
 import re
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from nutshell.interop.hf_import import read_json, refuse_existing, save
+from nutshell.checkpoint import load_model
+from nutshell.files import write_json
+from nutshell.interop.hf_import import BY_TOKEN, read_json, refuse_existing, save
+from nutshell.interop.hf_nanochat import renamed
+from nutshell.interop.output import new_folder
 from nutshell.model.config import VALUE_GATE_CHANNELS, ModelConfig
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 NAMES = {
-    r"transformer\.wte": "embedding",
-    r"transformer\.h\.(\d+)\.attn\.c_([qkv])": r"blocks.\1.attention.\2",
-    r"transformer\.h\.(\d+)\.attn\.c_proj": r"blocks.\1.attention.out",
-    r"transformer\.h\.(\d+)\.attn\.ve_gate": r"blocks.\1.attention.value_gate",
-    r"transformer\.h\.(\d+)\.mlp\.c_fc": r"blocks.\1.mlp.up",
-    r"transformer\.h\.(\d+)\.mlp\.c_proj": r"blocks.\1.mlp.down",
-    r"value_embeds\.(\d+)": r"value_embeddings.\1",
-    "resid_lambdas": "residual_scale",
-    "x0_lambdas": "embedding_scale",
-    "backout_lambda": "backout",
+    "embedding": "transformer.wte",
+    **{f"blocks.{{}}.attention.{name}": f"transformer.h.{{}}.attn.c_{name}" for name in "qkv"},
+    "blocks.{}.attention.out": "transformer.h.{}.attn.c_proj",
+    "blocks.{}.attention.value_gate": "transformer.h.{}.attn.ve_gate",
+    "blocks.{}.mlp.up": "transformer.h.{}.mlp.c_fc",
+    "blocks.{}.mlp.down": "transformer.h.{}.mlp.c_proj",
+    "value_embeddings.{}": "value_embeds.{}",
+    "residual_scale": "resid_lambdas",
+    "embedding_scale": "x0_lambdas",
+    "backout": "backout_lambda",
 }
-"""nanochat's names to ours, `.weight` left out; the others are the same."""
+"""Our names of tensors to nanochat's, {} for the layer, `.weight` left out; the others are the same."""
+OURS = {theirs: ours for ours, theirs in NAMES.items()}
+STAGES = {"sft": "chatsft", "dpo": "chatsft", "rl": "chatrl"}
+"""Where nanochat looks for the checkpoints of our stages; for those of the others in base_checkpoints."""
+SPECIAL = f"the special tokens {', '.join(SPECIAL_TOKENS)} at the end"
+PADDED_TO = 64
+"""nanochat's vocabularies are padded with unused rows to a multiple."""
 
 
 def import_nanochat(folder: Path, out: Path) -> Decoder:
@@ -53,7 +65,7 @@ def import_nanochat(folder: Path, out: Path) -> Decoder:
         raise FileNotFoundError(f"{folder} holds no model_NNNNNN.pt. Give a folder such as base_checkpoints/d20.")
     theirs = read_json(steps[-1].with_name(steps[-1].name.replace("model_", "meta_").replace(".pt", ".json")))
     tok = read_tokenizer(folder)
-    weights = {our_name(name): tensor for name, tensor in read_tensors(steps[-1]).items()}
+    weights = {renamed(name.removeprefix("_orig_mod."), OURS): tensor for name, tensor in read_tensors(steps[-1]).items()}
     try:
         config = shape(theirs["model_config"], weights, tok)
     except (KeyError, TypeError) as error:
@@ -63,17 +75,71 @@ def import_nanochat(folder: Path, out: Path) -> Decoder:
     return save(out, config, weights, tok, source=str(steps[-1]))
 
 
+def export_nanochat(model: Path, out: Path) -> Path:
+    """Write a model folder as `out`, which nanochat takes for its base directory: checkpoint and tokenizer as its newest code has
+    them. Importing it gives the same bits again.
+
+    ValueError names what that code does otherwise than the model, or why its tokenizer has no place there.
+    """
+    decoder, tok, manifest = load_model(model)
+    config, meta = decoder.config, manifest["meta"]
+    refuse_other(config)
+    weights = {renamed(name, NAMES): tensor for name, tensor in decoder.state_dict().items()}
+    if not config.has_backout:
+        weights["backout_lambda"] = torch.zeros(1)
+    for name, tensor in weights.items():
+        if renamed(name, OURS).startswith(BY_TOKEN):
+            weights[name] = F.pad(tensor, (0, 0, 0, -tensor.size(0) % PADDED_TO))
+    theirs = {
+        "sequence_len": config.context, "vocab_size": config.vocab_size, "n_layer": config.depth, "n_head": config.heads,
+        "n_kv_head": config.kv_heads, "n_embd": config.width, "window_pattern": config.window_pattern,
+    }  # fmt: skip
+    with new_folder(out) as folder:
+        save_tokenizer(folder / "tokenizer", tok)
+        checkpoint = folder / f"{STAGES.get(meta.get('stage', ''), 'base')}_checkpoints" / f"d{config.depth}"
+        checkpoint.mkdir(parents=True)
+        step = meta.get("step", 0)
+        with (checkpoint / f"model_{step:06d}.pt").open("wb") as file:  # whose errors are those of the system
+            torch.save(weights, file)
+        write_json(checkpoint / f"meta_{step:06d}.json", {"step": step, "max_seq_len": config.context, "model_config": theirs})
+    return out
+
+
+def refuse_other(config: ModelConfig) -> None:
+    """ValueError where nanochat's code since 14 March 2026 computes something else than a model of this shape."""
+    if config.architecture != "speed":
+        raise ValueError(f"nanochat's models are those of speed; this one is of the architecture {config.architecture}. Use hf.")
+    short = min(short_window(config.context, 4), config.context)
+    theirs = {
+        "smear": True, "backout": True, "value_embeddings": True, "residual_scales": True, "softcap": 15.0, "qk_scale": 1.2,
+        "rotary_base": 100_000.0, "width": config.heads * config.head_dim,
+    }  # fmt: skip
+    if replace(config, short_window=short).windows() != config.windows():
+        theirs["short_window"] = short
+    ours = asdict(replace(config, short_window=min(config.windows())))
+    if other := [name for name in theirs if ours[name] != theirs[name]]:
+        raise ValueError(
+            f"the model has {', '.join(f'{name} {ours[name]}' for name in other)}, and nanochat's code has "
+            f"{', '.join(f'{name} {theirs[name]}' for name in other)}. Accepted: a model trained with nanochat's values."
+        )
+
+
+def short_window(context: int, parts: int) -> int:
+    """Tokens that nanochat's S attends over: a part of the context, rounded up to 128, and the token itself."""
+    return -(-context // parts // 128) * 128 + 1
+
+
 def shape(theirs: dict[str, Any], weights: dict[str, Tensor], tok: Tokenizer) -> ModelConfig:
     """The shape of a checkpoint: sizes from its meta file, the rest from the tensors that it has."""
     context, width, heads = theirs["sequence_len"], theirs["n_embd"], theirs["n_head"]
     depth = theirs["n_layer"]
     gate = weights.get(f"blocks.{depth - 1}.attention.value_gate.weight")
     if "smear_lambda" in weights:  # since 14 March 2026
-        base, qk_scale, short = 100_000.0, 1.2, -(-context // 4 // 128) * 128
+        base, qk_scale, short = 100_000.0, 1.2, short_window(context, 4)
     elif gate is not None and gate.size(1) == VALUE_GATE_CHANNELS:  # 9 to 14 March 2026
-        base, qk_scale, short = 100_000.0, 1.15, -(-context // 3 // 128) * 128
+        base, qk_scale, short = 100_000.0, 1.15, short_window(context, 3)
     elif not any(name.startswith("value_embeddings") for name in weights):  # until 16 January 2026
-        base, qk_scale, short = 10_000.0, 1.0, context // 2
+        base, qk_scale, short = 10_000.0, 1.0, context // 2 + 1
     else:
         raise ValueError(
             "the checkpoint is of nanochat between 16 January and 9 March 2026, whose value embeddings are others than ours. "
@@ -88,19 +154,10 @@ def shape(theirs: dict[str, Any], weights: dict[str, Tensor], tok: Tokenizer) ->
         vocab_size=weights["embedding.weight"].size(0),  # padded to a multiple of 64; `save` leaves the padding out
         depth=depth, width=width, heads=heads, kv_heads=theirs["n_kv_head"], head_dim=width // heads, context=context,
         window_pattern=theirs.get("window_pattern", "L").upper(),
-        short_window=min(short + 1, context),  # theirs leaves the token itself out of the count
+        short_window=min(short, context),
         bos_id=tok.bos_id, rotary_base=base, qk_scale=qk_scale, softcap=15.0, smear="smear_lambda" in weights,
         backout="backout" in weights, value_embeddings=gate is not None, residual_scales="residual_scale" in weights,
     )  # fmt: skip
-
-
-def our_name(name: str) -> str:
-    """Our name of a tensor; torch.compile's prefix is left out."""
-    module, dot, kind = name.removeprefix("_orig_mod.").partition(".weight")
-    for pattern, ours in NAMES.items():
-        if re.fullmatch(pattern, module):
-            return re.sub(pattern, ours, module) + dot + kind
-    return module + dot + kind
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -152,5 +209,25 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         (Path(scratch) / "nanochat.tiktoken").write_bytes(b"\n".join(lines) + b"\n")
         tok = Tokenizer.load(Path(scratch) / "nanochat.tiktoken", pattern).with_special_tokens()
     if special != tok.special_tokens:
-        raise ValueError(f"{path} has the special tokens {special!r:.200}. Accepted: {', '.join(SPECIAL_TOKENS)}, at the end.")
+        raise ValueError(f"{path} has {special!r:.200}. Accepted: {SPECIAL}.")
     return tok
+
+
+def save_tokenizer(folder: Path, tok: Tokenizer) -> None:
+    """Write `tokenizer.pkl`, and `token_bytes.pt`: bytes of each token (V,), by which nanochat divides the loss."""
+    first = tok.vocab_size - len(SPECIAL_TOKENS)
+    if tok.kind != "bpe" or tok.special_tokens != {name: first + place for place, name in enumerate(SPECIAL_TOKENS)}:
+        raise ValueError(f"the model's tokenizer ({tok.kind}) has no place in nanochat. Accepted: byte-level BPE with {SPECIAL}.")
+    try:
+        import tiktoken
+    except ImportError:
+        raise ValueError("nanochat's tokenizer is written with tiktoken. Install it: pip install tiktoken") from None
+    folder.mkdir()
+    ranks = {tok.token_bytes(id): id for id in range(first)}
+    encoding = tiktoken.Encoding("nutshell", pat_str=tok.pattern, mergeable_ranks=ranks, special_tokens=tok.special_tokens)
+    (folder / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
+    torch.save(torch.from_numpy(tok.token_byte_lengths()).int(), folder / "token_bytes.pt")
+    if read_tokenizer(folder).merges != tok.merges:
+        raise ValueError(
+            "the bytes and ranks of its tokens do not tell the model's tokenizer. Accepted: one that nutshell trained."
+        )

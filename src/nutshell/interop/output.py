@@ -27,7 +27,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in temporary.rglob("*"):
             fsync(file)
         os.rename(temporary, path)
         fsync(path.parent)
