@@ -347,6 +347,22 @@ def test_a_small_cache_preempts_and_changes_nothing(model, tok, monkeypatch):
         Engine(model, tok, kv_cache_bytes=4096).allocate()
 
 
+def test_a_prompt_is_scored_between_steps_and_changes_no_reply(model, tok):
+    """Its blocks are taken from the youngest replies where none is free, and come back."""
+    engine = Engine(model, tok, max_rows=4, kv_cache_bytes=6 * 16 * bytes_per_token(model.config, "float32"))
+    requests = [engine.submit(prompt_of(6 + seed, seed), GREEDY, tools=False) for seed in range(4)]
+    text = prompt_of(60, 9)
+    expected = model(torch.tensor([text]))[0]
+    while any(request.finish is None for request in requests):
+        engine.step()
+        found = torch.cat([torch.from_numpy(part.copy()) for part in engine.prompt_logits(text)])
+        assert torch.allclose(found, expected, atol=3e-5, rtol=1e-4)
+    assert engine.cache_stats().preemptions > 0
+    assert engine.cache_stats().used == 0
+    for seed, request in enumerate(requests):
+        assert request.ids == greedy_by_full_forward(model, tok, prompt_of(6 + seed, seed), 40)
+
+
 def test_other_weights_make_everything_known_worthless(model, tok):
     """As after a step of reinforcement learning, also in the middle of a reply."""
     changed = copy.deepcopy(model)

@@ -90,6 +90,18 @@ def test_in_fp32_it_is_the_full_forward_token_for_token(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
+def test_logits_after_each_token_of_a_prompt_are_those_of_the_full_forward(config, monkeypatch):
+    model, ids, blocks = make(CONFIGS[config]), tokens_of(50), [5, 0, 3, 1]
+    expected = model(torch.tensor([ids]))[0]
+    monkeypatch.setattr(native, "LOGITS_AT_ONCE", 7 * 96)
+    parts = [torch.from_numpy(part.copy()) for part in NativeRunner(model, 90, 2, 64).prompt_logits(ids, blocks)]
+    assert [len(part) for part in parts] == [7] * 7 + [1]
+    assert torch.allclose(torch.cat(parts), expected, atol=3e-5, rtol=1e-4)
+    [whole] = TorchRunner(model, 90, 2, 64).prompt_logits(ids, blocks)
+    assert torch.allclose(torch.from_numpy(whole), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 def test_in_bf16_it_is_as_near_to_fp32_as_torch_is(config):
     exact, model = make(CONFIGS[config]), make(CONFIGS[config], torch.bfloat16)
     ids = tokens_of(40)

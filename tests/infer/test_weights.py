@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nutshell.checkpoint import load, save_model_folder
+from nutshell.eval.score import score
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.native import NativeRunner, why_not
 from nutshell.infer.weights import StoredModel, named_weights, to_bf16
+from nutshell.machine import cpu_dtype
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 
@@ -36,7 +38,7 @@ def test_a_folder_gives_the_bits_of_its_model_in_torch(tok, tmp_path, shape, kin
             parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
     folder = save_model_folder(tmp_path / "model", model, tok)
     dtype = "float32" if kind == "float32" else "bfloat16"
-    stored = StoredModel(folder, model.config, dtype, lambda: load(folder)[0])
+    stored = StoredModel(folder, model.config, dtype)
     frozen = load(folder)[0].set_precision(getattr(torch, dtype)).for_inference()
     logits = []
     for source in (stored, frozen):
@@ -51,13 +53,13 @@ def test_weights_that_do_not_fit_their_shape_are_named(model, tok, tmp_path):
     folder = save_model_folder(tmp_path / "model", model, tok)
     deeper = ModelConfig(**{**model.config.to_dict(), "depth": 5})
     with pytest.raises(ValueError, match=r"model.safetensors has no '.*', which its config.json asks for"):
-        NativeRunner(StoredModel(folder, deeper, "float32", lambda: model), tok.vocab_size, 1, 64)
+        NativeRunner(StoredModel(folder, deeper, "float32"), tok.vocab_size, 1, 64)
     half = {name: parameter.to(torch.float16) for name, parameter in model.state_dict().items()}
     from safetensors.torch import save_file
 
     save_file(half, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"has F16 for .*; accepted: F32"):
-        StoredModel(folder, model.config, "float32", lambda: model).weights()
+        StoredModel(folder, model.config, "float32").weights()
 
 
 def test_native_code_asks_for_every_weight(model, tok):
@@ -86,3 +88,21 @@ except SystemExit as end:
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout.endswith("0 []\n"), result.stdout + result.stderr
+
+
+def test_scoring_a_prompt_imports_no_torch_and_gives_its_numbers(model, tok, tmp_path):
+    folder, text = save_model_folder(tmp_path / "model", model, tok), "the cat sat on the mat"
+    code = f"""
+import sys
+from nutshell.cli.model import open_model
+from nutshell.infer.engine import Engine
+from nutshell.serve.scoring import score_prompt
+model, tok = open_model({str(folder)!r}, "cpu")
+scored, following = score_prompt(Engine(model, tok), [tok.bos_id, *tok.encode({text!r})], 2)
+print(sum(entry.logprob for entry in scored[1:]), "torch" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.endswith(" False\n"), result.stdout + result.stderr
+    [expected] = score(model, [([tok.bos_id], tok.encode(text))])
+    exact = cpu_dtype() == "float32"
+    assert float(result.stdout.split()[0]) == pytest.approx(expected.logprob, rel=1e-4 if exact else 0.03)

@@ -3,9 +3,9 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::cache::Element;
 use super::dot::Level;
 use super::math::{exp, sum};
-use super::model::Element;
 
 /// Tokens of a block: as many keys as a register holds are scored at once.
 pub const BLOCK: usize = 16;

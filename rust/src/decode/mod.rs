@@ -1,7 +1,8 @@
 //! A decoder-only transformer on CPU: one call runs all layers for the next tokens of many rows.
 //!
-//! `matrix` packs weights as fp32, bf16 or int8, `dot` multiplies them with the instructions that the processor has,
-//! `attention` reads the KV cache, `table` the embeddings, `sampling` draws a token, `team` is the threads, `model` the order in which all of it happens.
+//! `model` holds the weights, `step` is the order in which all of it happens. `batch` is what a step is asked for, `matrix` packs
+//! weights as fp32, bf16 or int8, `dot` multiplies them with the instructions that the processor has, `heads` writes keys and
+//! values into the `cache`, `attention` reads them, `table` is the embeddings, `sampling` draws a token, `team` is the threads.
 //!
 //! **Rows do not feel each other.** Every sum is taken in an order that depends on the shape of the model alone, never on
 //! how many rows, tokens or threads take part: a row's logits are the same bits alone and in a full batch.
@@ -12,20 +13,26 @@
 #![allow(unsafe_code)]
 
 mod attention;
+mod batch;
+mod cache;
 mod dot;
+mod heads;
 mod math;
 mod matrix;
 mod model;
 #[cfg(feature = "python")]
 pub(crate) mod python;
 mod sampling;
+mod step;
 mod table;
 mod team;
 #[cfg(test)]
 mod tests;
 
+pub use batch::{Sequence, Wanted};
+pub use cache::{Cache, Element};
 pub use dot::{instructions, Level};
 pub use matrix::Kind;
-pub use model::{Cache, Decoder, Element, Sequence, Shape};
+pub use model::{Decoder, Shape};
 pub use sampling::{draw, Draw};
 pub use table::Table;

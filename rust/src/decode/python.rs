@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::{Cache, Element, Kind, Level, Sequence, Shape, Table};
+use super::{Cache, Element, Kind, Level, Sequence, Shape, Table, Wanted};
 
 fn refused(message: String) -> PyErr {
     PyValueError::new_err(message)
@@ -67,13 +67,21 @@ impl Decoder {
     }
 
     /// Runs the next tokens of sequences, each (blocks, position of the first, token before it or -1, token ids): the logits
-    /// after the last token of each go into the rows of `logits`. Returns the likeliest token of each, -1 where a logit is NaN
-    /// or infinite.
-    fn step(&self, py: Python<'_>, sequences: Vec<(Vec<u32>, usize, i64, Vec<u32>)>) -> PyResult<Vec<i64>> {
+    /// after the last token of each go into the rows of `logits`. Or, with `every`, those after every token into the rows of that
+    /// tensor, which the caller keeps alive and leaves alone for the call. Returns the likeliest token of each row, -1 where a
+    /// logit is NaN or infinite.
+    #[pyo3(signature = (sequences, every=None))]
+    fn step(
+        &self,
+        py: Python<'_>,
+        sequences: Vec<(Vec<u32>, usize, i64, Vec<u32>)>,
+        every: Option<Lent>,
+    ) -> PyResult<Vec<i64>> {
         let sequence =
             |(blocks, start, previous, ids)| Sequence { blocks, start, previous: u32::try_from(previous).ok(), ids };
         let sequences: Vec<Sequence> = sequences.into_iter().map(sequence).collect();
-        py.detach(|| if self.bf16 { self.run::<u16>(&sequences) } else { self.run::<f32>(&sequences) }).map_err(refused)
+        py.detach(|| if self.bf16 { self.run::<u16>(&sequences, every) } else { self.run::<f32>(&sequences, every) })
+            .map_err(refused)
     }
 
     /// Bytes of weights that every step reads.
@@ -84,13 +92,14 @@ impl Decoder {
 }
 
 impl Decoder {
-    fn run<E: Element>(&self, sequences: &[Sequence]) -> Result<Vec<i64>, String> {
+    fn run<E: Element>(&self, sequences: &[Sequence], every: Option<Lent>) -> Result<Vec<i64>, String> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: `new` asks its caller for tensors that outlive this and that nobody touches during a step; the lock keeps a
-        // second step out.
+        let wanted = if every.is_some() { Wanted::Every } else { Wanted::Last };
+        // SAFETY: `new` and `step` ask their callers for tensors that outlive this and that nobody touches during a step; the lock
+        // keeps a second step out.
         let (keys, values, logits) =
-            unsafe { (slice::<E>(self.keys), slice::<E>(self.values), slice::<f32>(self.logits)) };
-        inner.step(sequences, &mut Cache::new(keys, values, self.blocks), logits)
+            unsafe { (slice::<E>(self.keys), slice::<E>(self.values), slice::<f32>(every.unwrap_or(self.logits))) };
+        inner.step(sequences, wanted, &mut Cache::new(keys, values, self.blocks), logits)
     }
 }
 

@@ -4,7 +4,7 @@ use super::attention::{self, BLOCK};
 use super::dot::{kernel, Level};
 use super::math::{exp, tanh};
 use super::matrix::{Input, Kind, Matrix, PANEL};
-use super::{Cache, Decoder, Sequence, Shape, Table};
+use super::{Cache, Decoder, Sequence, Shape, Table, Wanted};
 
 const LEVELS: [Level; 3] = [Level::Plain, Level::Avx2, Level::Avx512];
 const KINDS: [Kind; 3] = [Kind::F32, Kind::Bf16, Kind::Int8];
@@ -140,7 +140,7 @@ fn run(decoder: &mut Decoder, steps: &[Vec<Sequence>]) -> Vec<Vec<f32>> {
     let mut logits = vec![0f32; 6 * decoder.logits_stride()];
     for step in steps {
         let mut cache = Cache::new(&mut keys, &mut values, 78);
-        decoder.step(step, &mut cache, &mut logits).expect("a step");
+        decoder.step(step, Wanted::Last, &mut cache, &mut logits).expect("a step");
     }
     let count = steps.last().map_or(0, Vec::len);
     logits.chunks_exact(decoder.logits_stride()).take(count).map(|row| row[..50].to_vec()).collect()
@@ -185,6 +185,25 @@ fn blocks_may_be_shared_and_lie_anywhere() {
 }
 
 #[test]
+fn logits_after_every_token_are_those_after_the_last_of_shorter_texts() {
+    let ids: Vec<u32> = (0..140).map(|at| at * 7 % 50).collect();
+    for kind in KINDS {
+        let mut decoder = decoder(kind, Level::Avx512, 2);
+        let stride = decoder.logits_stride();
+        let (mut keys, mut values) = (vec![0f32; 3 * 78 * 2 * BLOCK * 10], vec![0f32; 3 * 78 * 2 * BLOCK * 10]);
+        let mut logits = vec![0f32; 141 * stride];
+        let texts = [sequence(3, 0, &ids[..1]), sequence(0, 0, &ids)];
+        let mut cache = Cache::new(&mut keys, &mut values, 78);
+        let best = decoder.step(&texts, Wanted::Every, &mut cache, &mut logits).expect("a step");
+        assert_eq!((best.len(), best[0]), (141, best[1]));
+        for length in [1, 17, 128, 129, 140] {
+            let alone = run(&mut decoder, &[vec![sequence(0, 0, &ids[..length])]]);
+            assert_eq!(alone[0], logits[length * stride..][..50], "{kind:?} {length}");
+        }
+    }
+}
+
+#[test]
 fn what_has_no_room_is_refused() {
     let mut decoder = decoder(Kind::F32, Level::Plain, 1);
     let numbers = 3 * 6 * 2 * BLOCK * 10;
@@ -198,7 +217,7 @@ fn what_has_no_room_is_refused() {
     };
     let mut refused = |sequences: &[Sequence], blocks: usize| {
         let mut cache = Cache::new(&mut keys, &mut values, blocks);
-        decoder.step(sequences, &mut cache, &mut logits).expect_err("refused")
+        decoder.step(sequences, Wanted::Last, &mut cache, &mut logits).expect_err("refused")
     };
     assert!(refused(&[of(&[0, 1], 31, &[1, 2])], 6).contains("tokens 31..33"));
     assert!(refused(&[of(&[0, 6], 0, &[1])], 6).contains("blocks below 6"));
@@ -207,7 +226,7 @@ fn what_has_no_room_is_refused() {
     assert!(refused(&[of(&[0], 0, &[1]), of(&[0], 1, &[1])], 6).contains("written twice"));
     assert!(refused(&[of(&[0], 0, &[1]), of(&[0, 1], 16, &[1])], 6).contains("written for another"));
     assert!(refused(&[of(&[0], 0, &[1])], 5).contains("the cache has"));
-    assert!(refused(&[of(&[0], 0, &[1]), of(&[1], 0, &[1]), of(&[2], 0, &[1])], 6).contains("3 sequences"));
+    assert!(refused(&[of(&[0], 0, &[1]), of(&[1], 0, &[1]), of(&[2], 0, &[1])], 6).contains("3 rows"));
     let wrong = Decoder::new(shape(), Kind::F32, Level::Plain, 1, |_| Ok(vec![0.0]), |_| Ok(table(vec![0.0])));
     assert!(wrong.err().is_some_and(|message| message.contains("has 1 numbers")));
 }

@@ -91,7 +91,7 @@ def open_model(folder: str, device: str, engine: str = "auto") -> tuple[Any, Any
 
         def read(found: Path) -> tuple[StoredModel, Any]:
             config, tok, _ = read_model_folder(found)
-            return StoredModel(found, config, cpu_dtype(), lambda: _open_in_torch(found, "cpu")[0]), tok
+            return StoredModel(found, config, cpu_dtype()), tok
 
         stored, tok = open_latest(folder, read)
         if why_not(stored) is None:

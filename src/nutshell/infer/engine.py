@@ -20,7 +20,6 @@ from nutshell.infer.runner import Runner, next_tokens
 from nutshell.infer.sampling import Sampling
 from nutshell.infer.scheduler import Scheduler
 from nutshell.infer.tools import Tool
-from nutshell.infer.weights import StoredModel
 from nutshell.model.kv_blocks import BLOCK
 
 ENGINES = ("auto", "native", "native-int8", "torch")
@@ -86,7 +85,6 @@ class Engine:
         self.tool: Tool | None = calculate
         """What runs what the model writes between its tool tokens. Set it before the first request."""
         self._vocabulary = Vocabulary.of(tok)
-        self._in_torch: Any = None
         self._scheduler: Scheduler | None = None  # both are made by the first step, with the cache
         self._runner: Runner
         self._numbers = itertools.count()
@@ -184,11 +182,11 @@ class Engine:
 
         return partial(TorchRunner, graphs=self._graphs)
 
-    def model_in_torch(self) -> Any:
-        """The model that computes whole rows, loaded now where native code has read the weights without torch."""
-        if isinstance(self.model, StoredModel) and self._in_torch is None:
-            self._in_torch = self.model.in_torch()
-        return self._in_torch or self.model
+    def prompt_logits(self, ids: Sequence[int]) -> Iterator[Any]:
+        """Logits (some, V) after each token of a text of at most `context`, in order, each valid until the next."""
+        scheduler = self.allocate()
+        with self._stepping, scheduler.lent_blocks(len(ids)) as blocks:
+            yield from self._runner.prompt_logits(ids, blocks)
 
     def weights_changed(self) -> None:
         """Call this after changing the model: replies go on with the new weights alone, what the old ones computed is dropped."""

@@ -8,7 +8,7 @@ Every sequence's logits are the same bits alone and in a full batch, in every dt
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -27,6 +27,9 @@ except ImportError:  # an extension that was built before it had a decoder
     Decoder = None  # type: ignore[assignment, misc]
 
 KINDS = ("float32", "bfloat16")
+
+LOGITS_AT_ONCE = 1 << 22
+"""Of a prompt that is scored; no more than 128 tokens go through the layers together."""
 
 
 def dtype_of(model: Any) -> str:
@@ -131,6 +134,14 @@ class NativeRunner:
     def forward(self, chunks: Sequence[Chunk]) -> tuple[Logits, list[int]]:
         best = self.decoder.step([(chunk.blocks, chunk.start, chunk.previous, chunk.ids) for chunk in chunks])
         return self.logits[: len(chunks), : self.vocab_size], best
+
+    def prompt_logits(self, ids: Sequence[int], blocks: Sequence[int]) -> Iterator[Logits]:
+        stride = self.logits.shape[1]
+        logits: Logits = np.empty((max(1, min(128, LOGITS_AT_ONCE // stride)), stride), np.float32)
+        for start in range(0, len(ids), len(logits)):
+            part, previous = ids[start : start + len(logits)], ids[start - 1] if start else -1
+            self.decoder.step([(blocks, start, previous, part)], lent(logits)[:2])
+            yield logits[: len(part), : self.vocab_size]
 
 
 def lent(numbers: Numbers) -> tuple[int, int, bool]:

@@ -5,7 +5,7 @@ Legend: B sequences in a call, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +35,10 @@ class Runner(Protocol):
         """Run B chunks of different sequences, none of which writes a block that another one has. Returns the logits (B, V)
         after the last token of each, valid until the next call, and the likeliest token of each, -1 where a logit is NaN or
         infinite. On CPU the logits are an array, on an accelerator a tensor there."""
+
+    def prompt_logits(self, ids: Sequence[int], blocks: Sequence[int]) -> Iterator[Logits]:
+        """Logits (some, V) after each token of a text, in order, each valid until the next. `blocks`, which nobody else has, may
+        be written."""
 
 
 def next_tokens(requests: Sequence[Request], logits: Any, best: Sequence[int]) -> list[Delta]:

@@ -8,8 +8,9 @@ since the cache holds at least one whole context: none starves. Everything here 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nutshell.infer.blocks import START, BlockPool, Chunk
@@ -163,15 +164,29 @@ class Scheduler:
         where it is the youngest itself: it waits."""
         request = self.live[place]
         missing = self._blocks_of(request.cached + tokens) - len(request.blocks)
-        while missing > self.pool.available and len(self.live) > place + 1:
-            youngest = self.live.pop()
-            self._give_up_blocks(youngest)
-            self.add(youngest)
-            self.preemptions += 1
+        self._preempt(missing, place + 1)
         if missing > self.pool.available:
             return False
         request.blocks += self.pool.take(missing)
         return True
+
+    def _preempt(self, missing: int, kept: int) -> None:
+        """Send the youngest back to the queue until so many blocks are available, or that many requests are left."""
+        while missing > self.pool.available and len(self.live) > kept:
+            youngest = self.live.pop()
+            self._give_up_blocks(youngest)
+            self.add(youngest)
+            self.preemptions += 1
+
+    @contextmanager
+    def lent_blocks(self, tokens: int) -> Iterator[list[int]]:
+        """Blocks for a text that no request is about, between two steps."""
+        self._preempt(self._blocks_of(tokens), 0)
+        blocks = self.pool.take(self._blocks_of(tokens))
+        try:
+            yield blocks
+        finally:
+            self.pool.give_back(blocks)
 
     def _give_up_blocks(self, request: Request) -> None:
         self.pool.give_back(request.blocks)

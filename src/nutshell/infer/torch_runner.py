@@ -5,7 +5,7 @@ Legend: B sequences in a call, T tokens of each, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.cuda_graphs import DecodeGraphs
+from nutshell.infer.sampling import Logits
 from nutshell.model.kv_blocks import BLOCK, blocks_of
 from nutshell.model.kv_cache import KVCache
 
 FIXED = 2
 """Columns of a table of sequences before the blocks: tokens in the cache, and the token before the first new one."""
+LOGITS_AT_ONCE = 1 << 22
 
 
 class TorchRunner:
@@ -44,6 +46,14 @@ class TorchRunner:
         finite = torch.isfinite(logits).all(dim=-1)
         best = torch.where(finite, logits.argmax(dim=-1), -1).tolist()
         return (logits.numpy() if logits.device.type == "cpu" else logits), best
+
+    @torch.inference_mode()
+    def prompt_logits(self, ids: Sequence[int], blocks: Sequence[int]) -> Iterator[Logits]:
+        """One whole row, without the cache."""
+        row = torch.tensor([list(ids)], device=self.device)
+        hidden = self.model.hidden_states(row, self.model.rows_context(row))[0]  # (T, C)
+        for some in hidden.split(max(1, LOGITS_AT_ONCE // self.vocab_size)):
+            yield self.model.head(some)[:, : self.vocab_size].cpu().numpy()
 
     def _call(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (B, V) of chunks of one length."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ Weights = dict[str, Sequence[Numbers]]
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model folder from which native code takes its weights. What must be computed in torch is asked of `in_torch`."""
+    """A model folder from which native code takes its weights."""
 
     folder: Path
     config: ModelConfig
     compute_dtype: str
-    in_torch: Callable[[], Any]
 
     def weights(self) -> dict[str, Numbers]:
         """By parameter name, mapped from the file; ValueError where they are not fp32. Matrices are rounded to bf16 where that

@@ -84,7 +84,7 @@ class TextCompletion(Completion):
         plain = not (body.logit_bias or body.presence_penalty or body.frequency_penalty or body.stop or grammar)
         greedy = body.temperature == 0 and plain and (body.repetition_penalty or 1) == 1
         if body.echo and body.logprobs is not None:
-            from nutshell.serve.scoring import score_prompt  # imports torch
+            from nutshell.serve.scoring import score_prompt
 
             engine, count = self.model.engine, body.logprobs
             jobs = [self.handle.compute(partial(score_prompt, engine, ids, count)) for ids in self.prompts]
