@@ -15,6 +15,14 @@ def may_have_gpu() -> bool:
     return sys.platform != "linux" or any(os.path.exists(device) for device in GPU_DEVICES)
 
 
+def visible_gpus() -> list[str]:
+    """The cards of NVIDIA that this process may use, as CUDA_VISIBLE_DEVICES names them. Other cards: what that variable says."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked is not None:
+        return [name.strip() for name in asked.split(",") if name.strip() not in ("", "-1")]
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
 def cpu_dtype() -> str:
     """bfloat16 where the processor multiplies it in hardware, else float32. By its flags, not by the clock: two starts on a busy
     machine must choose alike. Without them bf16 products are emulated (a training step takes thirty times as long on AVX2)."""

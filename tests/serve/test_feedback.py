@@ -113,6 +113,23 @@ def test_many_at_once_lose_nothing(serving, engine, store):
     assert store.count() == 60
 
 
+def test_a_new_file_that_several_open_at_once_is_ours(tmp_path):
+    """The workers of `serve --workers N`: one saw the file before the other had said whose it is."""
+    together, opened = threading.Barrier(6), []
+
+    def open_each():
+        for round_ in range(20):
+            together.wait(20)
+            opened.append(FeedbackStore(tmp_path / f"{round_}.db").count())
+
+    threads = [threading.Thread(target=open_each) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert opened == [0] * 120
+
+
 def test_a_full_file_is_said_and_stays_whole(serving, engine, tmp_path):
     store = FeedbackStore(tmp_path / "said.db", most_bytes=64 * 1024)
     client = serving(engine, feedback_store=store)

@@ -13,7 +13,7 @@ import pytest
 
 from nutshell.serve.completions import EventStream
 from nutshell.serve.guard import Guard
-from nutshell.serve.server import _listen, is_loopback, serve
+from nutshell.serve.server import is_loopback, listen, serve
 from nutshell.serve.service import has_too_many_objects
 
 CHAT = "/v1/chat/completions"
@@ -447,7 +447,7 @@ def test_f30_serve_says_when_the_port_is_taken(host, taken):
 def test_every_address_is_of_both_families():
     if not socket.has_dualstack_ipv6():
         pytest.skip("needs IPv6 beside IPv4")
-    (listener,) = _listen("::", 0)
+    (listener,) = listen("::", 0)
     with listener:
         for host in ("127.0.0.1", "::1"):
             socket.create_connection((host, listener.getsockname()[1]), timeout=5).close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from functools import partial
@@ -170,15 +171,19 @@ def serve(arguments: list[str]) -> Any:
         feedback={"type": os.path.expanduser, "default": None, "metavar": "FILE.db",
                   "help": "keep thumbs and better answers in this SQLite file, for nutshell feedback export"},
         ignore_tools={"action": "store_true", "help": "answer requests that offer functions as if they offered none"},
-        **TOOLS,
+        workers={"type": int, "default": 1, "help": "servers behind one front: a GPU each, or a share of the cores"},
+        worker_socket={"default": None, "help": argparse.SUPPRESS}, **TOOLS,
     )  # fmt: skip
-    from nutshell.serve.server import serve as run_server
 
     api_key = options.api_key
-    if options.api_key_file is not None:
+    if options.api_key_file is not None and options.worker_socket is None:  # a worker has it from its front
         if api_key is not None:
             raise ValueError("the key is given twice. Accepted: one of --api-key KEY and --api-key-file FILE.")
         api_key = read_text(options.api_key_file)
+    if options.worker_socket is None and options.workers != 1:
+        return _serve_workers(arguments, options, api_key)
+    from nutshell.serve.server import serve as run_server
+
     tool = _open_tool(options)
 
     def open_engine(folder: Path) -> Any:
@@ -193,9 +198,28 @@ def serve(arguments: list[str]) -> Any:
         print(f"Replies: {engine.computes}; KV cache: {cache}", file=sys.stderr)
         return engine
 
-    run_server(
+    return run_server(
         options.model, open_engine=open_engine, host=options.host, port=options.port, api_key=api_key,
         allow_hosts=options.allow_host, cors_origins=options.allow_origin, max_models=options.max_models,
         max_queue=options.max_queue, json_log=options.log == "json", feedback=options.feedback,
-        ignore_tools=options.ignore_tools,
+        ignore_tools=options.ignore_tools, worker_socket=options.worker_socket,
     )  # fmt: skip
+
+
+def _serve_workers(arguments: list[str], options: Any, api_key: str | None) -> Any:
+    """The same command once for each worker, and a front before them."""
+    from nutshell.machine import cores, visible_gpus
+    from nutshell.serve.front import serve_workers
+
+    if options.workers < 1:
+        raise ValueError(f"--workers is {options.workers}. Accepted: 1 or more.")
+    gpus = visible_gpus() if options.device in ("auto", "cuda") else []
+    share = {"OMP_NUM_THREADS": str(max(1, cores() // options.workers))}
+    environments = [
+        {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else share for number in range(options.workers)
+    ]  # fmt: skip
+    code = serve_workers(
+        [sys.executable, "-m", "nutshell", "serve", *arguments], environments, host=options.host, port=options.port,
+        api_key=api_key, json_log=options.log == "json",
+    )  # fmt: skip
+    return {"exit_code": code}

@@ -26,7 +26,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -94,9 +94,12 @@ class FeedbackStore:
             self.path.touch(mode=0o600)  # what people said is for the owner's eyes
         with closing(sqlite3.connect(self.path, timeout=5)) as database:
             if not self.path.stat().st_size:
-                database.execute("PRAGMA journal_mode = WAL")  # readers and a writer at once
-                database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                database.execute(TABLE)
+                with database:  # whole or not at all: other processes may open it now, too
+                    database.execute("BEGIN IMMEDIATE")
+                    database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    database.execute(TABLE)
+                with suppress(sqlite3.OperationalError):  # another process reads it at this moment
+                    database.execute("PRAGMA journal_mode = WAL")  # readers and a writer at once
             if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 raise ValueError(f"{self.path} is a database of another program. Accepted: a new file, or one of ours.")
             page_bytes = database.execute("PRAGMA page_size").fetchone()[0]

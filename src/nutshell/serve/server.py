@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -88,6 +89,21 @@ class HeaderDeadline(H11Protocol):
             self.deadline = None
 
 
+def http_config(app: Any, *, log_level: str = "info", json_log: bool = False) -> uvicorn.Config:
+    """How uvicorn serves an application of ours."""
+    return uvicorn.Config(
+        app,
+        http=HeaderDeadline,
+        ws="none",
+        log_level=log_level,
+        log_config=None if json_log else uvicorn.config.LOGGING_CONFIG,
+        server_header=False,
+        access_log=False,  # the guard logs each request, with its id
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=5,
+    )
+
+
 class Server(uvicorn.Server):
     """Loads the model while it listens, and goes on listening while running answers finish, so that health checks see the 503
     and stop sending."""
@@ -100,20 +116,9 @@ class Server(uvicorn.Server):
         address: str = "",
         drain_seconds: float = 20.0,
         log_level: str = "info",
-        log_config: dict[str, Any] | None = uvicorn.config.LOGGING_CONFIG,
+        json_log: bool = False,
     ):
-        config = uvicorn.Config(
-            app,
-            http=HeaderDeadline,
-            ws="none",
-            log_level=log_level,
-            log_config=log_config,
-            server_header=False,
-            access_log=False,  # the guard logs each request, with its id
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=5,
-        )
-        super().__init__(config)
+        super().__init__(http_config(app, log_level=log_level, json_log=json_log))
         self.service: Service = app.state.service
         self.open_engine, self.address = open_engine, address
         self.drain_seconds = drain_seconds
@@ -167,24 +172,19 @@ def serve(
     drain_seconds: float = 20.0,
     log_level: str = "info",
     json_log: bool = False,
+    worker_socket: str | None = None,
 ) -> None:
     """Serve the models of a run, or the one of a model folder. Blocks until it is told to end.
 
     Listens at once and answers 503 while `open_engine(model_folder)` makes the first engine (without it: on CPU, in the dtype
     that is stored). At most `max_models` are in memory at a time. `feedback` is a file that keeps what users say of answers.
-    SIGTERM, SIGHUP and Ctrl-C let running answers finish for `drain_seconds`.
+    SIGTERM, SIGHUP and Ctrl-C let running answers finish for `drain_seconds`. With `worker_socket`, the path of a Unix socket, it
+    is a worker behind a front (`front.py`): it listens there, and ends when its stdin does.
     Raises ValueError for a public `host` without an `api_key`, and whatever loading raised.
     """
-    api_key = _checked_key(api_key if api_key is not None else os.environ.get("NUTSHELL_API_KEY"))
-    if not is_loopback(host) and api_key is None:
-        raise ValueError(
-            f"host {host!r} can be reached from other machines, and there is no API key; "
-            "set one (NUTSHELL_API_KEY=... or --api-key KEY), or use --host 127.0.0.1"
-        )
+    api_key = checked_key(api_key, host, port)
     if "*" in cors_origins and api_key is None:
         raise ValueError("--allow-origin '*' lets every web site use this server; name the sites, or set an API key")
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port is {port}; it must lie between 0 and 65535 (0 picks a free one)")
     allowed_hosts = [name.lower().rstrip(".") for name in (host, *allow_hosts)] if api_key is None else None
     if max_models < 1:
         raise ValueError(f"--max-models is {max_models}; accepted: 1 or more models in memory")
@@ -193,20 +193,14 @@ def serve(
         None, models.name, models=models, api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins,
         feedback_store=FeedbackStore(feedback) if feedback else None, ignore_tools=ignore_tools,
     )  # fmt: skip
-    listeners = _listen(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
+    listeners = listen(host, port) if worker_socket is None else _listen_as_worker(worker_socket)
+    address = address_of(host, listeners) if worker_socket is None else worker_socket
     server = Server(
-        app,
-        open_engine=open_engine or _open_engine,
-        address=address,
-        drain_seconds=drain_seconds,
-        log_level=log_level,
-        log_config=None if json_log else uvicorn.config.LOGGING_CONFIG,
-    )
+        app, open_engine=open_engine or _open_engine, address=address, drain_seconds=drain_seconds, log_level=log_level,
+        json_log=json_log,
+    )  # fmt: skip
     log_to_stderr(log_level, json_log)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # the terminal is closed; not under nohup
-        with contextlib.suppress(ValueError):  # not on the main thread
-            signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+    end_on_hangup()
     log.info("Listening on %s; the model loads", address)
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
@@ -228,17 +222,53 @@ def _open_engine(folder: Path) -> Any:
     return Engine(model.for_inference(), tok)
 
 
-def _checked_key(key: str | None) -> str | None:
-    """The key without surrounding blanks. ValueError for one that cannot be sent in a header."""
-    if key is None:
-        return None
-    key = key.strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError("the API key is empty or has characters that no header can carry; use ASCII letters, digits and signs")
+def checked_key(key: str | None, host: str, port: int) -> str | None:
+    """The key, or else that of NUTSHELL_API_KEY, without surrounding blanks.
+
+    ValueError for one that no header can carry, for a public `host` without one, and for a `port` that is none.
+    """
+    if (key := key if key is not None else os.environ.get("NUTSHELL_API_KEY")) is not None:
+        key = key.strip()
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise ValueError(
+                "the API key is empty or has characters that no header can carry; use ASCII letters, digits and signs"
+            )
+    if not is_loopback(host) and key is None:
+        raise ValueError(
+            f"host {host!r} can be reached from other machines, and there is no API key; "
+            "set one (NUTSHELL_API_KEY=... or --api-key KEY), or use --host 127.0.0.1"
+        )
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port is {port}; it must lie between 0 and 65535 (0 picks a free one)")
     return key
 
 
-def _listen(host: str, port: int) -> list[socket.socket]:
+def end_on_hangup() -> None:
+    """A terminal that is closed (SIGHUP) ends the server as SIGTERM does; not under nohup."""
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        with contextlib.suppress(ValueError):  # not on the main thread
+            signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+
+
+def address_of(host: str, listeners: list[socket.socket]) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
+
+
+def _listen_as_worker(path: str) -> list[socket.socket]:
+    """A Unix socket. When the front is gone, stdin ends, and so does this process. The front's /health is not logged."""
+
+    def end_with_the_front() -> None:
+        sys.stdin.buffer.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_the_front, daemon=True).start()
+    logging.getLogger("nutshell.serve").addFilter(lambda record: getattr(record, "access", {}).get("path") != "/health")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    return [listener]
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
     """Sockets on `host`: on both loopbacks for localhost or 127.0.0.1, since localhost may mean either; on every address of IPv4
     and IPv6 for `::`. OSError where the port is taken."""
     hosts = ["127.0.0.1", "::1"] if host in ("localhost", "127.0.0.1") else [host]

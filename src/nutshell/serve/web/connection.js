@@ -30,10 +30,12 @@ function say(text, choice) {
   said = Boolean(text);
 }
 
-// "ok", "loading", "failed", "shutting down"
+// "ok", "loading", "failed", "shutting down"; of several workers one that answers is enough here.
 async function health() {
   const response = await fetch(address("health"), { cache: "no-store" });
-  return response.status === 503 ? (await response.json()).status : "ok";
+  if (response.status !== 503) return "ok";
+  const { status, workers = {} } = await response.json();
+  return Object.values(workers).includes("ok") ? "ok" : status;
 }
 
 // `changed` is called when the models are known anew, `key` when the server asks for a key that the reader must give.
