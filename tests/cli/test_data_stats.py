@@ -42,6 +42,15 @@ def test_stats_of_conversations(run_command, folder):
     assert "format      3 rows of question/answer" in page
     assert "tokens      not counted" in page
     assert "bad rows    2" in page
+    assert "unlearned" not in page
+
+
+def test_conversations_that_teach_nothing_are_counted(run_command, folder):
+    question, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    rows = [[question], [question, {**answer, "weight": 0}], [question, {**answer, "train": False}], [question, answer]]
+    Path("a.json").write_text(json.dumps(rows))
+    for tokens in ("", "--tokenizer tok"):
+        assert "unlearned   3 rows have no answer to learn" in run_command(f"data stats a.json {tokens}")[1]
 
 
 def test_stats_of_text_and_of_what_is_no_data(run_command, folder):

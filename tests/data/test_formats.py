@@ -99,12 +99,14 @@ def test_text_alone_is_a_document_and_in_a_folder_of_conversations_for_pretraini
 def test_one_bad_row_names_its_line_and_counts_all_by_kind(tmp_path):
     good = json.dumps({"messages": ASKED})
     turned, empty = json.dumps({"messages": ASKED[::-1]}), json.dumps({"messages": [ASKED[0], {**ASKED[1], "content": ""}]})
-    path = packed(tmp_path / "a.jsonl", "\n".join([good, "{", turned, turned, empty, json.dumps({"id": 1}), good]).encode())
-    with pytest.raises(ValueError, match="line 2: not JSON") as error:
+    path = packed(tmp_path / "a.jsonl", "\n".join([good, turned, "{", turned, empty, json.dumps({"id": 1}), good]).encode())
+    with pytest.raises(ValueError, match="line 2: ") as error:  # the first, though line 3 is the first that cannot be parsed
         read_conversations(path, check=parse_messages)
     lines = str(error.value).splitlines()
-    assert lines[0].startswith(f"{path}, line 2: not JSON")
-    assert lines[1].startswith("5 of 7 rows are bad (2 × a message is of role ... where ... is expected, 1 × not JSON, ")
+    assert lines[0].startswith(f"{path}, line 2: message 0 is of role 'assistant' where 'user' is expected: ")
+    assert lines[1].startswith(
+        "5 of 7 rows are bad (2 × a message is of role 'assistant' where 'user' is expected, 1 × not JSON, "
+    )
     assert "1 × a message is empty" in lines[1]
     assert "1 × this row is not of the format of the first ones" in lines[1]
     assert "--skip-bad" in lines[1]

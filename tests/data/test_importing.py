@@ -205,8 +205,9 @@ def test_skip_bad_counts_what_is_bad_and_names_the_first(run_command, tmp_path):
     assert code == 0, err
     facts = json.loads(out)
     assert facts["bad"] == {
-        "not JSON": 2, "column ... holds a number, not a string": 1, "a list where an object with the column ... is expected": 1,
-        "no column ...": 1, "N cells where the head has N columns": 2, "unreadable .html files": 1,
+        "not JSON": 2, "column 'text' holds a number, not a string": 1,
+        "a list where an object with the column 'text' is expected": 1, "no column 'text'": 1,
+        "N cells where the head has N columns": 2, "unreadable .html files": 1,
         "unreadable .parquet files": 1, "unreadable .jsonl files": 1,
     }  # fmt: skip
     assert facts["first_bad"].startswith("text/b.jsonl, line 2: not JSON")

@@ -98,7 +98,7 @@ def test_generated_replies_are_greedy_and_graded(model, tok):
 
     def grade(item, reply):
         graded.append(reply)
-        return 0.5 * (item is items[1]) + (item is items[2])
+        return 0.5 * (item == items[1]) + (item == items[2])
 
     task = Task(items=items, grade=grade)
     for chosen in (None, engine):
@@ -113,7 +113,7 @@ def test_generated_replies_are_greedy_and_graded(model, tok):
 
 def test_several_samples_give_pass_at_k(model, tok):
     items = [written(item) for item in make_items(3)]
-    task = Task(items=items, grade=lambda item, reply: float(len(reply) % 2 and item is not items[0]))
+    task = Task(items=items, grade=lambda item, reply: float(len(reply) % 2 and item != items[0]))
     result = evaluate(task, model, tok, max_tokens=6, samples=5, temperature=1.0)
     rights = [sum(len(reply) % 2 for reply in record.picked) * (n > 0) for n, record in enumerate(result["records"])]
     assert result["accuracy"] == pytest.approx(sum(rights) / 15)
@@ -132,8 +132,8 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one():
 
 def test_a_grader_that_fails_is_named_with_its_item():
     item = Item(messages=[], index=3)
-    graders = {"raised ZeroDivisionError on item 3": lambda *_: 1 / 0, "gave nan": lambda *_: float("nan")}
-    graders["raised SystemExit on item 3: 4"] = lambda *_: exit(4)
+    graders = {"raised ZeroDivisionError: division by zero on item 3": lambda *_: 1 / 0, "gave nan": lambda *_: float("nan")}
+    graders |= {"raised SystemExit: 4 on item 3": lambda *_: exit(4), "gave 2 on item 3": lambda *_: 2}
     for message, grade in graders.items():
         with pytest.raises(ValueError, match=f"the grader of mine {message}"):
             graded(Task(name="mine", items=[item], grade=grade), item, "x")

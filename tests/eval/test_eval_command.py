@@ -14,6 +14,7 @@ def command(model, tok, tmp_path, monkeypatch, capsys):
     """command(line) -> exit code, stdout, stderr, in a folder with a model and tasks."""
     monkeypatch.chdir(tmp_path)
     save_model_folder(tmp_path / "model", model, tok)
+    Path("arc").mkdir()  # as where the data's folder is the current one: the task of that name is meant
     rows = [{"question": f"what colour {n}?", "choices": ["red", "blue", "cat"], "answer": n % 3} for n in range(6)]
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("broken.jsonl").write_text('{"question": "?", "answer": "x"}\n{"question": 3}\n')

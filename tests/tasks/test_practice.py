@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -102,8 +105,10 @@ def test_a_file_that_raises_is_named_with_its_line(tmp_path):
         (lambda item, text: exit(3), "raised SystemExit: 3"),
         (lambda item, text: math.nan, "gave nan"),
         (lambda item, text: math.inf, "gave inf"),
-        (lambda item, text: None, "raised TypeError"),
-        (lambda item, text: "good", "raised ValueError: could not convert string to float: 'good'"),
+        (lambda item, text: None, "gave None"),
+        (lambda item, text: "good", "gave 'good'"),
+        (lambda item, text: 1e308, r"gave 1e\+308"),  # the sum of two is infinite
+        (lambda item, text: [1.0], r"gave \[1.0\]"),
     ],
 )
 def test_a_grade_that_fails_is_named_with_its_item_and_left_out(value, problem):
@@ -134,3 +139,38 @@ def test_a_reward_that_hangs_is_stopped_whatever_it_catches(rewards):
     assert time.monotonic() - start < 2
     assert "took longer than 0.05 s and was stopped on item 7" in told[0]
     assert grader(lambda item, text: 1.0, ITEM, "") == 1.0
+
+
+def test_what_a_reward_does_to_its_surroundings_ends_with_the_call(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def careless(item, text):
+        item.messages[-1]["content"] = "changed"
+        item.details.clear()
+        os.chdir("/")
+        return 1.0
+
+    assert Grader(5.0, print)(careless, ITEM, "") == 1.0
+    assert (ITEM.messages[-1]["content"], ITEM["target"]) == ("Name a colour.", "red")
+    assert Path.cwd() == tmp_path
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.parametrize("end", ["return 0.0", "raise SystemExit"])
+def test_a_reward_that_forks_leaves_one_run(tmp_path, end):
+    script = tmp_path / "forks.py"
+    script.write_text(
+        "import os\nfrom nutshell.tasks.reward import Grader\nfrom nutshell.tasks.task import Item\n\n\n"
+        f"def grade(item, text):\n    if os.fork() == 0:\n        {end}\n    return 1.0\n\n\n"
+        "value = Grader(5.0, print)(grade, Item(messages=[{'role': 'user', 'content': '?'}]), '')\nos.wait()\nprint(value)\n"
+    )
+    assert subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60).stdout == "1.0\n"
+
+
+def test_a_file_may_import_its_neighbours_and_define_dataclasses(tmp_path):
+    (tmp_path / "neighbour_of_rewards.py").write_text("value = 0.75\n")
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom neighbour_of_rewards import value\n\n\n"
+        "@dataclass\nclass Rule:\n    worth: float\n\n\ndef grade(item, completion):\n    return Rule(value).worth\n"
+    )
+    assert Grader(5.0, print)(load_reward(f"{tmp_path / 'mine.py'}:grade"), ITEM, "") == 0.75

@@ -121,7 +121,7 @@ def test_spelling_is_graded_by_the_letters(text, right):
 
 
 def test_names_are_split_and_grouped():
-    assert task_names(["arc,gsm8k", "spelling", "gsm8k"]) == ["arc-easy", "arc-challenge", "gsm8k", "spelling"]
+    assert task_names(["arc, gsm8k", "spelling", "gsm8k", ","]) == ["arc-easy", "arc-challenge", "gsm8k", "spelling"]
     assert {name for group in GROUPS.values() for name in group} <= set(TASK_NAMES)
 
 
@@ -307,6 +307,9 @@ def broken():
 
 nothing = 3
 def empty(): return []
+def one_by_one():
+    yield {"question": "1 + 1?", "answer": 2}
+def no_items(): return Task(items=[{"question": "1 + 1?", "answer": 2}])
 """
 
 
@@ -317,9 +320,11 @@ def test_a_task_may_be_a_function_in_a_file(tmp_path):
     assert (task.name, len(task.items), task.baseline, task.kind) == (f"{path}:task", 2, 0.1, "generate")
     assert task.grade(task.items[0], f"it is {task.items[0].answer}") == 0.5
     assert load_task(f"{path}:rows").kind == "choice"
+    assert load_task(f"{path}:one_by_one").items[0].answer == "2"
     for name, message in (
         ("broken", "raised ZeroDivisionError in line 12: division by zero"), ("tusk", "no function 'tusk'. Did you mean task?"),
-        ("nothing", "no function 'nothing'"), ("empty", r"returned \[\]; accepted: a Task, or a list of rows with question"),
+        ("nothing", "no function 'nothing'"), ("no_items", "has the items .*; accepted: a list of at least one Item"),
+        ("empty", r"returned \[\]; accepted: a Task, or a list of rows with question"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             load_task(f"{path}:{name}")

@@ -57,6 +57,7 @@ def stats(arguments: list[str]) -> Any:
         found = find_conversations(asked.files, check=parse_messages)
         examples = found.examples
         facts = {"rows": len(examples), "formats": dict(found.formats), "bad": dict(found.bad), "first_bad": found.first_bad}
+        facts["without_answer"] = found.unlearned
     facts |= _turns(examples)
     if tok is not None:
         facts |= _lengths(examples, tok, asked.context or context)
@@ -97,7 +98,6 @@ def _lengths(examples: list[dict[str, Any]], tok: Any, context: int) -> dict[str
     facts: dict[str, Any] = {
         "tokens": int(lengths.sum()), "learned": sum(sum(mask) for _, mask in rendered),
         "length": {name: int(np.percentile(lengths, q)) for name, q in (("50%", 50), ("90%", 90), ("99%", 99), ("longest", 100))},
-        "without_answer": sum(not any(mask) for _, mask in rendered),
     }  # fmt: skip
     if context:
         longer = [example for example, length in zip(examples, lengths, strict=False) if length > context + 1]
@@ -119,10 +119,10 @@ def _page(facts: dict[str, Any]) -> str:
         lines.append(f"tokens      {facts['tokens']:,}, of which {facts['learned']:,} are learned ({share:.0%})")
         lengths = ", ".join(f"{name} {tokens:,}" for name, tokens in facts["length"].items())
         lines.append(f"length      in tokens: {lengths}")
-        if facts["without_answer"]:
-            lines.append(f"unlearned   {facts['without_answer']:,} rows have nothing to learn and are left out in training")
     else:
         lines.append("tokens      not counted: give --tokenizer FOLDER or --model FOLDER")
+    if facts.get("without_answer"):
+        lines.append(f"unlearned   {facts['without_answer']:,} rows have no answer to learn and are left out in training")
     if "context" in facts:
         lines.append(
             f"context     {facts['longer']:,} rows are longer than {facts['context']:,} tokens; they become {facts['parts']:,} "

@@ -12,13 +12,14 @@ from typing import Any
 
 from nutshell.cli.arguments import check_output
 from nutshell.data.text import read_documents
-from nutshell.tasks import READ_DATA, TAKE_SHOTS, load_task, task_names
+from nutshell.tasks import GROUPS, READ_DATA, TAKE_SHOTS, TASK_NAMES, load_task, task_names
 
 
 def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
     """Score the model that the options name; the results by task, without their items."""
-    words = [word for word in options.tasks if not Path(word).is_dir()]
-    models = [word for word in options.tasks if Path(word).is_dir()] + [options.model] * given_model
+    folders = [word for word in options.tasks if Path(word).is_dir() and word not in (*TASK_NAMES, *GROUPS)]
+    words = [word for word in options.tasks if word not in folders]
+    models = folders + [options.model] * given_model
     if len(models) > 1:
         raise ValueError(f"two models are named, {models[0]} and {models[1]}; accepted: one a command.")
     for flag, least in (("limit", 0), ("shots", 0), ("samples", 1), ("max_tokens", 0), ("seed", 0)):

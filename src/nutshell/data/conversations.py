@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -77,20 +77,29 @@ def _is_conversation(row: Any) -> bool:
     return form is not None and form.name != "text"
 
 
-def _read(file: Path, found: Found, check: Callable[[Any], Any] | None) -> None:
-    def bad(place: str, error: ValueError) -> None:
-        found.first_bad = found.first_bad or f"{place}: {str(error).removeprefix(f'{place}: ')}"
-        found.bad[kind_of_error(place, error)] += 1
+def _rows_and_errors(file: Path) -> Iterator[tuple[str, Any]]:
+    """(place, row) of a file in its order; for a row that cannot be parsed (place, the ValueError)."""
+    errors: list[tuple[str, ValueError]] = []
+    for place, row in file_rows(file, lambda place, error: errors.append((place, error))):
+        yield from errors
+        errors.clear()
+        yield place, row
+    yield from errors
 
-    rows = file_rows(file, bad)
+
+def _read(file: Path, found: Found, check: Callable[[Any], Any] | None) -> None:
+    rows = _rows_and_errors(file)
     first = list(islice(rows, FIRST_ROWS))
-    form = tell_format(row for _, row in first)
-    if form is None and first:
-        place, row = first[0]
+    parsed = [(place, row) for place, row in first if not isinstance(row, ValueError)]
+    form = tell_format(row for _, row in parsed)
+    if form is None and parsed:
+        place, row = parsed[0]
         columns = f"has the columns {', '.join(map(str, row))[:200]}" if isinstance(row, dict) else f"is {json_kind(row)}"
         raise ValueError(f"{place}: the row {columns}; accepted are rows with {accepted_columns()}")
     for place, row in chain(first, rows):
         try:
+            if isinstance(row, ValueError):
+                raise row
             if form is None or not form.fits(row):
                 raise ValueError(f"this row is not of the format of the first ones, {form and form.name}")
             content = form.read(row)
@@ -102,4 +111,5 @@ def _read(file: Path, found: Found, check: Callable[[Any], Any] | None) -> None:
                 found.unlearned += not any(m.get("role") == "assistant" and m.get("weight") != 0 for m in messages)
             found.formats[form.name] += 1
         except ValueError as error:
-            bad(place, error)
+            found.first_bad = found.first_bad or f"{place}: {str(error).removeprefix(f'{place}: ')}"
+            found.bad[kind_of_error(place, error)] += 1

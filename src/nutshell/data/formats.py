@@ -78,7 +78,7 @@ def _sharegpt(row: Any) -> Messages:
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict) or not ({"from", "value"} <= turn.keys() or {"role", "content"} <= turn.keys()):
             raise ValueError(f"turn {number} must be an object with 'from' and 'value', found {turn!r:.60}")
-        if "from" in turn:
+        if "value" in turn and "from" in turn:
             speaker = str(turn["from"]).lower()
             turn = {"role": SPEAKERS.get(speaker, speaker), "content": turn["value"]}
         messages.append(turn)

@@ -28,13 +28,14 @@ def file_rows(file: Path, bad: Bad | None = None, encoding: str = "utf-8") -> It
 
 
 def kind_of_error(place: str, error: Exception) -> str:
-    """What errors of one kind have in common: their first clause without place, numbers, quotations and what is in brackets.
+    """What errors of one kind have in common: their first clause without place and numbers, of quotations only single words.
 
     >>> kind_of_error("a.jsonl, line 2", ValueError("a.jsonl, line 2: message 3 (user) is empty; write something"))
     'message N is empty'
     """
-    clause = re.split(r"[;:]", re.sub(r" \(.*\)", "", str(error).removeprefix(f"{place}: ")))[0]
-    return re.sub(r"\d+", "N", re.sub(r"(['\"]).*?\1", "...", clause))[:80]
+    text = re.sub(r" \(.*\)", "", str(error).removeprefix(f"{place}: "))
+    clause = re.split(r"[;:]", re.sub(r"[{[].*", "...", text))[0]
+    return re.sub(r"\d+", "N", re.sub(r"(?<!\w)(['\"])(?![a-z_]+\1).*?\1", "...", clause))[:80]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from nutshell.eval.score import Pair, Progress, score_groups
 from nutshell.infer.conversation import FittedConversation, fit_conversation
 from nutshell.infer.engine import Engine
 from nutshell.infer.sampling import Sampling
+from nutshell.tasks.reward import NoGradeError, call_grade
 
 if TYPE_CHECKING:
     from nutshell.tasks import Item, Task
@@ -131,8 +132,8 @@ def write(
     items = task.items[rank::world]
     prompts = [fit(item, tok, context, max_tokens) for item in items]
     if engine is None and items:
-        context = min(context, max(len(prompt.ids) for prompt in prompts) + max_tokens)
-        engine = Engine(model, tok, max_rows=min(ROWS, len(items) * samples), context=context)
+        longest = min(context, max(len(prompt.ids) for prompt in prompts) + max_tokens)
+        engine = Engine(model, tok, max_rows=min(ROWS, len(items) * samples), context=longest)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens, seed=0 if temperature else None)
 
     def note(done: int, total: int) -> None:
@@ -155,13 +156,13 @@ def write(
 
 
 def graded(task: Task, item: Item, text: str) -> float:
-    """The task's grade of a reply. ValueError where its grader fails or gives no number."""
+    """The task's grade of a reply. ValueError where its grader fails, or gives anything but a number from 0 to 1."""
     try:
-        value = float(task.grade(item, text))
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"the grader of {task.name} raised {type(error).__name__} on item {item.index}: {error}") from error
-    if not math.isfinite(value):
-        raise ValueError(f"the grader of {task.name} gave {value} for item {item.index}; accepted: a number from 0 to 1.")
+        value = call_grade(task.grade, item, text)
+    except NoGradeError as error:
+        raise ValueError(f"the grader of {task.name} {error} on item {item.index}; accepted: a number from 0 to 1.") from error
+    if not 0 <= value <= 1:
+        raise ValueError(f"the grader of {task.name} gave {value:g} on item {item.index}; accepted: a number from 0 to 1.")
     return value
 
 

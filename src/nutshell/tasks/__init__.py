@@ -34,7 +34,8 @@ __all__ = ["GROUPS", "READ_DATA", "TAKE_SHOTS", "TASK_NAMES", "Core", "Item", "T
 
 def task_names(words: list[str] | tuple[str, ...]) -> list[str]:
     """Names of tasks, each once, from words with commas between them and names of groups. ValueError for unknown ones."""
-    names = [name for word in words for part in word.split(",") if part for name in GROUPS.get(part, (part,))]
+    parts = [part.strip() for word in words for part in word.split(",")]
+    names = [name for part in parts if part for name in GROUPS.get(part, (part,))]
     for name in names:
         if name not in TASK_NAMES and not own.is_own(name):
             known = [*TASK_NAMES, *GROUPS]

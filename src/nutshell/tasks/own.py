@@ -17,11 +17,13 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from nutshell.tasks.task import (
@@ -70,16 +72,24 @@ def load_function(name: str, what: str) -> Callable[..., Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; the {what} {name} is a function in that file.")
     with _errors_of(path, f"the {what} {name}"):
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None  # of a .py file
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = _run(path)
     found = getattr(module, function, None)
     if not callable(found):
         close = difflib.get_close_matches(function, [key for key in vars(module) if callable(getattr(module, key))], n=1)
         raise ValueError(f"{path} has no function {function!r}.{f' Did you mean {close[0]}?' if close else ''}")
     return found  # type: ignore[no-any-return]
+
+
+def _run(path: Path) -> ModuleType:
+    """The user's file as a module, which may import its neighbours."""
+    spec = importlib.util.spec_from_file_location(f"nutshell_user_{path.stem}", path)
+    assert spec is not None  # of a .py file
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextmanager
@@ -100,9 +110,10 @@ def _called(name: str, answered: bool) -> Task:
     function = load_function(name, "task")
     with _errors_of(Path(f"{name.rpartition('.py:')[0]}.py"), f"the task {name}"):
         made = function()
+        made = list(made) if isinstance(made, Iterator) else made
     if isinstance(made, Task):
-        if not made.items:
-            raise ValueError(f"the task {name} has no items; accepted: at least one.")
+        if not made.items or not all(isinstance(item, Item) for item in made.items):
+            raise ValueError(f"the task {name} has the items {made.items!r:.80}; accepted: a list of at least one Item.")
         return replace(made, items=[replace(item, index=index) for index, item in enumerate(made.items)])
     if isinstance(made, (list, tuple)) and made and all(isinstance(row, dict) for row in made):
         return from_rows([(f"{name}, row {number}", row) for number, row in enumerate(made)], name, answered=answered)

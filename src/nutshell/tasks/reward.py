@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,8 @@ from nutshell.tasks.task import Item
 
 Grade = Callable[[Item, str], float]
 MOST_NOTES = 5
+LARGEST = 1e9
+"""No larger number is a grade: sums of such ones overflow."""
 
 
 def load_reward(name: str) -> Grade:
@@ -38,6 +42,34 @@ class TooSlow(BaseException):
     """A grade takes too long. Not an Exception, so that a reward's own `except Exception` does not swallow it."""
 
 
+class NoGradeError(Exception):
+    """What a grade did instead of giving a number: "gave None"."""
+
+
+def call_grade(grade: Grade, item: Item, completion: str) -> float:
+    """The number that a user's function gives. NoGradeError says what it did instead.
+
+    It gets a copy of the item, so what it changes there is changed for nobody else, and a folder that it enters is left again.
+    Where it forks, the copy of this process that comes back ends here: it would go on with the run too.
+    """
+    folder, process = os.getcwd(), os.getpid()
+    try:
+        value: Any = grade(deepcopy(item), completion)
+    except (Exception, SystemExit) as error:
+        raise NoGradeError(f"raised {type(error).__name__}: {error}") from error
+    finally:
+        if os.getpid() != process:
+            os._exit(0)
+        os.chdir(folder)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not abs(number) <= LARGEST:  # nor NaN
+        raise NoGradeError(f"gave {value!r:.80}")
+    return number
+
+
 @dataclass
 class Grader:
     """Calls grades within a time limit. What fails is named by `note`, the first few times, and counted."""
@@ -52,15 +84,11 @@ class Grader:
         """The grade, or None where the function raises, takes too long, or gives no finite number."""
         try:
             with time_limit(self.seconds):
-                value: Any = grade(item, completion)
-                number = float(value)
-            if math.isfinite(number):
-                return number
-            problem = f"gave {value!r}"
+                return call_grade(grade, item, completion)
         except TooSlow:
             problem = f"took longer than {self.seconds:g} s and was stopped"
-        except (Exception, SystemExit) as error:
-            problem = f"raised {type(error).__name__}: {error}"
+        except NoGradeError as error:
+            problem = str(error)
         self.failed += 1
         if len(self._seen) < MOST_NOTES and problem not in self._seen:
             self._seen.add(problem)
