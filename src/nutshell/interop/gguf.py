@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nutshell.checkpoint import load_model
-from nutshell.interop.output import new_folder
+from nutshell.interop.output import TEMPERATURE, TOP_K, new_folder
 from nutshell.interop.quantize import BLOCK, q4_0, q8_0
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt2 import GPT2, LAYER_NORM_EPS
@@ -192,7 +192,7 @@ def splitter(tok: Tokenizer, whole_words_first: bool) -> str:
 
 def modelfile(file: str, tok: Tokenizer, context: int) -> str:
     """What `ollama create NAME -f Modelfile` reads. A tokenizer without our chat tokens gets no template."""
-    lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}", "PARAMETER temperature 0.4", "PARAMETER top_k 50"]
+    lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}", f"PARAMETER temperature {TEMPERATURE}", f"PARAMETER top_k {TOP_K}"]
     if "<|assistant_end|>" in tok.special_tokens:
         lines += [f'TEMPLATE """{TEMPLATE}"""', 'PARAMETER stop "<|assistant_end|>"']
     return "\n".join(lines) + "\n"

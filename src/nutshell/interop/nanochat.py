@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nutshell.interop.hf_import import read_json, refuse_existing, save
+from nutshell.interop.hf_import import read_json, save
+from nutshell.interop.output import refuse_existing
 from nutshell.model.config import VALUE_GATE_CHANNELS, ModelConfig
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import SPECIAL_TOKENS, Tokenizer
