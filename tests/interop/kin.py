@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from small_models import TEXTS, noisy
 
 from nutshell.tokenizer import Tokenizer
-from nutshell.tokenizer.huggingface import _added, alphabet
+from nutshell.tokenizer.huggingface import added_token, alphabet
 
 SHAPE = {
     "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128,
@@ -63,7 +63,7 @@ def save_words(folder, kin):
     vocabulary = {name: id for id, name in enumerate(names)}
     content = {
         "version": "1.0",
-        "added_tokens": [{"id": len(names) + i, **_added(name)} for i, name in enumerate(kin.special)],
+        "added_tokens": [{"id": len(names) + i, **added_token(name)} for i, name in enumerate(kin.special)],
         "normalizer": kin.normalizer,
         "pre_tokenizer": kin.cut,
         "post_processor": BYTE_LEVEL,

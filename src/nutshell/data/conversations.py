@@ -59,7 +59,7 @@ def refuse_bad(found: Found, skip_bad: bool) -> None:
 def find_conversations(paths: Path | str | Iterable[Path | str], *, check: Callable[[Any], Any] | None = None) -> Found:
     """Conversations from files or folders (see `find_files`), bad rows counted; a row's other columns are left out.
 
-    ``check`` gets each list of messages, raises ValueError about roles and their order, and may return the messages to keep.
+    `check` gets each list of messages, raises ValueError about roles and their order, and may return the messages to keep.
     Raises ValueError where a file has none of the formats, cannot be read at all, or where there is no row.
     """
     files = find_files(paths, ROW_KINDS, _is_conversation).train

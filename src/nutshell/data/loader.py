@@ -1,6 +1,6 @@
 """The two sources of training batches: documents from shards, and conversations.
 
-Both yield ``(inputs, targets)`` of shape (rows, T) for ever, in the order and with the state that `stream` describes.
+Both yield `(inputs, targets)` of shape (rows, T) for ever, in the order and with the state that `stream` describes.
 Tokenizing and rendering are callables, so that this part knows neither the tokenizer nor the chat format.
 """
 
@@ -24,8 +24,8 @@ CONVERSATIONS_PER_BLOCK = 1024
 class PretrainLoader(PackedStream):
     """Endless batches of packed documents from shards; every token is learned and none is cropped.
 
-    ``encode_batch(texts)`` returns ``(flat ids, offsets (N + 1))`` without BOS, which is put in front here. ``options`` are
-    those of `PackedStream`. Raises ValueError from ``next()`` if the whole split has less
+    `encode_batch(texts)` returns `(flat ids, offsets (N + 1))` without BOS, which is put in front here. `options` are
+    those of `PackedStream`. Raises ValueError from `next()` if the whole split has less
     than one row, and whatever reading or encoding raises.
     """
 
@@ -37,7 +37,7 @@ class PretrainLoader(PackedStream):
         self.shards, self.encode_batch, self.split = shards, encode_batch, split
 
     def val_batches(self, max_tokens: int | None = None, split: str = "val") -> list[Batch]:
-        """The same batches at every call: about ``max_tokens`` targets over all ranks, at least one row.
+        """The same batches at every call: about `max_tokens` targets over all ranks, at least one row.
 
         Blocks and rows come in a fixed random order, so that a part of them is spread over the whole split. The last batch is
         filled up with rows without a target, so that all ranks have the same number of batches.
@@ -90,10 +90,10 @@ class PretrainLoader(PackedStream):
 class ConversationLoader(PackedStream):
     """Endless batches of whole conversations, shuffled anew each epoch, for midtraining and fine-tuning.
 
-    ``render(conversation)`` gets one of ``conversations`` as it is and returns ``(ids, mask)``: ids start with BOS, mask is 1
-    where the model learns to produce the token. ``options`` are those of `PackedStream`.
+    `render(conversation)` gets one of `conversations` as it is and returns `(ids, mask)`: ids start with BOS, mask is 1
+    where the model learns to produce the token. `options` are those of `PackedStream`.
     A conversation longer than a row keeps its beginning; one without any learned token in what is kept is left out, so
-    that every row has a target. Raises ValueError from ``next()`` if none remains.
+    that every row has a target. Raises ValueError from `next()` if none remains.
     """
 
     _split_documents = False
@@ -119,7 +119,7 @@ class ConversationLoader(PackedStream):
         return {"cropped_conversations": len(beyond), "cropped_tokens": sum(beyond), "left_out_conversations": left_out}
 
     def val_batches(self, held_out: Sequence[Any], max_tokens: int) -> list[Batch]:
-        """Batches of conversations that are not learned, the same at every call: about ``max_tokens`` over all ranks."""
+        """Batches of conversations that are not learned, the same at every call: about `max_tokens` over all ranks."""
         documents: list[Document] = []
         tokens = 0
         for index in np.random.default_rng(0).permutation(len(held_out)).tolist():

@@ -1,9 +1,9 @@
-"""Best-fit packing of tokenized documents into rows of exactly ``row_tokens`` (= T + 1) tokens.
+"""Best-fit packing of tokenized documents into rows of exactly `row_tokens` (= T + 1) tokens.
 
 Every row starts with BOS. Two ways:
-- ``split=True`` (pretraining): rows are always full and no token is thrown away. When no document fits the space that is
+- `split=True` (pretraining): rows are always full and no token is thrown away. When no document fits the space that is
   left in a row, the longest one is split there; its tail goes back to the pool with a BOS put in front.
-- ``split=False`` (conversations): each document stays whole, what is left of a row is padding.
+- `split=False` (conversations): each document stays whole, what is left of a row is padding.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Packed:
 
     ids: np.ndarray  # (R, row_tokens) uint32
     mask: np.ndarray | None  # (R, row_tokens) bool, False at padding; None where every token is learned
-    carry: list[Document]  # what did not fill a row: less than ``row_tokens`` tokens, to be handed to the next call
+    carry: list[Document]  # what did not fill a row: less than `row_tokens` tokens, to be handed to the next call
 
 
 _Part = tuple[np.ndarray, "np.ndarray | None", int]
-"""A document, or with a start above 0 the tail of one: BOS and then the tokens from ``start`` on. Tails are cut out only
+"""A document, or with a start above 0 the tail of one: BOS and then the tokens from `start` on. Tails are cut out only
 when they are placed: copying them at each split would make a book-long document quadratic."""
 
 
@@ -38,7 +38,7 @@ def _length(part: _Part) -> int:
 
 
 def _pieces(part: _Part, tokens: int, bos_id: int) -> list[Document]:
-    """The first ``tokens`` tokens of a part; an inserted BOS is not learned."""
+    """The first `tokens` tokens of a part; an inserted BOS is not learned."""
     ids, mask, start = part
     if start == 0:
         return [(ids[:tokens], None if mask is None else mask[:tokens])]
@@ -58,7 +58,7 @@ def _join(pieces: list[Document], masked: bool) -> Document:
 class _Pool:
     """Documents by length, with the longest that fits found in constant time.
 
-    Lengths up to ``limit`` have a bucket each and one bit in a big integer; longer ones are in a heap.
+    Lengths up to `limit` have a bucket each and one bit in a big integer; longer ones are in a heap.
     """
 
     def __init__(self, limit: int):
@@ -80,7 +80,7 @@ class _Pool:
             self.occupied |= 1 << length
 
     def take_fitting(self, space: int) -> _Part | None:
-        """Removes the longest document of at most ``space`` tokens."""
+        """Removes the longest document of at most `space` tokens."""
         length = (self.occupied & ((2 << space) - 1)).bit_length() - 1
         return self._take(length) if length > 0 else None
 
@@ -107,9 +107,9 @@ def pack(
     documents: Iterable[Document], row_tokens: int, carry: Iterable[Document] = (), split: bool = True, *, bos_id: int,
     flush: bool = False,
 ) -> Packed:  # fmt: skip
-    """Pack ``carry`` and ``documents`` into rows while there is enough for a whole row.
+    """Pack `carry` and `documents` into rows while there is enough for a whole row.
 
-    ``flush`` also puts the rest into rows, the last of them padded with BOS that is not learned. Documents without a
+    `flush` also puts the rest into rows, the last of them padded with BOS that is not learned. Documents without a
     token are passed over. Raises ValueError where a document does not start with BOS.
     """
     pool, rows, masked = _Pool(row_tokens), 0, flush or not split

@@ -1,4 +1,4 @@
-"""Parquet shards: what pretraining reads. ``train-00000.parquet ..., val-00000.parquet``, one column ``text``.
+"""Parquet shards: what pretraining reads. `train-00000.parquet ..., val-00000.parquet`, one column `text`.
 
 They are written in the order of the documents' hashes (shuffle.py), so another order of the files changes nothing. A row group is
 the unit of reading (a block).
@@ -29,11 +29,11 @@ MANIFEST = "manifest.json"
 def prepare_shards(
     paths: Path | str | list[Path | str], folder: Path | str, *, note: Callable[[str], object] = lambda line: None, **options: Any
 ) -> Path:
-    """Turn the user's files into shards under ``folder`` and return the folder to train from.
+    """Turn the user's files into shards under `folder` and return the folder to train from.
 
     A folder that holds shards already is returned as it is. Shards that an earlier call wrote from the same files with the
-    same options are used again. Files that `find_text` takes for validation are the val part. ``note`` hears one line about
-    what was read, left out and dropped; ``options`` are those of `Layout`.
+    same options are used again. Files that `find_text` takes for validation are the val part. `note` hears one line about
+    what was read, left out and dropped; `options` are those of `Layout`.
     """
     if isinstance(paths, (str, Path)) and is_shard_folder(paths):
         return Path(paths)
@@ -70,10 +70,10 @@ def write_shards(
     source: Any = None,
     **options: Any,
 ) -> Path:
-    """Write documents as shuffled train and val shards with a ``manifest.json``; returns the folder.
+    """Write documents as shuffled train and val shards with a `manifest.json`; returns the folder.
 
-    Exact duplicates are dropped. Where nothing is ``held_out``, a part of the documents is. Memory holds one of ``buckets`` parts
-    of the text. ``options`` are those of `Layout`. The folder appears by one rename, complete.
+    Exact duplicates are dropped. Where nothing is `held_out`, a part of the documents is. Memory holds one of `buckets` parts
+    of the text. `options` are those of `Layout`. The folder appears by one rename, complete.
     """
     layout, folder = Layout(**options), Path(folder)
     refuse_filled(folder)
@@ -178,9 +178,9 @@ class Shards:
 
 
 def open_shards(folder: Path | str, *, on_error: Literal["stop", "skip"] = "stop") -> Shards:
-    """Open a folder of ``train-*.parquet`` and ``val-*.parquet``.
+    """Open a folder of `train-*.parquet` and `val-*.parquet`.
 
-    A damaged or empty shard raises ValueError with its name; with on_error="skip" it is left out and listed in ``problems``.
+    A damaged or empty shard raises ValueError with its name; with on_error="skip" it is left out and listed in `problems`.
     """
     folder = Path(folder)
     if not folder.is_dir():

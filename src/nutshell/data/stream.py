@@ -2,7 +2,7 @@
 
 The stream of rows depends on the data, the seed and the row length only: epoch by epoch, block by block (a block is one row
 group or some hundred conversations, in an order shuffled by seed and epoch). A global batch is the next
-``rows * world_size`` rows, and rank r takes every row i with i % world_size == r. So another number of ranks or rows sees
+`rows * world_size` rows, and rank r takes every row i with i % world_size == r. So another number of ranks or rows sees
 the same rows in the same order.
 """
 
@@ -25,7 +25,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    """Where the next batch begins: row ``row`` of block ``block``, which is packed with ``carry``."""
+    """Where the next batch begins: row `row` of block `block`, which is packed with `carry`."""
 
     epoch: int = 0
     block: int = 0
@@ -42,8 +42,8 @@ class PackedStream:
         self, bos_id: int, rows: int, row_tokens: int, *, seed: int = 0, rank: int = 0, world_size: int = 1,
         prepare: Callable[[Batch], Any] | None = None, prefetched_batches: int = 4,
     ):  # fmt: skip
-        """``rows`` is this rank's batch, a row has ``row_tokens`` = T + 1 tokens. ``prepare`` is called on each batch in the
-        prefetching thread, ``prefetched_batches`` ahead of its use: what it returns is what ``next`` gives."""
+        """`rows` is this rank's batch, a row has `row_tokens` = T + 1 tokens. `prepare` is called on each batch in the
+        prefetching thread, `prefetched_batches` ahead of its use: what it returns is what `next` gives."""
         self.bos_id, self.rows, self.row_tokens, self.seed = bos_id, rows, row_tokens, seed
         self.rank, self.world_size = rank, world_size
         self.prepare, self.prefetched_batches = prepare, prefetched_batches

@@ -199,7 +199,7 @@ def read_file(
 
 
 def split_text(blocks: Iterable[str], limit: int = SHORTEST_CUT) -> Iterator[str]:
-    """Cuts running text into documents of at most ``limit`` characters.
+    """Cuts running text into documents of at most `limit` characters.
 
     Cuts at the last blank line that fits, else at the last line end, sentence or space, else anywhere. Only the line
     ends and the spaces at a cut are lost.

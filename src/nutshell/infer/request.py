@@ -62,10 +62,8 @@ class Vocabulary:
     def of(cls, tok: Any) -> Vocabulary:
         """A tokenizer of others may lack the tokens of a chat or of tools: -1 stands for these, which no model ever says."""
         known = tok.special_tokens
-        # A model that starts the user's turn has ended its own.
-        ends = frozenset({tok.bos_id, *(known[name] for name in ("<|assistant_end|>", "<|user_start|>") if name in known)})
         names = [f"<|{name}|>" for name in ("python_start", "python_end", "output_start", "output_end")]
-        return cls(tok, ends, *(known[name] if set(names) <= set(known) else -1 for name in names))
+        return cls(tok, frozenset(tok.end_ids), *(known[name] if set(names) <= set(known) else -1 for name in names))
 
 
 @dataclass(eq=False, repr=False)

@@ -6,6 +6,7 @@ Legend: B rows, V vocabulary.
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,45 +69,28 @@ class Sampling:
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
-        _require(
-            isinstance(stop, list | tuple) and all(isinstance(text, str) and text for text in stop),
-            "stop",
-            self.stop,
-            "texts of at least one character",
+        texts = isinstance(stop, list | tuple) and all(isinstance(text, str) and text for text in stop)
+        biases = isinstance(self.logit_bias, Mapping) and all(
+            _is_whole(id, 0) and _is_number(bias, -100, 100) for id, bias in self.logit_bias.items()
         )
+        penalty, tops = self.repetition_penalty, self.top_logprobs
+        for name, fine, accepted in (
+            ("max_tokens", _is_whole(self.max_tokens, 1), "1 or more"),
+            ("temperature", _is_number(self.temperature, 0, sys.float_info.max), "a finite number of 0 or more; 0 is greedy"),
+            ("top_k", _is_whole(self.top_k, 0), "0 (off) or more"),
+            ("top_p", _is_number(self.top_p, 0, 1) and self.top_p > 0, "above 0, up to 1 (off)"),
+            ("min_p", _is_number(self.min_p, 0, 1), "0 (off) to 1"),
+            ("repetition_penalty", _is_number(penalty, 0, 10) and penalty > 0, "above 0, up to 10; 1 is off"),
+            ("presence_penalty", _is_number(self.presence_penalty, -2, 2), "-2 to 2; 0 is off"),
+            ("frequency_penalty", _is_number(self.frequency_penalty, -2, 2), "-2 to 2; 0 is off"),
+            ("logit_bias", biases, "numbers of -100 to 100 by token id"),
+            ("seed", self.seed is None or _is_whole(self.seed), "a whole number or None"),
+            ("stop", texts, "texts of at least one character"),
+            ("top_logprobs", tops is None or _is_whole(tops, 0, MAX_TOP_LOGPROBS), f"None (off) or 0 to {MAX_TOP_LOGPROBS}"),
+        ):
+            if not fine:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {accepted}.")
         object.__setattr__(self, "stop", tuple(stop))
-        _require(_is_whole(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
-        _require(
-            _is_number(self.temperature) and 0 <= self.temperature < math.inf,
-            "temperature",
-            self.temperature,
-            "a finite number of 0 or more; 0 takes the most likely token",
-        )
-        _require(_is_whole(self.top_k) and self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
-        _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "above 0, up to 1 (off)")
-        _require(_is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "0 (off) to 1")
-        penalty = self.repetition_penalty
-        _require(_is_number(penalty) and 0 < penalty <= 10, "repetition_penalty", penalty, "above 0, up to 10; 1 is off")
-        for name in ("presence_penalty", "frequency_penalty"):
-            value = getattr(self, name)
-            _require(_is_number(value) and -2 <= value <= 2, name, value, "-2 to 2; 0 is off")
-        _require(
-            isinstance(self.logit_bias, Mapping)
-            and all(
-                _is_whole(id) and id >= 0 and _is_number(bias) and -100 <= bias <= 100 for id, bias in self.logit_bias.items()
-            ),
-            "logit_bias",
-            self.logit_bias,
-            "numbers of -100 to 100 by token id",
-        )
-        _require(self.seed is None or _is_whole(self.seed), "seed", self.seed, "a whole number or None")
-        _require(all(isinstance(text, str) and text for text in self.stop), "stop", stop, "texts of at least one character")
-        _require(
-            self.top_logprobs is None or (_is_whole(self.top_logprobs) and 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS),
-            "top_logprobs",
-            self.top_logprobs,
-            f"None (off) or 0 to {MAX_TOP_LOGPROBS}",
-        )
 
     @property
     def adjusts(self) -> bool:
@@ -119,17 +103,12 @@ class Sampling:
         return Random() if self.seed is None else Random("/".join(str(part) for part in (self.seed, *stream)))
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_whole(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-
-
-def _require(fine: bool, name: str, value: object, accepted: str) -> None:
-    if not fine:
-        raise ValueError(f"{name} is {value!r}; accepted: {accepted}.")
+def _is_number(value: object, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def sample(logits: Any, settings: Sequence[Sampling], randoms: Sequence[Random]) -> list[int]:

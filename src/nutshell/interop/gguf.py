@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from nutshell.checkpoint import load_model
-from nutshell.interop.hf_export import REPLY_ENDS, TEMPERATURE, TOP_K, card_facts
-from nutshell.interop.output import new_folder
+from nutshell.interop.hf_export import card_facts
+from nutshell.interop.output import TEMPERATURE, TOP_K, new_folder
 from nutshell.interop.quantize import BLOCK, q4_0, q8_0
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt2 import GPT2, LAYER_NORM_EPS
 from nutshell.tokenizer import Tokenizer
+from nutshell.tokenizer.huggingface import REPLY_ENDS
 
 ALIGNMENT = 32
 F32, F16, Q4_0, Q8_0 = 0, 1, 2, 8
@@ -92,7 +93,8 @@ def export_gguf(model: Path, out: Path, kind: str) -> Path:
         with open(folder / f"model-{kind}.gguf", "wb") as file:
             write_gguf(file, metadata, tensors)
         chats = "<|assistant_end|>" in tok.special_tokens and meta.get("stage") != "pretrain"
-        (folder / "Modelfile").write_text(modelfile(f"model-{kind}.gguf", config.context, chats=chats), encoding="utf-8")
+        stops = [name for name in REPLY_ENDS if chats and name in tok.special_tokens]
+        (folder / "Modelfile").write_text(modelfile(f"model-{kind}.gguf", config.context, stops), encoding="utf-8")
     return out / f"model-{kind}.gguf"
 
 
@@ -192,11 +194,12 @@ def splitter(tok: Tokenizer, whole_words_first: bool) -> str:
     return names[tok.pattern, whole_words_first]
 
 
-def modelfile(file: str, context: int, *, chats: bool) -> str:
-    """What `ollama create NAME -f Modelfile` reads. A model that has not learned chats continues the text that it is given."""
-    template = TEMPLATE if chats else "{{ .Prompt }}"  # without one Ollama takes that of the GGUF file
+def modelfile(file: str, context: int, stops: Sequence[str]) -> str:
+    """What `ollama create NAME -f Modelfile` reads. `stops` end a reply; a model that has none, since it has not learned chats,
+    continues the text that it is given."""
+    template = TEMPLATE if stops else "{{ .Prompt }}"  # without one Ollama takes that of the GGUF file
     lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}", f"PARAMETER temperature {TEMPERATURE}", f"PARAMETER top_k {TOP_K}"]
-    lines += [f'TEMPLATE """{template}"""', *(f'PARAMETER stop "{name}"' for name in REPLY_ENDS if chats)]
+    lines += [f'TEMPLATE """{template}"""', *(f'PARAMETER stop "{name}"' for name in stops)]
     return "\n".join(lines) + "\n"
 
 

@@ -16,15 +16,12 @@ from safetensors.torch import save_file
 from nutshell.checkpoint import load_model
 from nutshell.interop.gpt2 import config_to_gpt2, weights_to_gpt2
 from nutshell.interop.hf_nanochat import config_to_nanochat, weights_to_nanochat
-from nutshell.interop.output import new_folder
+from nutshell.interop.output import TEMPERATURE, TOP_K, new_folder
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
 CODE = "modeling_nutshell.py"
 CLASS = "NutshellForCausalLM"
-TEMPERATURE, TOP_K = 0.4, 50  # of `nutshell chat`
-REPLY_ENDS = ("<|assistant_end|>", "<|user_start|>")
-"""As in our engine: a model that starts the user's turn has ended its own."""
 
 
 def export_hf(model: Path, out: Path, *, nanochat: bool = False) -> Path:
@@ -62,14 +59,9 @@ def foreign_config(decoder: Decoder) -> dict[str, Any]:
     return {"model_type": "nutshell", "architectures": [CLASS], "auto_map": auto_map}
 
 
-def reply_ends(tok: Tokenizer) -> list[int]:
-    """Ids of the tokens that end a reply."""
-    return [*(tok.special_tokens[name] for name in REPLY_ENDS if name in tok.special_tokens), tok.bos_id]
-
-
 def generation_config(tok: Tokenizer) -> dict[str, Any]:
     """What `generate` does unless told otherwise."""
-    ids = {"bos_token_id": tok.bos_id, "eos_token_id": reply_ends(tok), "pad_token_id": tok.bos_id}
+    ids = {"bos_token_id": tok.bos_id, "eos_token_id": tok.end_ids, "pad_token_id": tok.bos_id}
     return {**ids, "do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K}
 
 

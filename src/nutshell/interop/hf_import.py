@@ -20,6 +20,7 @@ from torch import Tensor
 from nutshell.checkpoint import save_model_folder
 from nutshell.interop.gpt2 import config_from_gpt2, weights_from_gpt2
 from nutshell.interop.hf_nanochat import config_from_nanochat, weights_from_nanochat
+from nutshell.interop.output import refuse_existing
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.config_file import config_from_json
@@ -78,11 +79,6 @@ def _from_gpt2(weights: dict[str, Tensor], config: ModelConfig, folder: Path) ->
         return weights_from_gpt2(weights, config.depth)
     except KeyError as error:
         raise ValueError(f"{folder} has no tensor for {error.args[0]}, which its config.json asks for.") from None
-
-
-def refuse_existing(out: Path) -> None:
-    if out.exists():
-        raise FileExistsError(f"{out} exists. Accepted: a folder that does not exist yet. Choose another, or delete it first.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

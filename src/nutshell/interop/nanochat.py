@@ -24,9 +24,9 @@ from torch import Tensor
 
 from nutshell.checkpoint import load_model
 from nutshell.files import write_json
-from nutshell.interop.hf_import import BY_TOKEN, read_json, refuse_existing, save
+from nutshell.interop.hf_import import BY_TOKEN, read_json, save
 from nutshell.interop.hf_nanochat import renamed
-from nutshell.interop.output import new_folder
+from nutshell.interop.output import new_folder, refuse_existing
 from nutshell.model.config import VALUE_GATE_CHANNELS, ModelConfig
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import SPECIAL_TOKENS, Tokenizer

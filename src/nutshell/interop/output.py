@@ -12,15 +12,23 @@ from safetensors import SafetensorError
 
 from nutshell.files import FULL_DISK, fsync
 
+TEMPERATURE, TOP_K = 0.4, 50
+"""What exported models sample with unless told otherwise."""
+
+
+def refuse_existing(path: Path) -> None:
+    """FileExistsError where `path` exists: an export never writes over anything."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists. Accepted: a folder that does not exist yet. Choose another, or delete it first.")
+
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Gives an empty temporary folder to write into, which gets the name `path` at the end. After an error nothing is left.
 
-    FileExistsError where `path` exists: an export never writes over anything. OSError names `path` where the disk is full.
+    FileExistsError where `path` exists; OSError names `path` where the disk is full.
     """
-    if path.exists():
-        raise FileExistsError(f"{path} exists. Accepted: a folder that does not exist yet. Choose another, or delete it first.")
+    refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{path.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def create_app(
     return app
 
 
+@cache
 def _body(shape: type[BaseModel]) -> dict[str, Any]:
     """What a route reads, for /openapi.json: FastAPI itself would parse it on the event loop."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(shape.model_json_schema())}}}}
@@ -206,7 +208,7 @@ def _add_page(app: FastAPI) -> list[str]:
         if file.suffix not in MEDIA_TYPES:
             continue
         path = {"index.html": "/", "runs.html": "/runs"}.get(file.name, f"/web/{file.name}")
-        app.add_api_route(path, _static(file), include_in_schema=False)
+        app.add_route(path, _static(file))
         paths.append(path)
     return paths
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nutshell.tokenizer.huggingface import added_token
+
 UNKNOWN = "\ufffd"
 """Stands for every character that is not in the vocabulary, and is decoded as what it is: the replacement character."""
 
@@ -31,6 +33,7 @@ class CharacterCore:
         # The id of every code point up to one above the largest, which stands for all that are larger.
         self._ids = np.full(points[-1] + 2, self.characters.index(UNKNOWN), dtype="<u4")
         self._ids[points] = np.arange(len(points))
+        self._tokens = [*(character.encode() for character in self.characters), *(b"" for _ in self.special)]
 
     def __len__(self) -> int:
         return len(self.characters) + len(self.special)
@@ -58,11 +61,7 @@ class CharacterCore:
         return self.decode_bytes(np.frombuffer(ids, dtype="<u4").tolist())
 
     def tokens(self) -> list[bytes]:
-        return [*(character.encode() for character in self.characters), *(b"" for _ in self.special)]
-
-    @property
-    def _tokens(self) -> list[bytes]:
-        return self.__dict__.setdefault("_bytes", self.tokens())
+        return self._tokens
 
     def split(self, text: str) -> list[str]:
         return list(text)
@@ -73,13 +72,12 @@ class CharacterCore:
 
     def dump(self) -> str:
         """Content of a `tokenizer.json` that the `tokenizers` library opens with the same ids."""
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
         content = {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{"id": id, "content": name, **flags} for name, id in self.special],
+            "added_tokens": [{"id": id, **added_token(name)} for name, id in self.special],
             "normalizer": None,
             "pre_tokenizer": split,
             "post_processor": None,

@@ -10,6 +10,12 @@ from typing import Any
 
 from nutshell.tokenizer.chat import CHAT_TEMPLATE
 
+BEGINNINGS = ("<|bos|>", "<|begin_of_text|>", "<|endoftext|>")
+"""What tokenizers call the token that begins a document: ours, Llama 3's, GPT-2's."""
+ENDS = ("<|assistant_end|>", "<|end_of_text|>", "<|endoftext|>")
+REPLY_ENDS = ("<|assistant_end|>", "<|user_start|>", "<|end_of_text|>")
+"""A model that starts the user's turn has ended its own."""
+
 
 @cache
 def alphabet() -> tuple[str, ...]:
@@ -52,7 +58,7 @@ def dump(
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": id, **_added(name)} for name, id in special_tokens.items()],
+        "added_tokens": [{"id": id, **added_token(name)} for name, id in special_tokens.items()],
         "normalizer": {"type": "NFC"} if nfc else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": None,
@@ -94,24 +100,25 @@ def _portable(pattern: str) -> str:
     return re.sub(r"\\[pPx]\{[^}]*\}|\\.|\{[\d,]*\}\+|[\[\]^$]", spell, pattern)
 
 
-def _added(name: str) -> dict[str, Any]:
+def added_token(name: str) -> dict[str, Any]:
+    """How a special token stands in such files."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {"content": name, **flags}
 
 
 def dump_config(special_tokens: Mapping[str, int]) -> str:
     """Content of `tokenizer_config.json`. A reply ends with `<|assistant_end|>`, so that is the end-of-sequence token;
-    tokenizers without it have GPT-2's `<|endoftext|>`, or none. The chat template needs all tokens that it spells."""
+    tokenizers without it have one of `ENDS`, or none. The chat template needs all tokens that it spells."""
     spelled = re.findall(r"<\|\w+\|>", CHAT_TEMPLATE)
     ends = {
-        "bos_token": next((name for name in ("<|bos|>", "<|endoftext|>") if name in special_tokens), None),
-        "eos_token": next((name for name in ("<|assistant_end|>", "<|endoftext|>") if name in special_tokens), None),
+        key: next((name for name in names if name in special_tokens), None)
+        for key, names in {"bos_token": BEGINNINGS, "eos_token": ENDS}.items()
     }
     content = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{key: name for key, name in ends.items() if name},
         "additional_special_tokens": list(special_tokens),
-        "added_tokens_decoder": {str(id): _added(name) for name, id in special_tokens.items()},
+        "added_tokens_decoder": {str(id): added_token(name) for name, id in special_tokens.items()},
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_000_000_000,
         **({"chat_template": CHAT_TEMPLATE} if all(name in special_tokens for name in spelled) else {}),

@@ -64,11 +64,16 @@ class Tokenizer:
     @cached_property
     def bos_id(self) -> int:
         """Id of the special token that begins a document."""
-        names = ("<|bos|>", "<|begin_of_text|>", "<|endoftext|>")
-        name = next((name for name in names if name in self.special_tokens), None)
+        name = next((name for name in huggingface.BEGINNINGS if name in self.special_tokens), None)
         if name is None:
-            raise ValueError(f"the tokenizer has no special token that begins a document; known are {', '.join(names)}")
+            known = ", ".join(huggingface.BEGINNINGS)
+            raise ValueError(f"the tokenizer has no special token that begins a document; known are {known}")
         return self.special_tokens[name]
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """Ids of the tokens that end a reply; one that begins another document does too."""
+        return [*(self.special_tokens[name] for name in huggingface.REPLY_ENDS if name in self.special_tokens), self.bos_id]
 
     @classmethod
     def train(
