@@ -11,6 +11,8 @@ HOSTILE_CODE = """\
 <script>window.bad=1</script>
 ```"""
 
+TABLE = "| stage | loss | note |\n|---|---:|:-:|\n| pretrain | 2.3 | " + "a long remark " * 9 + "|"
+
 
 def answer(question):
     if "sum" in question:
@@ -21,6 +23,8 @@ def answer(question):
         return " ".join(WORDS[:40])
     if "long" in question:
         return " ".join(WORDS)
+    if "table" in question:
+        return TABLE
     if "markdown" in question:
         return "**Bold** and *slanted*\n\n1. one\n2. two\n   - inner\n\n```python\nprint('hi')\n```\n> quoted"
     return f"You said: {question}"

@@ -61,6 +61,14 @@ def test_phone_width_has_a_drawer_and_no_sideways_scroll(open_page):
     assert page.is_visible("#welcome")
 
 
+def test_the_page_itself_never_scrolls(open_page):
+    """What is hidden in a conversation for screen readers once made the page as tall as all of it."""
+    page = open_page(width=320)
+    for number in range(4):
+        say(page, f"middling {number}")
+    assert page.evaluate("document.documentElement.scrollHeight") == 760
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(open_page, tmp_path, theme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()

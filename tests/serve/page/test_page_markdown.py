@@ -201,6 +201,15 @@ def test_markdown_becomes_elements(open_page):
     assert body.locator(".code code").inner_text() == "print('hi')"
 
 
+def test_a_wide_table_scrolls_in_its_box_and_keeps_its_alignment(open_page):
+    page = open_page(width=320)
+    say(page, "table")
+    sides = page.locator("td").evaluate_all("cells => cells.map((cell) => getComputedStyle(cell).textAlign)")
+    assert sides == ["start", "right", "center"]
+    assert page.locator(".table").evaluate("box => box.scrollWidth > box.clientWidth")
+    assert page.evaluate("document.getElementById('scroll').scrollWidth") <= 320
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mixed", "code"])
 def test_an_answer_of_a_megabyte_does_not_stutter(open_page, kind):

@@ -67,8 +67,8 @@ function tokenList(tokens) {
     chosen = Math.min(Math.max(index, 0), nodes.length - 1);
     nodes[chosen].setAttribute("aria-selected", "true");
     list.setAttribute("aria-activedescendant", nodes[chosen].id);
-    nodes[chosen].scrollIntoView({ block: "nearest" });
     detail.replaceChildren(alternatives(tokens[chosen]));
+    for (const node of [detail, nodes[chosen]]) node.scrollIntoView({ block: "nearest" }); // where both don't fit, the token
   }
   list.addEventListener("keydown", (event) => {
     const to = { ArrowRight: chosen + 1, ArrowLeft: chosen - 1, Home: 0, End: nodes.length - 1 }[event.key];
@@ -107,6 +107,7 @@ export async function toggleTokens(chat, message, view) {
     const bits = own.reduce((sum, { probability }) => sum - Math.log2(Math.max(probability, 1e-30)), 0) / Math.max(1, own.length);
     const summary = `${own.length} tokens · ${bits.toFixed(2)} bits each · ${message.model}`;
     panel.replaceChildren(element("p", "summary", summary), ...tokenList(tokens));
+    panel.scrollIntoView({ block: "nearest" });
   } catch (error) {
     panel.replaceChildren(element("p", "error", explain(error)), button("Try again", "quiet", () => {
       panel.remove();
