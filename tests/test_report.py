@@ -239,9 +239,9 @@ def test_scores_carry_their_intervals(tmp_path):
     folder = write_run(tmp_path / "demo", stages=("pretrain",), steps=8)
     with MetricsLog(folder, console=Console(file=io.StringIO())) as log:
         values, intervals = {"arc": 0.5}, {"arc": [0.4, 0.6]}
-        log.evaluation(
-            "sft", 8, values, baselines={"arc": 0.25}, intervals=intervals, notes=["humaneval: ran in the sandbox full"]
-        )
+        notes = ["humaneval: ran in the sandbox full"]
+        for stage in ("sft", "rl"):
+            log.evaluation(stage, 8, values, baselines={"arc": 0.25}, intervals=intervals, notes=notes)
     (folder / "eval").mkdir()
     result = {"accuracy": 0.25, "interval": [0.1, 0.4], "baseline": 0.2, "count": 40, "notes": []}
     kept = {"model": "runs/demo", "settings": {"shots": 5}, "results": {"mmlu": result, "text": {"bpb": 1.0}}}
@@ -250,7 +250,7 @@ def test_scores_carry_their_intervals(tmp_path):
     assert report["intervals"]["sft"] == {"arc": [0.4, 0.6]}
     page = (folder / "report.md").read_text()
     assert "50.0% (40.0 to 60.0)" in page
-    assert "- after sft, humaneval: ran in the sandbox full" in page
+    assert "- humaneval: ran in the sandbox full (after sft, rl)" in page
     assert "| mmlu | 25.0% (10.0 to 40.0) | 20.0% | 40 |" in page
 
 

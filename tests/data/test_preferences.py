@@ -71,3 +71,5 @@ def test_no_file_and_no_rows_are_said(tmp_path):
         read_pairs(tmp_path / "nowhere.jsonl", parse_messages)
     with pytest.raises(ValueError, match="holds no pair"):
         read(tmp_path / "empty.jsonl")
+    with pytest.raises(ValueError, match="equal in every row"):
+        read(tmp_path / "alike.jsonl", {"prompt": "Hi?", "chosen": "Hello.", "rejected": "Hello."})

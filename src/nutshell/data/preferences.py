@@ -42,6 +42,8 @@ def read_pairs(path: str | Path, check: Callable[[Any], Messages]) -> list[Pair]
                 raise ValueError(f"{place}: {error}") from error
     if not pairs:
         raise ValueError(f"{shown(Path(path))} holds no pair; accepted: rows with {NEEDS}.")
+    if all(pair.chosen == pair.rejected for pair in pairs):
+        raise ValueError(f"{shown(Path(path))}: chosen and rejected are equal in every row; accepted: answers that differ.")
     return pairs
 
 

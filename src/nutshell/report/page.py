@@ -88,7 +88,11 @@ def _verdicts(report: dict[str, Any]) -> list[Block]:
             points = f"{abs(verdict['margin']) * 100:.1f} points" if share else f"{abs(verdict['margin']):.4g}"
             word = "met" if verdict["met"] else "**missed**"
             lines.append(f"after {stage}, {name} {value}: target {target} {word} by {points}")
-    lines += [f"after {stage}, {note}" for stage, notes in report["notes"].items() for note in notes]
+    stages_of: dict[str, list[str]] = {}  # most notes come after every stage
+    for stage, notes in report["notes"].items():
+        for note in notes:
+            stages_of.setdefault(note, []).append(stage)
+    lines += [f"{note} (after {', '.join(stages)})" for note, stages in stages_of.items()]
     return [Items(lines)] if lines else []
 
 
