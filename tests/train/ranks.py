@@ -1,4 +1,4 @@
-"""Run by torchrun: trains the given run folders to their end, checking at each step that the ranks' weights are the same bits.
+"""Run by each rank: trains the given run folders to their end, checking at each step that the ranks' weights are the same bits.
 
 ranks.py FOLDER STAGES [SHARD] [DIE_AT]: SHARD is the recipe's; at step DIE_AT rank 1 ends without a word. A file
 pairs.jsonl beside the folder is for DPO.

@@ -1,4 +1,4 @@
-"""Run by torchrun with 4 processes: `shard_ranks.py FOLDER 2,4,1` proves on 2, 4 and 1 ranks that sharding changes only memory.
+"""Run by 4 processes: `shard_ranks.py FOLDER 2,4,1` proves on 2, 4 and 1 ranks that sharding changes only memory.
 
 Every check compares with an unsharded computation of the same step on the same data. An optimizer state found in FOLDER, of
 another number of ranks, is reopened; this number's is left there. Rank 0 prints what it measured as JSON.

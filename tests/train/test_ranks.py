@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rank_processes import run_ranks
 from tiny_run import RUNTIME, STEPS, at_step, lines, recipe
 
 from nutshell import checkpoint
@@ -38,7 +39,8 @@ def test_two_ranks_train_as_one_does_and_go_on_where_one_was_stopped(finished, t
             run_stages(recipe(tmp_path / "resumed"), RUNTIME, ("pretrain",))
     assert len(losses(tmp_path / "resumed", "pretrain")) == 3
 
-    result = torchrun(f"{tmp_path}/two,{tmp_path}/resumed", f"{'+'.join(STEPS)},pretrain")
+    folders = f"{tmp_path}/two,{tmp_path}/resumed"
+    result = run_ranks(SCRIPT, folders, f"{'+'.join(STEPS)},pretrain", ranks=2, folder=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     for stage, steps in STEPS.items():
         assert checkpoint.latest(tmp_path / "two" / stage).name == f"step-{steps:06d}"

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from rank_processes import run_ranks
 from safetensors.torch import load_file
-from test_ranks import torchrun
 
 from nutshell.train.zero import Bucket
 
 SCRIPT = Path(__file__).with_name("shard_ranks.py")
 
 
-def results(*arguments, ranks: int) -> dict:
-    done = torchrun(*arguments, script=SCRIPT, ranks=ranks)
+def results(folder: Path, *arguments, ranks: int) -> dict:
+    done = run_ranks(SCRIPT, folder, *arguments, ranks=ranks, folder=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return {int(world): found for world, found in json.loads(done.stdout.splitlines()[-1]).items()}
 

@@ -3,22 +3,20 @@
 import time
 import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from nutshell.infer.conversation import FittedConversation, fit_conversation
+from nutshell.infer.grammar import Grammar
+from nutshell.infer.sampling import Sampling
 from nutshell.infer.tools import tool_name
 from nutshell.serve.api import APIError, ChatRequest, SamplingFields
 from nutshell.serve.completions import Completion
 from nutshell.serve.models import LoadedModel
 from nutshell.serve.service import Service
 from nutshell.tokenizer.chat import BLANK
-
-if TYPE_CHECKING:
-    from nutshell.infer.grammar import Grammar
-    from nutshell.infer.sampling import Sampling
 
 
 async def answer_chat(service: Service, request: Request) -> Response:
@@ -79,7 +77,7 @@ def check_biases(body: SamplingFields, model: LoadedModel) -> None:
         raise APIError(400, message, param="logit_bias")
 
 
-async def json_grammar(service: Service, body: SamplingFields, model: LoadedModel) -> "Grammar | None":
+async def json_grammar(service: Service, body: SamplingFields, model: LoadedModel) -> Grammar | None:
     """What `response_format` asks for, compiled off the event loop; None for text."""
     schema = body.json_schema()
     if schema is None:
@@ -94,11 +92,9 @@ async def json_grammar(service: Service, body: SamplingFields, model: LoadedMode
 
 
 def sampling_of(
-    body: SamplingFields, max_tokens: int, index: int, top_logprobs: int | None, grammar: "Grammar | None" = None
-) -> "Sampling":
+    body: SamplingFields, max_tokens: int, index: int, top_logprobs: int | None, grammar: Grammar | None = None
+) -> Sampling:
     """With OpenAI's defaults. With a seed, choice 0 is what `n: 1` would give, and choice i has the seed plus i."""
-    from nutshell.infer.sampling import Sampling  # imports torch, which the page need not wait for
-
     top_p = 1.0 if body.top_p is None else body.top_p
     temperature = 1.0 if body.temperature is None else body.temperature
     return Sampling(

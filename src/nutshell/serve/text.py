@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 from fastapi.responses import Response
 
+from nutshell.infer.grammar import Grammar
 from nutshell.serve.api import APIError, TextRequest
 from nutshell.serve.chat import check_biases, json_grammar, sampling_of
 from nutshell.serve.completions import Completion, Logprob
@@ -18,7 +19,6 @@ from nutshell.serve.service import Service
 from nutshell.serve.worker import RequestHandle
 
 if TYPE_CHECKING:
-    from nutshell.infer.grammar import Grammar
     from nutshell.serve.scoring import Scored
 
 
@@ -75,7 +75,7 @@ class TextCompletion(Completion):
         self.model, self.body, self.prompts, self.n = model, body, prompts, body.n or 1
         self.echoed: list[list[Scored]] = []  # of each prompt, without the <|bos|> that was put before a text
 
-    async def begin(self, grammar: "Grammar | None") -> None:
+    async def begin(self, grammar: Grammar | None) -> None:
         """Score what is echoed, and hand what has to be generated to the engine.
 
         The one greedy token that evaluation harnesses ask for is known once its prompt is scored.

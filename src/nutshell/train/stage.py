@@ -109,7 +109,7 @@ class Stage:
             "tokens": result.tokens,
             "loss": result.loss,
             "grad_norm": result.grad_norm,
-            "lr": result.lr * min(group.lr for group in self.optimizer.groups if group.rule == "muon"),
+            "lr": result.lr * min(group.lr for group in self.optimizer.groups if group.row.name == "matrices"),
             "tokens_per_second": result.tokens / result.seconds,
             "mfu": self.mfu(result),
             "peak_memory_bytes": peak_memory_bytes(self.run.runtime.device),

@@ -10,6 +10,7 @@ the model comes to work all of them out, which nobody told it to. Words are held
 """
 
 import random
+from functools import cache
 
 from nutshell.data.primer.letters import INVENTED_WORDS_IN_CHAT, INVENTED_WORDS_IN_RL
 from nutshell.data.primer.problem import Message, Problem, assistant, user
@@ -57,8 +58,12 @@ def vowels_problem(rng: random.Random) -> Problem:
 def held_out_vowels(rng: random.Random) -> Problem:
     """A test problem, with a word that no training text contains. One, two and three vowels are as frequent, so that no one count
     is a good guess."""
-    count = rng.randint(1, 3)
-    return _problem(rng, rng.choice([word for word in held_out_words() if count_vowels(word) == count]))
+    return _problem(rng, rng.choice(_held_out_words(rng.randint(1, 3))))
+
+
+@cache
+def _held_out_words(vowels: int) -> list[str]:
+    return [word for word in held_out_words() if count_vowels(word) == vowels]
 
 
 def _problem(rng: random.Random, word: str) -> Problem:
