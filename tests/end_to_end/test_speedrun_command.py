@@ -168,7 +168,7 @@ def test_a_budget_is_planned_once_and_a_run_with_that_plan_is_the_same_when_it_i
     command = nursery("speedrun", "--out", tmp_path / "whole", *flags.split())
     assert command.wait() == 0, command.output
     plan = json.loads((tmp_path / "whole" / "plan.json").read_text())
-    assert plan["refitted"] == ["midtrain", "sft", "rl"]
+    assert plan["refitted"] == ["midtrain", "sft", "dpo", "rl"]
     folder = tmp_path / "killed"
     folder.mkdir()
     shutil.copy(tmp_path / "whole" / "plan.json", folder)

@@ -130,9 +130,9 @@ class Front:
             if status != 200:
                 return Response(body, status, media_type="application/json")
             texts[str(server.number)] = body.decode()
-        registry = CollectorRegistry()
-        registry.register(Merged(texts))
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        merged = CollectorRegistry()
+        merged.register(Merged(texts))
+        return Response(generate_latest(merged), media_type=CONTENT_TYPE_LATEST)
 
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
