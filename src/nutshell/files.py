@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -165,8 +166,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def shown(path: Path | str) -> str:
-    """A path for messages: what is not UTF-8 in its name becomes U+FFFD."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """A path for messages: what is not UTF-8 in its name, or moves the cursor, becomes U+FFFD."""
+    return re.sub("[\x00-\x1f\x7f]", "\ufffd", os.fsencode(path).decode("utf-8", "replace"))
 
 
 def kind_of(path: Path) -> str:
@@ -196,6 +197,15 @@ def _read(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
             yield from iter(lambda: read(stream), b"")
     except (pyarrow.ArrowException, OSError, EOFError) as error:
         raise ValueError(f"{shown(path)} cannot be unpacked ({error}): it is damaged, incomplete or not {codec}") from error
+
+
+_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+def encoding_of(file: Path) -> str:
+    """What a byte order mark says; else UTF-8."""
+    start = next(read_blocks(file), b"")
+    return next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
 
 
 def text_blocks(file: Path, encoding: str = "utf-8") -> Iterator[str]:
@@ -260,25 +270,41 @@ def json_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None
 
 
 def csv_rows(
-    path: Path, bad: Callable[[str, ValueError], object] | None = None, encoding: str = "utf-8"
+    path: Path, bad: Callable[[str, ValueError], object] | None = None, encoding: str = ""
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Each row of a table with a head as {column: cell}. Cells of a .tsv are parted by tabs, else by the one of , ; and tab that
-    the head has most of. A row with more or fewer cells than the head raises ValueError, or is handed to `bad`."""
+    the head has most of. Without an `encoding`, see `encoding_of`. A row with more or fewer cells than the head, or with an open
+    quotation mark, raises ValueError, or is handed to `bad`."""
     csv.field_size_limit(1 << 30)  # the default refuses cells of more than 131,072 characters
-    lines = lines_of(text_blocks(path, encoding))
+    quotes = 0
+
+    def counted(lines: Iterator[str]) -> Iterator[str]:
+        nonlocal quotes
+        for line in lines:
+            quotes += line.count('"')
+            yield line
+
+    lines = counted(lines_of(text_blocks(path, encoding or encoding_of(path))))
     head = next(lines, "")
     delimiter = "\t" if kind_of(path) == ".tsv" else max(",;\t", key=head.count)
     reader = csv.reader(itertools.chain([head], lines), delimiter=delimiter)
     columns = next(reader, [])
+    begins, quotes = reader.line_num + 1, 0
     for cells in reader:
-        place = f"{shown(path)}, line {reader.line_num}"
-        if len(cells) == len(columns):
-            yield place, dict(zip(columns, cells, strict=True))
-        elif cells:
-            error = ValueError(f"{place}: {len(cells)} cells where the head has {len(columns)} columns")
+        place, wrong = f"{shown(path)}, line {reader.line_num}", ""
+        if begins < reader.line_num and quotes % 2:
+            place = f"{shown(path)}, line {begins}"
+            wrong = f"a quotation mark is not closed until line {reader.line_num}"
+        elif cells and len(cells) != len(columns):
+            wrong = f"{len(cells)} cells where the head has {len(columns)} columns"
+        begins, quotes = reader.line_num + 1, 0
+        if wrong:
+            error = ValueError(f"{place}: {wrong}")
             if bad is None:
                 raise error
             bad(place, error)
+        elif cells:
+            yield place, dict(zip(columns, cells, strict=True))
 
 
 def lines_of(blocks: Iterable[str]) -> Iterator[str]:

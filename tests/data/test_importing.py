@@ -16,6 +16,7 @@ from nutshell.data import importing, shuffle
 from nutshell.data.html import html_text
 from nutshell.data.near_duplicates import NearDuplicates, sequences
 from nutshell.data.shards import open_shards
+from nutshell.run.lock import run_lock
 
 
 def pdf(text: str) -> bytes:
@@ -169,12 +170,15 @@ def test_folders_named_for_validation_are_held_out(run_command, tmp_path):
         ({"a.txt": b"short"}, "a.txt --min-chars 9", "no document is left of these files: 1 too short"),
         ({"a.csv": b"text\n1,2\n"}, "a.csv", "a.csv, line 2: 2 cells where the head has 1 columns. Mend it, or leave out"),
         ({"a.csv": b"text\n1,2\n"}, "a.csv --skip-bad", "1 N cells where the head has N columns; a.csv, line 2: 2 cells"),
+        ({"a.csv": b'text,n\na,1\n"b,2\nc,3\n'}, "a.csv", "a.csv, line 3: a quotation mark is not closed until line 4. Mend it"),
         ({"a.jsonl": b'{"text": 1}'}, "a.jsonl", "a.jsonl, line 1: column 'text' holds a number, not a string. Mend it"),
         ({"a.parquet": b"PAR1"}, "a.parquet", "a.parquet cannot be read as Parquet"),
         ({"a.txt.gz": b"\x1f\x8b"}, "a.txt.gz", "a.txt.gz cannot be unpacked"),
         ({"a.exe": b"MZ"}, "a.exe", "has suffix '.exe'; accepted are .txt"),
         ({}, "nowhere", "nowhere does not exist"),
         ({"a.txt": b"x"}, "a.txt --encoding klingon", "--encoding klingon is unknown"),
+        ({"a.txt": b"x"}, "a.txt --encoding base64", "--encoding base64 is unknown"),
+        ({"shards": b"x", "a.txt": b"text"}, "a.txt", "shards is not an empty folder"),
         ({"a.txt": b"x"}, "a.txt --min-chars 9 --max-chars 2", "--max-chars 2; accepted"),
         ({"a.txt": b"x"}, "a.txt --near-duplicates 8", "accepted: 0.5 to 1"),
     ],
@@ -241,6 +245,34 @@ def test_tables_in_any_encoding_packed(run_command, tmp_path, pack, encoding):
     code, _, err = run_command(f"data import a.csv{pack} --out shards" + " --encoding cp1252" * (encoding == "cp1252"))
     assert code == 0, err
     assert texts(tmp_path / "shards") == {"für; alle", "two\nlines"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+def test_tables_of_a_folder_are_looked_at_in_their_encoding(run_command, tmp_path, encoding):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        (tmp_path / "in" / f"{name}.csv").write_bytes(f"text\nüber {name}\n".encode(encoding))
+    code, _, err = run_command("data import in --out shards" + " --encoding cp1252" * (encoding == "cp1252"))
+    assert code == 0, err
+    assert texts(tmp_path / "shards") == {"über a", "über b"}
+
+
+def test_a_folder_of_tables_without_text_is_told_by_their_columns(run_command, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("x,y\n1,2\n")
+    code, _, err = run_command("data import in --out shards")
+    assert code == 2
+    assert "a.csv, line 2: no column 'text'; found x, y" in err
+
+
+def test_one_import_at_a_time_works_on_a_folder(run_command, tmp_path):
+    (tmp_path / "a.txt").write_text("some words to take in")
+    with run_lock(tmp_path / ".shards.lock"):
+        code, _, err = run_command("data import a.txt --out shards")
+    assert code == 2
+    assert "another job is working in .shards.lock" in err
+    assert run_command("data import a.txt --out shards")[0] == 0
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "shards"]
 
 
 def test_an_import_goes_on_after_an_interruption(run_command, tmp_path, monkeypatch):

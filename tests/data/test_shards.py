@@ -91,7 +91,7 @@ def test_too_little_text(tmp_path, documents, message):
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match="is not an empty folder"):
         write_shards(DOCUMENTS, tmp_path)
 
 

@@ -150,7 +150,8 @@ def test_what_is_exported_is_imported_again_to_the_bit(tmp_path, depth):
     pytest.importorskip("tiktoken", reason="tiktoken is not installed")
     model = save_folder(tmp_path / "model", **SAID_BY_NANOCHAT | {"depth": depth})
     out = export_nanochat(model, tmp_path / "out")
-    import_nanochat(out / "base_checkpoints" / f"d{depth}", tmp_path / "again")
+    assert (out / "base_checkpoints" / f"d{depth}" / "model_000000.pt").is_file()
+    import_nanochat(out, tmp_path / "again")
     (ours, tok), (again, same) = nutshell.load(model), nutshell.load(tmp_path / "again")
     assert (again.config, same.merges, same.encode(TEXT)) == (ours.config, tok.merges, tok.encode(TEXT))
     assert (model / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
@@ -197,6 +198,21 @@ def test_what_nanochat_does_otherwise_is_named(refused, tmp_path, changes, messa
         shape = {"architecture": "portable"}
     model = save_folder(tmp_path / "model", **shape)
     refused(tmp_path, message, "export", "nanochat", model, tmp_path / "out")
+
+
+def test_a_full_disk_is_named_and_nothing_stays(refused, command, tmp_path, monkeypatch):
+    pytest.importorskip("tiktoken", reason="tiktoken is not installed")
+    resource = pytest.importorskip("resource", reason="Windows has no limit for files")
+    model = save_folder(tmp_path / "model", **SAID_BY_NANOCHAT)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        code, out, err = command("export", "nanochat", model, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (code, out) == (1, "")
+    assert "out: File too large. Nothing was left behind. Make room on the disk." in err
+    assert [*tmp_path.iterdir()] == [model]
 
 
 class Hostile:

@@ -24,7 +24,7 @@ from nutshell.data.rows import ROW_KINDS, TABLES, Bad, kind_of_error
 from nutshell.data.shards import read_manifest, refuse_filled, write_with
 from nutshell.data.shuffle import Layout, shuffle_files
 from nutshell.data.text import TEXT_KINDS, Notes, find_column, find_files, read_file, split_text
-from nutshell.files import kind_of, lines_of, read_blocks, shown, text_blocks
+from nutshell.files import encoding_of, kind_of, lines_of, read_blocks, shown, text_blocks
 
 PAGES, PDF = (".html", ".htm", ".xhtml"), (".pdf",)
 _CODE = (
@@ -65,7 +65,7 @@ class Choice:
         if unknown := sorted({*self.languages}.difference(known_languages())) if self.languages else []:
             raise ValueError(f"--language {unknown[0]} is unknown; accepted: {', '.join(known_languages())}.")
         try:
-            codecs.lookup(self.encoding or "utf-8")
+            "a".encode(self.encoding or "utf-8")  # base64 is a codec too, but of no text
         except LookupError:
             raise ValueError(f"--encoding {self.encoding} is unknown; accepted: utf-8, utf-16, latin-1, cp1252 ...") from None
 
@@ -82,7 +82,8 @@ def import_files(
     refuse_filled(folder)
     with tempfile.TemporaryDirectory() as temporary:
         named = [str(_from_stdin(Path(temporary))) if path == "-" else path for path in paths]
-        found = find_files(named, KINDS, lambda row: isinstance(row, dict) and (choice.column or find_column(row)) in row)
+        fits = partial(_has_column, column=choice.column)
+        found = find_files(named, KINDS, fits, choice.encoding)
         files = [[shown(file), file.stat().st_size, file.stat().st_mtime_ns] for file in (*found.val, *found.train)]
         seen = NearDuplicates(choice.near_duplicates) if choice.near_duplicates else None
         read = partial(read_chosen, choice=choice, seen=seen)
@@ -105,6 +106,10 @@ def import_files(
     facts |= {"first_bad": next(iter(notes["first bad"]), ""), "files_left_out": dict(+found.left_out)}
     note(_summary(facts, sorted(notes["column"])))
     return facts
+
+
+def _has_column(row: Any, column: str) -> bool:
+    return isinstance(row, dict) and (column or find_column(row)) in row
 
 
 def _summary(facts: dict[str, Any], columns: list[str]) -> str:
@@ -201,21 +206,18 @@ def read_any(file: Path, choice: Choice, notes: Notes, bad: Bad) -> Iterator[str
     return split_text(blocks, WHOLE)
 
 
-_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
 
 
 def _encoding(file: Path, kind: str) -> str:
     """What a byte order mark says, or a page of itself; else UTF-8."""
-    start = next(read_blocks(file), b"")[:4096]
-    if said := next((name for mark, name in _MARKS.items() if start.startswith(mark)), ""):
-        return said
-    if kind in PAGES and (charset := _CHARSET.search(start)):
+    said = encoding_of(file)
+    if said == "utf-8" and kind in PAGES and (charset := _CHARSET.search(next(read_blocks(file), b"")[:4096])):
         try:
             return codecs.lookup(charset[1].decode()).name
         except LookupError:
             pass
-    return "utf-8"
+    return said
 
 
 def _pdf_text(file: Path) -> str:

@@ -19,7 +19,7 @@ Bad = Callable[[str, ValueError], object]
 """Hears the place of a bad row and what is wrong with it, and reading goes on."""
 
 
-def file_rows(file: Path, bad: Bad | None = None, encoding: str = "utf-8") -> Iterator[tuple[str, Any]]:
+def file_rows(file: Path, bad: Bad | None = None, encoding: str = "") -> Iterator[tuple[str, Any]]:
     """(place, row) of a file of `ROW_KINDS`; the encoding is that of tables. Rows that cannot be parsed go to `bad`; without it
     they raise ValueError, as does a file that is damaged."""
     if kind_of(file) == ".parquet":

@@ -83,9 +83,9 @@ def write_shards(
 
 
 def refuse_filled(folder: Path) -> None:
-    """ValueError where the folder for shards, which may not exist yet, holds something."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; delete it or choose another folder for the shards")
+    """ValueError where the folder for shards, which may not exist yet, holds something or is a file."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder; delete it or choose another folder for the shards")
 
 
 def write_with(

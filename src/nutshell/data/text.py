@@ -85,8 +85,10 @@ def find_text(paths: Path | str | Iterable[Path | str]) -> Found:
     return find_files(paths, TEXT_KINDS, lambda row: isinstance(row, dict) and find_column(row) is not None)
 
 
-def find_files(paths: Path | str | Iterable[Path | str], kinds: tuple[str, ...], fits: Callable[[Any], bool]) -> Found:
-    """The files that `paths` name, folders searched recursively, links followed.
+def find_files(
+    paths: Path | str | Iterable[Path | str], kinds: tuple[str, ...], fits: Callable[[Any], bool], encoding: str = ""
+) -> Found:
+    """The files that `paths` name, folders searched recursively, links followed. The encoding is that of tables.
 
     A file that is named itself is taken whatever it is called. In folders these are left out and counted: other kinds of
     files, those about the data (README.md, requirements.txt), run folders, test files, files of rows whose first row does not
@@ -95,11 +97,11 @@ def find_files(paths: Path | str | Iterable[Path | str], kinds: tuple[str, ...],
     a fitting file.
     """
     found = Found()
-    accepted = f"{', '.join(kinds)} (also {', '.join(COMPRESSED)})"
+    accepted = f"{', '.join(kinds[:15])}{' and other code' * (len(kinds) > 15)} (also {', '.join(COMPRESSED)})"
     several = [paths] if isinstance(paths, (str, Path)) else list(paths)
     for path in map(Path, several):
         if path.is_dir():
-            _add_folder(found, path, kinds, fits, accepted)
+            _add_folder(found, path, kinds, lambda file: _first_row_fits(file, fits, encoding), accepted)
         elif not path.exists():
             raise FileNotFoundError(f"{shown(path)} does not exist: give a file ({accepted}) or a folder of such files")
         elif kind_of(path) not in kinds:
@@ -112,7 +114,7 @@ def find_files(paths: Path | str | Iterable[Path | str], kinds: tuple[str, ...],
     return found
 
 
-def _add_folder(found: Found, folder: Path, kinds: tuple[str, ...], fits: Callable[[Any], bool], accepted: str) -> None:
+def _add_folder(found: Found, folder: Path, kinds: tuple[str, ...], fits: Callable[[Path], bool], accepted: str) -> None:
     left_out: Counter[str] = Counter()
     taken: list[Path] = []
     for file in sorted(files_below(folder, left_out)):
@@ -122,9 +124,7 @@ def _add_folder(found: Found, folder: Path, kinds: tuple[str, ...], fits: Callab
             left_out[file.name] += 1
         else:
             taken.append(file)
-    fitting = [file for file in taken if _first_row_fits(file, fits)]
-    if not fitting:  # reading says what is wrong with them
-        fitting = [file for file in taken if kind_of(file) not in (".json", *TABLES)]
+    fitting = [file for file in taken if fits(file)] or taken  # of which reading says what is wrong with them
     left_out.update(f"{_suffix(file)} with other rows" for file in set(taken).difference(fitting))
     if not fitting:
         raise ValueError(f"no data file in the folder {shown(folder)} (found: {_counts(left_out) or 0}); accepted are {accepted}")
@@ -135,14 +135,14 @@ def _add_folder(found: Found, folder: Path, kinds: tuple[str, ...], fits: Callab
     found.left_out += left_out
 
 
-def _first_row_fits(file: Path, fits: Callable[[Any], bool]) -> bool:
+def _first_row_fits(file: Path, fits: Callable[[Any], bool], encoding: str) -> bool:
     """Whether a file of rows is one of those looked for. Of a broken one only reading says what is wrong."""
     try:
         if kind_of(file) == ".parquet":
             with open_parquet(file) as parquet:
                 return fits(dict.fromkeys(parquet.schema_arrow.names))
         if kind_of(file) in ROW_KINDS:
-            first = [fits(row) for _, row in itertools.islice(file_rows(file), 1)]
+            first = [fits(row) for _, row in itertools.islice(file_rows(file, None, encoding), 1)]
             return first[0] if first else kind_of(file) not in TABLES
     except (ValueError, OSError):
         return kind_of(file) not in (".json", *TABLES)
@@ -183,7 +183,7 @@ def names_of(files: list[Path]) -> str:
 
 
 def read_file(
-    file: Path, notes: Notes | None = None, column: str = "", bad: Bad | None = None, encoding: str = "utf-8"
+    file: Path, notes: Notes | None = None, column: str = "", bad: Bad | None = None, encoding: str = ""
 ) -> Iterator[str]:
     """The documents of one file that are more than white space, of `column` where that is named and the file has columns.
     A bad row goes to `bad`; without it, and for a file that cannot be read, ValueError."""
@@ -232,13 +232,14 @@ def find_column(names: Iterable[str]) -> str | None:
 
 
 def _column_of(where: str, names: list[str], notes: Notes | None = None, column: str = "") -> str:
+    there = ", ".join(map(str, names[:20])) or "none"
     if column and column not in names:
-        raise ValueError(f"{where}: no column {column!r}; found {', '.join(map(str, names[:20])) or 'none'}")
+        raise ValueError(f"{where}: no column {column!r}; found {there:.300}")
     found = column or find_column(names)
     if found is None:
         hint = "; these look like conversations, which are read for fine-tuning"
         hint = hint if {"messages", "conversations"} & {*names} else f"; accepted are {', '.join(COLUMNS)}"
-        raise ValueError(f"{where}: no column 'text'; found {', '.join(map(str, names[:20])) or 'none'}{hint}")
+        raise ValueError(f"{where}: no column 'text'; found {there:.300}{hint}")
     if found != "text" and notes is not None:
         notes["column"][found] += 1
     return found
@@ -277,6 +278,8 @@ def text_columns(file: Path, notes: Notes | None = None, column: str = "") -> It
 def text_column(file: Path, schema: pyarrow.Schema, notes: Notes | None = None, asked: str = "") -> str:
     """The name of a Parquet file's column of text. ValueError where it has none, or one that holds something else."""
     column = _column_of(shown(file), schema.names, notes, asked)
+    if schema.names.count(column) > 1:
+        raise ValueError(f"{shown(file)} has several columns {column!r}; one is needed")
     kind = schema.field(column).type
     value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     if str(value) not in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view"):

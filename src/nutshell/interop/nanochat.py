@@ -53,13 +53,15 @@ PADDED_TO = 64
 
 
 def import_nanochat(folder: Path, out: Path) -> Decoder:
-    """Write the model folder `out` from a checkpoint folder of nanochat and return its model.
+    """Write the model folder `out` from a checkpoint folder of nanochat, or a base directory with one, and return its model.
 
     FileNotFoundError for a missing folder or file; ValueError for a pickle of anything else, or a shape that is not ours.
     """
     refuse_existing(out)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist. Give a folder with model_NNNNNN.pt and meta_NNNNNN.json.")
+    if len(only := {file.parent for file in folder.glob("*_checkpoints/*/model_*.pt")}) == 1:
+        folder = only.pop()
     steps = sorted(path for path in folder.iterdir() if re.fullmatch(r"model_\d+\.pt", path.name))
     if not steps:
         raise FileNotFoundError(f"{folder} holds no model_NNNNNN.pt. Give a folder such as base_checkpoints/d20.")
@@ -99,8 +101,8 @@ def export_nanochat(model: Path, out: Path) -> Path:
         checkpoint = folder / f"{STAGES.get(meta.get('stage', ''), 'base')}_checkpoints" / f"d{config.depth}"
         checkpoint.mkdir(parents=True)
         step = meta.get("step", 0)
-        with (checkpoint / f"model_{step:06d}.pt").open("wb") as file:  # whose errors are those of the system
-            torch.save(weights, file)
+        torch.save(weights, content := io.BytesIO())  # of a full disk torch would say "unexpected pos"
+        (checkpoint / f"model_{step:06d}.pt").write_bytes(content.getbuffer())
         write_json(checkpoint / f"meta_{step:06d}.json", {"step": step, "max_seq_len": config.context, "model_config": theirs})
     return out
 

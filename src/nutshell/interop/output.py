@@ -42,6 +42,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in FULL_DISK:
             raise
-        raise OSError(f"cannot write {path}: {error}. Nothing was left behind. Make room on the disk.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OSError(f"cannot write {path}: {reason}. Nothing was left behind. Make room on the disk.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
