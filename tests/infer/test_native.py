@@ -197,12 +197,3 @@ def test_a_decoder_refuses_what_does_not_fit_its_shape():
             native.native_shape(model.config, 90), {}.__getitem__, kind="float32", threads=1, blocks=4, bf16=False,
             keys=(0, 0), values=(0, 0), logits=(0, 0),
         )  # fmt: skip
-
-
-def test_threads_leave_busy_cores_alone(monkeypatch):
-    monkeypatch.setattr(native.os, "cpu_count", lambda: 8)
-    for load, most, expected in ((0.2, 4, 4), (0.2, 16, 8), (5.6, 8, 2), (30.0, 8, 1), (0.0, 1, 1)):
-        monkeypatch.setattr(native.os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
-        native.free_threads.cache_clear()
-        assert native.free_threads(most) == expected
-    native.free_threads.cache_clear()

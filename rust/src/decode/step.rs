@@ -237,7 +237,7 @@ impl<E: Element> Part<'_, E> {
 
     /// This thread's share of 0..count.
     fn share(&self, count: usize) -> Range<usize> {
-        share(count, self.model.workspace.scratch.len(), self.thread)
+        share(count, self.barrier.threads(), self.thread)
     }
 
     /// This thread's columns of what a product with so many outputs has written.

@@ -3,9 +3,10 @@
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread::{park, yield_now, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// Looks at a flag before the thread gives its core away: more costs milliseconds where cores are busy.
 const SPINS: usize = 400;
@@ -18,36 +19,93 @@ struct Apart<T>(T);
 
 /// Lets nobody pass before all have come.
 pub struct Barrier {
-    threads: usize,
+    /// How many it is for: changes between jobs.
+    threads: AtomicUsize,
     arrived: Apart<AtomicUsize>,
     round: Apart<AtomicUsize>,
+    /// Nanoseconds that threads have waited after they gave their core away.
+    lost: AtomicU64,
 }
 
 impl Barrier {
-    fn new(threads: usize) -> Barrier {
-        Barrier { threads, arrived: Apart(AtomicUsize::new(0)), round: Apart(AtomicUsize::new(0)) }
+    fn new() -> Barrier {
+        let number = || Apart(AtomicUsize::new(0));
+        Barrier { threads: AtomicUsize::new(1), arrived: number(), round: number(), lost: AtomicU64::new(0) }
+    }
+
+    /// How many threads take part in this job.
+    pub fn threads(&self) -> usize {
+        self.threads.load(Ordering::Relaxed)
     }
 
     /// Waits for the others. What any thread wrote before is seen by all afterwards.
     pub fn wait(&self) {
-        if self.threads == 1 {
+        let threads = self.threads();
+        if threads == 1 {
             return;
         }
         let round = self.round.0.load(Ordering::Acquire);
-        if self.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
+        if self.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == threads {
             self.arrived.0.store(0, Ordering::Relaxed);
             self.round.0.store(round.wrapping_add(1), Ordering::Release);
             return;
         }
-        let mut looks = 0;
+        let (mut looks, mut yielding) = (0, None);
         while self.round.0.load(Ordering::Acquire) == round {
             looks += 1;
             if looks < SPINS {
-                spin_loop()
+                spin_loop();
             } else {
-                yield_now()
+                yielding.get_or_insert_with(Instant::now);
+                yield_now();
             }
         }
+        if let Some(since) = yielding {
+            self.lost.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How many threads a job gets. Where other programs hold the cores, threads that meet five times a layer wait for each other:
+/// two of them took 15 to 600 times as long as one (16 programs on two cores). So where more than half of their time is lost in waiting, half as many go on,
+/// and twice as many are tried again after a while, which doubles each time it was in vain.
+struct Pace {
+    threads: usize,
+    most: usize,
+    /// Time of jobs, and what all threads lost of it, since the number of threads was last judged.
+    spent: Duration,
+    lost: Duration,
+    rest: Duration,
+}
+
+/// Of jobs, before the number of threads is judged: several of the operating system's slices.
+const JUDGED: Duration = Duration::from_millis(20);
+/// Of jobs with fewer threads, before more are tried.
+const RESTS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
+
+impl Pace {
+    fn new(most: usize) -> Pace {
+        Pace { threads: most, most, spent: Duration::ZERO, lost: Duration::ZERO, rest: RESTS.0 }
+    }
+
+    /// Takes note of a job.
+    fn note(&mut self, spent: Duration, lost: Duration) {
+        (self.spent, self.lost) = (self.spent + spent, self.lost + lost);
+        if self.spent < JUDGED {
+            return;
+        }
+        let threads = if self.lost > self.spent * self.threads as u32 / 2 {
+            self.rest = (self.rest * 2).min(RESTS.1);
+            self.threads.div_ceil(2)
+        } else if self.threads == self.most {
+            self.rest = RESTS.0;
+            self.most
+        } else if self.spent > self.rest {
+            (2 * self.threads).min(self.most)
+        } else {
+            return;
+        };
+        *self = Pace { threads, rest: self.rest, ..Pace::new(self.most) };
     }
 }
 
@@ -56,10 +114,14 @@ type Job = *const (dyn Fn(usize, &Barrier) + Sync);
 struct Board {
     /// Written by `Team::run` alone, before it raises `posted`; read by the workers after they have seen that.
     job: UnsafeCell<Option<Job>>,
+    /// The number of the job times `MOST_THREADS`, plus how many workers it is for: the first ones.
     posted: Apart<AtomicUsize>,
     leaving: AtomicBool,
     barrier: Barrier,
 }
+
+/// Of a team.
+const MOST_THREADS: usize = 1024;
 
 // SAFETY: `job` is written while all workers wait for `posted` to change, and read after they have seen it change (Release
 // and Acquire order the two), until they meet at the barrier that `run` waits for before it returns. All else is atomic.
@@ -71,16 +133,18 @@ unsafe impl Send for Board {}
 pub struct Team {
     board: Arc<Board>,
     workers: Vec<JoinHandle<()>>,
+    pace: Pace,
 }
 
 impl Team {
-    /// A team of `threads`, the caller included.
+    /// A team of at most `threads`, the caller included.
     pub fn new(threads: usize) -> std::io::Result<Team> {
+        let threads = threads.min(MOST_THREADS);
         let board = Arc::new(Board {
             job: UnsafeCell::new(None),
             posted: Apart(AtomicUsize::new(0)),
             leaving: AtomicBool::new(false),
-            barrier: Barrier::new(threads),
+            barrier: Barrier::new(),
         });
         let mut workers = Vec::new();
         for index in 1..threads {
@@ -88,24 +152,30 @@ impl Team {
             let builder = std::thread::Builder::new().name(format!("nutshell-decode-{index}"));
             workers.push(builder.spawn(move || work(&board, index))?);
         }
-        Ok(Team { board, workers })
+        Ok(Team { board, workers, pace: Pace::new(threads) })
     }
 
-    /// Calls `job(thread, barrier)` on all threads at once and returns when all have returned.
+    /// Calls `job(thread, barrier)` on `barrier.threads()` threads at once and returns when all have returned.
     pub fn run(&mut self, job: &(dyn Fn(usize, &Barrier) + Sync)) {
         let guard = AbortOnPanic;
         // SAFETY: only the lifetime is forgotten. Workers use the job before the last barrier below, which this call waits for.
         let forever = unsafe {
             std::mem::transmute::<&(dyn Fn(usize, &Barrier) + Sync), &'static (dyn Fn(usize, &Barrier) + Sync)>(job)
         };
-        // SAFETY: `&mut self`: no other job is running, so all workers wait for `posted`.
-        unsafe { *self.board.job.get() = Some(forever) };
-        self.board.posted.0.fetch_add(1, Ordering::Release);
-        for worker in &self.workers {
+        let (board, began, workers) = (&self.board, Instant::now(), self.pace.threads - 1);
+        // SAFETY: `&mut self`: no other job is running, so no worker reads the job before `posted` says that it is for it.
+        unsafe { *board.job.get() = Some(forever) };
+        board.barrier.threads.store(workers + 1, Ordering::Relaxed);
+        let number = board.posted.0.load(Ordering::Relaxed) / MOST_THREADS + 1;
+        board.posted.0.store(number.wrapping_mul(MOST_THREADS) + workers, Ordering::Release);
+        for worker in &self.workers[..workers] {
             worker.thread().unpark();
         }
-        job(0, &self.board.barrier);
-        self.board.barrier.wait();
+        job(0, &board.barrier);
+        board.barrier.wait();
+        if self.pace.most > 1 {
+            self.pace.note(began.elapsed(), Duration::from_nanos(board.barrier.lost.swap(0, Ordering::Relaxed)));
+        }
         std::mem::forget(guard);
     }
 }
@@ -113,7 +183,7 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         self.board.leaving.store(true, Ordering::Release);
-        self.board.posted.0.fetch_add(1, Ordering::Release);
+        self.board.posted.0.fetch_add(MOST_THREADS, Ordering::Release);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
             let _ = worker.join();
@@ -145,12 +215,15 @@ fn work(board: &Board, index: usize) {
                 park();
             }
         }
-        seen += 1;
+        seen = board.posted.0.load(Ordering::Acquire);
         if board.leaving.load(Ordering::Acquire) {
             std::mem::forget(guard);
             return;
         }
-        // SAFETY: `posted` has changed, so `run` has written the job and keeps it alive until the barrier below.
+        if index > seen % MOST_THREADS {
+            continue; // not for this one: `run` does not wait for it, and may post the next at any time
+        }
+        // SAFETY: `posted` says that the job is for this worker, so `run` has written it and keeps it alive until the barrier below.
         let job = unsafe { (*board.job.get()).map(|job| &*job) };
         if let Some(job) = job {
             job(index, &board.barrier);
@@ -199,5 +272,50 @@ impl Shared {
         let cells = self.cells(token, columns);
         // SAFETY: the cells are neighbours in memory, and by the caller's promise nobody else touches them.
         unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_runs_once_on_each_of_its_threads_however_many_those_are() {
+        let mut team = Team::new(4).expect("threads");
+        for job in 0..2_000 {
+            team.pace = Pace { threads: job * 7 % 11 % 4 + 1, ..Pace::new(4) };
+            let expected = team.pace.threads;
+            let calls: [AtomicUsize; 4] = Default::default();
+            team.run(&|thread, barrier| {
+                assert_eq!(barrier.threads(), expected);
+                calls[thread].fetch_add(1, Ordering::Relaxed);
+                barrier.wait();
+                assert!(calls[..expected].iter().all(|calls| calls.load(Ordering::Relaxed) == 1));
+            });
+            assert!(calls
+                .iter()
+                .enumerate()
+                .all(|(thread, n)| n.load(Ordering::Relaxed) == usize::from(thread < expected)));
+        }
+    }
+
+    #[test]
+    fn fewer_threads_go_on_while_most_of_their_time_is_lost_and_more_are_tried_ever_less_often() {
+        let ms = Duration::from_millis;
+        let (mut pace, mut tried) = (Pace::new(4), Vec::new());
+        for job in 0..2000 {
+            let before = pace.threads;
+            pace.note(ms(10), ms(if before > 1 { 10 * before as u64 * 6 / 10 } else { 0 }));
+            if pace.threads > before {
+                tried.push(10 * job);
+            }
+        }
+        let rests: Vec<i64> = tried.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(tried.len() >= 5 && rests.windows(2).all(|pair| pair[0] <= pair[1]), "{tried:?}");
+        assert!(*rests.last().expect("some") < 4100, "{tried:?}");
+        for _ in 0..1000 {
+            pace.note(ms(10), ms(10 * pace.threads as u64 * 4 / 10));
+        }
+        assert_eq!((pace.threads, pace.rest), (4, RESTS.0));
     }
 }

@@ -7,9 +7,7 @@ Every sequence's logits are the same bits alone and in a full batch, in every dt
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -53,22 +51,13 @@ def why_not(model: Any) -> str | None:
     return None
 
 
-@cache
-def free_threads(most: int) -> int:
-    """A thread for each core that nobody uses when this is first asked, at most `most`. Threads meet five times a layer: where
-    other programs hold the cores, two of them took 12 times as long as one (two busy cores, one row)."""
-    if most == 1 or not hasattr(os, "getloadavg"):  # Windows
-        return most
-    return max(1, min(most, round((os.cpu_count() or 1) - os.getloadavg()[0])))
-
-
 def threads_of(model: Any) -> int:
-    """As many as torch uses for its models."""
+    """Most threads: as many as torch uses for its models. Where other programs hold the cores, fewer compute (`team.rs`)."""
     if isinstance(model, StoredModel):
-        return free_threads(cores())
+        return cores()
     import torch
 
-    return free_threads(torch.get_num_threads())
+    return torch.get_num_threads()
 
 
 def kind_of(model: Any, int8: bool) -> str:
@@ -79,7 +68,7 @@ def kind_of(model: Any, int8: bool) -> str:
 def describe(model: Any, int8: bool) -> str:
     """What a `NativeRunner` computes with, for people."""
     kind, threads = kind_of(model, int8), threads_of(model)
-    return f"native ({kind}, {instructions(kind)}, {threads} thread{'s' * (threads > 1)})"
+    return f"native ({kind}, {instructions(kind)}, {'1 thread' if threads == 1 else f'up to {threads} threads'})"
 
 
 class NativeCache:
