@@ -1,10 +1,13 @@
 """/runs from the first step to the report, in one page that is never loaded again."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from nutshell.serve.models import Models
+from nutshell.serve.offers import run_name
 from nutshell.serve.runs import THIN_BYTES, read_since
 
 
@@ -154,3 +157,16 @@ def test_a_foreign_file_with_numbers_and_letters_that_json_has_not(serving, scri
         {"stage": "sft", "step": 2},
         {"stage": "\ud800", "step": 3, "eval": {"a": None, "b": None}, "samples": []},
     ]
+
+
+def test_names_that_are_no_text_are_shown_and_read(serving, scripted, tmp_path):
+    try:
+        odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+        write(odd, step(1))
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes no names but UTF-8")
+    assert run_name(odd) == "caf\ufffd"
+    client = serving(scripted("Hello."), models=Models(run_name(odd), max_queue=4, folder=odd))
+    assert [run["name"] for run in client.get("/runs/list").json()["runs"]] == ["caf\ufffd"]
+    assert client.get("/runs/metrics", params={"run": "caf\ufffd"}).json()["records"][0]["step"] == 1
+    assert client.get("/v1/models").json()["data"][0]["id"] == "caf\ufffd"
