@@ -98,6 +98,21 @@ def browser():
         browser.close()
 
 
+@pytest.fixture
+def serious():
+    """serious(page) -> what axe-core finds on it that is serious or worse."""
+    name = "axe_playwright_python.sync_playwright"
+    axe = pytest.importorskip(name, reason="needs axe-playwright-python").Axe()
+
+    def find(page):
+        page.emulate_media(reduced_motion="reduce")  # nothing is half faded
+        found = axe.run(page).response["violations"]
+        grave = [one for one in found if one["impact"] in ("serious", "critical")]
+        return [f"{one['id']}: {[node['html'][:120] for node in one['nodes']]}" for one in grave]
+
+    return find
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     """What this machine lacks, in one line."""
     skipped = terminalreporter.stats.get("skipped", [])

@@ -291,6 +291,30 @@ def test_it_chats_from_disk_and_asks_for_nothing(page):
     assert page.is_visible("#welcome")
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page, serious, theme):
+    page.emulate_media(color_scheme=theme)
+    assert serious(page) == []
+    ask(page, "the cat")
+    assert serious(page) == []
+    page.click("#open-settings")
+    assert serious(page) == []
+    page.keyboard.press("Escape")
+
+
+def test_it_fits_a_phone_of_320_pixels(page):
+    whole = page.viewport_size
+    page.set_viewport_size({"width": 320, "height": 600})
+    ask(page, "x" * 200)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    assert page.evaluate("document.getElementById('scroll').scrollWidth") <= 320
+    assert page.evaluate("document.documentElement.scrollHeight") <= 600
+    page.click("#open-settings")
+    assert page.locator("#settings").evaluate("box => box.scrollWidth <= box.clientWidth")
+    page.keyboard.press("Escape")
+    page.set_viewport_size(whole)
+
+
 def test_the_policy_forbids_the_network_and_foreign_scripts(page):
     assert page.evaluate("fetch('https://example.org').then(() => 'sent', () => 'refused')") == "refused"
     assert (

@@ -202,6 +202,25 @@ def test_f22_connections_are_bounded_and_idle_ones_make_room(serving, engine, mo
         assert len(client.server.server_state.connections) <= 8
 
 
+def test_where_all_connections_are_busy_a_new_one_is_refused_and_answers_go_on(
+    serving, scripted, eventually, unread, monkeypatch
+):
+    monkeypatch.setattr("nutshell.serve.server.MOST_CONNECTIONS", 2)
+    client = serving(scripted("a b c d e f g h", delay_seconds=0.05))
+    body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
+    busy = [unread(client, CHAT, body) for _ in range(2)]
+    eventually(lambda: client.service.worker.in_flight == 2)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(client.url + "/health", trust_env=False)
+    for connection in busy:
+        connection.settimeout(5)
+        received = b""
+        while b"[DONE]" not in received:
+            received += (chunk := connection.recv(1 << 16))
+            assert chunk
+    assert client.get("/health").status_code == 200  # they are idle now
+
+
 def test_a_reader_that_stalls_is_given_up():
     """The connection takes nothing any more: the stream ends and its slot is freed."""
     closed = []

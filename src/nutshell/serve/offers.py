@@ -1,6 +1,7 @@
 """What can be served of a folder: the models of a run, of a stage, or one."""
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,9 +41,14 @@ def run_of(folder: str | Path, mark: str) -> Path:
     return next((place for place in (path, *path.parents) if (place / mark).is_file()), path)
 
 
+def shown_name(folder: Path) -> str:
+    """The folder's name as text that JSON and addresses can hold, also where its bytes are no UTF-8."""
+    return os.fsencode(folder.name).decode("utf-8", "replace")
+
+
 def run_name(folder: str | Path) -> str:
     """A run folder's own name, so that `runs/demo/sft/step-000100` and `runs/demo` are both "demo"."""
-    return run_of(folder, "plan.json").name
+    return shown_name(run_of(folder, "plan.json"))
 
 
 def offers(folder: str | Path) -> list[Offer]:

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 
 from nutshell.serve.api import APIError
-from nutshell.serve.offers import run_of
+from nutshell.serve.offers import run_of, shown_name
 
 METRICS = "metrics.jsonl"
 MOST_RUNS = 50
@@ -39,7 +39,7 @@ def run_folders(served: Path | None) -> dict[str, Path]:
         except OSError:  # not a run, or one that has not begun
             continue
     newest = sorted(written, key=lambda folder: (folder != own, -written[folder]))
-    return {folder.name: folder for folder in newest[:MOST_RUNS]}
+    return {shown_name(folder): folder for folder in newest[:MOST_RUNS]}
 
 
 def listed(served: Path | None) -> list[dict[str, Any]]:

@@ -70,27 +70,20 @@ def test_the_page_itself_never_scrolls(open_page):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_serious(open_page, tmp_path, theme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+def test_axe_finds_nothing_serious(open_page, serious, tmp_path, theme):
     page = open_page(feedback_store=FeedbackStore(tmp_path / "said.db"))
     page.click("#open-settings")
     page.select_option("#theme", theme)
-    page.emulate_media(reduced_motion="reduce")  # nothing is half faded
     page.keyboard.press("Escape")
-
-    def serious():
-        return [f"{one['id']}: {[node['html'][:120] for node in one['nodes']]}"
-                for one in axe.run(page).response["violations"] if one["impact"] in ("serious", "critical")]  # fmt: skip
-
-    assert serious() == []
+    assert serious(page) == []
     say(page, "markdown")
     say(page, "the sum please")
     page.locator("button.tokens").last.click()
     page.locator(".token").first.click()
     page.locator("button.better").first.click()
-    assert serious() == []
+    assert serious(page) == []
     page.click("#open-settings")
-    assert serious() == []
+    assert serious(page) == []
 
 
 def test_keys_are_listed_and_reach_everything(open_page):

@@ -1,10 +1,13 @@
 """/runs from the first step to the report, in one page that is never loaded again."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from nutshell.serve.models import Models
+from nutshell.serve.offers import run_name
 from nutshell.serve.runs import THIN_BYTES, read_since
 
 
@@ -33,7 +36,6 @@ def test_a_training_from_its_first_step_to_its_report(open_page, serving, script
     run, other = tmp_path / "new", tmp_path / "older"
     write(other, *map(step, range(1, 31)))
     page = open_page(client=serving(scripted("Hello."), models=Models("new", max_queue=4, folder=run)), path="/runs")
-    page.set_default_timeout(8000)
     assert page.locator("#runs li").count() == 1
     assert points(page, "Loss") == [30]
 
@@ -69,6 +71,27 @@ def test_a_training_from_its_first_step_to_its_report(open_page, serving, script
 
     page.get_by_role("link", name="Report").click()
     page.wait_for_selector("h1:text('Report, shut off')")  # its scripts run, but not as this server's own
+
+
+def test_a_line_never_runs_ahead_of_its_plot(open_page, serving, scripted, tmp_path):
+    """One run is read at once and the other late: what the list says of the first waits for the plot that shows it."""
+    for name in ("new", "older"):
+        write(tmp_path / name, *map(step, range(1, 6)))
+    page = open_page(client=serving(scripted("Hello."), models=Models("new", max_queue=4, folder=tmp_path / "new")), path="/runs")
+    page.get_by_role("checkbox", name="older").check()
+    page.wait_for_selector("#plots g[data-name=older]", state="attached")
+    late = []
+    page.route("**/runs/metrics?run=older*", lambda route: late.append(route))
+    write(tmp_path / "new", step(6))
+    with page.expect_request("**/runs/metrics?run=older*"), page.expect_response("**/runs/metrics?run=new*"):
+        pass
+    page.wait_for_timeout(200)
+    assert page.locator("#runs >> text=step 6 of 60").count() == 0
+    for route in late:
+        route.continue_()
+    page.unroute("**/runs/metrics?run=older*")
+    page.wait_for_selector("#runs >> text=step 6 of 60")
+    assert sorted(points(page, "Loss")) == [5, 6]
 
 
 def test_reading_on_by_bytes(tmp_path):
@@ -134,3 +157,16 @@ def test_a_foreign_file_with_numbers_and_letters_that_json_has_not(serving, scri
         {"stage": "sft", "step": 2},
         {"stage": "\ud800", "step": 3, "eval": {"a": None, "b": None}, "samples": []},
     ]
+
+
+def test_names_that_are_no_text_are_shown_and_read(serving, scripted, tmp_path):
+    try:
+        odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+        write(odd, step(1))
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes no names but UTF-8")
+    assert run_name(odd) == "caf\ufffd"
+    client = serving(scripted("Hello."), models=Models(run_name(odd), max_queue=4, folder=odd))
+    assert [run["name"] for run in client.get("/runs/list").json()["runs"]] == ["caf\ufffd"]
+    assert client.get("/runs/metrics", params={"run": "caf\ufffd"}).json()["records"][0]["step"] == 1
+    assert client.get("/v1/models").json()["data"][0]["id"] == "caf\ufffd"

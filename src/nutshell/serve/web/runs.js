@@ -34,7 +34,6 @@ class Run {
     this.idle = idle;
     if (report && !this.report) this.link.append(this.reportLink());
     this.report = report;
-    this.say();
   }
 
   // A link cannot send a key: with one, the report is fetched and saved.
@@ -68,7 +67,6 @@ class Run {
       Object.assign(this, { offset: answer.offset, version: answer.version });
       answer.records.forEach((record) => this.add(record));
     } while (answer.more);
-    this.say();
   }
 
   add(record) {
@@ -113,7 +111,8 @@ class Run {
   }
 }
 
-function draw() {
+function draw() { // lines and plots together, once all runs were read
+  for (const run of runs.values()) run.say();
   const shown = [...runs.values()].filter((run) => run.box.checked);
   const axis = $("axis").value;
   for (const plot of plots) {
