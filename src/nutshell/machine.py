@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """What the drivers of NVIDIA's cards (of Windows' under WSL) and of AMD's make in Linux."""
+
+CGROUP = Path("/sys/fs/cgroup")
+MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes")  # of a control group's versions 2 and 1
 
 
 def may_have_gpu() -> bool:
@@ -46,3 +50,29 @@ def cores() -> int:
         path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         siblings.add(path.read_text(encoding="utf-8") if path.exists() else str(cpu))
     return len(siblings)
+
+
+def memory_bytes() -> int:
+    """Memory that this process may fill: the machine's, or what a control group (a container) leaves of it. 0 where unknown."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return 0
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in (folder / name for folder in memory_groups() for name in MEMORY_LIMITS):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            limits.append(int(file.read_text()))
+    return min(limits)
+
+
+def memory_groups() -> list[Path]:
+    """This process's control groups with all above them; in a container the root is its own."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    folders = {CGROUP, CGROUP / "memory"}
+    for line in lines:
+        _, kind, path = line.split(":", 2)
+        if kind in ("", "memory"):
+            own = CGROUP / kind / path.lstrip("/")
+            folders |= {own, *(parent for parent in own.parents if CGROUP in parent.parents)}
+    return sorted(folders)

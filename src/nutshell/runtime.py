@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from nutshell.machine import cpu_dtype
+from nutshell.machine import cpu_dtype, memory_bytes
 from nutshell.ranks import Meeting, die_with_agent, join_ranks, torchrun_ranks
 
 T = TypeVar("T")
@@ -116,12 +116,10 @@ def gpu_readings(device: torch.device) -> dict[str, float]:
 
 
 def device_memory_bytes(device: torch.device, ranks: int) -> int:
-    """Memory that one rank may fill: its GPU's, or an equal part of the machine's; 0 where unknown."""
+    """Memory that one rank may fill: its GPU's, or an equal part of the machine's or container's; 0 where unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
-    return 0
+    return memory_bytes() // ranks
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -213,7 +213,7 @@ def test_f18_the_same_error_raised_elsewhere_keeps_its_traceback(command, monkey
         cli.main(["plan"])
 
 
-@pytest.mark.parametrize("line", ["--help", "data --help", "plan --depth 1 --out p"])
+@pytest.mark.parametrize("line", ["--help", "data --help", "plan --depth 1 --gpu H100 --out p"])
 def test_f41_a_closed_pipe_ends_quietly(tmp_path, line):
     """F41: `nutshell ... | head` says nothing and gives the code of SIGPIPE, from every verb."""
     reader, writer = os.pipe()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from nutshell import machine
 from nutshell.infer import cache_memory
 from nutshell.infer.cache_memory import bytes_per_token, cache_blocks, describe_cache, free_memory
 from nutshell.infer.native import NativeRunner
@@ -40,7 +41,7 @@ def test_a_cache_is_bounded_by_its_limit_by_a_share_of_free_memory_and_by_what_c
 )
 def test_a_container_has_what_its_group_has_left(tmp_path, monkeypatch, names):
     limit, usage, dropped = names
-    monkeypatch.setattr(cache_memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     whole = free_memory("cpu")
     (tmp_path / limit).write_text("5000000\n")
     (tmp_path / usage).write_text("3000000\n")

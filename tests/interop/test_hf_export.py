@@ -1,8 +1,6 @@
 """Folders for transformers: opened there they give the same logits, the same greedy text and the same prompt of a chat."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -135,13 +133,14 @@ def test_what_transformers_nanochat_lacks_is_named(refused, speed, tmp_path):
 
 
 @pytest.mark.parametrize("export", ["hf", "gguf"])
-def test_a_disk_that_is_full_leaves_nothing(portable, tmp_path, export):
+def test_a_disk_that_is_full_leaves_nothing(portable, tmp_path, run_command, export):
     """A limit on the size of files stands for it."""
-    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
-    code += "; from nutshell.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "export", export, str(portable), str(tmp_path / "out"), "--type", "f32"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 1
-    assert f"cannot write {tmp_path / 'out'}: " in run.stderr
-    assert "Traceback" not in run.stderr
+    resource = pytest.importorskip("resource", reason="needs limits of processes")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        code, _, error = run_command(["export", export, str(portable), "out", "--type", "f32"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (code, error.startswith("nutshell: error: cannot write out: ")) == (1, True), error
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nutshell.plan.law import Law, Point, expectation, fit, law_record, load_law, text_fingerprint
@@ -30,6 +30,10 @@ def points(E, share, alpha, beta, noise=0.0, seed=0):
 LAWS = {"E": st.floats(0.3, 1.2), "share": st.floats(0.3, 0.7), "alpha": st.floats(0.2, 0.8), "beta": st.floats(0.2, 0.8)}
 
 
+FEWER = settings(max_examples=settings.default.max_examples // 4)  # each fits a law, which takes a twentieth of a second
+
+
+@FEWER
 @given(**LAWS)
 def test_without_noise_the_coefficients_come_back(E, share, alpha, beta):
     swept, A, B = points(E, share, alpha, beta)
@@ -39,6 +43,7 @@ def test_without_noise_the_coefficients_come_back(E, share, alpha, beta):
     assert law.error < 1e-4
 
 
+@FEWER
 @given(**LAWS, seed=st.integers(0, 10**6))
 def test_with_noise_it_still_foretells_twice_the_sweep(E, share, alpha, beta, seed):
     swept, A, B = points(E, share, alpha, beta, noise=0.002, seed=seed)

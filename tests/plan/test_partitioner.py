@@ -77,8 +77,8 @@ def kept_bytes(shape, rows: int, dtype: torch.dtype, monkeypatch) -> int:
     ("depth", "more"),
     [
         (3, {}),
-        (4, {"kv_heads": 1}),
-        (4, {"architecture": "portable"}),
+        (3, {"kv_heads": 1}),
+        (2, {"architecture": "portable"}),
         (3, {"residual_scales": False, "value_embeddings": False}),
     ],
 )

@@ -5,6 +5,7 @@ formulas of the papers.
 """
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
+from nutshell.plan.estimate import describe
 from nutshell.plan.groups import PARAMETER_GROUPS, SMALL_BATCH, peak_lr
 from nutshell.plan.hardware import Hardware
 from nutshell.plan.plan import make_plan
@@ -101,3 +103,18 @@ def test_drawn_weights_have_the_published_spread(depth, seed):
     for scale, (first, last) in ((model.residual_scale, (1.15, 1.05)), (model.embedding_scale, (0.20, 0.05))):
         wanted = [first + (last - first) * layer / (depth - 1) for layer in range(depth)]
         assert scale.tolist() == pytest.approx(wanted, rel=1e-6)
+
+
+@settings(max_examples=30)
+@given(steps=st.integers(1, 3000), asked=st.integers(0, 500))
+def test_f16_the_warm_up_that_is_told_is_the_one_taken(steps, asked):
+    """F16: it was clamped without a word."""
+    recipe = Recipe(depth=1, tokens_per_step=2048, schedule=Schedule(warmup_steps=asked))
+    recipe = replace(recipe, stages=replace(recipe.stages, pretrain=replace(recipe.stages.pretrain, steps=steps)))
+    plan = make_plan(recipe, Hardware(), vocab_size=300)
+    flat = replace(plan.schedule, warmdown_fraction=0.0)
+    taken = next((step for step in range(steps) if flat.at(step, steps).lr == 1.0), steps - 1)
+    told = re.search(r"warm-up (\d+)(.*)", describe(plan))
+    assert told is not None
+    assert int(told[1]) == (taken + 1 if asked else 0)
+    assert (str(asked) in told[2]) == (asked != int(told[1]))

@@ -111,6 +111,18 @@ def scripted(make_model, tok):
     return make
 
 
+ENDING: list[threading.Thread] = []
+"""Servers that were told to end and are waited for when all tests are done: each takes a tenth of a second to notice."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _every_server_ends():
+    yield
+    for thread in ENDING:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in ENDING)
+
+
 @contextlib.contextmanager
 def running(app, drain_seconds=5.0, open_engine=None):
     listener = socket.create_server(("127.0.0.1", 0))
@@ -126,10 +138,8 @@ def running(app, drain_seconds=5.0, open_engine=None):
             client.server, client.service, client.url = server, app.state.service, url
             yield client
     finally:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
-        assert not thread.is_alive()
+        server.should_exit = True  # closes the listener too
+        ENDING.append(thread)
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
 from nutshell import checkpoint
+from nutshell.data import primer
 from nutshell.metrics import read_metrics
 from nutshell.plan.recipe import Recipe
 from nutshell.runtime import Runtime
@@ -66,10 +68,20 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Stage]
     monkeypatch.setattr(Stage, "record", recorded)
 
 
+@cache
+def tokenizer_conversations(seed: int) -> list[dict]:
+    """What every run's tokenizer is trained on beside its text, written once."""
+    return list(primer.conversations(seed, 4000))
+
+
 @contextmanager
 def quick_evaluations() -> Iterator[None]:
     """Stages are evaluated in tests/end_to_end and tests/eval; here a score is enough."""
+    known, write = tokenizer_conversations(Recipe().seed), primer.conversations
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(primer, "conversations", lambda *seed_and_count, **more: (
+            iter(known) if seed_and_count == (Recipe().seed, 4000) and not more else write(*seed_and_count, **more)
+        ))  # fmt: skip
         patch.setattr("nutshell.train.scoring.evaluate", lambda task, model, tok, progress: score(task, model))
         # An untrained model never earns a reward, and RL without one has no gradient.
         patch.setattr(

@@ -8,14 +8,14 @@ from typing import Any
 
 from nutshell.infer.native import dtype_of
 from nutshell.infer.weights import StoredModel
+from nutshell.machine import MEMORY_LIMITS, memory_groups
 from nutshell.model.config import ModelConfig
 from nutshell.model.kv_blocks import BLOCK, blocks_of
 
 SHARE = 0.25  # of the free memory, where nobody says how much: other models and programs want some too
 MOST = 0.5  # of it, where one whole context needs more than that share
 
-CGROUP = Path("/sys/fs/cgroup")
-LIMIT_AND_USAGE = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # version 2, version 1
+USAGES = ("memory.current", "memory.usage_in_bytes")  # beside each of MEMORY_LIMITS
 
 
 def bytes_per_token(config: ModelConfig, dtype: str) -> int:
@@ -83,8 +83,8 @@ def _available() -> int | None:
 def _left_in_group() -> int | None:
     """The limit less what is used and cannot be dropped; of the tightest group that can be seen."""
     found = []
-    for folder in _groups():
-        for limit_name, usage_name in LIMIT_AND_USAGE:
+    for folder in memory_groups():
+        for limit_name, usage_name in zip(MEMORY_LIMITS, USAGES, strict=True):
             try:
                 limit, usage = (folder / limit_name).read_text().strip(), int((folder / usage_name).read_text())
                 stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -94,18 +94,3 @@ def _left_in_group() -> int | None:
                 dropped = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
                 found.append(max(0, int(limit) - usage + dropped))
     return min(found, default=None)
-
-
-def _groups() -> list[Path]:
-    """This process's control groups with all above them; in a container the root is its own."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    folders = {CGROUP, CGROUP / "memory"}
-    for line in lines:
-        _, kind, path = line.split(":", 2)
-        if kind in ("", "memory"):
-            own = CGROUP / kind / path.lstrip("/")
-            folders |= {own, *(parent for parent in own.parents if CGROUP in parent.parents)}
-    return sorted(folders)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path("/sys/fs/cgroup")
-LIMITS = ("memory.max", "memory.limit_in_bytes")  # version 2, version 1
+from nutshell.machine import CGROUP, MEMORY_LIMITS
+
 EVENTS = ("memory.events", "memory.oom_control")  # both have a line "oom_kill N"
 REMOVE_SECONDS = 2.0
 
@@ -30,7 +30,7 @@ def memory_group(memory: int) -> Iterator[Path | None]:
         return
     folder.mkdir()
     try:
-        next(folder / name for name in LIMITS if (folder / name).exists()).write_text(str(memory))
+        next(folder / name for name in MEMORY_LIMITS if (folder / name).exists()).write_text(str(memory))
         yield folder
     finally:
         _remove(folder)
@@ -50,7 +50,7 @@ def parent_group() -> Path | None:
     except OSError:
         return None
     own = {kind: path.lstrip("/") for _, kind, path in (line.split(":", 2) for line in lines)}
-    for root, kind in ((ROOT / "memory", "memory"), (ROOT, "")):
+    for root, kind in ((CGROUP / "memory", "memory"), (CGROUP, "")):
         here = root / own.get(kind, "")
         for parent in (here, here.parent, root):  # version 2 makes none below a group that holds processes itself
             if os.access(parent / "cgroup.procs", os.W_OK) and _works(parent):
@@ -74,7 +74,7 @@ def _works(parent: Path) -> bool:
     except OSError:
         return False
     try:
-        return any((folder / name).exists() for name in LIMITS)
+        return any((folder / name).exists() for name in MEMORY_LIMITS)
     finally:
         _remove(folder)
 

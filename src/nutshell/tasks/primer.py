@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from functools import cache
 
 from nutshell.data import primer
 from nutshell.data.primer.letters import SPELL_QUESTIONS, spelling
@@ -23,8 +24,7 @@ def load(kind: str, limit: int | None, seed: int) -> Task:
     """The task primer-facts, primer-sums, primer-letters, primer-vowels or spelling; `kind` is the part after the dash."""
     if kind == "spelling":
         return Task(name="spelling", items=subsample(spelling_items(), limit, seed), grade=grade_spelling)
-    problems = list(enumerate(primer.held_out(kind, TEST_SEED, POOL)))
-    items = [to_item(problem, index) for index, problem in subsample(problems, limit, seed)]
+    items = [to_item(problem, index) for index, problem in subsample(_problems(kind), limit, seed)]
     if kind == "facts":
         return Task(name="primer-facts", items=items, baseline=guessing(items), grade=same_text)
     if kind == "sums":
@@ -33,6 +33,12 @@ def load(kind: str, limit: int | None, seed: int) -> Task:
     commonest = max(Counter(item.answer for item in items).values()) / len(items)
     grade = grade_letters if kind == "letters" else grade_vowels
     return Task(name=f"primer-{kind}", items=items, baseline=commonest, grade=grade)
+
+
+@cache
+def _problems(kind: str) -> list[tuple[int, primer.Problem]]:
+    """All of a kind, numbered; a run looks its tasks up after each stage."""
+    return list(enumerate(primer.held_out(kind, TEST_SEED, POOL)))
 
 
 def to_item(problem: primer.Problem, index: int = 0) -> Item:
