@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -238,3 +239,18 @@ def test_f24_the_dtype_of_a_cpu_does_not_hang_on_a_clock(monkeypatch):
         assert start_runtime(device="cpu", auto_dtype={"cpu": name}).dtype_name == name
         assert start_runtime(device="cpu", auto_dtype={"cuda": name}).dtype_name == cpu_dtype()
     assert start_runtime(device="cpu", dtype="float16", auto_dtype={"cpu": "float32"}).dtype_name == "float16"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
+@pytest.mark.parametrize(("of_torchrun", "expected"), [(True, signal.SIGKILL), (False, 0)])
+def test_a_rank_dies_with_its_torchrun_from_its_first_moment_on(of_torchrun, expected):
+    """Killed while its ranks still import torch, torchrun left them behind: they waited for each other for ever."""
+    code = (
+        "import ctypes, sys\nfrom nutshell.cli.main import main\n"
+        "try:\n    main(['--version'])\nfinally:\n"
+        "    found = ctypes.c_int()\n    ctypes.CDLL(None).prctl(2, ctypes.byref(found))\n"  # PR_GET_PDEATHSIG
+        "    print(found.value, 'torch' in sys.modules)"
+    )
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "job"} if of_torchrun else os.environ
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout
+    assert said.splitlines()[-1] == f"{int(expected)} False"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +14,14 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes")  # of a control group's versions 2 and 1
+
+
+def die_with_torchrun() -> None:
+    """Let Linux end this rank, if it is one, when the torchrun that started it is killed: it would wait for the others, and hold
+    the run's lock and its GPU. Called as early as can be, since a torchrun that is gone already is not noticed."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # not Linux
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def may_have_gpu() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -115,14 +114,6 @@ def join_ranks(rank: int, world_size: int, backend: str) -> Meeting:
     finally:
         tell.cancel()
     return Meeting(dist.PrefixStore("meeting", store), rank, world_size)
-
-
-def die_with_agent() -> None:
-    """Let Linux end this rank when its torchrun agent is killed: it would hold the run's lock and its GPU otherwise."""
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # not Linux
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def torchrun_ranks() -> tuple[int, int, int]:

@@ -15,8 +15,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from nutshell.machine import cpu_dtype, memory_bytes
-from nutshell.ranks import Meeting, die_with_agent, join_ranks, torchrun_ranks
+from nutshell.machine import cpu_dtype, die_with_torchrun, memory_bytes
+from nutshell.ranks import Meeting, join_ranks, torchrun_ranks
 
 T = TypeVar("T")
 
@@ -179,8 +179,8 @@ def start_runtime(
     Raises ValueError for a device, dtype or fp8 that this machine does not have.
     """
     rank, world, local = torchrun_ranks() if ranks else (0, 1, 0)
-    if ranks and dist.is_torchelastic_launched():
-        die_with_agent()
+    if ranks:
+        die_with_torchrun()
     if threads < 0:
         raise ValueError(f"--threads is {threads}; accepted: 0 (all cores) or more.")
     if dtype != "auto" and dtype not in DTYPES:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nutshell.cli import bench, data, doctor, feedback, generate, hub, interop, model, tokenizer, train
+from nutshell.machine import die_with_torchrun
 
 BAD_INPUT = (ValueError, MemoryError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Waiting threads spin for microseconds, not milliseconds: a busy neighbour on the machine then costs its share, not 5 to 10
     # times the run (docs/experiments.md). OpenMP reads this when torch is imported, so it stands before every import of ours.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    die_with_torchrun()
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started us: nothing to read, and nobody to read us
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
