@@ -6,17 +6,42 @@ import threading
 
 import pytest
 
-from nutshell.files import files_below, write_json, write_text
+from nutshell.files import files_below, sole_writer, write_json, write_text
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_disk_is_named_by_every_file_that_is_written_whole(tmp_path):
     """Of the kind of F43: reports, plans and rollouts too."""
-    (tmp_path / ".plan.json.tmp").symlink_to("/dev/full")
+    (tmp_path / f".plan.json.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*plan\.json'") as caught:
         write_json(tmp_path / "plan.json", {})
     assert caught.value.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_write_the_same_file(tmp_path, monkeypatch):
+    """Of the kind of F34: the second one's temporary file was the first one's, which then was gone."""
+    pids = iter([1, 2])
+    monkeypatch.setattr(os, "getpid", lambda: next(pids))
+
+    def meanwhile(path):
+        monkeypatch.undo()
+        monkeypatch.setattr(os, "getpid", lambda: next(pids))
+        write_text(tmp_path / "report.md", "theirs")
+        assert (tmp_path / "report.md").read_text() == "theirs"
+
+    monkeypatch.setattr("nutshell.files.fsync", meanwhile)
+    write_text(tmp_path / "report.md", "ours")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    folder, refused = tmp_path / "new" / "shards", pytest.raises(ValueError, match=r"another process is writing .*shards")
+    with sole_writer(folder), refused, sole_writer(folder):
+        pass
+    with sole_writer(folder):
+        pass
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_link_stays_one_and_a_pipe_is_written_into(tmp_path):

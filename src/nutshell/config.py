@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
+import shutil
 import sys
 import types
 import typing
@@ -14,6 +16,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 ABOVE_ZERO = 5e-324  # as the lowest of a range: any number above 0
+NARROWEST_HELP = 40  # columns
 MOST = 2**63  # below which all settings with a range stay
 
 
@@ -134,5 +137,7 @@ def parse(cls: type[T], arguments: list[str], *, prog: str, description: str | N
     """Flags for every field of `cls`, the docstring under each field its help. Bad flags exit with code 2."""
     import tyro
 
+    # tyro lays its help out without end in 5 columns, and in 9,000 lines in 10
+    os.environ["COLUMNS"] = str(max(NARROWEST_HELP, shutil.get_terminal_size().columns))
     kwargs: Any = {} if default is None else {"default": default}
     return tyro.cli(cls, args=arguments, prog=prog, description=description, **kwargs)

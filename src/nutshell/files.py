@@ -12,9 +12,11 @@ import json
 import os
 import re
 import shlex
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -137,13 +139,69 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
+@contextmanager
+def locked(path: Path, taken: str, patience_seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path`; it vanishes with its process, kill -9 included. ValueError(`taken`) where another process has it
+    for longer than `patience_seconds`."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        file: IO[str] = open(path, "a+")  # noqa: SIM115 - held open as long as the lock
+        try:
+            _lock(file, path)
+            break
+        except (BlockingIOError, FileNotFoundError):
+            file.close()
+            if time.monotonic() >= deadline:
+                raise ValueError(taken) from None
+            time.sleep(0.5)
+    try:
+        yield
+    finally:
+        file.close()
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Refuse a second process that is about to make the same folder, and so would delete what this one has so far."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.absolute().with_name(f".{folder.absolute().name}.lock")
+    with locked(path, f"another process is writing {folder}. Wait for it, stop it, or name another folder."):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows can't while it is open
+                path.unlink()
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    """Take the lock without waiting; BlockingIOError where another process has it."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise BlockingIOError from error
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # some network mounts
+            print(f"{path} can't be locked here ({error}): see to it that no second job works in its folder.", file=sys.stderr)
+            return
+        raise
+    if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # its last holder has just removed it
+        raise BlockingIOError
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: the old one or the new one, never half of one. A link stays one."""
     if path.exists() and not path.is_file():  # a pipe or a device, as /dev/stdout, is not replaced
         path.write_text(text, encoding="utf-8", newline="\n")
         return
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # of this process: two may write the same file at once
     try:
         with naming(path, temporary):
             temporary.write_text(text, encoding="utf-8", newline="\n")

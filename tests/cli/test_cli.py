@@ -385,6 +385,24 @@ def test_f33_make_takes_any_name_of_a_run():
     assert shlex.split(shown)[1:] == ["chat", """my run's "first" """]
 
 
+def test_help_is_readable_in_the_narrowest_terminal(command, monkeypatch):
+    """In 5 columns it never came to an end."""
+    monkeypatch.setenv("COLUMNS", "1")
+    code, out, _ = command("plan --help")
+    assert code == 0
+    assert len(out.splitlines()) < 2000
+
+
+def test_a_folder_that_was_deleted_under_a_shell_is_said(command, tmp_path, monkeypatch):
+    """torch ended the process without a word of ours."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, _, err = command("report run")
+    assert code == 2
+    assert "the folder that this command was started in is deleted" in err
+
+
 def test_f34_two_commands_in_one_folder(command):
     """F34 (7): data and tokenizer train take the lock of the run."""
     from nutshell.run.lock import run_lock

@@ -167,7 +167,7 @@ def test_divergence_names_step_data_and_the_last_good_checkpoint(begun, monkeypa
     forward, calls = GPT.forward, []
 
     def spoiled(self, *arguments):
-        calls.append(1)
+        calls.extend([1] * torch.is_grad_enabled())  # validation does not count
         return forward(self, *arguments) * (math.nan if len(calls) > 6 else 1)
 
     monkeypatch.setattr(GPT, "forward", spoiled)
@@ -183,12 +183,14 @@ def test_divergence_names_step_data_and_the_last_good_checkpoint(begun, monkeypa
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_weights_that_end_without_a_finite_validation_are_an_error(begun, monkeypatch):
-    folder = begun("pretrain")
-    monkeypatch.setattr("nutshell.train.pretrain.bits_per_byte", lambda *arguments, **more: math.nan)
-    with pytest.raises(TrainingDiverged, match="val_bpb after the last step of pretrain is nan: the weights have diverged"):
+@pytest.mark.parametrize(("validations", "stopped_at"), [([], 2), ([1.0, 1.0, 1.0], STEPS["pretrain"])])
+def test_weights_without_a_finite_validation_are_an_error(begun, monkeypatch, validations, stopped_at):
+    """At the end of a stage, and in its middle: what follows would be paid for in vain."""
+    folder, values = begun("pretrain"), iter([*validations, math.nan])
+    monkeypatch.setattr("nutshell.train.pretrain.bits_per_byte", lambda *arguments, **more: next(values))
+    with pytest.raises(TrainingDiverged, match=f"val_bpb after step {stopped_at} of 7 of pretrain is nan: the weights"):
         run_stages(recipe(folder), RUNTIME, ("pretrain",))
-    assert not any("eval" in line and line["step"] == STEPS["pretrain"] for line in lines(folder, "pretrain"))
+    assert len([line for line in lines(folder, "pretrain") if "eval" in line]) == len(validations)
 
 
 # ---- what a stage starts from --------------------------------------------------------------------------------------

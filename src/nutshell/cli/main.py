@@ -111,6 +111,8 @@ def _run(arguments: list[str]) -> int:
 
             print(f"nutshell {__version__}")
             return 0
+        if not _in_a_folder():  # torch would end the process without a word of ours
+            raise FileNotFoundError("the folder that this command was started in is deleted. Change to another one: cd.")
         verb = arguments[0]
         if verb not in VERBS:
             close = difflib.get_close_matches(verb, VERBS, n=1)
@@ -135,6 +137,13 @@ def _run(arguments: list[str]) -> int:
             traceback.print_exc()
         print(f"nutshell: {'' if code == 75 else 'error: '}{error}", file=sys.stderr)
         return code
+
+
+def _in_a_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def exit_code(error: Exception) -> int | None:

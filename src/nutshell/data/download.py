@@ -20,7 +20,7 @@ from typing import Any
 
 from nutshell.data.rows import file_rows
 from nutshell.data.sources import Source
-from nutshell.files import FULL_DISK, fsync, sha256, write_json
+from nutshell.files import FULL_DISK, fsync, sha256, sole_writer, write_json
 from nutshell.hub import RemoteFile, check_space, fetch, is_offline, remote_files
 
 RECORD = ".source.json"
@@ -35,10 +35,16 @@ def download(
     ValueError where the network, the hub or the disk do not allow it, or where `folder` holds files of something else. Files that
     had arrived stay, and the next call goes on with the rest.
     """
-    if source.url:
-        return _download_url(source, folder, url or source.url, note)
-    if url:
+    if url and not source.url:
         raise ValueError(f"--url is for sources that are no hub repository; {source.folder} is {source.repository}.")
+    with sole_writer(folder):
+        if source.url:
+            return _download_url(source, folder, url or source.url, note)
+        return _download_files(source, folder, shards, note)
+
+
+def _download_files(source: Source, folder: Path, shards: int | None, note: Callable[[str], object]) -> list[Path]:
+    """The files of a hub repository that are missing."""
     wanted = source.wanted(shards)
     record = _read_record(source, folder)
     missing = {name: path for name, path in wanted.items() if not _is_there(folder / name, record)}
@@ -157,7 +163,7 @@ def _download_url(source: Source, folder: Path, url: str, note: Callable[[str], 
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
-        raise ValueError(f"{folder}: the disk is full. Make room and run it again.") from error
+        raise OSError(f"{folder}: the disk is full. Make room and run it again.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     note(f"{folder}: fetched, sha256 {facts['sha256'][:16]}...; licence: {source.licence}")

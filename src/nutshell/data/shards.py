@@ -21,7 +21,7 @@ import pyarrow.parquet
 from nutshell.data.rows import open_parquet
 from nutshell.data.shuffle import SPLITS, Layout, shuffle_documents, shuffle_files
 from nutshell.data.text import as_text, find_text, text_column
-from nutshell.files import FULL_DISK, fsync, sha256, shown, write_json, write_text
+from nutshell.files import FULL_DISK, fsync, sha256, shown, sole_writer, write_json, write_text
 
 MANIFEST = "manifest.json"
 
@@ -93,27 +93,29 @@ def write_with(
 ) -> None:
     """Make the shards beside `folder` and rename them to it. What an interrupted call left there is gone on with, if it was of
     the same source and layout; an error leaves nothing."""
-    beside = folder.with_name(f".{folder.name}.partial")
-    plan = json.dumps([source, asdict(layout)])
-    begun = beside / "parts" / "source.json"
-    try:
-        if not (resume and begun.exists() and begun.read_text(encoding="utf-8") == plan):
+    with sole_writer(folder):
+        refuse_filled(folder)  # by a process that has just been ready
+        beside = folder.with_name(f".{folder.name}.partial")
+        plan = json.dumps([source, asdict(layout)])
+        begun = beside / "parts" / "source.json"
+        try:
+            if not (resume and begun.exists() and begun.read_text(encoding="utf-8") == plan):
+                shutil.rmtree(beside, ignore_errors=True)
+                begun.parent.mkdir(parents=True)
+                write_text(begun, plan)
+            facts = shuffle(beside)
+            write_json(beside / MANIFEST, {"format": "nutshell-shards-1", "seed": layout.seed, **facts, "source": source})
+        except Exception as error:
             shutil.rmtree(beside, ignore_errors=True)
-            begun.parent.mkdir(parents=True)
-            write_text(begun, plan)
-        facts = shuffle(beside)
-        write_json(beside / MANIFEST, {"format": "nutshell-shards-1", "seed": layout.seed, **facts, "source": source})
-    except Exception as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
-            full = f"{folder}: the disk is full; nothing was left behind. Shards and their parts need as much room as the text"
-            raise ValueError(f"{full}: make it, or name another disk.") from error
-        raise
-    shutil.rmtree(begun.parent)
-    if folder.exists():
-        folder.rmdir()
-    beside.rename(folder)
-    fsync(folder.parent)
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
+                full = f"{folder}: the disk is full; nothing was left behind. Shards and their parts need as much room as the"
+                raise OSError(f"{full} text: make it, or name another disk.") from error
+            raise
+        shutil.rmtree(begun.parent)
+        if folder.exists():
+            folder.rmdir()
+        beside.rename(folder)
+        fsync(folder.parent)
 
 
 class Shards:

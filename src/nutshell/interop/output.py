@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.rename(temporary, path)
         fsync(path.parent)
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # another process was first
+            raise FileExistsError(f"{path} exists: another process has just made it. Choose another.") from error
         if isinstance(error, OSError) and error.errno not in FULL_DISK:
             raise
         reason = error.strerror if isinstance(error, OSError) else error

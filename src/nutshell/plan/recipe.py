@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nutshell.config import ABOVE_ZERO, check_ranges
+from nutshell.config import ABOVE_ZERO, MOST, check_ranges
 from nutshell.model.config import ARCHITECTURES
 from nutshell.plan.hardware import parse_machine
 from nutshell.plan.schedule import Schedule
@@ -301,6 +301,6 @@ def parse_identity(text: str) -> dict[str, str]:
 def quantity(text: str, name: str = "quantity") -> float:
     """'500k', '124M', '1.5B' or plain digits as a number; ValueError for anything else, with the setting's name."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMB]?)\s*", text)
-    if not match or not float(match[1]):
+    if not match or not 0 < float(match[1]) < MOST:
         raise ValueError(f"{name} is {text!r}; accepted: a number above 0, written like 500k, 124M or 1.5B.")
     return float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]]

@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import signal
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
-
-def _lock(file: IO[str], path: Path) -> None:
-    """Take the lock without waiting; BlockingIOError where another process has it."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError as error:
-            raise BlockingIOError from error
-    except OSError as error:
-        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # some network mounts
-            print(f"{path} can't be locked here ({error}): see to it that no second job works in its folder.", file=sys.stderr)
-            return
-        raise
-    if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # its last holder has just removed it
-        raise BlockingIOError
+from nutshell.files import locked
 
 
 @contextmanager
@@ -49,25 +24,15 @@ def run_lock(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
         )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        file: IO[str] = open(path, "a+")  # noqa: SIM115 - held open as long as the run
+    taken = f"another job is working in {folder}. Wait for it, stop it, or give another --out."
+    with locked(path, taken, patience_seconds):
         try:
-            _lock(file, path)
-            break
-        except (BlockingIOError, FileNotFoundError):
-            file.close()
-            if time.monotonic() >= deadline:
-                raise ValueError(f"another job is working in {folder}. Wait for it, stop it, or give another --out.") from None
-            time.sleep(0.5)
-    try:
-        yield
-    finally:
-        if new and list(folder.iterdir()) == [path]:  # bad input: leave nothing behind
-            with suppress(OSError):
-                path.unlink()
-                folder.rmdir()
-        file.close()
+            yield
+        finally:
+            if new and list(folder.iterdir()) == [path]:  # bad input: leave nothing behind
+                with suppress(OSError):
+                    path.unlink()
+                    folder.rmdir()
 
 
 @contextmanager

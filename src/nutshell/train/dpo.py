@@ -29,7 +29,7 @@ from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.prefetch import MicroBatch
-from nutshell.train.scoring import evaluate_stage
+from nutshell.train.scoring import evaluate_stage, refuse_diverged
 from nutshell.train.stage import Stage, open_stage, starting_model
 from nutshell.train.step import pad_to_same_count, target_logprobs
 
@@ -177,7 +177,9 @@ def dpo(run: Run) -> None:
     interval = -(-stage.steps // (VALIDATIONS + 1))
     while stage.step < stage.steps:
         if tests and stage.step % interval == 0 and not run.log.has_evaluation("dpo", stage.step):
-            run.log.evaluation("dpo", stage.step, validate(stage, tests, tests_reference))
+            values = validate(stage, tests, tests_reference)
+            refuse_diverged(stage, values)
+            run.log.evaluation("dpo", stage.step, values)
         loss = PairLoss(settings.beta)
         result = stage.learn(step_batches(stage, pairs, reference), loss_of=loss)
         seen = torch.cat(run.runtime.gather(torch.cat([torch.zeros(0, 2), *(rewards.cpu() for rewards in loss.rewards)])))

@@ -14,7 +14,7 @@ from nutshell.eval.bpb import bits_per_byte
 from nutshell.run.checkpoints import keep_best
 from nutshell.run.folder import Run
 from nutshell.train.prefetch import ToDevice
-from nutshell.train.scoring import evaluate_stage
+from nutshell.train.scoring import evaluate_stage, refuse_diverged
 from nutshell.train.stage import Stage, open_stage
 
 Validation = dict[str, tuple[float, list[Batch]]]
@@ -87,4 +87,5 @@ def validate(stage: Stage, validation: Validation) -> None:
     stage.wait_for_save()
     start = time.monotonic()
     values = validation_bpb(stage, validation)
+    refuse_diverged(stage, values)
     stage.run.log.evaluation("pretrain", stage.step, values, eval_seconds=time.monotonic() - start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from nutshell.data.mixed import open_corpus
@@ -37,12 +38,7 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
             stage.exit_run(alone=True)
 
     stage.wait_for_save()
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise TrainingDiverged(
-                f"{name} after the last step of {stage.name} is {value}: the weights have diverged, and no stage can go on from "
-                "them. Start anew in another --out with a lower --optimizer.matrix-lr, or look at the data."
-            )
+    refuse_diverged(stage, metrics)
     whole = stage.whole_model()
     if run.runtime.is_main:
         start = time.perf_counter()
@@ -62,6 +58,8 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
                 numbers["primer-practised"] = sum(numbers[name] for name in PRACTISED) / len(PRACTISED)
         if not baselines and not recipe.eval_tasks:  # scored on no task
             samples = sample_replies(run, model, stage.name)
+        if items:  # what two runs can be compared by; written first, since the stage is finished with the line in the log
+            write_text(run.stage_folder(stage.name) / "items.jsonl", "".join(items))
         run.log.evaluation(
             stage.name,
             stage.step,
@@ -73,10 +71,23 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
             intervals=intervals,
             **({"notes": notes} if notes else {}),
         )
-        if items:  # what two runs can be compared by
-            write_text(run.stage_folder(stage.name) / "items.jsonl", "".join(items))
         run.log.sync()
     run.runtime.barrier()
+
+
+def refuse_diverged(stage: Stage, metrics: Mapping[str, float]) -> None:
+    """TrainingDiverged where what the model was validated by is not finite: neither steps nor stages can go on from it.
+
+    Where steps fail too, they are counted, and `Stage.record` names their data.
+    """
+    if stage.skipped_in_a_row and stage.step < stage.steps:
+        return
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"{name} after step {stage.step} of {stage.steps} of {stage.name} is {value}: the weights have diverged. "
+                "Start anew in another --out with a lower --optimizer.matrix-lr, or look at the data."
+            )
 
 
 def targets_for(run: Run, stage: str) -> dict[str, float]:

@@ -15,7 +15,7 @@ from nutshell.run.folder import Run
 from nutshell.tokenizer.chat import render_example
 from nutshell.train.examples import examples_for
 from nutshell.train.prefetch import ToDevice
-from nutshell.train.scoring import evaluate_stage
+from nutshell.train.scoring import evaluate_stage, refuse_diverged
 from nutshell.train.stage import Stage, open_stage
 
 RISES = 2  # evaluations in a row whose loss rose before a warning
@@ -100,6 +100,7 @@ def validate(stage: Stage, batches: list[Batch]) -> None:
     stage.wait_for_save()
     start = time.monotonic()
     values = {"val_loss": validation_loss(stage, batches)}
+    refuse_diverged(stage, values)
     stage.run.log.evaluation(stage.name, stage.step, values, eval_seconds=time.monotonic() - start)
     warn_of_rises(stage)
 
