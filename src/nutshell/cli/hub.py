@@ -80,13 +80,17 @@ def import_data(arguments: list[str]) -> Any:
         seed={"type": int, "default": 0, "help": "of the order"},
     )  # fmt: skip
     from nutshell.data.importing import Choice, import_files
+    from nutshell.data.shards import refuse_filled
     from nutshell.run.lock import run_lock
 
     names = ("column", "encoding", "lines", "min_chars", "max_chars", "near_duplicates", "skip_bad")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     choice = Choice(**given, languages=tuple(options.language))
+    if not all([*options.paths, options.out]):
+        raise ValueError("a path is empty (an unset variable?). Accepted: files, folders, - for standard input.")
     out = Path(options.out)
-    with run_lock(out.with_name(f".{out.name}.lock")):
+    refuse_filled(out)
+    with run_lock(out.resolve().with_name(f".{out.resolve().name}.lock")):
         facts = import_files(options.paths, out, choice, note=print, val_fraction=options.val_fraction, seed=options.seed)
     print(f"train on it: nutshell speedrun --data {shlex.quote(options.out)}")
     return {"folder": str(out), **facts}

@@ -93,6 +93,7 @@ def write_with(
 ) -> None:
     """Make the shards beside `folder` and rename them to it. What an interrupted call left there is gone on with, if it was of
     the same source and layout; an error leaves nothing."""
+    folder = folder.resolve()  # a link stays one
     beside = folder.with_name(f".{folder.name}.partial")
     plan = json.dumps([source, asdict(layout)])
     begun = beside / "parts" / "source.json"
