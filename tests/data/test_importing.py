@@ -62,6 +62,8 @@ def notes(tmp_path):
         "wide.txt": "weit: äöü".encode("utf-16"),
         "marked.txt": b"\xef\xbb\xbfwith a mark",
         "latin.html": "<meta charset='latin-1'><p>caf\xe9".encode("latin-1"),
+        "mistaken.html": "<meta charset=utf-16><p>thé".encode(),
+        "nonsense.html": b"<meta charset=base64><p>eau",
         "picture.png": b"\x89PNG",
         ".hidden.txt": b"hidden",
     }
@@ -80,6 +82,7 @@ def test_every_kind_is_read_once(notes, run_command, tmp_path):
     said = {
         "plain", "# Marked", "def f():\n    return 1", "One two.\n\nThree", "in a, cell", "two\nlines", "parted by tabs", "a row",
         "another row", "in a list", "packed with gzip", "packed with bzip2", "weit: äöü", "with a mark", "café", "in parquet",
+        "thé", "eau",
     }  # fmt: skip
     assert {text.removesuffix(" ...") for text in found} == said
     assert "1 .png" in out and "column content" in out  # noqa: PT018
@@ -263,6 +266,27 @@ def test_a_folder_of_tables_without_text_is_told_by_their_columns(run_command, t
     code, _, err = run_command("data import in --out shards")
     assert code == 2
     assert "a.csv, line 2: no column 'text'; found x, y" in err
+
+
+def test_out_may_be_a_link_and_stays_one(run_command, tmp_path):
+    (tmp_path / "a.txt").write_text("some words to take in")
+    (tmp_path / "disk").mkdir()
+    for name, there in (("first", "disk"), ("second", "not-yet")):
+        (tmp_path / name).symlink_to(there)
+        code, _, err = run_command(f"data import a.txt --out {name}")
+        assert code == 0, err
+        assert (tmp_path / name).is_symlink()
+        assert texts(tmp_path / there)
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "disk", "first", "not-yet", "second"]
+
+
+@pytest.mark.parametrize(("path", "out"), [("", "shards"), ("a.txt", ""), ("a.txt", "/"), ("a.txt", ".")])
+def test_places_that_are_no_folder_of_ones_own(run_command, tmp_path, path, out):
+    (tmp_path / "a.txt").write_text("some words to take in")
+    code, _, err = run_command(["data", "import", path, "--out", out])
+    assert code == 2
+    assert ("a path is empty" if "" in (path, out) else f"{out} is not an empty folder") in err
+    assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_an_import_goes_on_after_an_interruption(run_command, tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ def test_equal_hashes_of_different_documents_are_no_duplicates(tmp_path, monkeyp
     assert (table["text"].to_pylist(), dropped) == (["one document", "two documents"], 2)
 
 
-@pytest.mark.parametrize("changes", [{"val_fraction": 0.9}, {"rows_per_group": 0}, {"shard_characters": 0}])
+@pytest.mark.parametrize("changes", [{"val_fraction": 0.9}, {"rows_per_group": 0}, {"shard_characters": 0}, {"seed": 1 << 64}])
 def test_impossible_layouts_are_refused(changes):
     with pytest.raises(ValueError, match=f"{next(iter(changes))} is {next(iter(changes.values()))}"):
         Layout(**changes)

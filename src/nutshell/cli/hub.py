@@ -84,6 +84,8 @@ def import_data(arguments: list[str]) -> Any:
     names = ("column", "encoding", "lines", "min_chars", "max_chars", "near_duplicates", "skip_bad")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     choice = Choice(**given, languages=tuple(options.language))
+    if not all([*options.paths, options.out]):
+        raise ValueError("a path is empty (an unset variable?). Accepted: files, folders, - for standard input.")
     out = Path(options.out)
     facts = import_files(options.paths, out, choice, note=print, val_fraction=options.val_fraction, seed=options.seed)
     print(f"train on it: nutshell speedrun --data {shlex.quote(options.out)}")

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -213,10 +214,9 @@ def _encoding(file: Path, kind: str) -> str:
     """What a byte order mark says, or a page of itself; else UTF-8."""
     said = encoding_of(file)
     if said == "utf-8" and kind in PAGES and (charset := _CHARSET.search(next(read_blocks(file), b"")[:4096])):
-        try:
-            return codecs.lookup(charset[1].decode()).name
-        except LookupError:
-            pass
+        with suppress(LookupError, UnicodeError):
+            if "<".encode(charset[1].decode()) == b"<":  # what was found in ASCII is not UTF-16, whatever it says
+                return charset[1].decode()
     return said
 
 

@@ -93,6 +93,7 @@ def write_with(
 ) -> None:
     """Make the shards beside `folder` and rename them to it. What an interrupted call left there is gone on with, if it was of
     the same source and layout; an error leaves nothing."""
+    folder = folder.resolve() if folder.is_symlink() else folder  # a link stays one
     with sole_writer(folder):
         refuse_filled(folder)  # by a process that has just been ready
         beside = folder.with_name(f".{folder.name}.partial")

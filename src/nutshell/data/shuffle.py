@@ -63,6 +63,8 @@ class Layout:
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction <= 0.5:
             raise ValueError(f"val_fraction is {self.val_fraction}; accepted: 0 to 0.5")
+        if not -(1 << 63) <= self.seed < 1 << 63:
+            raise ValueError(f"seed is {self.seed}; accepted: a whole number of 64 bits")
         if self.rows_per_group < 1 or self.shard_characters < 1:
             raise ValueError(
                 f"rows_per_group is {self.rows_per_group}, shard_characters is {self.shard_characters}; accepted: at least 1"
