@@ -2,6 +2,7 @@
 
     python benchmarks/rollouts.py --nanochat FOLDER                           random weights: every answer has --tokens tokens
     python benchmarks/rollouts.py --nanochat FOLDER --model runs/demo/sft     the problems of RL, answers that end by themselves
+    python benchmarks/rollouts.py --model runs/demo/sft                       beside our own engine in torch
 
 The peer is nanochat's engine as its scripts/chat_rl.py calls it: the samples of a question are one batch, the questions follow
 each other. Both draw at a temperature of 1 from the whole vocabulary, on --threads, by turns in one process. A line has the
@@ -50,14 +51,16 @@ def peer(options: argparse.Namespace, model: Any, tok: Any, prompts: list[list[i
     return work
 
 
-def ours(options: argparse.Namespace, model: Any, tok: Any, prompts: list[list[int]], dtype: torch.dtype) -> Work:
+def ours(
+    options: argparse.Namespace, model: Any, tok: Any, prompts: list[list[int]], dtype: torch.dtype, compute: str = "auto"
+) -> Work:
     """One batch, as train/rollout.py draws it."""
     model = model.set_precision(dtype).for_inference()
     context = min(model.config.context, max(map(len, prompts)) + options.tokens)
     sampling = Sampling(max_tokens=options.tokens, temperature=1.0, seed=1)
 
     def work() -> int:
-        engine = Engine(model, tok, max_rows=len(prompts) * options.samples, context=context)  # anew in each step of RL
+        engine = Engine(model, tok, max_rows=len(prompts) * options.samples, context=context, engine=compute)
         return sum(len(reply.ids) for replies in engine.sample(prompts, options.samples, sampling) for reply in replies)
 
     return work
@@ -65,7 +68,7 @@ def ours(options: argparse.Namespace, model: Any, tok: Any, prompts: list[list[i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanochat", required=True, help="folder of a checkout")
+    parser.add_argument("--nanochat", help="folder of a checkout")
     parser.add_argument("--model", default="", help="a model of `speed`, in place of random weights")
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--samples", type=int, default=8, help="of each question")
@@ -85,8 +88,10 @@ def main() -> None:
     else:
         model, tok = random_model(options), random_tokenizer(options.vocab_size)
         prompts = [[300 + (7 * row + place) % 1000 for place in range(24)] for row in range(options.questions)]
-    works = {
-        "nanochat, one question at a time": peer(options, model, tok, prompts),
+    works = {"nanochat, one question at a time": peer(options, model, tok, prompts)} if options.nanochat else {}
+    works |= {
+        "ours in torch, one batch (float32)": ours(options, model, tok, prompts, torch.float32, "torch"),
+        "ours in torch, one batch (bfloat16)": ours(options, model, tok, prompts, torch.bfloat16, "torch"),
         "ours, one batch (float32)": ours(options, model, tok, prompts, torch.float32),
         "ours, one batch (bfloat16)": ours(options, model, tok, prompts, torch.bfloat16),
     }

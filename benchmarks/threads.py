@@ -2,8 +2,8 @@
 
     python benchmarks/threads.py [--depth 12 --width 768] [--kind bfloat16]
 
-Beside 0, 1 and 2 spinning processes, one reply is decoded by a decoder with one thread and by one that may use --threads, by turns
-in one process. A line has the median and the mean milliseconds of a step of each, and the ratios.
+Beside 0, 1 and 2 spinning processes, one reply is decoded by a decoder with one thread and by one that may use --threads, by
+turns in one process. A line has the median and the mean milliseconds of a step of each, and the ratios.
 """
 
 import argparse

@@ -142,6 +142,20 @@ def test_timing_takes_as_long_as_it_is_told():
     assert LONGEST_TIMING <= 10
 
 
+def test_decoding_is_timed_with_what_decodes(monkeypatch):
+    from tiny_run import RUNTIME
+
+    built = []
+    for name in ("NativeRunner", "TorchRunner"):
+        runner = getattr(calibrate, name)
+        monkeypatch.setattr(calibrate, name, lambda *rest, r=runner, **more: built.append(r.__name__) or r(*rest, **more))
+    shape = make_shape(Recipe(width=64, context=32), 1, 300)
+    assert calibrate.decoding_seconds(shape, 3, 500, RUNTIME) > 0
+    monkeypatch.setattr(calibrate, "why_not", lambda model: "a test says so")
+    assert calibrate.decoding_seconds(shape, 3, 10, RUNTIME) > 0
+    assert built == ["NativeRunner", "TorchRunner"]
+
+
 def test_this_machine_is_measured_once_more_at_the_depth_it_takes():
     from tiny_run import RUNTIME
 

@@ -2,7 +2,8 @@
 //!
 //! `model` holds the weights, `step` is the order in which all of it happens. `batch` is what a step is asked for, `matrix` packs
 //! weights as fp32, bf16 or int8, `dot` multiplies them with the instructions that the processor has, `heads` writes keys and
-//! values into the `cache`, `attention` reads them, `table` is the embeddings, `sampling` draws a token, `team` is the threads.
+//! values into the `cache`, `attention` reads them, `table` is the embeddings, `sampling` draws a token, `team` is the threads and
+//! `pace` how many of them compute.
 //!
 //! **Rows do not feel each other.** Every sum is taken in an order that depends on the shape of the model alone, never on
 //! how many rows, tokens or threads take part: a row's logits are the same bits alone and in a full batch.
@@ -20,6 +21,7 @@ mod heads;
 mod math;
 mod matrix;
 mod model;
+mod pace;
 #[cfg(feature = "python")]
 pub(crate) mod python;
 mod sampling;

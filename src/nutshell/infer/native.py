@@ -52,7 +52,7 @@ def why_not(model: Any) -> str | None:
 
 
 def threads_of(model: Any) -> int:
-    """Most threads: as many as torch uses for its models. Where other programs hold the cores, fewer compute (`team.rs`)."""
+    """Most threads: as many as torch uses for its models. Where other programs hold the cores, fewer compute (`pace.rs`)."""
     if isinstance(model, StoredModel):
         return cores()
     import torch

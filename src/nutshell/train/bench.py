@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from nutshell.infer.blocks import Chunk
-from nutshell.infer.native import NativeRunner, why_not
-from nutshell.infer.torch_runner import TorchRunner
-from nutshell.model.build import build_model
-from nutshell.model.config import ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters
-from nutshell.model.kv_blocks import blocks_of
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.shape import make_shape, named_depth
 from nutshell.runtime import Runtime, peak_memory_bytes
-from nutshell.train.calibrate import TIMED_STEPS, WARMUP_STEPS, halve_until_it_fits, step_seconds, timed_rows
+from nutshell.train.calibrate import TIMED_STEPS, WARMUP_STEPS, decoding_seconds, halve_until_it_fits, step_seconds, timed_rows
 from nutshell.train.prepare import hardware_of
 from nutshell.train.prepare_tokenizer import expected_vocab_size
 
 DECODED_ROWS = (1, 16)
 """Replies decoded together: one reader, and as many as the server takes."""
-DECODED_STEPS = 32
 
 
 def bench(recipe: Recipe, runtime: Runtime, trace: Path | None = None) -> dict[str, Any]:
@@ -55,29 +46,11 @@ def bench(recipe: Recipe, runtime: Runtime, trace: Path | None = None) -> dict[s
         "first_step_seconds": steps[0], "step_seconds": step, "tokens_per_second": rate,
         "mfu": rate * flops_per_token(shape, shape.context) / peak if peak else None,
         "peak_memory_bytes": peak_memory_bytes(runtime.device),
-        "decode_tokens_per_second": {n: n / decoding_seconds(shape, n, runtime) for n in DECODED_ROWS},
+        "decode_tokens_per_second": {n: n / decoding_seconds(shape, n, shape.context // 2, runtime) for n in DECODED_ROWS},
     }  # fmt: skip
     if trace:
         write_trace(trace, lambda: step_seconds(shape, rows, runtime, recipe))
     return found
-
-
-def decoding_seconds(shape: ModelConfig, rows: int, runtime: Runtime) -> float:
-    """Median seconds of one decoding step of `rows` replies that fill half the context, without choosing the tokens."""
-    model = build_model(shape).to(runtime.device).set_precision(runtime.dtype, runtime.attention).for_inference()
-    start = max(1, shape.context // 2 - DECODED_STEPS)
-    steps = min(DECODED_STEPS, shape.context - start)
-    make = NativeRunner if why_not(model) is None else partial(TorchRunner, graphs=True)
-    runner = make(model, shape.vocab_size, rows, shape.context)
-    each = blocks_of(shape.context)
-    blocks = [range(row * each, (row + 1) * each) for row in range(rows)]
-    runner.forward([Chunk([1] * start, 0, -1, mine) for mine in blocks])
-    seconds = []
-    for step in range(steps):
-        before = time.perf_counter()
-        runner.forward([Chunk([1], start + step, 1, mine) for mine in blocks])
-        seconds.append(time.perf_counter() - before)
-    return statistics.median(seconds[WARMUP_STEPS:])
 
 
 def write_trace(path: Path, steps: Callable[[], object]) -> None:

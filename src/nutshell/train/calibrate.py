@@ -9,14 +9,19 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from random import Random
 from typing import Any, TypeVar, cast
 
 import torch
 
+from nutshell.infer.blocks import Chunk
+from nutshell.infer.native import NativeRunner, why_not
+from nutshell.infer.sampling import Sampling, sample
+from nutshell.infer.torch_runner import TorchRunner
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.flops import flops_per_token, matrix_parameters
-from nutshell.model.kv_cache import KVCache
+from nutshell.model.kv_blocks import blocks_of
 from nutshell.plan.cost import EVALUATION_ROWS
 from nutshell.plan.hardware import ASSUMED_MFU, Hardware, Timing
 from nutshell.plan.memory import fitting_rows, most_rows
@@ -36,6 +41,7 @@ T = TypeVar("T")
 WARMUP_STEPS = 2
 TIMED_STEPS = 5
 DOCUMENT_TOKENS = 700
+SHORTEST_TIMING = 0.1  # seconds of decoding: a few steps of a small model are noise
 LONGEST_TIMING = 10.0
 TIMING_SHARE = 0.02
 """The depth that a budget chooses is timed again for this share of the budget, at most `LONGEST_TIMING` seconds: on a shared
@@ -119,21 +125,19 @@ def halve_until_it_fits(size: int, runtime: Runtime, attempt: Callable[[int], T]
         size //= 2
 
 
-def time_decoding(config: ModelConfig, rows: int, length: int, runtime: Runtime) -> float:
-    """Seconds of one decoding step of `rows` rows that hold about `length` tokens each."""
-    model = build_model(config).to(runtime.device)
-    model.set_precision(runtime.dtype, runtime.attention)
-    model = model.for_inference()
+def decoding_seconds(config: ModelConfig, rows: int, length: int, runtime: Runtime) -> float:
+    """Median seconds of a decoding step of `rows` replies that hold `length` tokens each: computed and drawn as in the engine."""
+    model = build_model(config).to(runtime.device).set_precision(runtime.dtype, runtime.attention).for_inference()
     length = min(length, config.context - 1)
-    cache = KVCache(config, rows, device=runtime.device, dtype=runtime.dtype)
-    slots = torch.arange(rows, device=runtime.device)
-    ids = torch.ones(rows, 1, dtype=torch.long, device=runtime.device)
-    seconds = []
-    for _ in range(WARMUP_STEPS + TIMED_STEPS):
-        cache.lengths.fill_(length)
+    make = NativeRunner if why_not(model) is None else partial(TorchRunner, graphs=True)
+    runner = make(model, config.vocab_size, rows, length + 1)
+    each = blocks_of(length + 1)
+    chunks = [Chunk([1], length, 1, range(row * each, (row + 1) * each)) for row in range(rows)]
+    settings, randoms = [Sampling()] * rows, [Random(0)] * rows
+    seconds: list[float] = []
+    while len(seconds) < WARMUP_STEPS + TIMED_STEPS or sum(seconds) < SHORTEST_TIMING:
         start = time.perf_counter()
-        model.decode(ids, cache, slots)
-        runtime.synchronize()
+        sample(runner.forward(chunks)[0], settings, randoms)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[WARMUP_STEPS:])
 
@@ -146,8 +150,8 @@ def time_depth(shape: ModelConfig, rows: int, runtime: Runtime, recipe: Recipe) 
     tokens, step = rows * shape.context, statistics.median(steps[WARMUP_STEPS:])
     return Timing(
         tokens_per_second=runtime.agree(tokens / step) * runtime.world_size,
-        decode_seconds=runtime.agree(time_decoding(shape, rl.prompts * rl.samples, length, runtime)),
-        reply_seconds=runtime.agree(time_decoding(shape, EVALUATION_ROWS, length, runtime)),
+        decode_seconds=runtime.agree(decoding_seconds(shape, rl.prompts * rl.samples, length, runtime)),
+        reply_seconds=runtime.agree(decoding_seconds(shape, EVALUATION_ROWS, length, runtime)),
         forward_tokens_per_second=runtime.agree(tokens / forward),
         startup_seconds=runtime.agree(max(0.0, steps[0] - step)),
     )
