@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import re
@@ -5,9 +6,11 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from test_report import write_run
 
 from nutshell.cli.main import main
+from nutshell.metrics import MetricsLog
 from nutshell.report.compare import compare
 from nutshell.report.paired import compare_scores, sign_test
 
@@ -56,6 +59,22 @@ def test_two_runs_on_one_page(two_runs, tmp_path, capsys):
     assert not any("tokens" in plot for plot in plots)  # as many a step in both: it would be the plot over steps
     assert all((out.parent / plot).is_file() for plot in plots)
     assert out.read_text().count("<svg xmlns") == len(plots)
+
+
+def test_what_core_is_made_of_has_a_table_of_its_own_after_the_last_stage(two_runs, tmp_path):
+    for run in two_runs:
+        with MetricsLog(run, console=Console(file=io.StringIO())) as log:
+            for stage in ("pretrain", "sft"):
+                log.evaluation(stage, 80, {"core": 0.1, "primer-sums": 0.5}, baselines={"core": 0.0})
+        write_items(run, [True, False], stage="pretrain", task="copa")
+        write_items(run, [True, True], task="copa")
+    compare(list(two_runs), tmp_path / "both.html")
+    page = (tmp_path / "both.md").read_text()
+    scores, parts = page.split("### CORE after sft, task by task")
+    assert "| core after sft |" in scores
+    assert "copa" not in scores
+    assert "| copa after sft | 100.0% | 100.0% |" in parts
+    assert "copa after pretrain |" not in parts.split("##")[0]
 
 
 def test_different_texts_are_said(two_runs, tmp_path):

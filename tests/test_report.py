@@ -14,6 +14,7 @@ from rich.console import Console
 
 from nutshell.metrics import MetricsLog
 from nutshell.report.facts import build_report
+from nutshell.report.plots import caption, loss
 from nutshell.report.svg import FRAME_HEIGHT, FRAME_WIDTH, LEFT, TOP, WEB, label, ticks
 
 PLAN = {
@@ -275,3 +276,12 @@ def test_the_script_and_the_report_agree_on_the_frame():
     text = (WEB / "plot.js").read_text()
     sizes = {"left": LEFT, "top": TOP, "width": FRAME_WIDTH, "height": FRAME_HEIGHT}
     assert f"FRAME = {{ {', '.join(f'{name}: {size}' for name, size in sizes.items())} }}" in text
+
+
+def test_the_loss_of_a_stage_says_what_it_is_of():
+    steps = [{"step": step, "tokens": 8, "loss": 1 / step} for step in (1, 2, 3)]
+    for stage, metric, unit in (("sft", "val_loss", "token"), ("dpo", "pairs_loss", "pair")):
+        plot = loss(stage, steps, [{"stage": stage, "step": 2, "eval": {metric: 0.6}}])
+        assert (plot.y_label, plot.series[-1].y) == (f"loss [nats per {unit}]", [0.6])
+        assert caption("loss", plot).endswith("dots are the loss on what is held out.")
+    assert "held out" not in caption("loss", loss("pretrain", steps, []))

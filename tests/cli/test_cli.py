@@ -120,7 +120,7 @@ BAD = {
     "eval nowhere": "nowhere does not exist. Give a run folder (runs/demo) or a model folder",
     "eval folder": "folder holds no complete checkpoint. Train one first: nutshell demo",
     "eval nowhere --tasks quiz": "unknown task 'quiz'. Accepted: primer-facts",
-    "eval nowhere --tasks gsm8k": "gsm8k reads files: give --data FOLDER",
+    "eval nowhere --tasks gsm8k": "gsm8k reads files: give --eval-data FOLDER",
     "eval nowhere --limit -1": "--limit is -1; accepted: 0 or more",
     "report nowhere": "nowhere is not a folder; give a run folder",
     "chat nowhere -p hello": "nowhere does not exist. Give a run folder",

@@ -24,7 +24,7 @@ def rewards(tmp_path) -> Path:
     file.write_text(
         "import time\n\n\ndef grade(item, completion):\n    return float(item['target'] in completion)\n\n\n"
         "def slow(item, completion):\n    try:\n        time.sleep(60)\n    except Exception:\n        pass\n    return 1.0\n\n\n"
-        "def one(item):\n    return 1.0\n"
+        "def one(item):\n    return 1.0\n\n\nasync def later(item, completion):\n    return 1.0\n"
     )
     return file
 
@@ -80,6 +80,7 @@ def test_rows_of_ones_own_mix_with_the_primer(rewards, prompts):
         ([], "{folder}/rewards.py", "accepted: a file and a function in it"),
         ([], "{folder}/nowhere.py:grade", "nowhere.py does not exist; the reward"),
         ([], "{folder}/rewards.py:one", r"does not take \(item, completion\)"),
+        ([], "{folder}/rewards.py:later", "is async, which gives no number at once"),
     ],
 )
 def test_what_cannot_be_practised_is_said(tmp_path, rewards, prompts, names, reward, problem):

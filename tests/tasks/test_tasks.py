@@ -138,7 +138,7 @@ def test_unknown_names_and_bad_limits_are_refused():
 
 @pytest.mark.parametrize("name", ["arc-easy", "arc-challenge", "mmlu", "gsm8k", "core"])
 def test_missing_folders_are_named_with_what_to_get(name, tmp_path):
-    with pytest.raises(ValueError, match="give --data FOLDER"):
+    with pytest.raises(ValueError, match="give --eval-data FOLDER"):
         load_task(name)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_task(name, data_folder=tmp_path / "nowhere")

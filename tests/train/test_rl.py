@@ -286,3 +286,7 @@ def test_the_watch_warns_once_and_only_after_a_while():
     assert "Give others, more" in told[0]
     assert "only 20% of the answers ended" in told[1]
     assert math.isclose(len(watch.last), 10)
+    watch = Watch(told.append)
+    for _ in range(10):
+        watch({"zero_variance": 1.0, "finished": 1.0, "reward": 0.0, "ungraded": 24.0})
+    assert told[-1].endswith("The reward gave no grade to 24 answers a step: mend it first.")

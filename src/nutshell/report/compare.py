@@ -13,7 +13,7 @@ from nutshell.report.document import Block, Figure, Heading, Items, Sample, Tabl
 from nutshell.report.facts import read_json, steps_by_stage, summarise
 from nutshell.report.page import count, cut, flat, ordered, score
 from nutshell.report.paired import Difference, Graded, compare_scores, read_items
-from nutshell.report.plots import curve, evaluated, tokens_seen
+from nutshell.report.plots import curve, evaluated, loss_label, tokens_seen
 from nutshell.report.svg import COLOURS, Plot, Series, draw
 
 SHOWN_OF_EACH = 2  # items of a task that only one run gets right
@@ -60,7 +60,7 @@ def compare(folders: list[Path], out: Path, usd_per_hour: float | None = None) -
         write_text(file, draw(plot, alone=True))
         figures.append(Figure(draw(plot), f"{plot.title} over {plot.x_label}.", f"{out.stem}/{file.name}"))
     sections: dict[str, list[Block]] = {
-        "Scores": _score_table(runs, scores),
+        "Scores": _score_tables(runs, scores),
         "Items": _items(runs),
         "Curves": figures,
         "Time and speed": [_times(runs)],
@@ -113,7 +113,7 @@ def plots(runs: list[RunFacts]) -> dict[str, Plot]:
     """
     found: dict[str, Plot] = {}
     for stage in ordered(dict.fromkeys(stage for run in runs for stage in run.steps)):
-        fields = [("reward", "mean reward")] if stage == "rl" else [("loss", "loss [nats per token]")]
+        fields = [("reward", "mean reward")] if stage == "rl" else [("loss", loss_label(stage))]
         fields += [("val_bpb", "bits per byte")] if stage == "pretrain" else []
         for field, label in fields:
             same = len({record.get("tokens") for run in runs for record in run.steps.get(stage, [])}) == 1
@@ -163,9 +163,26 @@ def _value(run: RunFacts, at: str, name: str) -> float | None:
     return sum(grade for grade, _ in items.values()) / len(items) if items else None
 
 
-def _score_table(runs: list[RunFacts], scores: Scores) -> list[Block]:
+def _score_tables(runs: list[RunFacts], scores: Scores) -> list[Block]:
+    """All scores; what CORE is made of in a table of its own."""
     if not scores:
         return [Text("No run has been scored yet.")]
+    logged = {at: {name for run in runs for name in run.report["stages"].get(at, {})} for at, *_ in scores}
+    parts = [entry for entry in scores if "core" in logged[entry[0]] and entry[1] not in logged[entry[0]]]
+    note = (
+        f"**Bold** differences are more than noise: by chance, one so large comes in less than {SIGNIFICANT:.0%} of cases (p); "
+        "among twenty scores one may be bold by chance. Where both runs answered the same items, these are compared in pairs "
+        "(exact sign test over the items that differ), else by their 95% intervals. A number without either, such as bits per "
+        "byte of one run, has no p: repeat it with other seeds (`nutshell ablate`)."
+    )
+    blocks: list[Block] = [_table(runs, [entry for entry in scores if entry not in parts]), Text(note)]
+    if parts:  # 22 rows a stage: the last one tells enough
+        last = [entry for entry in parts if entry[0] == parts[-1][0]]
+        blocks += [Heading(f"CORE after {parts[-1][0]}, task by task", 3), _table(runs, last)]
+    return blocks
+
+
+def _table(runs: list[RunFacts], scores: Scores) -> Table:
     rows = []
     for at, name, values, differences in scores:
         share = any(name in run.report["baselines"] or name in run.items.get(at, {}) for run in runs)
@@ -173,13 +190,7 @@ def _score_table(runs: list[RunFacts], scores: Scores) -> list[Block]:
         cells = [score(value, interval, share) for value, interval in zip(values, intervals, strict=True)]
         rows.append([f"{name} after {at}", *cells, *(_said(difference, share) for difference in differences)])
     head = ["score", *(run.name for run in runs), *(f"{run.name} less {runs[0].name}" for run in runs[1:])]
-    note = (
-        f"**Bold** differences are more than noise: by chance, one so large comes in less than {SIGNIFICANT:.0%} of cases (p); "
-        "among twenty scores one may be bold by chance. Where both runs answered the same items, these are compared in pairs "
-        "(exact sign test over the items that differ), else by their 95% intervals. A number without either, such as bits per "
-        "byte of one run, has no p: repeat it with other seeds (`nutshell ablate`)."
-    )
-    return [Table(head, rows), Text(note)]
+    return Table(head, rows)
 
 
 def _said(difference: Difference | None, share: bool) -> str:

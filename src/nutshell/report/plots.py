@@ -14,9 +14,10 @@ Steps = dict[str, list[Record]]
 """The step records of each stage."""
 
 COLOURS = {"pretrain": 0, "midtrain": 1, "sft": 2, "rl": 3, "dpo": 4}  # of plot.css; None of these: 5
+HELD_OUT = "held out"
 CAPTIONS = {
     "metrics": "Share of held-out items answered right after each stage, with 95% intervals where they are known.",
-    "loss": "each step faint, its moving average strong; dots are the loss on held-out conversations.",
+    "loss": "each step faint, its moving average strong",
     "validation": "Bits per byte on held-out text.",
     "reward": "Mean reward of the sampled answers, in RL.",
     "learning-rate": "Learning rate of the matrices.",
@@ -46,7 +47,10 @@ def run_plots(steps: Steps, evaluations: list[Record]) -> dict[str, Plot]:
 
 
 def caption(name: str, plot: Plot) -> str:
-    return f"{plot.title}: {CAPTIONS['loss']}" if name.startswith("loss") else CAPTIONS[name]
+    if not name.startswith("loss"):
+        return CAPTIONS[name]
+    held_out = any(series.name == HELD_OUT for series in plot.series)
+    return f"{plot.title}: {CAPTIONS['loss']}{'; dots are the loss on what is held out' * held_out}."
 
 
 def curve(name: str, x: Sequence[float], y: Sequence[float | None], colour: int, smooth: bool = True) -> list[Series]:
@@ -73,16 +77,21 @@ def tokens_seen(records: list[Record]) -> tuple[list[float], str]:
 
 
 def loss(stage: str, records: list[Record], evaluations: list[Record]) -> Plot | None:
-    """The loss of a stage, with the one on conversations that are held out."""
+    """The loss of a stage, with the one on conversations or pairs that are held out."""
     losses = [record.get("loss") for record in records]
     if not any(value is not None for value in losses):
         return None
     x, name = tokens_seen(records)
     series = curve(stage, x, losses, COLOURS.get(stage, 5))
-    held_out = evaluated("held out", evaluations, stage, "val_loss", records, x, 5)
+    held_out = evaluated(HELD_OUT, evaluations, stage, "pairs_loss" if stage == "dpo" else "val_loss", records, x, 5)
     if held_out.x:
         series.append(held_out)
-    return Plot(f"Loss of {stage}", name, "loss [nats per token]", series)
+    return Plot(f"Loss of {stage}", name, loss_label(stage), series)
+
+
+def loss_label(stage: str) -> str:
+    """DPO's loss is of a pair of answers (-log of the chance that the chosen one wins), the others' of a token."""
+    return f"loss [nats per {'pair' if stage == 'dpo' else 'token'}]"
 
 
 def validation(evaluations: list[Record], records: list[Record]) -> Plot | None:

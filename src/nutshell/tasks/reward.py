@@ -35,6 +35,8 @@ def load_reward(name: str) -> Grade:
         inspect.signature(function).bind(None, "")
     except TypeError as error:
         raise ValueError(f"the reward {name} does not take (item, completion): {error}.") from None
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(f"the reward {name} is async, which gives no number at once; accepted: def {function.__name__}(...).")
     return function
 
 

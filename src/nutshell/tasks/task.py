@@ -155,7 +155,7 @@ def read_items(path: Path, needs: str, to_item: Callable[[str, dict[str, Any], i
 def needed_folder(name: str, data_folder: str | Path | None, layout: str) -> Path:
     """The data folder of a task that reads files. ValueError if none was given, FileNotFoundError if it is missing."""
     if data_folder is None:
-        raise ValueError(f"{name} reads files: give --data FOLDER (in a recipe, eval_data), a folder with {layout}.")
+        raise ValueError(f"{name} reads files: give --eval-data FOLDER (in a recipe, eval_data), a folder with {layout}.")
     folder = Path(data_folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; {name} reads a folder with {layout}.")

@@ -242,6 +242,8 @@ class Watch:
         mean = {name: sum(step[name] for step in self.last) / len(self.last) for name in ("zero_variance", "finished", "reward")}
         if mean["zero_variance"] > 1 - FEW:
             cure = "Give harder ones." if mean["reward"] > 0.9 else "Give others, more --stages.rl.samples, or fine-tune first."
+            if ungraded := sum(step.get("ungraded", 0.0) for step in self.last) / len(self.last):
+                cure = f"The reward gave no grade to {ungraded:.0f} answers a step: mend it first."
             problem = f"{mean['zero_variance']:.0%} of the problems had answers of one reward each (mean {mean['reward']:.2f})"
             self._tell("zero_variance", f"{problem}: they teach nothing. {cure}")
         if mean["finished"] < 0.5:
