@@ -54,12 +54,25 @@ def cores() -> int:
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
     if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
+        return min(os.cpu_count() or 1, cpu_quota())
     siblings = set()
     for cpu in os.sched_getaffinity(0):
         path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         siblings.add(path.read_text(encoding="utf-8") if path.exists() else str(cpu))
-    return len(siblings)
+    return min(len(siblings), cpu_quota())
+
+
+def cpu_quota() -> int:
+    """Whole cores' worth of time that control groups allow (`docker run --cpus`, a pod's limit); a large number without a limit.
+    More threads than that spend most of their time stopped."""
+    quotas = [sys.maxsize]
+    for folder in control_groups("cpu"):
+        for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):  # version 2, version 1
+            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                quota, period = (int(number) for file in files for number in (folder / file).read_text().split())
+                if quota > 0:  # version 1 has -1 for none
+                    quotas.append(max(1, quota // period))
+    return min(quotas)
 
 
 def memory_bytes() -> int:
@@ -67,22 +80,22 @@ def memory_bytes() -> int:
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return 0
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in (folder / name for folder in memory_groups() for name in MEMORY_LIMITS):
+    for file in (folder / name for folder in control_groups("memory") for name in MEMORY_LIMITS):
         with contextlib.suppress(OSError, ValueError):  # not there, or "max"
             limits.append(int(file.read_text()))
     return min(limits)
 
 
-def memory_groups() -> list[Path]:
-    """This process's control groups with all above them; in a container the root is its own."""
+def control_groups(of: str) -> list[Path]:
+    """This process's control groups of "memory" or "cpu" with all above them; in a container the root is its own."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    folders = {CGROUP, CGROUP / "memory"}
+    folders = {CGROUP, CGROUP / of}
     for line in lines:
-        _, kind, path = line.split(":", 2)
-        if kind in ("", "memory"):
-            own = CGROUP / kind / path.lstrip("/")
+        _, kinds, path = line.split(":", 2)
+        if not kinds or of in kinds.split(","):  # version 2 has no kinds
+            own = CGROUP / (of if kinds else "") / path.lstrip("/")
             folders |= {own, *(parent for parent in own.parents if CGROUP in parent.parents)}
     return sorted(folders)

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from nutshell.machine import cpu_dtype, die_with_torchrun, memory_bytes
+from nutshell.machine import cpu_dtype, cpu_quota, die_with_torchrun, memory_bytes
 from nutshell.ranks import Meeting, join_ranks, torchrun_ranks
 
 T = TypeVar("T")
@@ -193,6 +193,8 @@ def start_runtime(
         refuse_fp8(chosen, capability, dtype)
     if dtype == "auto":
         dtype = cpu_dtype() if chosen.type == "cpu" else gpu_dtype(capability)
+    if not threads and "OMP_NUM_THREADS" not in os.environ and cpu_quota() < torch.get_num_threads():
+        threads = cpu_quota()
     if threads:
         torch.set_num_threads(threads)
     if capability:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nutshell.infer.native import dtype_of
 from nutshell.infer.weights import StoredModel
-from nutshell.machine import MEMORY_LIMITS, memory_groups
+from nutshell.machine import MEMORY_LIMITS, control_groups
 from nutshell.model.config import ModelConfig
 from nutshell.model.kv_blocks import BLOCK, blocks_of
 
@@ -83,7 +83,7 @@ def _available() -> int | None:
 def _left_in_group() -> int | None:
     """The limit less what is used and cannot be dropped; of the tightest group that can be seen."""
     found = []
-    for folder in memory_groups():
+    for folder in control_groups("memory"):
         for limit_name, usage_name in zip(MEMORY_LIMITS, USAGES, strict=True):
             try:
                 limit, usage = (folder / limit_name).read_text().strip(), int((folder / usage_name).read_text())

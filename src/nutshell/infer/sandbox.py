@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType
-from typing import Literal
+from typing import Any, Literal
 
 from nutshell.infer.cgroup import memory_group, ran_out
 from nutshell.infer.seccomp import seccomp_filter
@@ -120,16 +120,6 @@ class Sandbox:
         """
         if not (0 < timeout <= DAY and 0 < memory < 1 << 62 and output_limit > 0):
             raise ValueError(f"timeout {timeout}, memory {memory}, output_limit {output_limit}. Accepted: above 0, up to a day.")
-        limits = {
-            "RLIMIT_CPU": math.ceil(timeout) + 1,
-            "RLIMIT_AS": memory,
-            "RLIMIT_FSIZE": DISK,
-            "RLIMIT_NOFILE": FILES,
-            "RLIMIT_NPROC": THREADS,
-            "RLIMIT_CORE": 0,
-        }
-        if sys.platform == "darwin":  # it counts all processes of the user, and its address space is not limited
-            del limits["RLIMIT_AS"], limits["RLIMIT_NPROC"]
         uid = random.SystemRandom().choice(USERS) if os.geteuid() == 0 else 0  # counted and signalled apart from other runs
         own_filter = seccomp_filter(namespaces=self.level == "namespaces") if self.level in ("namespaces", "landlock") else b""
         with contextlib.ExitStack() as stack:
@@ -141,7 +131,7 @@ class Sandbox:
                 "level": self.level,
                 "folder": folder,
                 "program": code,
-                "limits": limits,
+                "limits": _limits(timeout, memory),
                 "uid": uid,
                 "parent": os.getpid(),
                 "disk": DISK,
@@ -152,34 +142,7 @@ class Sandbox:
                 "filter": own_filter,
             }
             try:
-                given = stack.enter_context(_sealed(marshal.dumps((_child(), job))))
-                filter_file = stack.enter_context(_sealed(seccomp_filter())) if self.level == "bubblewrap" else None
-                python = [
-                    PYTHON if filter_file is not None else _executable(),
-                    "-I",
-                    "-S",
-                    "-X",
-                    "utf8",
-                    "-c",
-                    START.format(given),
-                ]
-                command = [*(_bubblewrap(filter_file) if filter_file is not None else []), *python]
-                group = stack.enter_context(memory_group(memory + DISK + KERNEL)) if self.level in LEVELS else None
-                if group is not None:  # the shell enters before anything is started that could stay outside
-                    enter = 'echo $$ > "$0" && exec "$@"'
-                    command = ["/bin/sh", "-c", enter, str(group / "cgroup.procs"), *command]
-                process = stack.enter_context(
-                    subprocess.Popen(
-                        command,
-                        stdin=stack.enter_context(_sealed(stdin.encode("utf-8", "surrogatepass"))),
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE,
-                        env={**ENVIRONMENT, "HOME": folder},
-                        cwd="/",
-                        pass_fds=[number for number in (given, ready_in_child, filter_file, *shared) if number is not None],
-                        start_new_session=True,
-                    )
-                )
+                process, group = self._start(stack, job, stdin, [ready_in_child, *shared], memory)
             except OSError as error:
                 raise SandboxError(f"the sandbox did not start ({self.level}): {error}") from error
             finally:
@@ -190,6 +153,47 @@ class Sandbox:
             if group is not None and result.status == "killed" and ran_out(group):
                 return replace(result, status="memory")
             return result
+
+    def _start(
+        self, stack: contextlib.ExitStack, job: dict[str, Any], stdin: str, shared: list[int], memory: int
+    ) -> tuple[subprocess.Popen[bytes], Path | None]:
+        """The process that does `job`, with the descriptors `shared` under the same numbers, and its control group, if any."""
+        given = stack.enter_context(_sealed(marshal.dumps((_child(), job))))
+        filter_file = stack.enter_context(_sealed(seccomp_filter())) if self.level == "bubblewrap" else None
+        command = [_executable() if filter_file is None else PYTHON, "-I", "-S", "-X", "utf8", "-c", START.format(given)]
+        if filter_file is not None:
+            command = [*_bubblewrap(filter_file), *command]
+            shared = [*shared, filter_file]
+        group = stack.enter_context(memory_group(memory + DISK + KERNEL)) if self.level in LEVELS else None
+        if group is not None:  # the shell enters before anything is started that could stay outside
+            enter = 'echo $$ > "$0" && exec "$@"'
+            command = ["/bin/sh", "-c", enter, str(group / "cgroup.procs"), *command]
+        process = subprocess.Popen(
+            command,
+            stdin=stack.enter_context(_sealed(stdin.encode("utf-8", "surrogatepass"))),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**ENVIRONMENT, "HOME": job["folder"]},
+            cwd="/",
+            pass_fds=[given, *shared],
+            start_new_session=True,
+        )
+        return stack.enter_context(process), group
+
+
+def _limits(timeout: float, memory: int) -> dict[str, int]:
+    """Of the program's process, by their names in `resource`."""
+    limits = {
+        "RLIMIT_CPU": math.ceil(timeout) + 1,
+        "RLIMIT_AS": memory,
+        "RLIMIT_FSIZE": DISK,
+        "RLIMIT_NOFILE": FILES,
+        "RLIMIT_NPROC": THREADS,
+        "RLIMIT_CORE": 0,
+    }
+    if sys.platform == "darwin":  # it counts all processes of the user, and its address space is not limited
+        del limits["RLIMIT_AS"], limits["RLIMIT_NPROC"]
+    return limits
 
 
 def _watch(process: subprocess.Popen[bytes], ready: int, timeout: float, output_limit: int, level: str) -> Result:

@@ -1,0 +1,86 @@
+"""Memory and cores of a container, not of its machine: plans by all memory end in a kill, 64 threads on 2 cores crawl."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nutshell import machine
+from nutshell.runtime import device_memory_bytes, start_runtime
+
+GIB = 2**30
+WHOLE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+pytestmark = pytest.mark.skipif(not WHOLE, reason="needs sysconf")
+
+
+@given(
+    limits=st.lists(st.sampled_from(["max", GIB // 4, GIB // 2, 2**63 - 4096, 3 * 2**50]), min_size=1, max_size=3),
+    newer=st.booleans(), ranks=st.integers(1, 8),
+)  # fmt: skip
+def test_the_tightest_of_all_groups_above_counts(tmp_path_factory, limits, newer, ranks):
+    """Versions 1 and 2 of the interface, where no limit is the word "max" or a number beyond any machine."""
+    root = tmp_path_factory.mktemp("groups")
+    folder = root if newer else root / "memory"
+    for number, limit in enumerate(limits):
+        folder = folder / f"slice{number}" if number else folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / machine.MEMORY_LIMITS[0 if newer else 1]).write_text(f"{limit}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "CGROUP", root)
+        patch.setattr(machine, "control_groups", lambda of: [folder, *(p for p in folder.parents if root in (p, *p.parents))])
+        found = device_memory_bytes(torch.device("cpu"), ranks)
+    tightest = min([WHOLE, *(limit for limit in limits if limit != "max")])
+    assert found == tightest // ranks
+
+
+def test_the_groups_of_this_process_are_found():
+    assert machine.memory_bytes() <= WHOLE
+    for of in ("memory", "cpu"):
+        groups = machine.control_groups(of)
+        assert not groups or {machine.CGROUP, machine.CGROUP / of} <= set(groups)
+
+
+@given(
+    quotas=st.lists(st.none() | st.integers(1, 40), min_size=1, max_size=3), period=st.sampled_from([100_000, 50_000]),
+    newer=st.booleans(),
+)  # fmt: skip
+def test_threads_are_those_of_the_quota(tmp_path_factory, quotas, period, newer):
+    """In quarters of a core, from the root down; the tightest counts, and one thread is the least."""
+    root = tmp_path_factory.mktemp("groups")
+    folder = root if newer else root / "cpu"
+    for number, quarters in enumerate(quotas):
+        folder = folder / f"slice{number}" if number else folder
+        folder.mkdir(parents=True, exist_ok=True)
+        time = None if quarters is None else quarters * period // 4
+        if newer:
+            (folder / "cpu.max").write_text(f"{'max' if time is None else time} {period}\n")
+        else:
+            (folder / "cpu.cfs_quota_us").write_text(f"{-1 if time is None else time}\n")
+            (folder / "cpu.cfs_period_us").write_text(f"{period}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        patch.setattr(machine, "CGROUP", root)
+        patch.setattr(machine, "control_groups", lambda of: [folder, *(p for p in folder.parents if root in (p, *p.parents))])
+        found, quota = machine.cores(), machine.cpu_quota()
+    allowed = [max(1, quarters // 4) for quarters in quotas if quarters is not None]
+    assert quota == min(allowed, default=quota)
+    assert 1 <= found <= quota
+    assert allowed or quota > 10**6
+
+
+@pytest.mark.parametrize(("quota", "asked", "omp"), [(1, 0, None), (1, 2, None), (1, 0, "2"), (10**6, 0, None)])
+def test_a_run_takes_no_more_threads_than_that_unless_told(monkeypatch, quota, asked, omp):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr("nutshell.runtime.cpu_quota", lambda: quota)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if omp:
+        monkeypatch.setenv("OMP_NUM_THREADS", omp)
+    try:
+        assert start_runtime(device="cpu", dtype="float32", threads=asked).threads == (
+            1 if quota == 1 and not (asked or omp) else 2
+        )
+    finally:
+        torch.set_num_threads(before)
