@@ -27,6 +27,12 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a write for which there is no room."""
 
 
+class FullDiskError(OSError):
+    """Something new could not be made for lack of room, and nothing of it is left behind."""
+
+    exit_code = 2
+
+
 def fsync(path: Path) -> None:
     """Put a file, or the entries of a folder, on the disk."""
     try:

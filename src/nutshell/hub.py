@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nutshell.files import FULL_DISK, sha256
+from nutshell.files import FULL_DISK, FullDiskError, sha256
 
 WORKERS = 8
 ATTEMPTS = 4
@@ -116,9 +116,10 @@ def free_bytes(folder: Path) -> int:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """OSError where the disk of `folder`, which may not exist yet, has less than `needed` bytes free."""
+    """FullDiskError where the disk of `folder`, which may not exist yet, has less than `needed` bytes free."""
     if (free := free_bytes(folder)) < needed + SPARE_BYTES:
-        raise OSError(f"{folder} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. Make room, or name another disk.")
+        needs = f"{folder} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+        raise FullDiskError(f"{needs}. Make room, or name another disk.")
 
 
 def upload(folder: Path, repository: str, *, private: bool, card: str) -> str:
@@ -171,7 +172,7 @@ class _MomentaryError(Exception):
 
 @contextmanager
 def _one_line(repository: str) -> Iterator[None]:
-    """Errors of the hub and the network as ValueError, of a full disk as OSError, of one line that says what to do."""
+    """Errors of the hub and the network as ValueError, of a full disk as FullDiskError, of one line that says what to do."""
     from huggingface_hub import constants, errors
 
     try:
@@ -202,7 +203,7 @@ def _one_line(repository: str) -> Iterator[None]:
         raise _MomentaryError(f"{repository}: {constants.ENDPOINT} cannot be reached. {AGAIN}") from error
     except OSError as error:
         if error.errno in FULL_DISK:
-            raise OSError(f"{repository}: the disk is full. Make room. {AGAIN}") from error
+            raise FullDiskError(f"{repository}: the disk is full. Make room. {AGAIN}") from error
         if error.errno is None:  # huggingface_hub's own: a file that ended early
             raise _MomentaryError(f"{repository}: {str(error).splitlines()[0]}") from error
         raise

@@ -135,7 +135,7 @@ def test_offline_takes_what_is_there_and_asks_nobody(server, run_command, monkey
 def test_a_disk_that_is_too_small_is_noticed_before(server, run_command, monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     code, _, err = run_command("data download climbmix -n 1")
-    assert (code, (tmp_path / "data/climbmix").exists()) == (1, False)
+    assert (code, (tmp_path / "data/climbmix").exists()) == (2, False)
     assert "GB are free" in err
     assert not any("resolve" in line for line in server.requests)
 
@@ -146,12 +146,12 @@ def test_a_disk_that_fills_up(server, run_command, monkeypatch, tmp_path):
 
     monkeypatch.setattr("nutshell.data.download.os.replace", full)
     code, _, err = run_command("data download climbmix -n 1")
-    assert (code, (tmp_path / "data/climbmix").exists()) == (1, False)
+    assert (code, (tmp_path / "data/climbmix").exists()) == (2, False)
     assert "the disk is full" in err
     mine = tmp_path / "data/climbmix/notes.md"
     mine.parent.mkdir()
     mine.write_text("mine")
-    assert run_command("data download climbmix -n 1")[0] == 1
+    assert run_command("data download climbmix -n 1")[0] == 2
     assert os.listdir(mine.parent) == ["notes.md"]
 
 
@@ -164,7 +164,7 @@ def test_a_disk_that_fills_up_while_a_file_arrives(server, run_command, tmp_path
         code, _, err = run_command("data download climbmix -n 1")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert code == 1
+    assert code == 2
     assert "the disk is full. Make room" in err
     assert {path.name for path in (tmp_path / "data/climbmix").glob("*")} <= {".source.json", "val-00000.parquet"}
     assert run_command("data download climbmix -n 1")[0] == 0

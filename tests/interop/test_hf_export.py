@@ -142,5 +142,5 @@ def test_a_disk_that_is_full_leaves_nothing(portable, tmp_path, run_command, exp
         code, _, error = run_command(["export", export, str(portable), "out", "--type", "f32"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (code, error.startswith("nutshell: error: cannot write out: ")) == (1, True), error
+    assert (code, error.startswith("nutshell: error: cannot write out: ")) == (2, True), error
     assert list(tmp_path.iterdir()) == []

@@ -210,7 +210,7 @@ def test_a_full_disk_is_named_and_nothing_stays(refused, command, tmp_path, monk
         code, out, err = command("export", "nanochat", model, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "out: File too large. Nothing was left behind. Make room on the disk." in err
     assert [*tmp_path.iterdir()] == [model]
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from nutshell.data.rows import file_rows
 from nutshell.data.sources import Source
-from nutshell.files import FULL_DISK, fsync, sha256, sole_writer, write_json
+from nutshell.files import FULL_DISK, FullDiskError, fsync, sha256, sole_writer, write_json
 from nutshell.hub import RemoteFile, check_space, fetch, is_offline, remote_files
 
 RECORD = ".source.json"
@@ -163,7 +163,7 @@ def _download_url(source: Source, folder: Path, url: str, note: Callable[[str], 
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
-        raise OSError(f"{folder}: the disk is full. Make room and run it again.") from error
+        raise FullDiskError(f"{folder}: the disk is full. Make room and run it again.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     note(f"{folder}: fetched, sha256 {facts['sha256'][:16]}...; licence: {source.licence}")

@@ -21,7 +21,7 @@ import pyarrow.parquet
 from nutshell.data.rows import open_parquet
 from nutshell.data.shuffle import SPLITS, Layout, shuffle_documents, shuffle_files
 from nutshell.data.text import as_text, find_text, text_column
-from nutshell.files import FULL_DISK, fsync, sha256, shown, sole_writer, write_json, write_text
+from nutshell.files import FULL_DISK, FullDiskError, fsync, sha256, shown, sole_writer, write_json, write_text
 
 MANIFEST = "manifest.json"
 
@@ -110,7 +110,7 @@ def write_with(
             shutil.rmtree(beside, ignore_errors=True)
             if isinstance(error, OSError) and error.errno in FULL_DISK:
                 full = f"{folder}: the disk is full; nothing was left behind. Shards and their parts need as much room as the"
-                raise OSError(f"{full} text: make it, or name another disk.") from error
+                raise FullDiskError(f"{full} text: make it, or name another disk.") from error
             raise
         shutil.rmtree(begun.parent)
         if folder.exists():

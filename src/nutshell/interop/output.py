@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from nutshell.files import FULL_DISK, fsync
+from nutshell.files import FULL_DISK, FullDiskError, fsync
 
 TEMPERATURE, TOP_K = 0.4, 50
 """What exported models sample with unless told otherwise."""
@@ -27,7 +27,7 @@ def refuse_existing(path: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Gives an empty temporary folder to write into, which gets the name `path` at the end. After an error nothing is left.
 
-    FileExistsError where `path` exists; OSError names `path` where the disk is full.
+    FileExistsError where `path` exists; FullDiskError where there is no room.
     """
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +46,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno not in FULL_DISK:
             raise
         reason = error.strerror if isinstance(error, OSError) else error
-        raise OSError(f"cannot write {path}: {reason}. Nothing was left behind. Make room on the disk.") from error
+        raise FullDiskError(f"cannot write {path}: {reason}. Nothing was left behind. Make room on the disk.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
