@@ -20,6 +20,10 @@ MAX_SYMBOLS = 20_000
 """Of a grammar: 2,000 optional fields, which take half a second to compile. What takes longer is refused."""
 
 
+class GrammarError(RuntimeError):
+    """A grammar grew beyond its bounds while a reply followed it: the schema asks too much, the model is well."""
+
+
 class JsonGrammars:
     """Makes grammars for one tokenizer, whose tokens `ends` end a reply. ImportError where `llguidance` is not installed."""
 
@@ -63,10 +67,10 @@ class GrammarState:
         self._matcher = matcher
 
     def rule_out(self, logits: NDArray[np.float32]) -> None:
-        """Set the logits (V,) of tokens that cannot come next to -inf. RuntimeError where the grammar became too complex."""
+        """Set the logits (V,) of tokens that cannot come next to -inf. GrammarError where the grammar became too complex."""
         allowed = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)
         if self._matcher.is_error():  # then it allows the end of the reply, in the middle of the JSON
-            raise RuntimeError(f"the grammar of this reply cannot go on: {self._matcher.get_error().splitlines()[0]}")
+            raise GrammarError(f"the schema is too complex to go on with this reply: {self._matcher.get_error().splitlines()[0]}")
         logits[allowed == 0] = -np.inf
 
     def take(self, token_id: int) -> bool:

@@ -86,25 +86,12 @@ class ModelConfig:
             raise ValueError(f"norm_eps is {self.norm_eps}; accepted: a number between 0 and 1.")
         if self.architecture != "portable" and not (self.qk_norm and self.norm_eps == RMS_EPS):
             raise ValueError(f"qk_norm and norm_eps are portable's; {self.architecture} has no such switch. Leave them out.")
-        if self.architecture != "speed":
-            shape = {"portable": "Qwen3", "gpt2": "GPT-2"}[self.architecture]
-            defaults = {f.name: f.default for f in fields(self)}
-            if changed := [name for name in SPEED_ONLY if getattr(self, name) != defaults[name]]:
-                raise ValueError(
-                    f"{', '.join(changed)}: {self.architecture} is {shape}'s shape and has no such switch. "
-                    "Leave it out, or use speed."
-                )
-            if not isinstance(self.mlp_width, int) or self.mlp_width < 1:
-                raise ValueError(f"mlp_width is {self.mlp_width!r}; {self.architecture} accepts a whole number of at least 1.")
-            if self.window_pattern != "L":
-                raise ValueError(
-                    f"window_pattern is {self.window_pattern!r}; {self.architecture} has no windows and accepts only L."
-                )
-            if self.architecture == "gpt2" and not (self.tied and self.kv_heads == self.heads):
-                raise ValueError(f"tied is {self.tied}, kv_heads {self.kv_heads}; gpt2 accepts only True and as many as heads.")
-            if self.architecture == "gpt2" and self.heads * self.head_dim != self.width:
-                raise ValueError(f"heads x head_dim is {self.heads} x {self.head_dim}; gpt2 accepts only width = {self.width}.")
-            return
+        if self.architecture == "speed":
+            self._check_speed()
+        else:
+            self._check_portable_or_gpt2()
+
+    def _check_speed(self) -> None:
         if self.mlp_width or self.tied:
             raise ValueError(
                 f"mlp_width is {self.mlp_width} and tied is {self.tied}; speed has neither. Leave them out, or use portable."
@@ -115,6 +102,23 @@ class ModelConfig:
             raise ValueError(f"short_window is {self.short_window}; accepted: 0 (a quarter) to the context, {self.context}.")
         if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:
             raise ValueError(f"window_pattern is {self.window_pattern!r}; accepted: letters S and L, for example SSSL.")
+
+    def _check_portable_or_gpt2(self) -> None:
+        shape = {"portable": "Qwen3", "gpt2": "GPT-2"}[self.architecture]
+        defaults = {f.name: f.default for f in fields(self)}
+        if changed := [name for name in SPEED_ONLY if getattr(self, name) != defaults[name]]:
+            raise ValueError(
+                f"{', '.join(changed)}: {self.architecture} is {shape}'s shape and has no such switch. "
+                "Leave it out, or use speed."
+            )
+        if not isinstance(self.mlp_width, int) or self.mlp_width < 1:
+            raise ValueError(f"mlp_width is {self.mlp_width!r}; {self.architecture} accepts a whole number of at least 1.")
+        if self.window_pattern != "L":
+            raise ValueError(f"window_pattern is {self.window_pattern!r}; {self.architecture} has no windows and accepts only L.")
+        if self.architecture == "gpt2" and not (self.tied and self.kv_heads == self.heads):
+            raise ValueError(f"tied is {self.tied}, kv_heads {self.kv_heads}; gpt2 accepts only True and as many as heads.")
+        if self.architecture == "gpt2" and self.heads * self.head_dim != self.width:
+            raise ValueError(f"heads x head_dim is {self.heads} x {self.head_dim}; gpt2 accepts only width = {self.width}.")
 
     def windows(self) -> list[int]:
         """How many tokens each layer attends over, itself included."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from nutshell.config import ABOVE_ZERO, MOST, check_ranges
 from nutshell.model.config import ARCHITECTURES
@@ -17,6 +17,7 @@ from nutshell.plan.schedule import Schedule
 from nutshell.plan.stages import Stages
 
 PRIMER = "primer"
+Logger = Literal["wandb", "tensorboard"]  # of `metrics.LOGGERS`
 ON_ANSWERS = ("dpo", "rl")
 """Stages that learn from whole answers. Their rows have many lengths, each of which would be compiled again, and their gradients
 are small."""
@@ -194,7 +195,7 @@ class Recipe:
     """Held-out items of each task after each stage."""
     eval_data: str = ""
     """Folder with arc/ and gsm8k/ for their benchmarks, or a .jsonl file for the task `custom`; empty leaves them out."""
-    loggers: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    loggers: tuple[Logger, ...] = ()
     """Where the metrics go besides metrics.jsonl: wandb, tensorboard. Nothing leaves the machine by default."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: Schedule = field(default_factory=Schedule)
@@ -204,8 +205,8 @@ class Recipe:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(choices)}.")
-        if unknown := set(self.loggers) - {"wandb", "tensorboard"}:
-            raise ValueError(f"loggers names {', '.join(sorted(unknown))}; accepted: wandb, tensorboard.")
+        if unknown := {*self.loggers} - {*get_args(Logger)}:
+            raise ValueError(f"loggers names {', '.join(sorted(unknown))}; accepted: {', '.join(get_args(Logger))}.")
         if empty := [name for name in ("out", "data", "sft") if not getattr(self, name).strip()]:
             raise ValueError(f"{empty[0]} is {getattr(self, empty[0])!r}; accepted: a path. Name one, or leave it out.")
         check_ranges(self, RANGES)

@@ -45,7 +45,11 @@ class Message(BaseModel):
         if len(content) > MAX_PARTS:
             raise ValueError(f"a message takes at most {MAX_PARTS} parts, not {len(content)}")
         for part in content:
-            kind = part.get("type") if isinstance(part, dict) else None
+            if not isinstance(part, dict) or "type" not in part:
+                raise ValueError(
+                    f"a part of a message is an object such as {{'type': 'text', 'text': '...'}}, not {_short(part)}"
+                )
+            kind = part["type"]
             if kind not in ("text", *TOOL_PARTS):
                 raise ValueError(f"content part {str(kind)[:40]!r} is not supported: this model reads text only")
             if not isinstance(part.get("text"), str):
@@ -153,12 +157,15 @@ class ChatRequest(SamplingFields):
         return self
 
     def refuse_tools(self, ignore: bool) -> None:
-        """APIError for functions of the client's: without them it would seem that the model never wants one. `ignore` lets those
-        pass that it need not call."""
+        """APIError for functions of the client's: without them it would seem that the model never wants one.
+
+        Those pass that it must not call now (`tool_choice: none`), and with `ignore` those that it need not call.
+        """
         if not (self.tools or self.functions) and self.tool_choice not in (None, "auto", "none"):
             raise APIError(400, "tool_choice demands a call, and no tools are sent; leave this field out", param="tool_choice")
         name = "tools" if self.tools else "functions"
-        if (self.tools or self.functions) and not (ignore and self.tool_choice in (None, "auto", "none")):
+        passed_over = self.tool_choice == "none" or (ignore and self.tool_choice in (None, "auto"))
+        if (self.tools or self.functions) and not passed_over:
             message = f"{name}: this model calls no functions of the client's; leave this field out"
             raise APIError(400, f"{message} (or start the server with --ignore-tools)", param=name)
 
@@ -174,7 +181,7 @@ class ChatRequest(SamplingFields):
 class TextRequest(SamplingFields):
     """Body of `POST /v1/completions`: texts, or token ids as they are."""
 
-    prompt: Any = ""
+    prompt: Any
     max_tokens: int | None = 16
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from nutshell.infer.grammar import GrammarError
 from nutshell.serve import feedback, runs
 from nutshell.serve.api import APIError, ChatRequest, DetokenizeRequest, TextRequest, TokenizeRequest, validation_error
 from nutshell.serve.chat import answer_chat
@@ -69,6 +70,7 @@ def create_app(
     app.add_exception_handler(APIError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(StoppedError, _stopped)
+    app.add_exception_handler(GrammarError, _too_complex)
     app.add_exception_handler(RequestValidationError, _bad_query)
     static_paths = _add_page(app)
     _add_routes(app, service)
@@ -192,10 +194,16 @@ async def _stopped(request: Request, error: Any) -> Response:
     return APIError(503, str(error), type="server_error", code="not_ready", retry_after_seconds=10).response()
 
 
+async def _too_complex(request: Request, error: Any) -> Response:
+    return APIError(400, str(error), param="response_format").response()
+
+
 async def _http_error(request: Request, error: Any) -> Response:
     if error.status_code == 404:
-        path = request.url.path[:100]
-        return APIError(404, f"there is nothing at {path!r}", code="not_found").response()
+        path = request.url.path
+        below = f"/v1{path}" in {getattr(route, "path", "") for route in request.app.routes}
+        hint = "; the API lies below /v1, so base_url ends with it" if below else ""
+        return APIError(404, f"there is nothing at {path[:100]!r}{hint}", code="not_found").response()
     response = APIError(error.status_code, str(error.detail)).response()
     response.headers.update(error.headers or {})
     return response

@@ -80,6 +80,8 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if (plain := "/" + "/".join(filter(None, scope["path"].split("/")))) not in self.open_paths:
+            scope["path"] = plain  # clients join addresses to //v1/models or end them with /; the page's are relative to its own
         request_id = f"req_{uuid.uuid4().hex}"
         status = 0
         began = time.monotonic()
@@ -129,9 +131,9 @@ class Guard:
         log.info(line, *shown, extra={"access": {**access, "seconds": round(seconds, 4), **rounded}})
 
     def _check_host(self, scope: Scope) -> None:
-        if self.allowed_hosts is None:
-            return
         host = _header(scope, b"host").decode("latin-1").lower()
+        if self.allowed_hosts is None or not host:  # every browser names it; balancers that speak HTTP/1.0 do not
+            return
         name = host[1 : host.rfind("]")] if host.startswith("[") else host.split(":")[0].rstrip(".")
         if name not in self.allowed_hosts and not is_loopback(name):
             raise APIError(
@@ -179,6 +181,8 @@ class Guard:
                 raise too_large
             if not event.get("more_body", False):
                 break
+        if (packed := _header(scope, b"content-encoding").decode("latin-1")) not in ("", "identity"):
+            raise APIError(415, f"the body is packed ({packed[:40]}); send it as it is", code="unsupported_encoding")
         kind = _header(scope, b"content-type").partition(b";")[0].strip().lower()
         if scope["method"] == "POST" and not kind.endswith(b"json"):
             # Browsers send other types to foreign sites without asking; for JSON they ask first, and are refused.

@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 
+from nutshell.infer.grammar import GrammarError
 from nutshell.serve.api import APIError, validation_error
 from nutshell.serve.completions import Completion, EventStream, sse
 from nutshell.serve.models import LoadedModel, Models
@@ -146,10 +147,11 @@ class Service:
             async for chunk in completion.chunks(include_usage):
                 yield sse(chunk)
             yield b"data: [DONE]\n\n"
+        except GrammarError as error:
+            yield sse(APIError(400, str(error), param="response_format").body)
         except Exception:
             log.exception("an answer failed while it was streamed")
-            error = APIError(500, "the server failed in the middle of this answer", type="server_error")
-            yield sse(error.body)
+            yield sse(APIError(500, "the server failed in the middle of this answer", type="server_error").body)
         finally:
             self.count(completion, request)
 

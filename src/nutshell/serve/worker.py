@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from nutshell.infer.grammar import GrammarError
+
 if TYPE_CHECKING:
     from nutshell.infer.sampling import Sampling
 
@@ -213,7 +215,8 @@ class Worker:
             # Its own failure: its tool did not work, or the model's output was no number.
             broken = next((delta.request.error for _, delta in batch if delta.request.error), None)
             if broken:
-                self.failures, self.last_error = self.failures + 1, broken
+                if not isinstance(broken, GrammarError):  # a schema that asks too much is no failure of ours
+                    self.failures, self.last_error = self.failures + 1, broken
                 self.end(handle)
             self._send(handle, broken or batch)
 
