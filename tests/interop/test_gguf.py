@@ -177,5 +177,7 @@ def test_what_gguf_cannot_hold_is_refused(refused, portable, speed, tmp_path):
     refused(tmp_path, "is of the architecture speed", "export", "gguf", speed, out)
     refused(tmp_path, "--type is 'q5_k'. Accepted: f32, f16, q8_0, q4_0.", "export", "gguf", portable, out, "--type", "q5_k")
     refused(tmp_path, "Accepted: qwen2, gpt2, SmolLM's,", "export", "gguf", foreign, out)
+    refused(tmp_path, "--nanochat is for hf, and this is gguf", "export", "gguf", portable, out, "--nanochat")
+    refused(tmp_path, "--type is for gguf, and this is hf", "export", "hf", portable, out, "--type", "f16")
     refused(tmp_path, "there exists", "export", "gguf", portable, tmp_path / "there")
     refused(tmp_path, "does not exist", "export", "gguf", tmp_path / "missing", out)

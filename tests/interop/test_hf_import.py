@@ -221,6 +221,7 @@ NORM = "model__layers__1__self_attn__q_norm__weight"
         ),
         ({"config": {"attention_bias": True}}, "attention_bias is True; accepted: False"),
         ({"config": {"num_hidden_layers": 3}}, "has no tensor for model.layers.2.input_layernorm.weight"),
+        ({"config": {"num_hidden_layers": 10**9}}, "tensors, too few for the 1000000000 layers of its configuration"),
         ({"config": {"vocab_size": 300}}, "tokens, its weights are for 300"),
         ({NORM: None}, "has no tensor for model.layers.1.self_attn.q_norm.weight"),
         ({NORM: torch.ones(9)}, "has float32 (9,) for model.layers.1.self_attn.q_norm.weight. Accepted:"),
@@ -242,6 +243,8 @@ def test_what_is_no_model_is_refused(refused, portable, tmp_path):
     refused(tmp_path, "model.safetensors is damaged", "import", "hf", folder, "--out", out)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(tmp_path, "a pickle (pytorch_model.bin) is not opened", "import", "hf", folder, "--out", out)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+    refused(tmp_path, "index.json does not say which file has which tensor", "import", "hf", folder, "--out", out)
     (folder / "config.json").write_text("{")
     refused(tmp_path, "config.json is not JSON", "import", "hf", folder, "--out", out)
 

@@ -18,7 +18,7 @@ def export(arguments: list[str]) -> Any:
                          "nanochat: a base directory of its; onnx: the forward pass; html: a page that answers offline"},
         _model={"type": os.path.expanduser, "help": "run folder or model folder"},
         _out={"type": os.path.expanduser, "help": "folder to make; of html the file"},
-        type={"default": "q8_0", "help": "weights of gguf: f32, f16, q8_0 or q4_0"},
+        type={"help": "weights of gguf: f32, f16, q8_0 (default) or q4_0"},
         nanochat={"action": "store_true", "help": "hf: speed as transformers' NanoChatForCausalLM, where its switches allow it"},
     )  # fmt: skip
     from nutshell.checkpoint import find
@@ -28,9 +28,12 @@ def export(arguments: list[str]) -> Any:
     from nutshell.interop.nanochat import export_nanochat
     from nutshell.interop.onnx import export_onnx
 
+    for given, name, of in ((options.type, "--type", "gguf"), (options.nanochat, "--nanochat", "hf")):
+        if given and options.format != of:
+            raise ValueError(f"{name} is for {of}, and this is {options.format}. Leave it out.")
     model, out = find(options.model), Path(options.out)
     if options.format == "gguf":
-        written = export_gguf(model, out, options.type)
+        written = export_gguf(model, out, options.type or "q8_0")
     elif options.format == "onnx":
         written = export_onnx(model, out)
     elif options.format == "nanochat":

@@ -98,7 +98,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors by name, as they are stored."""
     index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
     if index.is_file():
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        files = read_json(index).get("weight_map")
+        if not isinstance(files, dict):
+            raise ValueError(f"{index} does not say which file has which tensor (weight_map). Fetch it again.")
+        names = sorted({str(name) for name in files.values()})
     weights: dict[str, Tensor] = {}
     for path in (folder / name for name in names):
         if not path.is_file():
@@ -145,6 +148,8 @@ def save(
             f"the tokenizer of {source} has {tok.vocab_size} tokens, its weights are for {config.vocab_size}. "
             "Use the tokenizer that the model was trained with."
         )
+    if config.depth > len(weights):
+        raise ValueError(f"{source} has {len(weights)} tensors, too few for the {config.depth} layers of its configuration.")
     padded, known, begin = config.vocab_size, tok.vocab_size, tok.bos_id
     tok = tok.with_special_tokens() if chat else tok
     config = replace(config, vocab_size=tok.vocab_size, bos_id=tok.bos_id)
