@@ -212,13 +212,13 @@ def test_an_archive_at_an_address(server, run_command, tmp_path):
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("eval_bundle/core.yaml", "tasks")
         archive.writestr("eval_bundle/eval_data/a.jsonl", "{}")
-    server.repositories["files"] = {"bundle.zip": out.getvalue()}
-    code, _, err = run_command(f"data download core --url {server.url}/files/bundle.zip")
+    server.repositories["files"] = {"signed": out.getvalue(), "page": b"<html>"}
+    code, _, err = run_command(f"data download core --url {server.url}/files/signed")
     assert code == 0, err
     assert (tmp_path / "data/eval/core/core.yaml").read_text() == "tasks"
     assert sorted(os.listdir(tmp_path / "data/eval/core")) == [".source.json", "core.yaml", "eval_data"]
     server.repositories["files"]["broken.zip"] = out.getvalue()[:-30]
-    for bad, says in (("broken.zip", "no whole .zip"), ("gone.zip", "answers 404")):
+    for bad, says in (("broken.zip", "no whole .zip"), ("page", "no whole .zip"), ("gone.zip", "answers 404")):
         code, _, err = run_command(f"data download core --out {bad} --url {server.url}/files/{bad}")
         assert code == 2
         assert says in err
@@ -230,6 +230,7 @@ def test_an_archive_at_an_address(server, run_command, tmp_path):
     [
         ("climbmixx", "Did you mean climbmix?"),
         ("climbmix -n 7000", "accepted: 1 to 6,542"),
+        ("identity --url nowhere", "--url is 'nowhere'; accepted: an address that begins with https://"),
         ("gsm8k --url http://x", "--url is for sources that are no hub repository"),
     ],
 )

@@ -138,11 +138,13 @@ def _download_url(source: Source, folder: Path, url: str, note: Callable[[str], 
         raise ValueError(f"{folder} is there and was not downloaded. Move it away, or give another --out.")
     if is_offline():
         raise ValueError(f"{folder} is not there, and HF_HUB_OFFLINE is set.")
+    if not url.startswith(("https://", "http://", "file://")):
+        raise ValueError(f"--url is {url!r}; accepted: an address that begins with https://, http:// or file://.")
     partial = folder.with_name(f".{folder.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     check_space(folder, int(2 * source.megabytes * 1e6))  # a .zip and what it holds
     partial.mkdir(parents=True)
-    file = partial / url.split("?")[0].rsplit("/", 1)[-1]
+    file = partial / source.url.rsplit("/", 1)[-1]
     try:
         with urllib.request.urlopen(url, timeout=60) as answer, file.open("wb") as out:
             shutil.copyfileobj(answer, out, 1 << 20)
@@ -150,7 +152,7 @@ def _download_url(source: Source, folder: Path, url: str, note: Callable[[str], 
         if promised and file.stat().st_size != int(promised):
             raise ValueError(f"{url} ended after {file.stat().st_size} of {promised} bytes. Run it again.")
         facts: dict[str, Any] = {"repository": url, "commit": "", "sha256": sha256(file), "files": {}}
-        if file.suffix == ".zip":
+        if file.suffix == ".zip":  # whatever another address calls it
             _unpack(file, partial)
         write_json(partial / RECORD, facts)
         partial.rename(folder)
