@@ -102,6 +102,7 @@ def test_refusals_are_those_of_a_worker(front):
     no_key = {"headers": {"Authorization": "Bearer wrong"}}
     assert front.get("/v1/models", **no_key).status_code == front.get("/metrics", **no_key).status_code == 401
     assert front.get("/health", **no_key).status_code == 200
+    assert front.post("/health", json={}).status_code == 405
     large = {"prompt": "x" * (3 << 20)}
     assert front.post("/tokenize", json=large).json()["error"]["code"] == "request_too_large"
     chunks = (b"x" * 65536 for _ in range(64))

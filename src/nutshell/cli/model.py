@@ -220,6 +220,6 @@ def _serve_workers(arguments: list[str], options: Any, api_key: str | None) -> A
     ]  # fmt: skip
     code = serve_workers(
         [sys.executable, "-m", "nutshell", "serve", *arguments], environments, host=options.host, port=options.port,
-        api_key=api_key, json_log=options.log == "json",
+        api_key=api_key, allow_hosts=options.allow_host, json_log=options.log == "json",
     )  # fmt: skip
     return {"exit_code": code}

@@ -17,9 +17,10 @@ from typing import Any
 
 import uvicorn
 
+from nutshell.serve.guard import Guard
 from nutshell.serve.logs import log_to_stderr
 from nutshell.serve.proxy import Front, Upstream
-from nutshell.serve.server import address_of, checked_key, end_on_hangup, http_config, listen
+from nutshell.serve.server import address_of, checked_key, end_on_hangup, http_config, listen, names_of
 
 log = logging.getLogger("uvicorn.error")
 
@@ -66,9 +67,9 @@ class WorkerProcess(Upstream):
 class FrontServer(uvicorn.Server):
     """Watches the workers while it listens, and goes on listening while they finish their answers."""
 
-    def __init__(self, front: Front, workers: list[WorkerProcess], json_log: bool):
-        super().__init__(http_config(front, log_level="info", json_log=json_log))
-        self.front, self.workers, self.watching = front, workers, list[asyncio.Task[int]]()
+    def __init__(self, workers: list[WorkerProcess], allowed_hosts: list[str] | None, json_log: bool):
+        self.front, self.workers, self.watching = Front(workers), workers, list[asyncio.Task[int]]()
+        super().__init__(http_config(Guard(self.front, allowed_hosts=allowed_hosts), json_log=json_log))
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
@@ -95,7 +96,14 @@ class FrontServer(uvicorn.Server):
 
 
 def serve_workers(
-    command: Sequence[str], environments: Sequence[dict[str, str]], *, host: str, port: int, api_key: str | None, json_log: bool
+    command: Sequence[str],
+    environments: Sequence[dict[str, str]],
+    *,
+    host: str,
+    port: int,
+    api_key: str | None,
+    allow_hosts: Sequence[str],
+    json_log: bool,
 ) -> int:
     """A server of `command` for each of `environments`, behind one front on `host` and `port`. Blocks until it is told to end.
 
@@ -111,9 +119,9 @@ def serve_workers(
     workers: list[WorkerProcess] = []
     try:
         workers += (WorkerProcess(number, command, {**one, **key}, folder) for number, one in enumerate(environments))
-        log_to_stderr("info", json_log)
+        log_to_stderr("warning", json_log)  # each request is in its worker's log
         end_on_hangup()
-        server = FrontServer(Front(workers), workers, json_log)
+        server = FrontServer(workers, names_of(host, allow_hosts) if api_key is None else None, json_log)
         log.info("Listening on %s; %d workers load", address_of(host, listeners), len(workers))
         with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down gracefully
             server.run(sockets=listeners)

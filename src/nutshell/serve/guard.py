@@ -92,10 +92,11 @@ class Guard:
             if event["type"] == "http.response.start":
                 status = event["status"]
                 own = [*event.get("headers", [])]
-                names = {name for name, _ in own}  # a report has a policy of its own
-                extra = [header for header in SECURITY_HEADERS if header[0] not in names]
-                event = {**event, "headers": [*own, (b"x-request-id", request_id.encode()), *extra]}
-            await send_within(self.send_seconds, send(event))
+                names = {name for name, _ in own}  # a report has a policy of its own, what a worker answers the worker's id
+                ours = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
+                extra = [header for header in ours if header[0] not in names]
+                event = {**event, "headers": [*own, *extra]}
+            await _send_within(self.send_seconds, send(event))
 
         try:
             try:
@@ -190,7 +191,7 @@ class Guard:
         return b"".join(chunks)
 
 
-async def send_within(seconds: float, sending: Awaitable[None]) -> None:
+async def _send_within(seconds: float, sending: Awaitable[None]) -> None:
     """ClientGoneError where it takes longer. `asyncio.wait_for` would make a task of every token."""
     task, late = asyncio.current_task(), False
     assert task is not None

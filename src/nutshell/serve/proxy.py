@@ -1,15 +1,14 @@
 """The front of several servers: an ASGI application that passes each request to one of them, and tells how all of them do.
 
-It computes, parses and checks nothing: keys, sizes, deadlines and refusals are the servers' own. What it adds is which server
-gets a request, and one answer of all to `/health` and `/metrics`.
+It computes and parses nothing: keys and refusals are the servers' own, sizes and deadlines the `Guard`'s around it. It adds
+which server gets a request, and one answer of all to `/health` and `/metrics`.
 """
 
 import asyncio
 import json
 import re
-import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ from prometheus_client.registry import Collector
 
 from nutshell.serve.api import APIError
 from nutshell.serve.completions import sse
-from nutshell.serve.guard import BODY_SECONDS, SEND_SECONDS, ClientGoneError, Receive, Scope, Send, send_within
+from nutshell.serve.guard import Receive, Scope, Send
 
 ASK_SECONDS = 5.0
 KNOWN_BEGINNING = 2
 """A server that has seen the beginning of a conversation may be this many answers busier than the others and still gets it."""
 PEEK_BYTES = 4096
-OF_ONE_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"expect"}
+OF_ONE_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"}
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -89,34 +88,26 @@ class Exchange:
 
 
 class Front:
-    """The ASGI application that passes each request to a server."""
+    """The ASGI application that passes each request to a server. A `Guard` belongs around it, which reads bodies whole."""
 
     def __init__(self, servers: Sequence[Upstream]):
         self.servers, self.draining = servers, False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_in_time(event: Any) -> None:
-            await send_within(SEND_SECONDS, send(event))
-
-        with suppress(ClientGoneError):
-            if scope["path"] == "/health":
-                await self._answer(self.health(), scope, receive, send_in_time)
-            elif scope["path"] == "/metrics":
-                await self._answer(await self.metrics(scope["headers"]), scope, receive, send_in_time)
+        if scope["type"] == "http":
+            own = {"/health": self.health, "/metrics": self.metrics}.get(scope["path"])
+            if own and scope["method"] in ("GET", "HEAD"):
+                await (await own(scope["headers"]))(scope, receive, send)
             else:
-                await self.pass_on(scope, receive, send_in_time)
+                await self.pass_on(scope, receive, send)
 
-    async def _answer(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
-        response.headers.setdefault("x-request-id", f"req_{uuid.uuid4().hex}")
-        await response(scope, receive, send)
-
-    def health(self) -> Response:
+    async def health(self, headers: Headers) -> Response:
         """200 where every server is ready, else 503 with what each of them says."""
         told = {str(server.number): server.status for server in self.servers}
         bad = sorted({status for status in told.values() if status != "ok"})
         status = "shutting down" if self.draining else ", ".join(bad) or "ok"
-        headers = {} if status == "ok" else {"Retry-After": "2"}
-        return JSONResponse({"status": status, "workers": told}, 200 if status == "ok" else 503, headers)
+        said = {"status": status, "workers": told}
+        return JSONResponse(said) if status == "ok" else JSONResponse(said, 503, {"Retry-After": "2"})
 
     async def metrics(self, headers: Headers) -> Response:
         """Those of all servers that answer, or their refusal of a wrong key."""
@@ -135,12 +126,8 @@ class Front:
         return Response(generate_latest(merged), media_type=CONTENT_TYPE_LATEST)
 
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            first = await asyncio.wait_for(receive(), BODY_SECONDS)  # how a conversation begins decides who gets it
-        except asyncio.TimeoutError:
-            late = APIError(408, f"the body did not arrive within {BODY_SECONDS:g} seconds", code="request_timeout")
-            return await self._answer(late.response(), scope, receive, send)
-        for server in self.order(first.get("body", b"")):
+        body: bytes = (await receive())["body"]  # all of it: the guard has read it
+        for server in self.order(body):
             try:
                 exchange = await Exchange.open(server)
             except OSError:
@@ -148,16 +135,14 @@ class Front:
                 continue
             server.in_flight += 1
             try:
-                return await self._exchange(exchange, first, scope, receive, send)
+                return await self._exchange(exchange, body, scope, receive, send)
             except (OSError, h11.RemoteProtocolError):  # before the answer began
                 message = f"worker {server.number} ended before it answered; ask again"
-                lost = APIError(502, message, type="server_error", code="worker_lost", retry_after_seconds=1)
-                return await self._answer(lost.response(), scope, receive, send)
+                raise APIError(502, message, type="server_error", code="worker_lost", retry_after_seconds=1) from None
             finally:
                 server.in_flight -= 1
                 exchange.close()
-        error = APIError(503, "no worker is ready", type="server_error", code="not_ready", retry_after_seconds=2)
-        return await self._answer(error.response(), scope, receive, send)
+        raise APIError(503, "no worker is ready", type="server_error", code="not_ready", retry_after_seconds=2)
 
     def order(self, beginning: bytes) -> list[Upstream]:
         """The servers in the order to try: those that are ready first, of them the least busy."""
@@ -170,30 +155,19 @@ class Front:
 
         return sorted(self.servers, key=cost)
 
-    async def _exchange(self, exchange: Exchange, first: Any, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the request on while its answer comes back, until that ends or the client leaves.
+    async def _exchange(self, exchange: Exchange, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the request on, and its answer back as it comes, until that ends or the client leaves.
 
         OSError or h11.RemoteProtocolError where the server is lost before it answers.
         """
         target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-        headers = [header for header in scope["headers"] if header[0] not in OF_ONE_HOP] + [(b"connection", b"close")]
-        if not any(name == b"host" for name, _ in headers):  # HTTP/1.0
-            headers.append((b"host", b""))
+        headers = [header for header in scope["headers"] if header[0] not in (*OF_ONE_HOP, b"content-length", b"host")]
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"")  # HTTP/1.0 need not name one
+        headers += [(b"host", host), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
         exchange.write(h11.Request(method=scope["method"], target=target, headers=headers))
-
-        async def send_body(event: Any) -> None:
-            """Returns when the client has left."""
-            more = True
-            while event["type"] != "http.disconnect":
-                if more:
-                    exchange.write(h11.Data(data=event.get("body", b"")))
-                    if not (more := event.get("more_body", False)):
-                        exchange.write(h11.EndOfMessage())
-                    with suppress(ConnectionError):  # answered before all was read, or lost: the other task says which
-                        await exchange.writer.drain()
-                event = await receive()
-
-        tasks = [asyncio.ensure_future(_send_answer(exchange, send)), asyncio.ensure_future(send_body(first))]
+        exchange.write(h11.Data(data=body))
+        exchange.write(h11.EndOfMessage())
+        tasks = [asyncio.ensure_future(_send_answer(exchange, send)), asyncio.ensure_future(receive())]  # receive: of its leaving
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -210,8 +184,7 @@ async def _send_answer(exchange: Exchange, send: Send) -> None:
     try:
         async for event in exchange.events():
             if isinstance(event, h11.Response):
-                dropped = {*OF_ONE_HOP, b"transfer-encoding", b"date"}
-                headers = [(name, value) for name, value in event.headers if name not in dropped]
+                headers = [(name, value) for name, value in event.headers if name not in (*OF_ONE_HOP, b"date")]
                 is_stream = dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
                 await send({"type": "http.response.start", "status": event.status_code, "headers": headers})
             elif isinstance(event, h11.Data):

@@ -185,7 +185,7 @@ def serve(
     api_key = checked_key(api_key, host, port)
     if "*" in cors_origins and api_key is None:
         raise ValueError("--allow-origin '*' lets every web site use this server; name the sites, or set an API key")
-    allowed_hosts = [name.lower().rstrip(".") for name in (host, *allow_hosts)] if api_key is None else None
+    allowed_hosts = names_of(host, allow_hosts) if api_key is None else None
     if max_models < 1:
         raise ValueError(f"--max-models is {max_models}; accepted: 1 or more models in memory")
     models = Models(run_name(folder), max_queue=max_queue, folder=folder, max_loaded=max_models)
@@ -241,6 +241,11 @@ def checked_key(key: str | None, host: str, port: int) -> str | None:
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}; it must lie between 0 and 65535 (0 picks a free one)")
     return key
+
+
+def names_of(host: str, allow_hosts: Sequence[str]) -> list[str]:
+    """What a request may call a server on `host`, beside the names of this machine."""
+    return [name.lower().rstrip(".") for name in (host, *allow_hosts)]
 
 
 def end_on_hangup() -> None:
