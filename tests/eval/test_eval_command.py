@@ -77,6 +77,7 @@ BAD = {
     "eval model --tasks mine.jsonl --out out --report model": "--report model is a folder; give a file",
     "eval model --tasks mine.jsonl --dtype int3": "--dtype is 'int3'",
     "eval nowhere --tasks mine.jsonl": "nowhere does not exist",
+    "eval model --tasks ,": "--tasks is ',', which names none",
 }
 
 

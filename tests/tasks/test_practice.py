@@ -34,7 +34,7 @@ def prompts(tmp_path) -> Path:
     file = tmp_path / "prompts.jsonl"
     rows = [
         *({"prompt": f"Say {n}.", "target": str(n)} for n in range(18)),
-        {"question": "Say x.", "target": "x", "answer": 4.5},  # its own grader takes no such answer; a reward may
+        {"question": "Say x.", "target": "x", "answer": {}},  # its own grader takes no such answer; a reward may
         {"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Say y."}], "target": "y"},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

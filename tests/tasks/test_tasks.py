@@ -231,12 +231,14 @@ def test_own_rows_in_all_forms(tmp_path):
         {"question": "Two and two?", "answer": 4},
         {"question": "A big cat?", "answer": ["tiger", "lion"]},
         {"question": "A year of the last century?", "regex": r"\b19\d\d\b"},
+        {"question": "A half?", "answer": 0.5},
     )
     task = load_task(str(path))
-    assert (task.kind, [each.answer for each in task.items]) == ("generate", ["Paris", "Rome", "Rome.", "4", "tiger", ""])
+    assert (task.kind, [each.answer for each in task.items]) == ("generate", ["Paris", "Rome", "Rome.", "4", "tiger", "", "0.5"])
     assert task.grade(task.items[0], " paris. ")
     assert task.grade(task.items[3], "2 + 2 = 4.")
     assert not task.grade(task.items[3], "5")
+    assert task.grade(task.items[6], "It is 0.50.")
     assert not task.grade(task.items[0], "London")
     assert [task.grade(task.items[4], reply) for reply in ("Lion.", "tiger", "cat")] == [1, 1, 0]
     assert [task.grade(task.items[5], reply) for reply in ("In 1984.", "In 2001.", "")] == [1, 0, 0]

@@ -17,7 +17,7 @@ from nutshell.tasks import GROUPS, READ_DATA, TAKE_SHOTS, TASK_NAMES, load_task,
 
 def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
     """Score the model that the options name; the results by task, without their items."""
-    folders = [word for word in options.tasks if Path(word).is_dir() and word not in (*TASK_NAMES, *GROUPS)]
+    folders = [word for word in options.tasks if word and Path(word).is_dir() and word not in (*TASK_NAMES, *GROUPS)]
     words = [word for word in options.tasks if word not in folders]
     models = folders + [options.model] * given_model
     if len(models) > 1:
@@ -29,6 +29,8 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
     if temperature < 0 or (temperature == 0 and options.samples > 1):
         raise ValueError(f"--temperature is {temperature}; accepted: 0 or more; above 0 for several samples, or they are equal.")
     names = task_names(words or ([] if options.text else ["primer"]))
+    if words and not names:
+        raise ValueError(f"--tasks is {' '.join(words)!r}, which names none; leave it out for the primer's.")
     tasks = [
         load_task(name, limit=options.limit or None, seed=options.seed, data_folder=options.data, shots=options.shots)
         for name in names

@@ -27,7 +27,7 @@ Pair = tuple[Sequence[int], Sequence[int]]
 Progress = Callable[[int, int], None]
 
 TOKENS_PER_BATCH = 1024
-"""With padding; what a CPU's cache holds: 4,096 are a fifth slower (docs/evaluation.md)."""
+"""With padding; what a CPU's cache holds: 4,096 were a fifth slower on a Zen 4."""
 GPU_TOKENS_PER_BATCH = 65536
 ATTENTION_SCORES_AT_ONCE = 1 << 20
 """Of rows behind prefixes, by layer; 256 times as many on a GPU."""

@@ -204,8 +204,10 @@ def _answer(place: str, answer: object, options: tuple[str, ...]) -> str:
         if options and 0 <= answer < len(options) and str(answer) not in options:
             return options[answer]
         answer = str(answer)
+    elif isinstance(answer, float):
+        answer = str(answer)
     if not isinstance(answer, str) or not answer.strip():
-        raise ValueError(f"{place}: answer is {answer!r}; accepted: a text or a whole number, or a list of them.")
+        raise ValueError(f"{place}: answer is {answer!r}; accepted: a text or a number, or a list of them.")
     if not options or answer in options:
         return answer
     if len(answer) == 1 and answer in LETTERS[: len(options)]:
