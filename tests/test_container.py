@@ -84,3 +84,15 @@ def test_a_run_takes_no_more_threads_than_that_unless_told(monkeypatch, quota, a
         )
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("quota", "said"), [(1, ", 1 of them for this container, "), (10**6, None)])
+def test_doctor_tells_the_cores_of_a_container(monkeypatch, quota, said):
+    from nutshell.cli import doctor
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(doctor, "nvidia_gpus", list)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    found = doctor.device()[0]
+    assert (said in found) if said else ("container" not in found)

@@ -181,22 +181,12 @@ def start_runtime(
     rank, world, local = torchrun_ranks() if ranks else (0, 1, 0)
     if ranks:
         die_with_torchrun()
-    if threads < 0:
-        raise ValueError(f"--threads is {threads}; accepted: 0 (all cores) or more.")
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"--dtype is {dtype!r}; accepted: auto, {', '.join(DTYPES)}.")
+    set_threads(threads)
     chosen = choose_device(device, local)
     capability = torch.cuda.get_device_capability(chosen) if chosen.type == "cuda" else None
-    if dtype == "auto" and auto_dtype:
-        dtype = auto_dtype.get(chosen.type, "auto")
+    dtype = choose_dtype(dtype, chosen, capability, auto_dtype or {})
     if fp8:
         refuse_fp8(chosen, capability, dtype)
-    if dtype == "auto":
-        dtype = cpu_dtype() if chosen.type == "cpu" else gpu_dtype(capability)
-    if not threads and "OMP_NUM_THREADS" not in os.environ and cpu_quota() < torch.get_num_threads():
-        threads = cpu_quota()
-    if threads:
-        torch.set_num_threads(threads)
     if capability:
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
@@ -248,6 +238,27 @@ def leave_ranks(runtime: Runtime) -> None:
         runtime.meeting.close()
         dist.barrier()  # nobody leaves, and takes the store along, while another still looks at it
         dist.destroy_process_group()
+
+
+def set_threads(threads: int) -> None:
+    """As many as asked for; for 0 as torch takes, or fewer where a container may not use the time of so many cores."""
+    if threads < 0:
+        raise ValueError(f"--threads is {threads}; accepted: 0 (all cores) or more.")
+    if not threads and "OMP_NUM_THREADS" not in os.environ and cpu_quota() < torch.get_num_threads():
+        threads = cpu_quota()
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def choose_dtype(dtype: str, device: torch.device, capability: tuple[int, int] | None, auto: Mapping[str, str]) -> str:
+    """Of matrix products, by name. "auto": what `auto` has for this type of device, else what the device is fast in."""
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"--dtype is {dtype!r}; accepted: auto, {', '.join(DTYPES)}.")
+    if dtype == "auto":
+        dtype = auto.get(device.type, "auto")
+    if dtype == "auto":
+        dtype = cpu_dtype() if device.type == "cpu" else gpu_dtype(capability)
+    return dtype
 
 
 def refuse_fp8(device: torch.device, capability: tuple[int, int] | None, dtype: str) -> None:

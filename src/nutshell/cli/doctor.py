@@ -39,14 +39,15 @@ def device() -> Finding:
     """What training will run on, and a GPU of this machine that torch does not see."""
     import torch
 
-    from nutshell.machine import cpu_dtype
+    from nutshell.machine import cpu_dtype, cpu_quota
     from nutshell.report.facts import processor
     from nutshell.runtime import gpu_dtype
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         return f"{len(names)} x {names[0]}, {gpu_dtype(torch.cuda.get_device_capability(0))}", ""
-    cpu = f"{processor()}, {os.cpu_count()} cores, {cpu_dtype()}"
+    limited = f", {cpu_quota()} of them for this container" * (cpu_quota() < (os.cpu_count() or 1))
+    cpu = f"{processor()}, {os.cpu_count()} cores{limited}, {cpu_dtype()}"
     if gpus := nvidia_gpus():
         return cpu, (
             f"the driver has {len(gpus)} GPU(s) ({gpus[0]}), which this torch cannot use (CUDA {torch.version.cuda}): install a "

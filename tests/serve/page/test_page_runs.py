@@ -26,10 +26,15 @@ def write(run, *records):
         file.write(text(*records))
 
 
-def points(page, title):
-    """Of each run's strong line, its number of points."""
+def wait_for_points(page, title, counts):
+    """Until the strong lines of a plot have these numbers of points: the list of runs is drawn before the plots."""
     lines = page.locator(f"figure:has(h2:text('{title}')) g[data-name]:not([data-faint]) polyline")
-    return lines.evaluate_all("lines => lines.map(line => line.points.length)")
+    for _ in range(250):
+        found = sorted(lines.evaluate_all("lines => lines.map(line => line.points.length)"))
+        if found == counts:
+            return
+        page.wait_for_timeout(20)
+    assert found == counts
 
 
 def test_a_training_from_its_first_step_to_its_report(open_page, serving, scripted, tmp_path):
@@ -37,35 +42,35 @@ def test_a_training_from_its_first_step_to_its_report(open_page, serving, script
     write(other, *map(step, range(1, 31)))
     page = open_page(client=serving(scripted("Hello."), models=Models("new", max_queue=4, folder=run)), path="/runs")
     assert page.locator("#runs li").count() == 1
-    assert points(page, "Loss") == [30]
+    wait_for_points(page, "Loss", [30])
 
     write(run, *map(step, range(1, 11)))
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(step(11))[:25])  # a torn line
     page.wait_for_selector("#runs >> text=step 10 of 60")
-    assert sorted(points(page, "Loss")) == [10, 30]
+    wait_for_points(page, "Loss", [10, 30])
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(step(11))[25:] + "\n")
     sample = {"question": "<b>Who</b> are you?", "reply": "<img src=x> A nut."}
     write(run, {"stage": "pretrain", "step": 11, "eval": {"val_bpb": 1.5}, "samples": [sample]})
     page.wait_for_selector("text=<img src=x> A nut.")
     assert page.locator("#samples img").count() == 0
-    assert sorted(points(page, "Loss")) == [11, 30]
+    wait_for_points(page, "Loss", [11, 30])
     page.get_by_role("checkbox", name="older").uncheck()
     page.wait_for_selector("#plots g[data-name=older]", state="detached")
-    assert points(page, "Loss") == [11]
+    wait_for_points(page, "Loss", [11])
 
     # Another stage begins, a resume rewrites the file from step 5 on, and the report comes: the same page shows it all.
     write(run, *(step(n, "rl", reward=n / 20) for n in range(1, 13)))
     page.wait_for_selector("#runs >> text=rl, step 12")
-    assert points(page, "Mean reward") == [12]
-    assert points(page, "Loss") == [23]
+    wait_for_points(page, "Mean reward", [12])
+    wait_for_points(page, "Loss", [23])
     (tmp_path / "rewritten").write_text(text(*map(step, range(1, 6))))
     (tmp_path / "rewritten").rename(run / "metrics.jsonl")
     script = "try { document.cookie = 'seen=1' } catch { document.querySelector('h1').textContent = 'Report, shut off' }"
     (run / "report.html").write_text(f"<!doctype html><h1>Report</h1><script>{script}</script>")
     page.wait_for_selector("#runs >> text=step 5 of 60")
-    assert points(page, "Loss") == [5]
+    wait_for_points(page, "Loss", [5])
     page.select_option("#axis", "tokens")
     assert page.locator("figure:visible svg").first.get_attribute("data-x") == "512 2560"
 
@@ -91,7 +96,7 @@ def test_a_line_never_runs_ahead_of_its_plot(open_page, serving, scripted, tmp_p
         route.continue_()
     page.unroute("**/runs/metrics?run=older*")
     page.wait_for_selector("#runs >> text=step 6 of 60")
-    assert sorted(points(page, "Loss")) == [5, 6]
+    wait_for_points(page, "Loss", [5, 6])
 
 
 def test_reading_on_by_bytes(tmp_path):
