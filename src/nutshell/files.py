@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import errno
 import hashlib
 import io
-import itertools
 import json
 import os
 import re
@@ -15,7 +13,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -331,53 +329,6 @@ def json_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None
             else:
                 yield place, value
         position += len(line)
-
-
-def csv_rows(
-    path: Path, bad: Callable[[str, ValueError], object] | None = None, encoding: str = ""
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each row of a table with a head as {column: cell}. Cells of a .tsv are parted by tabs, else by the one of , ; and tab that
-    the head has most of. Without an `encoding`, see `encoding_of`. A row with more or fewer cells than the head, or with an open
-    quotation mark, raises ValueError, or is handed to `bad`."""
-    csv.field_size_limit(1 << 30)  # the default refuses cells of more than 131,072 characters
-    quotes = 0
-
-    def counted(lines: Iterator[str]) -> Iterator[str]:
-        nonlocal quotes
-        for line in lines:
-            quotes += line.count('"')
-            yield line
-
-    lines = counted(lines_of(text_blocks(path, encoding or encoding_of(path))))
-    head = next(lines, "")
-    delimiter = "\t" if kind_of(path) == ".tsv" else max(",;\t", key=head.count)
-    reader = csv.reader(itertools.chain([head], lines), delimiter=delimiter)
-    columns = next(reader, [])
-    begins, quotes = reader.line_num + 1, 0
-    for cells in reader:
-        place, wrong = f"{shown(path)}, line {reader.line_num}", ""
-        if begins < reader.line_num and quotes % 2:
-            place = f"{shown(path)}, line {begins}"
-            wrong = f"a quotation mark is not closed until line {reader.line_num}"
-        elif cells and len(cells) != len(columns):
-            wrong = f"{len(cells)} cells where the head has {len(columns)} columns"
-        begins, quotes = reader.line_num + 1, 0
-        if wrong:
-            error = ValueError(f"{place}: {wrong}")
-            if bad is None:
-                raise error
-            bad(place, error)
-        elif cells:
-            yield place, dict(zip(columns, cells, strict=True))
-
-
-def lines_of(blocks: Iterable[str]) -> Iterator[str]:
-    rest = ""
-    for block in blocks:
-        *lines, rest = (rest + block).split("\n")
-        yield from (f"{line}\n" for line in lines)
-    if rest:
-        yield rest
 
 
 class _Several(ValueError):

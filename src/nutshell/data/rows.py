@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from nutshell.files import csv_rows, json_rows, kind_of, shown
+from nutshell.files import encoding_of, json_rows, kind_of, shown, text_blocks
 
 TABLES = (".csv", ".tsv")
 ROW_KINDS = (".jsonl", ".ndjson", ".json", ".parquet", *TABLES)
@@ -25,6 +27,50 @@ def file_rows(file: Path, bad: Bad | None = None, encoding: str = "") -> Iterato
     if kind_of(file) == ".parquet":
         return _parquet_rows(file)
     return csv_rows(file, bad, encoding) if kind_of(file) in TABLES else json_rows(file, bad)
+
+
+def csv_rows(path: Path, bad: Bad | None = None, encoding: str = "") -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row of a table with a head as {column: cell}. Cells of a .tsv are parted by tabs, else by the one of , ; and tab that
+    the head has most of. Without an `encoding`, see `encoding_of`. A row with more or fewer cells than the head, or with an open
+    quotation mark, raises ValueError, or is handed to `bad`."""
+    csv.field_size_limit(1 << 30)  # the default refuses cells of more than 131,072 characters
+    quotes = 0
+
+    def counted(lines: Iterator[str]) -> Iterator[str]:
+        nonlocal quotes
+        for line in lines:
+            quotes += line.count('"')
+            yield line
+
+    lines = counted(lines_of(text_blocks(path, encoding or encoding_of(path))))
+    head = next(lines, "")
+    delimiter = "\t" if kind_of(path) == ".tsv" else max(",;\t", key=head.count)
+    reader = csv.reader(itertools.chain([head], lines), delimiter=delimiter)
+    columns = next(reader, [])
+    begins, quotes, name = reader.line_num + 1, 0, shown(path)
+    for cells in reader:
+        place, wrong = f"{name}, line {reader.line_num}", ""
+        if begins < reader.line_num and quotes % 2:
+            place, wrong = f"{name}, line {begins}", f"a quotation mark is not closed until line {reader.line_num}"
+        elif cells and len(cells) != len(columns):
+            wrong = f"{len(cells)} cells where the head has {len(columns)} columns"
+        begins, quotes = reader.line_num + 1, 0
+        if wrong:
+            error = ValueError(f"{place}: {wrong}")
+            if bad is None:
+                raise error
+            bad(place, error)
+        elif cells:
+            yield place, dict(zip(columns, cells, strict=True))
+
+
+def lines_of(blocks: Iterable[str]) -> Iterator[str]:
+    rest = ""
+    for block in blocks:
+        *lines, rest = (rest + block).split("\n")
+        yield from (f"{line}\n" for line in lines)
+    if rest:
+        yield rest
 
 
 def kind_of_error(place: str, error: Exception) -> str:
