@@ -119,6 +119,11 @@ def test_the_least_busy_one_answers_and_a_client_that_leaves_ends_its_answer(fro
         assert sum(counts.values()) == 3
         assert max(counts.values()) <= 3
     until(lambda: set(running(front).values()) == {0}, seconds=2)
+    ends = {str(token): -100 for token in tok.special_tokens.values()}
+    body = {"messages": [{"role": "user", "content": "not streamed"}], "max_tokens": 4000, "logit_bias": ends}
+    with pytest.raises(httpx.ReadTimeout):
+        front.post("/v1/chat/completions", json=body, timeout=0.5)
+    until(lambda: set(running(front).values()) == {0}, seconds=2)
 
 
 def test_a_conversation_goes_back_to_the_worker_that_knows_it(tmp_path):
