@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -118,6 +119,11 @@ def test_the_least_busy_one_answers_and_a_client_that_leaves_ends_its_answer(fro
         assert sum(counts.values()) == 3
         assert max(counts.values()) <= 3
     until(lambda: set(running(front).values()) == {0}, seconds=2)
+    ends = {str(token): -100 for token in tok.special_tokens.values()}
+    body = {"messages": [{"role": "user", "content": "not streamed"}], "max_tokens": 4000, "logit_bias": ends}
+    with pytest.raises(httpx.ReadTimeout):
+        front.post("/v1/chat/completions", json=body, timeout=0.5)
+    until(lambda: set(running(front).values()) == {0}, seconds=2)
 
 
 def test_a_conversation_goes_back_to_the_worker_that_knows_it(tmp_path):
@@ -169,6 +175,16 @@ def test_one_that_is_killed_is_named_started_again_and_its_answers_say_so(front,
     assert f"Worker {worker} ended with exit code -9 and is started again" in "".join(front.lines)
 
 
+def test_a_worker_that_cannot_start_ends_the_front_with_its_exit_code(tmp_path):
+    command = [sys.executable, "-m", "nutshell", "serve", "nothing", "--workers", "2", "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "nothing does not exist" in ended.stderr
+    assert "Fatal" not in ended.stderr
+    assert "and could not start" in ended.stderr
+
+
 @pytest.mark.slow
 def test_sigterm_finishes_what_both_answer(tmp_path, make_model, tok):
     with (
@@ -184,4 +200,6 @@ def test_sigterm_finishes_what_both_answer(tmp_path, make_model, tok):
         for lines in (first, second):
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert front.process.wait(30) in (0, -signal.SIGTERM)
-    assert "Traceback" not in "".join(front.lines)
+    log = "".join(front.lines)
+    assert not [word for word in ("Traceback", "Fatal") if word in log]
+    assert not Path(re.search(r"Listening on (/\S+)/0;", log)[1]).exists()  # where their sockets were

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -121,9 +122,10 @@ def serve_workers(
         workers += (WorkerProcess(number, command, {**one, **key}, folder) for number, one in enumerate(environments))
         log_to_stderr("warning", json_log)  # each request is in its worker's log
         end_on_hangup()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         server = FrontServer(workers, names_of(host, allow_hosts) if api_key is None else None, json_log)
         log.info("Listening on %s; %d workers load", address_of(host, listeners), len(workers))
-        with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down gracefully
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises a signal again after it has shut down gracefully
             server.run(sockets=listeners)
         return server.exit_code()
     finally:

@@ -263,7 +263,8 @@ def _listen_as_worker(path: str) -> list[socket.socket]:
     """A Unix socket. When the front is gone, stdin ends, and so does this process. The front's /health is not logged."""
 
     def end_with_the_front() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # sys.stdin has a lock, which the end of the interpreter would find taken
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end_with_the_front, daemon=True).start()
