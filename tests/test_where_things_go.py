@@ -43,3 +43,17 @@ def test_names_in_the_table_of_new_things_exist():
             if not re.search(r"\.(py|md|rs|js|html|toml|sh)$", name):
                 last = name.rsplit(".", 1)[-1]
                 assert re.search(rf"\b{last}\b", source()), (name, line)
+
+
+def test_the_table_of_rooms_is_the_one_that_imports_are_checked_by():
+    """docs/design.md and test_imports.py: every room stands in both, and where a row is of one room, with the same arrows."""
+    from test_imports import ALLOWED
+
+    rows = re.findall(
+        r"^\| (`.+`) \| .* \| (.*) \|$", (ROOT / "docs/design.md").read_text(encoding="utf-8").split("## Decisions")[0], re.M
+    )
+    rooms = {room: row[1] for row in rows for room in re.findall(r"`(\w+)`", row[0])}
+    assert set(ALLOWED) | {"cli"} == set(rooms)
+    for names, arrows in rows:
+        if re.fullmatch(r"`\w+`", names) and re.fullmatch(r"(`\w+` ?)+", arrows):
+            assert set(re.findall(r"`(\w+)`", arrows)) == ALLOWED[names.strip("`")], names
