@@ -43,3 +43,28 @@ def test_names_in_the_table_of_new_things_exist():
             if not re.search(r"\.(py|md|rs|js|html|toml|sh)$", name):
                 last = name.rsplit(".", 1)[-1]
                 assert re.search(rf"\b{last}\b", source()), (name, line)
+
+
+def test_the_table_of_rooms_is_the_one_that_imports_are_checked_by():
+    """docs/design.md and test_imports.py: every room stands in both, and where a row is of one room, with the same arrows."""
+    from test_imports import ALLOWED
+
+    rows = re.findall(
+        r"^\| (`.+`) \| .* \| (.*) \|$", (ROOT / "docs/design.md").read_text(encoding="utf-8").split("## Decisions")[0], re.M
+    )
+    rooms = {room: row[1] for row in rows for room in re.findall(r"`(\w+)`", row[0])}
+    assert set(ALLOWED) | {"cli"} == set(rooms)
+    for names, arrows in rows:
+        if re.fullmatch(r"`\w+`", names) and re.fullmatch(r"(`\w+` ?)+", arrows):
+            assert set(re.findall(r"`(\w+)`", arrows)) == ALLOWED[names.strip("`")], names
+
+
+def test_the_core_is_ten_files_and_short():
+    """docs/reading.md: ten files in an order, with the siblings that are named at most 2,500 lines."""
+    page = (ROOT / "docs/reading.md").read_text(encoding="utf-8").split("## One step")[0]
+    core = re.findall(r"^\d+\. \*\*`(src/[\w/]+\.py)`\*\*", page, re.MULTILINE)
+    assert len(core) == 10
+    named = [name for name in re.findall(r"`([\w/]+\.py)`", page) if name not in core]
+    beside = {place / name for name in named for place in ((ROOT / file).parent for file in core) if (place / name).exists()}
+    beside |= {ROOT / "src/nutshell" / name for name in named if (ROOT / "src/nutshell" / name).exists()}
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in {*beside, *(ROOT / f for f in core)}) <= 2500

@@ -132,14 +132,14 @@ def test_what_transformers_nanochat_lacks_is_named(refused, speed, tmp_path):
     refused(tmp_path, "trained with --window-pattern L. Or", "export", "hf", folder, tmp_path / "out", "--nanochat")
 
 
-@pytest.mark.parametrize("export", ["hf", "gguf"])
+@pytest.mark.parametrize("export", ["hf", "gguf --type f32"])
 def test_a_disk_that_is_full_leaves_nothing(portable, tmp_path, run_command, export):
     """A limit on the size of files stands for it."""
     resource = pytest.importorskip("resource", reason="needs limits of processes")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        code, _, error = run_command(["export", export, str(portable), "out", "--type", "f32"])
+        code, _, error = run_command(["export", *export.split(), str(portable), "out"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (code, error.startswith("nutshell: error: cannot write out: ")) == (2, True), error
