@@ -7,10 +7,10 @@
 
 use std::ops::Range;
 
-use super::matrix::{Input, Kind, Line, Matrix, PANEL, STRIDE};
+use super::matrix::{Input, Kind, Line, Lines, Matrix, PANEL, STRIDE};
 
 /// Multiplies panels with all tokens of an input: `write(token, panel, outputs)`.
-pub type Product = unsafe fn(&Matrix, Range<usize>, &mut Input, &mut dyn FnMut(usize, usize, &[f32; PANEL]));
+pub type Product = unsafe fn(&Matrix, &Lines, Range<usize>, &mut Input, &mut dyn FnMut(usize, usize, &[f32; PANEL]));
 
 /// One instruction set's way to multiply words of one kind.
 trait Dot {
@@ -108,6 +108,7 @@ fn finish<D: Dot>(
 #[inline(always)]
 fn product<D: Dot, const CHAINS: usize, const MOST: usize, const WIDE: usize>(
     matrix: &Matrix,
+    lines: &Lines,
     panels: Range<usize>,
     input: &mut Input,
     write: &mut dyn FnMut(usize, usize, &[f32; PANEL]),
@@ -117,7 +118,7 @@ fn product<D: Dot, const CHAINS: usize, const MOST: usize, const WIDE: usize>(
     let rest = input.rows() - wide;
     let tiles = rest.div_ceil(MOST);
     for panel in panels {
-        let (lines, scales) = matrix.panel(panel);
+        let (lines, scales) = matrix.panel(lines, panel);
         let write = &mut |token: usize, outputs: &[f32; PANEL]| write(token, panel, outputs);
         for first in (0..wide).step_by(WIDE) {
             wide_tile::<D, CHAINS, WIDE>(lines, scales, input, first, write);
@@ -421,11 +422,12 @@ macro_rules! entry {
         #[target_feature(enable = $features)]
         fn $name(
             matrix: &Matrix,
+            lines: &Lines,
             panels: Range<usize>,
             input: &mut Input,
             write: &mut dyn FnMut(usize, usize, &[f32; PANEL]),
         ) {
-            product::<$dot, $chains, $most, $wide>(matrix, panels, input, write);
+            product::<$dot, $chains, $most, $wide>(matrix, lines, panels, input, write);
         }
     };
 }

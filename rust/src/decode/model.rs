@@ -3,7 +3,7 @@
 //! Legend: C width, H query heads, K key/value heads, D head width, V vocabulary.
 
 use super::dot::{self, Level, Product};
-use super::matrix::{Kind, Matrix, PANEL};
+use super::matrix::{Kind, Lines, Matrix, PANEL};
 use super::step::Workspace;
 use super::table::Table;
 
@@ -46,6 +46,18 @@ pub struct Shape {
     pub value_embeddings: Vec<bool>,
 }
 
+impl Shape {
+    /// Lines of all matrices.
+    fn lines(&self, kind: Kind) -> usize {
+        let of = |outputs: usize, inputs: usize| outputs.div_ceil(PANEL) * kind.words(inputs);
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let hidden = of(self.mlp_width, self.width) * (1 + usize::from(self.gated_mlp));
+        let layer =
+            of(queries + 2 * keys, self.width) + of(self.width, queries) + hidden + of(self.width, self.mlp_width);
+        self.windows.len() * layer + of(self.vocab_size, self.width)
+    }
+}
+
 pub(super) struct Layer {
     pub(super) attention_norm: Vec<f32>,
     /// All queries, then keys, then values: (H + 2K) D outputs.
@@ -70,6 +82,7 @@ pub struct Decoder {
     pub(super) kind: Kind,
     pub(super) level: Level,
     pub(super) product: Product,
+    pub(super) lines: Lines,
     /// (V, C)
     pub(super) embedding: Table,
     pub(super) layers: Vec<Layer>,
@@ -124,11 +137,12 @@ impl Decoder {
             }
             Err(format!("{name} has {} numbers; accepted: {count} for {shape:?}.", table.numbers()))
         };
+        let mut lines = Lines::with_room(shape.lines(kind));
         let mut layers = Vec::new();
         for (layer, &window) in shape.windows.iter().enumerate() {
             let mut take = |name: &str, count: usize| take(&format!("{layer}.{name}"), count);
             let mut matrix = |name: &str, outputs: usize, inputs: usize| -> Result<Matrix, String> {
-                Ok(Matrix::pack(kind, outputs, inputs, &take(name, outputs * inputs)?))
+                Ok(Matrix::pack(kind, outputs, inputs, &take(name, outputs * inputs)?, &mut lines))
             };
             let qkv = matrix("qkv", query_width + 2 * value_width, width)?;
             let out = matrix("out", width, query_width)?;
@@ -158,7 +172,7 @@ impl Decoder {
             });
         }
         let embedding = look_up("embedding", vocab_size * width)?;
-        let head = Matrix::pack(kind, vocab_size, width, &take("head", vocab_size * width)?);
+        let head = Matrix::pack(kind, vocab_size, width, &take("head", vocab_size * width)?, &mut lines);
         let (smear_gate, smear_lambda) = match shape.smear {
             true => (take("smear_gate", SMEAR_CHANNELS)?, take("smear_lambda", 1)?[0]),
             false => (Vec::new(), 0.0),
@@ -173,6 +187,7 @@ impl Decoder {
             shape,
             kind,
             level,
+            lines,
             embedding,
             layers,
             head,

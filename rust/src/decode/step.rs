@@ -267,7 +267,7 @@ impl<E: Element> Part<'_, E> {
     /// This thread's panels of a product.
     fn each_panel(&self, matrix: &Matrix, input: &mut Input, write: &mut dyn FnMut(usize, usize, &[f32; PANEL])) {
         // SAFETY: `dot::kernel` has found the kernel's instructions on this processor.
-        unsafe { (self.model.product)(matrix, self.share(matrix.panels()), input, write) }
+        unsafe { (self.model.product)(matrix, &self.model.lines, self.share(matrix.panels()), input, write) }
     }
 
     fn multiply(&self, matrix: &Matrix, input: &mut Input, output: &Shared) {

@@ -3,7 +3,7 @@
 use super::attention::{self, BLOCK};
 use super::dot::{kernel, Level};
 use super::math::{exp, tanh};
-use super::matrix::{Input, Kind, Matrix, PANEL};
+use super::matrix::{Input, Kind, Lines, Matrix, PANEL};
 use super::{Cache, Decoder, Sequence, Shape, Table, Wanted};
 
 const LEVELS: [Level; 3] = [Level::Plain, Level::Avx2, Level::Avx512];
@@ -19,7 +19,8 @@ fn noise(count: usize, mut seed: u64) -> Vec<f32> {
 }
 
 fn product(kind: Kind, level: Level, outputs: usize, inputs: usize, tokens: usize) -> Vec<Vec<f32>> {
-    let matrix = Matrix::pack(kind, outputs, inputs, &noise(outputs * inputs, 1));
+    let mut lines = Lines::with_room(outputs.div_ceil(PANEL) * kind.words(inputs));
+    let matrix = Matrix::pack(kind, outputs, inputs, &noise(outputs * inputs, 1), &mut lines);
     let rows = noise(tokens * inputs, 2);
     let mut input = Input::default();
     input.encode(kind, inputs, rows.chunks_exact(inputs));
@@ -28,7 +29,7 @@ fn product(kind: Kind, level: Level, outputs: usize, inputs: usize, tokens: usiz
         found[token][panel * PANEL..][..PANEL].copy_from_slice(outputs);
     };
     // SAFETY: `kernel` has found the instructions.
-    unsafe { kernel(kind, level).0(&matrix, 0..matrix.panels(), &mut input, write) };
+    unsafe { kernel(kind, level).0(&matrix, &lines, 0..matrix.panels(), &mut input, write) };
     found
 }
 
