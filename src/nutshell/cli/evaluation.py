@@ -66,13 +66,7 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
     }  # fmt: skip
     short = {name: {k: v for k, v in result.items() if k not in ("examples", "records")} for name, result in results.items()}
     if options.text:
-        from nutshell.eval.bpb import bits_per_byte, packed_rows
-        from nutshell.infer.sampling import DamagedModelError
-
-        batches = packed_rows(read_documents(options.text), tok, model.config.context)
-        short["text"] = {"bpb": bits_per_byte(model, batches, tok.token_byte_lengths())}
-        if not math.isfinite(short["text"]["bpb"]):
-            raise DamagedModelError
+        short["text"] = {"bpb": text_bpb(options.text, model, tok)}
         print(f"{'text':16} {short['text']['bpb']:8.4f}  bits per byte")
     if out is not None and runtime.is_main:
         write_json(out / "results.json", {"model": str(folder), "settings": settings, "results": short})
@@ -81,6 +75,17 @@ def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
         write_text(report_file, page(str(folder), results, settings))
     leave_ranks(runtime)
     return short
+
+
+def text_bpb(path: str, model: Any, tok: Any) -> float:
+    """Bits per byte of files of text. DamagedModelError where they are no number."""
+    from nutshell.eval.bpb import bits_per_byte, packed_rows
+    from nutshell.infer.sampling import DamagedModelError
+
+    bpb = bits_per_byte(model, packed_rows(read_documents(path), tok, model.config.context), tok.token_byte_lengths())
+    if not math.isfinite(bpb):
+        raise DamagedModelError
+    return bpb
 
 
 def open_any(folder: str, device: str, dtype: str) -> tuple[Any, Any, Any]:
