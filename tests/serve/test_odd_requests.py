@@ -81,6 +81,18 @@ def test_packed_bodies_are_refused_by_name(raw):
     assert raw(*posted("Content-Encoding: identity"))[0] == 200
 
 
+def test_a_refused_body_is_answered_and_not_cut_off(raw, monkeypatch):
+    """A client that sends 30 MB sees the 413 or 400, not a connection that is reset under its hands."""
+    status, _, answer = raw(*posted(body=b"x" * 30_000_000))
+    assert (status, json.loads(answer)["error"]["code"]) == (413, "request_too_large")
+    status, _, answer = raw(*posted(body=b"x" * 30_000_000), host="Host: evil.example\r\n")
+    assert (status, json.loads(answer)["error"]["code"]) == (400, "unknown_host")
+    head, _ = posted("Expect: 100-continue", body=b"x" * 3_000_000)
+    assert raw(head)[0] == 413  # before it is sent
+    monkeypatch.setattr("nutshell.serve.guard.LINGER_SECONDS", 0.1)
+    assert raw(head.replace("Expect: 100-continue", "X-None: 1"), b"x" * 1000)[0] == 413  # says more than it sends
+
+
 @pytest.mark.parametrize(
     ("head", "body", "status"),
     [

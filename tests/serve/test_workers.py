@@ -203,3 +203,29 @@ def test_sigterm_finishes_what_both_answer(tmp_path, make_model, tok):
     log = "".join(front.lines)
     assert not [word for word in ("Traceback", "Fatal") if word in log]
     assert not Path(re.search(r"Listening on (/\S+)/0;", log)[1]).exists()  # where their sockets were
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "shares"),
+    [
+        ("2,GPU-5b", "auto", [{"CUDA_VISIBLE_DEVICES": name} for name in ("2", "GPU-5b", "2")]),
+        ("2,GPU-5b", "cpu", [{"OMP_NUM_THREADS": "2"}] * 3),
+        ("-1", "auto", [{"OMP_NUM_THREADS": "2"}] * 3),
+    ],
+)
+def test_each_worker_has_a_gpu_or_a_share_of_the_cores(run_command, monkeypatch, visible, device, shares):
+    asked = {}
+
+    def serve_workers(command, environments, **options):
+        asked.update(options, command=command, environments=environments)
+        return 0
+
+    monkeypatch.setattr("nutshell.serve.front.serve_workers", serve_workers)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    assert run_command(f"serve run --workers 3 --device {device} --allow-host box --port 0")[0] == 0
+    assert asked["environments"] == shares
+    assert asked["allow_hosts"] == ["box"]
+    assert asked["command"][3:6] == ["serve", "run", "--workers"]
+    code, _, error = run_command("serve run --workers 0")
+    assert (code, "Accepted: 1 or more" in error) == (2, True)

@@ -1,6 +1,7 @@
 """The outermost ASGI layer: request ids, the API key, limits of size and time, security headers, a 500 for what nobody caught."""
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -17,6 +18,8 @@ log = logging.getLogger("nutshell.serve")
 MAX_BODY_BYTES = 2 * 1024 * 1024
 BODY_SECONDS = 30.0
 """Deadline for a whole request body."""
+LINGER_SECONDS = 2.0
+"""So long the rest of a body that is refused is read and forgotten: a client that is cut off while it sends sees no answer."""
 SEND_SECONDS = 30.0
 """Deadline for the client to take one chunk of an answer."""
 
@@ -100,8 +103,14 @@ class Guard:
 
         try:
             try:
-                self._check_host(scope)
-                self._check_key(scope)
+                try:
+                    self._check_host(scope)
+                    self._check_key(scope)
+                    self._check_length(scope)
+                except APIError:
+                    if not _header(scope, b"expect"):  # who asks before sending is told before sending
+                        await _forget_body(receive)
+                    raise
                 body = await self._read_body(scope, receive)
                 await self.app(scope, _replay(body, receive), guarded_send)
             except APIError as error:
@@ -158,13 +167,16 @@ class Guard:
                 code="invalid_api_key",
             )
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        too_large = APIError(
-            413, f"the body is larger than {self.max_body_bytes} bytes; send less text", code="request_too_large"
-        )
+    def _check_length(self, scope: Scope) -> None:
         length = _header(scope, b"content-length")
         if length.isdigit() and int(length[:20]) > self.max_body_bytes:
-            raise too_large
+            raise self._too_large()
+
+    def _too_large(self) -> APIError:
+        message = f"the body is larger than {self.max_body_bytes} bytes; send less text"
+        return APIError(413, message, code="request_too_large")
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
         chunks: list[bytes] = []
         size = 0
         deadline = time.monotonic() + self.body_seconds
@@ -178,9 +190,12 @@ class Guard:
                 raise ClientGoneError
             chunks.append(event.get("body", b""))
             size += len(chunks[-1])
+            more = event.get("more_body", False)
             if size > self.max_body_bytes:
-                raise too_large
-            if not event.get("more_body", False):
+                if more:
+                    await _forget_body(receive)
+                raise self._too_large()
+            if not more:
                 break
         if (packed := _header(scope, b"content-encoding").decode("latin-1")) not in ("", "identity"):
             raise APIError(415, f"the body is packed ({packed[:40]}); send it as it is", code="unsupported_encoding")
@@ -189,6 +204,15 @@ class Guard:
             # Browsers send other types to foreign sites without asking; for JSON they ask first, and are refused.
             raise APIError(400, "send the header 'Content-Type: application/json'", code="wrong_content_type")
         return b"".join(chunks)
+
+
+async def _forget_body(receive: Receive) -> None:
+    async def read() -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(read(), LINGER_SECONDS)
 
 
 async def _send_within(seconds: float, sending: Awaitable[None]) -> None:
