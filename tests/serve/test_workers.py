@@ -49,6 +49,9 @@ def started(folder, make_model, tok):
                 until(lambda: client.get("/health").status_code == 200)
                 yield client
         finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(40)
             process.kill()
             reader.join(20)
             print("".join(lines))
