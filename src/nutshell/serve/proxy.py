@@ -126,6 +126,9 @@ class Front:
         return Response(generate_latest(merged), media_type=CONTENT_TYPE_LATEST)
 
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.draining:  # at once: a worker hears of it a tenth of a second later
+            message = "the server is not ready: shutting down"
+            raise APIError(503, message, type="server_error", code="not_ready", retry_after_seconds=10)
         body: bytes = (await receive())["body"]  # all of it: the guard has read it
         for server in self.order(body):
             try:
