@@ -29,7 +29,7 @@ def front(tmp_path_factory, make_model, tok):
 @contextlib.contextmanager
 def started(folder, make_model, tok):
     """A front with two workers and a feedback file, as a client; .process, .lines of its log."""
-    save_model_folder(folder / "run" / "sft" / "step-000001", make_model(4096), tok, meta={"stage": "sft", "step": 1})
+    save_model_folder(folder / "run" / "sft" / "step-000001", make_model(16384), tok, meta={"stage": "sft", "step": 1})
     (folder / "run" / "plan.json").write_text("{}")
     (folder / "run" / "metrics.jsonl").write_text('{"stage": "sft", "step": 1, "loss": 2.0}\n')
     arguments = ["--workers", "2", "--port", "0", "--device", "cpu", "--feedback", "said.db"]
@@ -71,10 +71,10 @@ def running(client):
 
 
 @contextlib.contextmanager
-def long_answer(client, text, tok):
+def long_answer(client, text, tok, max_tokens=16000):
     """A stream that has begun, and the number of the worker that answers; what it says is read by whoever likes."""
     ends = {str(token): -100 for token in tok.special_tokens.values()}
-    body = {"messages": [{"role": "user", "content": text}], "stream": True, "max_tokens": 4000, "logit_bias": ends}
+    body = {"messages": [{"role": "user", "content": text}], "stream": True, "max_tokens": max_tokens, "logit_bias": ends}
     before = running(client)
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         assert response.status_code == 200, response.read()
@@ -123,9 +123,9 @@ def test_the_least_busy_one_answers_and_a_client_that_leaves_ends_its_answer(fro
         assert max(counts.values()) <= 3
     until(lambda: set(running(front).values()) == {0}, seconds=2)
     ends = {str(token): -100 for token in tok.special_tokens.values()}
-    body = {"messages": [{"role": "user", "content": "not streamed"}], "max_tokens": 4000, "logit_bias": ends}
+    body = {"messages": [{"role": "user", "content": "not streamed"}], "max_tokens": 16000, "logit_bias": ends}
     with pytest.raises(httpx.ReadTimeout):
-        front.post("/v1/chat/completions", json=body, timeout=0.5)
+        front.post("/v1/chat/completions", json=body, timeout=0.3)
     until(lambda: set(running(front).values()) == {0}, seconds=2)
 
 
@@ -158,7 +158,7 @@ def test_one_that_is_killed_is_named_started_again_and_its_answers_say_so(front,
     with long_answer(front, "one that is cut off", tok) as (worker, lines):
         other = str(1 - int(worker))
         ends = {str(token): -100 for token in tok.special_tokens.values()}
-        same = {"messages": [{"role": "user", "content": "one that is cut off"}], "max_tokens": 4000, "logit_bias": ends}
+        same = {"messages": [{"role": "user", "content": "one that is cut off"}], "max_tokens": 16000, "logit_bias": ends}
         answers = []
         asking = threading.Thread(target=lambda: answers.append(front.post("/v1/chat/completions", json=same)))
         asking.start()
@@ -192,8 +192,8 @@ def test_a_worker_that_cannot_start_ends_the_front_with_its_exit_code(tmp_path):
 def test_sigterm_finishes_what_both_answer(tmp_path, make_model, tok):
     with (
         started(tmp_path, make_model, tok) as front,
-        long_answer(front, "one", tok) as (_, first),
-        long_answer(front, "two", tok) as (_, second),
+        long_answer(front, "one", tok, 6000) as (_, first),
+        long_answer(front, "two", tok, 6000) as (_, second),
     ):
         front.process.send_signal(signal.SIGTERM)
         until(lambda: front.get("/health").json()["status"] == "shutting down", seconds=5)
