@@ -143,21 +143,23 @@ def test_greedy_log_probability_is_exactly_the_top_one():
     assert log_probabilities(logits.numpy(), chosen.tolist(), 0)[1] == [[]] * 8
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    vocabulary=st.integers(1, 200),
+OPTIONS = st.builds(
+    Sampling,
     temperature=st.sampled_from([0.05, 0.7, 1.0, 3.0]),
     top_k=st.integers(0, 60),
     top_p=st.sampled_from([1.0, 0.9, 0.5, 1e-9]),
     min_p=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
 )
-def test_native_draws_are_those_of_torch(seed, vocabulary, temperature, top_k, top_p, min_p):
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 10_000), vocabulary=st.integers(1, 200), options=st.lists(OPTIONS, min_size=4, max_size=4))
+def test_native_draws_are_those_of_torch(seed, vocabulary, options):
+    """Each row by its own settings, on CPU in native code and on an accelerator in torch."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(4, vocabulary, generator=generator)
     logits[1, torch.rand(vocabulary, generator=generator) < 0.3] = -math.inf
     logits[1, 0] = 1.0
-    options = [Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)] * 4
     uniforms = [1e-6, 0.999, *torch.rand(2, generator=generator, dtype=torch.float64).tolist()]
     rows = torch.zeros(4, vocabulary + 7)[:, :vocabulary].copy_(logits)  # as they lie in the engine's buffer
     assert draw(rows.numpy(), options, uniforms) == draw(logits, options, uniforms)
