@@ -21,7 +21,7 @@ import pyarrow.parquet
 from nutshell.data.rows import open_parquet
 from nutshell.data.shuffle import SPLITS, Layout, shuffle_documents, shuffle_files
 from nutshell.data.text import as_text, find_text, text_column
-from nutshell.files import FULL_DISK, FullDiskError, fsync, sha256, shown, sole_writer, write_json, write_text
+from nutshell.files import FULL_DISK, FullDiskError, fsync, read_record, sha256, shown, sole_writer, write_json, write_text
 
 MANIFEST = "manifest.json"
 
@@ -206,8 +206,4 @@ def _row_groups(file: Path) -> list[int]:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that `write_shards` wrote, empty where there is none; ValueError where it is damaged."""
-    path = folder / MANIFEST
-    try:
-        return json.loads(path.read_text("utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete {folder} and prepare again") from None
+    return read_record(folder / MANIFEST, f"Delete {folder} and prepare again.")
