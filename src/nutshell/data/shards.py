@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -93,7 +94,7 @@ def write_with(
 ) -> None:
     """Make the shards beside `folder` and rename them to it. What an interrupted call left there is gone on with, if it was of
     the same source and layout; an error leaves nothing."""
-    folder = folder.resolve() if folder.is_symlink() else folder  # a link stays one
+    folder = Path(os.path.realpath(folder)) if folder.is_symlink() else folder  # a link stays one; resolve() fails on a loop
     with sole_writer(folder):
         refuse_filled(folder)  # by a process that has just been ready
         beside = folder.with_name(f".{folder.name}.partial")

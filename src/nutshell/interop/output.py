@@ -18,7 +18,7 @@ TEMPERATURE, TOP_K = 0.4, 50
 
 def refuse_existing(path: Path) -> None:
     """FileExistsError where `path` exists: an export never writes over anything."""
-    if path.exists():
+    if os.path.lexists(path):  # a link to nothing too
         raise FileExistsError(f"{path} exists. Accepted: a folder that does not exist yet. Choose another, or delete it first.")
 
 
