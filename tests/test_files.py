@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from nutshell.files import files_below, sole_writer, write_json, write_text
+from nutshell.files import files_below, read_record, sole_writer, write_json, write_text
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
@@ -33,6 +33,18 @@ def test_two_processes_write_the_same_file(tmp_path, monkeypatch):
     monkeypatch.setattr("nutshell.files.fsync", meanwhile)
     write_text(tmp_path / "report.md", "ours")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["ours"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"b": 1}', "\udcff"])
+def test_damaged_records_are_named_with_the_way_out(tmp_path, content):
+    """sources.json, ablation.json, sweep.json, made.json and a download's record: each ended in a traceback of json."""
+    path = tmp_path / "record.json"
+    assert read_record(path, "Delete it.", "a") == {}
+    path.write_text(content, errors="surrogateescape")
+    with pytest.raises(ValueError, match=r"record\.json is damaged \(.+\)\. Delete it\."):
+        read_record(path, "Delete it.", "a")
+    write_json(path, {"a": 1})
+    assert read_record(path, "Delete it.", "a") == {"a": 1}
 
 
 def test_a_folder_has_one_writer(tmp_path):

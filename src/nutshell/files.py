@@ -227,6 +227,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
+def read_record(path: Path, way_out: str, *needed: str) -> dict[str, Any]:
+    """What `write_json` wrote about a run or a folder; empty where there is no such file.
+
+    ValueError, with the way out, where it is damaged: no JSON, no object, or without a key that is `needed`.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        wrong = "" if isinstance(found, dict) else f"it holds {json_kind(found)}"
+        wrong = wrong or ", ".join(f"{key} is missing" for key in needed if key not in found)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        raise ValueError(f"{path} is damaged ({wrong}). {way_out}")
+    return found
+
+
 def shown(path: Path | str) -> str:
     """A path for messages: what is not UTF-8 in its name, or moves the cursor, becomes U+FFFD."""
     return re.sub("[\x00-\x1f\x7f]", "\ufffd", os.fsencode(path).decode("utf-8", "replace"))

@@ -8,6 +8,7 @@ from small_models import CHATS, greedy, save_folder
 
 import nutshell
 from nutshell import checkpoint
+from nutshell.files import sole_writer
 from nutshell.interop.hf_export import export_hf
 from nutshell.model.config_file import config_from_json
 from nutshell.tokenizer.chat import render_prompt
@@ -144,3 +145,14 @@ def test_a_disk_that_is_full_leaves_nothing(portable, tmp_path, run_command, exp
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (code, error.startswith("nutshell: error: cannot write out: ")) == (2, True), error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_was_killed_leaves_nothing_for_ever(portable, tmp_path):
+    """kill -9 left a hidden folder as large as the model at each try; two at once do not delete each other's."""
+    (tmp_path / ".tmp-out").mkdir()
+    (tmp_path / ".tmp-out" / "model.safetensors").touch()
+    with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="another process is writing .*out"):
+        export_hf(portable, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [".tmp-out"]
+    export_hf(portable, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -34,6 +34,14 @@ def test_a_run_that_is_over_gives_its_lock_back(tmp_path):
             pass
 
 
+def test_a_run_folder_that_links_to_nothing_is_named(tmp_path):
+    """As where a disk is not mounted: "File exists" said nothing."""
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    with pytest.raises(FileNotFoundError, match=r"runs is a link to .*disk, which is not there. Is its disk mounted"):
+        run_stages(recipe(tmp_path / "runs" / "one"), RUNTIME)
+    assert not (tmp_path / "disk").exists()
+
+
 def test_signals_are_given_back_after_the_run(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with open_run(recipe(tmp_path / "run"), RUNTIME) as run:

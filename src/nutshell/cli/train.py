@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,9 +118,10 @@ def scaling(arguments: list[str]) -> Any:
     from nutshell.plan.studies import Sweep
 
     sweep = read_study(Sweep, "scaling", arguments, scaling.__doc__)
+    from nutshell.run.lock import run_lock
     from nutshell.train.scaling import run_sweep
 
-    with open_runtime(sweep) as runtime:
+    with open_runtime(sweep) as runtime, run_lock(Path(sweep.out)) if runtime.is_main else nullcontext():
         return run_sweep(sweep, runtime)
 
 

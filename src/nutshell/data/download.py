@@ -20,7 +20,7 @@ from typing import Any
 
 from nutshell.data.rows import file_rows
 from nutshell.data.sources import Source
-from nutshell.files import FULL_DISK, FullDiskError, fsync, sha256, sole_writer, write_json
+from nutshell.files import FULL_DISK, FullDiskError, fsync, read_record, sha256, sole_writer, write_json
 from nutshell.hub import RemoteFile, check_space, fetch, is_offline, remote_files
 
 RECORD = ".source.json"
@@ -102,10 +102,7 @@ def _check_known(source: Source, found: list[RemoteFile]) -> None:
 
 def _read_record(source: Source, folder: Path) -> dict[str, Any]:
     fresh: dict[str, Any] = {"repository": source.repository, "commit": "", "files": {}}
-    path = folder / RECORD
-    if not path.exists():
-        return fresh
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_record(folder / RECORD, f"Delete {folder}, or give another --out.", *fresh) or fresh
     if record["repository"] != source.repository:
         raise ValueError(f"{folder} holds {record['repository']}, not {source.repository}. Give another --out.")
     return record

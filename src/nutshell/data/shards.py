@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -21,7 +22,7 @@ import pyarrow.parquet
 from nutshell.data.rows import open_parquet
 from nutshell.data.shuffle import SPLITS, Layout, shuffle_documents, shuffle_files
 from nutshell.data.text import as_text, find_text, text_column
-from nutshell.files import FULL_DISK, FullDiskError, fsync, sha256, shown, sole_writer, write_json, write_text
+from nutshell.files import FULL_DISK, FullDiskError, fsync, read_record, sha256, shown, sole_writer, write_json, write_text
 
 MANIFEST = "manifest.json"
 
@@ -93,7 +94,7 @@ def write_with(
 ) -> None:
     """Make the shards beside `folder` and rename them to it. What an interrupted call left there is gone on with, if it was of
     the same source and layout; an error leaves nothing."""
-    folder = folder.resolve() if folder.is_symlink() else folder  # a link stays one
+    folder = Path(os.path.realpath(folder)) if folder.is_symlink() else folder  # a link stays one; resolve() fails on a loop
     with sole_writer(folder):
         refuse_filled(folder)  # by a process that has just been ready
         beside = folder.with_name(f".{folder.name}.partial")
@@ -206,8 +207,4 @@ def _row_groups(file: Path) -> list[int]:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that `write_shards` wrote, empty where there is none; ValueError where it is damaged."""
-    path = folder / MANIFEST
-    try:
-        return json.loads(path.read_text("utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete {folder} and prepare again") from None
+    return read_record(folder / MANIFEST, f"Delete {folder} and prepare again.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from nutshell.files import FULL_DISK, FullDiskError, fsync
+from nutshell.files import FULL_DISK, FullDiskError, fsync, sole_writer
 
 TEMPERATURE, TOP_K = 0.4, 50
 """What exported models sample with unless told otherwise."""
@@ -19,7 +18,7 @@ TEMPERATURE, TOP_K = 0.4, 50
 
 def refuse_existing(path: Path) -> None:
     """FileExistsError where `path` exists: an export never writes over anything."""
-    if path.exists():
+    if os.path.lexists(path):  # a link to nothing too
         raise FileExistsError(f"{path} exists. Accepted: a folder that does not exist yet. Choose another, or delete it first.")
 
 
@@ -30,22 +29,21 @@ def new_folder(path: Path) -> Iterator[Path]:
     FileExistsError where `path` exists; FullDiskError where there is no room.
     """
     refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{path.name}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            fsync(file)
-        os.rename(temporary, path)
-        fsync(path.parent)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # another process was first
-            raise FileExistsError(f"{path} exists: another process has just made it. Choose another.") from error
-        if isinstance(error, OSError) and error.errno not in FULL_DISK:
-            raise
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FullDiskError(f"cannot write {path}: {reason}. Nothing was left behind. Make room on the disk.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with sole_writer(path):
+        refuse_existing(path)  # another process has just made it
+        temporary = path.parent / f".tmp-{path.name}"
+        shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                fsync(file)
+            os.rename(temporary, path)
+            fsync(path.parent)
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, OSError) and error.errno not in FULL_DISK:
+                raise
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise FullDiskError(f"cannot write {path}: {reason}. Nothing was left behind. Make room on the disk.") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

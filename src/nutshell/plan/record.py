@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nutshell.config import differences, from_dict
-from nutshell.files import fingerprint
+from nutshell.files import fingerprint, read_record
 from nutshell.model.config import ModelConfig
 from nutshell.plan.hardware import Hardware
 from nutshell.plan.recipe import FREE_IN_A_RUN, PRIMER, SOURCES, OptimizerConfig, Recipe
@@ -135,8 +135,7 @@ def standing_plan(recipe: Recipe) -> Plan | None:
 
 def source_prints(folder: Path) -> dict[str, str]:
     """Fingerprints of what the run's plan was made from, by setting."""
-    path = folder / "sources.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_record(folder / "sources.json", "Delete it: sources are then known by their paths alone.")
 
 
 def is_same_source(folder: Path, name: str, planned: str, asked: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,11 @@ def run_lock(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
     if other := next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None):
         raise FileExistsError(
             f"--out is {folder}, and {other} is a file. Accepted: a run's folder, or a new name. Give another --out."
+        )
+    if link := next((place for place in (folder, *folder.parents) if place.is_symlink() and not place.exists()), None):
+        raise FileNotFoundError(
+            f"--out is {folder}, and {link} is a link to {os.readlink(link)}, which is not there. Is its disk mounted? Make that "
+            "folder, or give another --out."
         )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nutshell.data.mixed import open_corpus
-from nutshell.files import write_json, write_text
+from nutshell.files import read_record, write_json, write_text
 from nutshell.model.probe import choose_attention
 from nutshell.plan.plan import make_plan
 from nutshell.plan.record import Plan
@@ -117,7 +117,7 @@ def open_record(out: Path, data: Path, tok: Tokenizer, runtime: Runtime) -> dict
     """What ablation.json begins with. ValueError where the folder's cells stand on another text or tokenizer."""
     shards = open_corpus(data)
     shared = {"data": shards.fingerprint("train") + shards.fingerprint("val"), "tokenizer": tok.fingerprint}
-    path = out / "ablation.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["shared"] != shared:
+    found = read_record(out / "ablation.json", "Delete it: finished cells are not trained again.", "shared")
+    if found and found["shared"] != shared:
         raise ValueError(f"{out} holds an ablation on another text or tokenizer. Give another --out for this one.")
     return {"shared": shared}

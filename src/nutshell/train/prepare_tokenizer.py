@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from nutshell.data import primer
 from nutshell.data.mixed import open_corpus
 from nutshell.data.shards import MANIFEST
-from nutshell.files import sha256, write_json
+from nutshell.files import read_record, sha256, write_json
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.shape import default_vocab_size
 from nutshell.runtime import Runtime
@@ -71,7 +70,7 @@ def check_tokenizer(recipe: Recipe, folder: Path, pattern: str, text: str) -> No
         if tok.fingerprint != open_tokenizer(recipe).fingerprint:
             raise ValueError(f"{folder} is not the tokenizer {recipe.tokenizer}. Leave out --tokenizer, or give another --out.")
         return
-    made = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    made = read_record(record, f"Delete {folder}, or give another --out.")
     size = made.get("vocab_size", tok.vocab_size)  # the text may have been too little for all that was asked for
     if recipe.vocab_size not in (0, size):
         problem = f"was made with vocab_size {size}, now it is {recipe.vocab_size}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nutshell.data.shards import read_manifest
-from nutshell.files import write_json, write_text
+from nutshell.files import read_record, write_json, write_text
 from nutshell.model.flops import matrix_parameters
 from nutshell.plan.cost import VALIDATION_SHARE, saving_seconds, validation
 from nutshell.plan.hardware import Timing
@@ -65,8 +65,7 @@ def plan_sweep(sweep: Sweep, runtime: Runtime, vocab_size: int, seconds_left: fl
     """
     path = Path(sweep.out) / "sweep.json"
     asked = {"depths": list(sweep.depths), "horizons": list(sweep.horizons), "data": sweep.data, "vocab_size": vocab_size}
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+    if found := read_record(path, "Delete it: finished cells are not trained again.", "asked", "cells"):
         if found["asked"] == asked:
             return found
         if not sweep.horizons or any(found["asked"][key] != asked[key] for key in ("data", "vocab_size")):
