@@ -151,7 +151,7 @@ def test_an_export_that_was_killed_leaves_nothing_for_ever(portable, tmp_path):
     """kill -9 left a hidden folder as large as the model at each try; two at once do not delete each other's."""
     (tmp_path / ".tmp-out").mkdir()
     (tmp_path / ".tmp-out" / "model.safetensors").touch()
-    with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="another process is writing .*out"):
+    with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="another process is writing"):
         export_hf(portable, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == [".tmp-out"]
     export_hf(portable, tmp_path / "out")
