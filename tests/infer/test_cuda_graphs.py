@@ -1,5 +1,5 @@
 """Recorded steps of decoding without a GPU: a "recording" here calls the step again with what its inputs hold. Recording itself
-(`record_on_cuda`) needs a card; that a step never waits for the device is checked with fake tensors."""
+(`CudaRecorder`) needs a card; that a step never waits for the device is checked with fake tensors."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def runner_of(model, record=None):
     runner = TorchRunner(model, 90, ROWS, CONTEXT)
     if record:
         limits = (ROWS, FIXED + 1 + runner.cache.tables.size(1))
-        runner.graphs = DecodeGraphs(runner._decode, limits, FIXED + 1, record)
+        runner.graphs = DecodeGraphs(runner._decode, limits, FIXED + 1, runner.device, record)
     return runner
 
 
@@ -70,9 +70,12 @@ def test_padded_steps_give_the_logits_of_plain_ones(shape, data):
 
 def test_sizes_are_few():
     recorded = []
-    graphs = DecodeGraphs(
-        lambda table: table.float(), (20, 3 + 70), 3, lambda step, inputs: recorded.append(inputs.shape) or again(step, inputs)
-    )
+
+    def noted(step, inputs):
+        recorded.append(inputs.shape)
+        return again(step, inputs)
+
+    graphs = DecodeGraphs(lambda table: table.float(), (20, 3 + 70), 3, torch.device("cpu"), noted)
     for rows in range(1, 21):
         for blocks in range(1, 71):
             table = torch.arange(rows * (3 + blocks)).view(rows, -1)
@@ -122,3 +125,20 @@ def test_a_step_of_decoding_never_waits_for_the_gpu(shape):
         assert (logits.shape, logits.dtype, logits.device.type) == ((4, 90), torch.float32, "cuda")
         with pytest.raises(Exception, match="_local_scalar_dense"):  # the test can fail: this one asks
             model.decode(torch.zeros(4, 1, dtype=torch.long, device="cuda"), runner.cache, torch.arange(4, device="cuda"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no cuda device")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_recorded_on_a_gpu_a_text_is_that_of_plain_steps(shape):
+    model = model_of(SHAPES[shape]).cuda()
+    texts = []
+    for graphs in (False, True):
+        runner = TorchRunner(model, 90, ROWS, CONTEXT, graphs=graphs)
+        text = [4, 5, 6]
+        _, best = runner.forward([Chunk(text, 0, -1, range(4))])
+        for _ in range(CONTEXT - 4):
+            text = [*text, *best]
+            _, best = runner.forward([Chunk(text[-1:], len(text) - 1, text[-2], range(4))])
+        assert runner.graphs is None or runner.graphs.works
+        texts.append(text)
+    assert texts[0] == texts[1]

@@ -13,6 +13,7 @@ from nutshell.infer.sampling import Sampling
 from nutshell.tasks.reward import NoGradeError, call_grade
 
 if TYPE_CHECKING:
+    from nutshell.eval.journal import Journal
     from nutshell.tasks import Item, Task
 
 ROWS = 64
@@ -28,6 +29,7 @@ def evaluate(
     engine: Engine | None = None,
     runtime: Any = None,
     progress: Progress | None = None,
+    journal: Journal | None = None,
     max_tokens: int = 0,
     samples: int = 1,
     temperature: float = 0.0,
@@ -36,7 +38,7 @@ def evaluate(
 
     Returns accuracy, baseline (random guessing), count, standard_error, interval (95%), examples, notes, records and, with
     several samples, pass_at_k. Examples are up to three wrong and three right ones as {question, reply, answer, right}.
-    `progress(done, total)` counts items. All ranks of `runtime` take part.
+    `progress(done, total)` counts items. All ranks of `runtime` take part. What stands in the `journal` is not scored again.
 
     A choice item is right where its answer is the option with the highest mean log-probability per token as the
     assistant's reply. The end of the reply is left out of the mean: a base model has never seen it, and would otherwise
@@ -46,7 +48,7 @@ def evaluate(
     if not task.items:
         raise ValueError(f"the task {task.name} has no items; accepted: at least one.")
     if task.kind == "choice":
-        records, notes = choose(task, model, tok, runtime, progress)
+        records, notes = choose(task, model, tok, runtime, progress, journal)
     else:
         room = max_tokens or task.max_tokens
         records, notes = write(task, model, tok, engine, runtime, progress, room, samples, temperature)
@@ -98,7 +100,7 @@ def _examples(items: list[Item], records: list[Record]) -> list[dict[str, Any]]:
 
 
 def choose(
-    task: Task, model: Any, tok: Any, runtime: Any = None, progress: Progress | None = None
+    task: Task, model: Any, tok: Any, runtime: Any = None, progress: Progress | None = None, journal: Journal | None = None
 ) -> tuple[list[Record], list[str]]:
     """Each item with its likeliest option, and what the reader should know."""
     prompts: list[FittedConversation] = []
@@ -109,7 +111,7 @@ def choose(
         return [(prompts[-1].ids, option) for option in options]
 
     groups = score_groups(
-        model, map(pairs, task.items), len(task.items), at_once=ITEMS_AT_ONCE, runtime=runtime, progress=progress
+        model, map(pairs, task.items), len(task.items), at_once=ITEMS_AT_ONCE, runtime=runtime, progress=progress, journal=journal
     )
     records = []
     for item, scores in zip(task.items, groups, strict=True):

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from nutshell.eval.records import Record, prompt_hash
-from nutshell.eval.score import Pair, Progress, Score, score_groups
+from nutshell.eval.score import Pair, Score, score_groups
 from nutshell.tasks.core import Core, CoreTask
 
 ITEMS_AT_ONCE = 512
 """Whose prompts are in memory together, and sorted by length."""
 
 
-def evaluate_core(core: Core, model: Any, tok: Any, *, runtime: Any = None, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate_core(core: Core, model: Any, tok: Any, *, runtime: Any = None, **options: Any) -> dict[str, Any]:
     """The CORE metric as `accuracy`: the mean over tasks of (accuracy - chance) / (1 - chance).
 
     Also `tasks` ({label: accuracy, centered, count}), count, baseline, standard_error and interval of the metric, `records`.
+    `options` are `score_groups`'s: progress, journal.
     """
     items = core.items
     hashes: list[str] = []
@@ -28,9 +29,7 @@ def evaluate_core(core: Core, model: Any, tok: Any, *, runtime: Any = None, prog
         hashes.append(prompt_hash(prompts))
         return pairs(task.type, prompts, tok, model.config.context)
 
-    scored = list(
-        score_groups(model, map(question, items), len(items), at_once=ITEMS_AT_ONCE, runtime=runtime, progress=progress)
-    )
+    scored = list(score_groups(model, map(question, items), len(items), at_once=ITEMS_AT_ONCE, runtime=runtime, **options))
     records = [judge(task, index, prompt, scores) for (task, index), prompt, scores in zip(items, hashes, scored, strict=True)]
     tasks, variance = {}, 0.0
     for task in core.tasks:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nutshell.eval.chat import evaluate
 from nutshell.eval.core import evaluate_core
+from nutshell.eval.journal import Journal
 from nutshell.eval.records import Record
 from nutshell.eval.score import Progress
 from nutshell.files import write_text
@@ -18,12 +19,13 @@ CHATCORE = GROUPS["chatcore"]
 
 
 def evaluate_task(
-    task: Task | Core, model: Any, tok: Any, *, runtime: Any = None, progress: Progress | None = None, **options: Any
-) -> dict[str, Any]:
+    task: Task | Core, model: Any, tok: Any, *, runtime: Any = None, progress: Progress | None = None,
+    journal: Journal | None = None, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """The result of one task; `options` are those of `evaluate` for chat tasks."""
     if isinstance(task, Core):
-        return evaluate_core(task, model, tok, runtime=runtime, progress=progress)
-    return evaluate(task, model, tok, runtime=runtime, progress=progress, **options)
+        return evaluate_core(task, model, tok, runtime=runtime, progress=progress, journal=journal)
+    return evaluate(task, model, tok, runtime=runtime, progress=progress, journal=journal, **options)
 
 
 def evaluate_tasks(
@@ -39,19 +41,23 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """{name: result} of all tasks, and `chatcore` where all of its tasks are there.
 
-    `out`/items.jsonl gets one line an item after each task. `show(name, result)` is called as each is done.
+    `out`/items.jsonl gets one line an item after each task. `show(name, result)` is called as each is done. What was scored of a
+    call that did not come to its end is not scored again: `out`/scores.jsonl has it until then.
     """
+    journal = Journal(out / "scores.jsonl", model) if out is not None else None
     results: dict[str, dict[str, Any]] = {}
     records: list[Record] = []
     for task in tasks:
         note = progress(task.name) if progress else None
-        result = evaluate_task(task, model, tok, runtime=runtime, progress=note, **options)
+        result = evaluate_task(task, model, tok, runtime=runtime, progress=note, journal=journal, **options)
         records += result["records"]
         if out is not None and (runtime is None or runtime.is_main):
             write_text(out / "items.jsonl", "".join(record.line() + "\n" for record in records))
         results[task.name] = result
         if show:
             show(task.name, result)
+    if journal is not None and (runtime is None or runtime.is_main):
+        journal.path.unlink(missing_ok=True)
     if all(name in results for name in CHATCORE):
         results["chatcore"] = chatcore(results)
         if show:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from torch import Tensor
 from nutshell.eval.prefix import Prefix, read
 from nutshell.infer.sampling import DamagedModelError
 from nutshell.model.decoder import Decoder
+
+if TYPE_CHECKING:
+    from nutshell.eval.journal import Journal
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prefix and of its continuation."""
@@ -107,10 +110,11 @@ def score_groups(
     at_once: int,
     runtime: Any = None,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Iterator[list[Score]]:
     """The scores of each group of pairs (the options of a question) of `total`, read `at_once` groups at a time.
 
-    `progress(done, total)` counts groups.
+    `progress(done, total)` counts groups. What stands in the `journal` is not scored again.
     """
     remaining, done = iter(groups), 0
     while some := list(islice(remaining, at_once)):
@@ -119,9 +123,16 @@ def score_groups(
             if progress:
                 progress(done + scored * count // pairs, total)
 
-        scores = iter(score(model, [pair for group in some for pair in group], runtime=runtime, progress=note))
+        pairs = [pair for group in some for pair in group]
+        known = journal.find(pairs) if journal else None
+        known = runtime.agree(known) if journal and runtime is not None else known
+        if known is None:
+            known = score(model, pairs, runtime=runtime, progress=note)
+            if journal and (runtime is None or runtime.is_main):
+                journal.note(pairs, known)
+        scores = iter(known)
         for group in some:
-            yield [next(scores) for _ in group]
+            yield [Score(*next(scores)) for _ in group]
         done += len(some)
 
 

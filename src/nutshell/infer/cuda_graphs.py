@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,15 +31,16 @@ class DecodeGraphs:
         step: Step,
         limits: tuple[int, int],
         fixed: int,
+        device: torch.device,
         record: Callable[[Step, Tensor], Callable[[], Tensor]] | None = None,
     ) -> None:
-        self.step, self.limits, self.fixed = step, limits, fixed
-        self.record = record or record_on_cuda
+        self.step, self.limits, self.fixed, self.device = step, limits, fixed, device
+        self.record = record or CudaRecorder()
         self.works = True
         self._recorded: dict[tuple[int, int], tuple[Tensor, Callable[[], Tensor]]] = {}
 
     def __call__(self, table: Tensor) -> Tensor:
-        """The logits of table (B, `fixed` columns and then blocks). Those of a recorded step are valid until the next call."""
+        """The logits of table (B, `fixed` columns and then blocks), on CPU. Those of a recorded step hold until the next call."""
         if not self.works:
             return self.step(table)
         rows, columns = table.shape
@@ -46,14 +48,12 @@ class DecodeGraphs:
             min(rounded_up(rows), self.limits[0]),
             self.fixed + min(rounded_up(columns - self.fixed), self.limits[1] - self.fixed),
         )
-        known = [
-            torch.arange(wanted, device=table.device).clamp(max=there - 1)
-            for wanted, there in zip(size, table.shape, strict=True)
-        ]
+        known = [torch.arange(wanted).clamp(max=there - 1) for wanted, there in zip(size, table.shape, strict=True)]
         padded = table[known[0]][:, known[1]]
         if size not in self._recorded:
             try:
-                self._recorded[size] = (padded, self._checked(padded))
+                inputs = padded.to(self.device)
+                self._recorded[size] = (inputs, self._checked(inputs))
             except RuntimeError as error:  # whatever a driver or a library refuses, the step itself still runs
                 self.works = False
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -78,20 +78,27 @@ def rounded_up(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def record_on_cuda(step: Step, inputs: Tensor) -> Callable[[], Tensor]:
-    """What replays `step(inputs)` with whatever `inputs` holds then."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step(inputs)  # libraries take their workspaces now, not while recording
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads (a training beside it, another model being loaded) may use the device meanwhile.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        logits = step(inputs)
+class CudaRecorder:
+    """Records steps on CUDA. What they compute lies in one pool of memory, since none runs beside another."""
 
-    def replay() -> Tensor:
-        graph.replay()
-        return logits
+    def __init__(self) -> None:
+        self.pool: Any = None
 
-    return replay
+    def __call__(self, step: Step, inputs: Tensor) -> Callable[[], Tensor]:
+        """What replays `step(inputs)` with whatever `inputs` holds then."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step(inputs)  # libraries take their workspaces now, not while recording
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (a training beside it, another model being loaded) may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
+            logits = step(inputs)
+        self.pool = graph.pool()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return replay

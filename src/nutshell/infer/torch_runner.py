@@ -32,7 +32,9 @@ class TorchRunner:
         self.device = next(model.parameters()).device
         self.cache = KVCache(model.config, rows, context, self.device, model.compute_dtype, blocks=blocks)
         limits = (rows, FIXED + self.cache.tables.size(1) + 1)
-        self.graphs = DecodeGraphs(self._decode, limits, FIXED + 1) if graphs and self.device.type == "cuda" else None
+        self.graphs = (
+            DecodeGraphs(self._decode, limits, FIXED + 1, self.device) if graphs and self.device.type == "cuda" else None
+        )
 
     def take_weights(self) -> None:
         pass  # the model is called itself
@@ -65,8 +67,7 @@ class TorchRunner:
             [
                 [*chunk.ids, chunk.start, chunk.previous, *blocks, *blocks[-1:] * (most - len(blocks))]
                 for chunk, blocks in zip(chunks, used, strict=True)
-            ],
-            device=self.device,
+            ]
         )
         if self.graphs is not None and len(chunks[0].ids) == 1:
             return self.graphs(table)
@@ -74,6 +75,7 @@ class TorchRunner:
 
     def _decode(self, table: Tensor, tokens: int = 1) -> Tensor:
         """Logits (B, V) of a row for each sequence: its new tokens, how many the cache holds, the token before, its blocks."""
+        table = table.to(self.device)
         ids, start, previous, blocks = table.split([tokens, 1, 1, table.size(1) - tokens - FIXED], dim=1)
         rows = torch.arange(len(table), device=self.device)
         self.cache.tables[: len(table), : blocks.size(1)] = blocks
