@@ -1,6 +1,7 @@
 """Memory and cores of a container, not of its machine: plans by all memory end in a kill, 64 threads on 2 cores crawl."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,6 +16,23 @@ WHOLE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, 
 pytestmark = pytest.mark.skipif(not WHOLE, reason="needs sysconf")
 
 
+def groups_below(root, count):
+    """So many control groups in each other, from the root down."""
+    groups = [root.joinpath(*(f"slice{place}" for place in range(1, number + 1))) for number in range(count)]
+    groups[-1].mkdir(parents=True, exist_ok=True)
+    return groups
+
+
+@contextmanager
+def this_process_in(groups, root):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        patch.setattr(machine, "CGROUP", root)
+        above = [folder for folder in groups[0].parents if root in (folder, *folder.parents)]
+        patch.setattr(machine, "control_groups", lambda of: [*groups, *above])
+        yield
+
+
 @given(
     limits=st.lists(st.sampled_from(["max", GIB // 4, GIB // 2, 2**63 - 4096, 3 * 2**50]), min_size=1, max_size=3),
     newer=st.booleans(), ranks=st.integers(1, 8),
@@ -22,14 +40,10 @@ pytestmark = pytest.mark.skipif(not WHOLE, reason="needs sysconf")
 def test_the_tightest_of_all_groups_above_counts(tmp_path_factory, limits, newer, ranks):
     """Versions 1 and 2 of the interface, where no limit is the word "max" or a number beyond any machine."""
     root = tmp_path_factory.mktemp("groups")
-    folder = root if newer else root / "memory"
-    for number, limit in enumerate(limits):
-        folder = folder / f"slice{number}" if number else folder
-        folder.mkdir(parents=True, exist_ok=True)
+    groups = groups_below(root if newer else root / "memory", len(limits))
+    for folder, limit in zip(groups, limits, strict=True):
         (folder / machine.MEMORY_LIMITS[0 if newer else 1]).write_text(f"{limit}\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "CGROUP", root)
-        patch.setattr(machine, "control_groups", lambda of: [folder, *(p for p in folder.parents if root in (p, *p.parents))])
+    with this_process_in(groups, root):
         found = device_memory_bytes(torch.device("cpu"), ranks)
     tightest = min([WHOLE, *(limit for limit in limits if limit != "max")])
     assert found == tightest // ranks
@@ -49,20 +63,15 @@ def test_the_groups_of_this_process_are_found():
 def test_threads_are_those_of_the_quota(tmp_path_factory, quotas, period, newer):
     """In quarters of a core, from the root down; the tightest counts, and one thread is the least."""
     root = tmp_path_factory.mktemp("groups")
-    folder = root if newer else root / "cpu"
-    for number, quarters in enumerate(quotas):
-        folder = folder / f"slice{number}" if number else folder
-        folder.mkdir(parents=True, exist_ok=True)
+    groups = groups_below(root if newer else root / "cpu", len(quotas))
+    for folder, quarters in zip(groups, quotas, strict=True):
         time = None if quarters is None else quarters * period // 4
         if newer:
             (folder / "cpu.max").write_text(f"{'max' if time is None else time} {period}\n")
         else:
             (folder / "cpu.cfs_quota_us").write_text(f"{-1 if time is None else time}\n")
             (folder / "cpu.cfs_period_us").write_text(f"{period}\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("OMP_NUM_THREADS", raising=False)
-        patch.setattr(machine, "CGROUP", root)
-        patch.setattr(machine, "control_groups", lambda of: [folder, *(p for p in folder.parents if root in (p, *p.parents))])
+    with this_process_in(groups, root):
         found, quota = machine.cores(), machine.cpu_quota()
     allowed = [max(1, quarters // 4) for quarters in quotas if quarters is not None]
     assert quota == min(allowed, default=quota)

@@ -17,27 +17,24 @@ from nutshell.eval.score import Pair, Score
 class Journal:
     """A file with a line for each lot of pairs that was scored, known by these and by the model's weights.
 
-    Rank 0 alone reads and writes it; `score_groups` tells the others.
+    Of several ranks rank 0 alone writes it, and what it has read counts: `score_groups` tells the others.
     """
 
     def __init__(self, path: Path, model: Any) -> None:
         self.path, self.model = path, fingerprint(model)
-        self.known: dict[str, list[Score]] = {}
+        self.known: dict[str, list[Any]] = {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             with suppress(ValueError):  # the last line may be half of one
                 key, scores = json.loads(line)
-                self.known[key] = [Score(*score) for score in scores]
+                self.known[key] = scores
 
     def key(self, pairs: Sequence[Pair]) -> str:
         ids = repr([(list(prefix), list(continuation)) for prefix, continuation in pairs])
         return hashlib.blake2b((self.model + ids).encode(), digest_size=16).hexdigest()
 
-    def find(self, pairs: Sequence[Pair]) -> list[Score] | None:
-        return self.known.get(self.key(pairs))
-
-    def note(self, pairs: Sequence[Pair], scores: Sequence[Score]) -> None:
+    def note(self, key: str, scores: Sequence[Score]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps([self.key(pairs), scores]) + "\n")
+            file.write(json.dumps([key, scores]) + "\n")
 
 
 def fingerprint(model: Any) -> str:

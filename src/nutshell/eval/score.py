@@ -124,13 +124,16 @@ def score_groups(
                 progress(done + scored * count // pairs, total)
 
         pairs = [pair for group in some for pair in group]
-        known = journal.find(pairs) if journal else None
-        known = runtime.agree(known) if journal and runtime is not None else known
-        if known is None:
-            known = score(model, pairs, runtime=runtime, progress=note)
+        key, found = "", None
+        if journal:
+            key = journal.key(pairs)
+            found = journal.known.get(key)
+            found = found if runtime is None else runtime.agree(found)
+        if found is None:
+            found = score(model, pairs, runtime=runtime, progress=note)
             if journal and (runtime is None or runtime.is_main):
-                journal.note(pairs, known)
-        scores = iter(known)
+                journal.note(key, found)
+        scores = iter(found)
         for group in some:
             yield [Score(*next(scores)) for _ in group]
         done += len(some)

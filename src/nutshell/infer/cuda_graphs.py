@@ -23,8 +23,11 @@ DIFFERENCE = 0.02
 
 
 class DecodeGraphs:
-    """Runs `step` on tables of at most `limits` = (rows, columns), recorded where that works: `works` turns False at the first
-    size that cannot be recorded or computes something else, and the step is called as it is from then on."""
+    """Runs `step` on tables of `fixed` columns and then blocks, at most `limits` = (rows, blocks), recorded where that works.
+
+    `works` turns False at the first size that cannot be recorded or computes something else, and the step is called as it is from
+    then on.
+    """
 
     def __init__(
         self,
@@ -40,16 +43,13 @@ class DecodeGraphs:
         self._recorded: dict[tuple[int, int], tuple[Tensor, Callable[[], Tensor]]] = {}
 
     def __call__(self, table: Tensor) -> Tensor:
-        """The logits of table (B, `fixed` columns and then blocks), on CPU. Those of a recorded step hold until the next call."""
+        """The logits of a table (B, columns) on CPU. Those of a recorded step are valid until the next call."""
         if not self.works:
             return self.step(table)
         rows, columns = table.shape
-        size = (
-            min(rounded_up(rows), self.limits[0]),
-            self.fixed + min(rounded_up(columns - self.fixed), self.limits[1] - self.fixed),
-        )
-        known = [torch.arange(wanted).clamp(max=there - 1) for wanted, there in zip(size, table.shape, strict=True)]
-        padded = table[known[0]][:, known[1]]
+        most_rows, most_blocks = self.limits
+        size = min(rounded_up(rows), most_rows), self.fixed + min(rounded_up(columns - self.fixed), most_blocks)
+        padded = table[torch.arange(size[0]).clamp(max=rows - 1)][:, torch.arange(size[1]).clamp(max=columns - 1)]
         if size not in self._recorded:
             try:
                 inputs = padded.to(self.device)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nutshell.infer.blocks import Chunk
+from nutshell.infer.runner import LOGITS_AT_ONCE
 from nutshell.infer.sampling import Logits
 from nutshell.infer.weights import Numbers, StoredModel, named_weights
 from nutshell.machine import cores
@@ -26,8 +27,8 @@ except ImportError:  # an extension that was built before it had a decoder
 
 KINDS = ("float32", "bfloat16")
 
-LOGITS_AT_ONCE = 1 << 22
-"""Of a prompt that is scored; no more than 128 tokens go through the layers together."""
+STEP_TOKENS = 128
+"""Go through the layers together."""
 
 
 def dtype_of(model: Any) -> str:
@@ -126,7 +127,7 @@ class NativeRunner:
 
     def prompt_logits(self, ids: Sequence[int], blocks: Sequence[int]) -> Iterator[Logits]:
         stride = self.logits.shape[1]
-        logits: Logits = np.empty((max(1, min(128, LOGITS_AT_ONCE // stride)), stride), np.float32)
+        logits: Logits = np.empty((max(1, min(STEP_TOKENS, LOGITS_AT_ONCE // stride)), stride), np.float32)
         for start in range(0, len(ids), len(logits)):
             part, previous = ids[start : start + len(logits)], ids[start - 1] if start else -1
             self.decoder.step([(blocks, start, previous, part)], lent(logits)[:2])

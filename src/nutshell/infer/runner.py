@@ -14,6 +14,9 @@ from nutshell.infer.blocks import Chunk
 from nutshell.infer.request import Delta, Request
 from nutshell.infer.sampling import DamagedModelError, Logits, adjusted, log_probabilities, sample
 
+LOGITS_AT_ONCE = 1 << 22
+"""Of a prompt that is scored."""
+
 
 class Cache(Protocol):
     """The memory that a runner writes keys and values into."""

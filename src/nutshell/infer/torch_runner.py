@@ -13,13 +13,13 @@ from torch import Tensor
 
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.cuda_graphs import DecodeGraphs
+from nutshell.infer.runner import LOGITS_AT_ONCE
 from nutshell.infer.sampling import Logits
 from nutshell.model.kv_blocks import BLOCK, blocks_of
 from nutshell.model.kv_cache import KVCache
 
 FIXED = 2
 """Columns of a table of sequences before the blocks: tokens in the cache, and the token before the first new one."""
-LOGITS_AT_ONCE = 1 << 22
 
 
 class TorchRunner:
@@ -31,10 +31,10 @@ class TorchRunner:
         self.model, self.vocab_size = model, vocab_size
         self.device = next(model.parameters()).device
         self.cache = KVCache(model.config, rows, context, self.device, model.compute_dtype, blocks=blocks)
-        limits = (rows, FIXED + self.cache.tables.size(1) + 1)
-        self.graphs = (
-            DecodeGraphs(self._decode, limits, FIXED + 1, self.device) if graphs and self.device.type == "cuda" else None
-        )
+        self.graphs: DecodeGraphs | None = None
+        if graphs and self.device.type == "cuda":
+            limits = rows, self.cache.tables.size(1)
+            self.graphs = DecodeGraphs(self._decode, limits, FIXED + 1, self.device)
 
     def take_weights(self) -> None:
         pass  # the model is called itself

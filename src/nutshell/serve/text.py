@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -15,11 +15,9 @@ from nutshell.serve.api import APIError, TextRequest
 from nutshell.serve.chat import check_biases, json_grammar, sampling_of
 from nutshell.serve.completions import Completion, Logprob
 from nutshell.serve.models import LoadedModel
+from nutshell.serve.scoring import Scored, score_prompt
 from nutshell.serve.service import Service
 from nutshell.serve.worker import RequestHandle
-
-if TYPE_CHECKING:
-    from nutshell.serve.scoring import Scored
 
 
 async def answer_texts(service: Service, request: Request) -> Response:
@@ -84,8 +82,6 @@ class TextCompletion(Completion):
         plain = not (body.logit_bias or body.presence_penalty or body.frequency_penalty or body.stop or grammar)
         greedy = body.temperature == 0 and plain and (body.repetition_penalty or 1) == 1
         if body.echo and body.logprobs is not None:
-            from nutshell.serve.scoring import score_prompt
-
             engine, count = self.model.engine, body.logprobs
             jobs = [self.handle.compute(partial(score_prompt, engine, ids, count)) for ids in self.prompts]
             for index, (scored, following) in enumerate(await asyncio.gather(*map(asyncio.wrap_future, jobs))):
