@@ -9,13 +9,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.cuda_graphs import DecodeGraphs
+from nutshell.infer.sampling import Draw
 from nutshell.infer.torch_runner import FIXED, TorchRunner
+from nutshell.infer.torch_sampling import candidates_of
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.kv_blocks import blocks_of
 from nutshell.model.kv_cache import KVCache
 
 ROWS, CONTEXT = 5, 64
+DRAWS = [None, Draw(1.0, 0, 1.0, 0.0, 0.3), Draw(0.8, 5, 1.0, 0.0, 0.7), Draw(1.2, 0, 0.9, 0.01, 0.2)]
 SHAPE = {"vocab_size": 90, "depth": 3, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "context": CONTEXT}
 SHAPES = {
     "speed": {**SHAPE, "window_pattern": "SL"},
@@ -24,8 +27,8 @@ SHAPES = {
 }
 
 
-def again(step, inputs):
-    return lambda: step(inputs)
+def again(step):
+    return step
 
 
 def model_of(shape):
@@ -40,8 +43,7 @@ def model_of(shape):
 def runner_of(model, record=None):
     runner = TorchRunner(model, 90, ROWS, CONTEXT)
     if record:
-        limits = (ROWS, runner.cache.tables.size(1))
-        runner.graphs = DecodeGraphs(runner._decode, limits, FIXED + 1, runner.device, record)
+        runner.graphs = DecodeGraphs(runner._decode, ROWS, runner.device, record)
     return runner
 
 
@@ -59,10 +61,11 @@ def test_padded_steps_give_the_logits_of_plain_ones(shape, data):
     for runner in (plain, padded):
         runner.forward([Chunk(text, 0, -1, mine) for text, mine in zip(texts, blocks, strict=True)])
     for new in (5, 80, 11):
-        chunks = [Chunk([new], len(text), text[-1], mine) for text, mine in zip(texts, blocks, strict=True)]
-        (expected, best), (found, found_best) = plain.forward(chunks), padded.forward(chunks)
+        draws = [data.draw(st.sampled_from(DRAWS)) for _ in texts]
+        chunks = [Chunk([new], len(text), text[-1], mine, draw) for text, mine, draw in zip(texts, blocks, draws, strict=True)]
+        (expected, tokens), (found, found_tokens) = plain.forward(chunks), padded.forward(chunks)
         torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
-        assert found_best == best
+        assert found_tokens == tokens
         texts = [[*text, new] for text in texts]
     assert padded.graphs.works
     torch.testing.assert_close(padded.cache.keys, plain.cache.keys, rtol=1e-4, atol=1e-4)
@@ -71,31 +74,50 @@ def test_padded_steps_give_the_logits_of_plain_ones(shape, data):
 def test_sizes_are_few():
     recorded = []
 
-    def noted(step, inputs):
-        recorded.append(inputs.shape)
-        return again(step, inputs)
+    def noted(step):
+        recorded.append(step()[0].shape[0])
+        return step
 
-    graphs = DecodeGraphs(lambda table: table.float(), (20, 70), 3, torch.device("cpu"), noted)
+    def step(table, draws, candidates):
+        return table.float(), draws[:, 0] + (candidates or 0)
+
+    graphs = DecodeGraphs(step, 20, torch.device("cpu"), noted)
     for rows in range(1, 21):
-        for blocks in range(1, 71):
-            table = torch.arange(rows * (3 + blocks)).view(rows, -1)
-            logits = graphs(table)
-            assert torch.equal(logits[:, : 3 + blocks], table.float())
-            assert (logits[:, 3 + blocks :] == table[:, -1:]).all()
-    assert sorted({shape[0] for shape in recorded}) == [1, 2, 4, 8, 16, 20]
-    assert sorted({shape[1] - 3 for shape in recorded}) == [1, 2, 4, 8, 16, 32, 64, 70]
-    assert len(recorded) == 6 * 8
+        for count in range(100):
+            table, draws = torch.arange(rows * 9).view(rows, 9), torch.rand(rows, 5)
+            candidates = candidates_of([Draw(1.0, count, 1.0, 0.0, 0.5), None], 70)
+            logits, tokens = graphs(table, draws, candidates)
+            assert torch.equal(logits, table.float())
+            assert torch.equal(tokens, draws[:, 0] + candidates)
+    assert sorted(set(recorded)) == [1, 2, 4, 8, 16, 20]
+    assert len(recorded) == 6 * len([0, 1, 2, 4, 8, 16, 32, 64, 70])
+    graphs(table, draws, candidates_of([None], 70))
+    assert len(recorded) == 6 * 9 + 1
 
 
-def refused(step, inputs):
+def refused(step):
     raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand much more")
 
 
-def wrong(step, inputs):
-    return lambda: step(inputs) + 1
+def wrong(step):
+    def other():
+        logits, tokens = step()
+        return logits + 1, tokens
+
+    return other
 
 
-@pytest.mark.parametrize(("record", "reason"), [(refused, "operation not permitted"), (wrong, "differ by")])
+def drawn_wrong(step):
+    def other():
+        logits, tokens = step()
+        return logits, tokens + 1
+
+    return other
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"), [(refused, "operation not permitted"), (wrong, "differ by"), (drawn_wrong, "draws other tokens")]
+)
 def test_where_recording_fails_or_computes_something_else_the_step_itself_runs_and_that_is_said_once(record, reason, capsys):
     model = model_of(SHAPES["speed"])
     plain, other = runner_of(model), runner_of(model, record)
@@ -121,8 +143,11 @@ def test_a_step_of_decoding_never_waits_for_the_gpu(shape):
         runner = TorchRunner.__new__(TorchRunner)
         runner.model, runner.vocab_size, runner.device = model, 90, torch.device("cuda")
         runner.cache = KVCache(model.config, ROWS, CONTEXT, "cuda", torch.bfloat16)
-        logits = runner._decode(torch.zeros(4, FIXED + 1 + 2, dtype=torch.long, device="cuda"))
-        assert (logits.shape, logits.dtype, logits.device.type) == ((4, 90), torch.float32, "cuda")
+        table, draws = torch.zeros(4, FIXED + 1 + 2, dtype=torch.long), torch.zeros(4, 5, dtype=torch.float64)
+        for candidates in (None, 0, 16, 90):
+            logits, tokens = runner._decode(table.cuda(), draws.cuda(), candidates)
+            assert (logits.shape, logits.dtype, logits.device.type) == ((4, 90), torch.float32, "cuda")
+            assert (tokens.shape, tokens.dtype, tokens.device.type) == ((4,), torch.int64, "cuda")
         with pytest.raises(Exception, match="_local_scalar_dense"):  # the test can fail: this one asks
             model.decode(torch.zeros(4, 1, dtype=torch.long, device="cuda"), runner.cache, torch.arange(4, device="cuda"))
 
@@ -131,14 +156,16 @@ def test_a_step_of_decoding_never_waits_for_the_gpu(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_recorded_on_a_gpu_a_text_is_that_of_plain_steps(shape):
     model = model_of(SHAPES[shape]).cuda()
-    texts = []
-    for graphs in (False, True):
-        runner = TorchRunner(model, 90, ROWS, CONTEXT, graphs=graphs)
-        text = [4, 5, 6]
-        _, best = runner.forward([Chunk(text, 0, -1, range(4))])
-        for _ in range(CONTEXT - 4):
-            text = [*text, *best]
-            _, best = runner.forward([Chunk(text[-1:], len(text) - 1, text[-2], range(4))])
-        assert runner.graphs is None or runner.graphs.works
-        texts.append(text)
-    assert texts[0] == texts[1]
+    for draw in DRAWS:
+        texts = []
+        for kernels in (False, True):
+            runner = TorchRunner(model, 90, ROWS, CONTEXT, kernels=kernels)
+            text = [4, 5, 6]
+            _, tokens = runner.forward([Chunk(text, 0, -1, range(4), draw)])
+            for _ in range(CONTEXT - 4):
+                text = [*text, *tokens]
+                _, tokens = runner.forward([Chunk(text[-1:], len(text) - 1, text[-2], range(4), draw)])
+            assert runner.graphs is not None if kernels else runner.graphs is None
+            assert runner.graphs is None or runner.graphs.works
+            texts.append(text)
+        assert texts[0] == texts[1]

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nutshell.infer.sampling import Sampling, adjusted, draw, log_probabilities, sample
+from nutshell.infer.sampling import Draw, Sampling, adjusted, draw, log_probabilities
+from nutshell.infer.torch_sampling import GREEDY, candidates_of, draw_in_torch
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,12 @@ def test_stop_accepts_what_apis_send():
     assert Sampling(stop="END").stop == ("END",)
     assert Sampling(stop=["a", "b"]).stop == ("a", "b")
     assert Sampling(stop=None).stop == ()
+
+
+def sample(logits, settings, randoms):
+    """Next tokens of logits (B, V), each row with settings and random numbers of its own."""
+    found = [setting.draw(random) for setting, random in zip(settings, randoms, strict=True)]
+    return [int(row.argmax()) if how is None else draw(row[None], [how])[0] for row, how in zip(logits, found, strict=True)]
 
 
 def draws(logits, count=4000, **options):
@@ -162,7 +169,19 @@ def test_native_draws_are_those_of_torch(seed, vocabulary, options):
     logits[1, 0] = 1.0
     uniforms = [1e-6, 0.999, *torch.rand(2, generator=generator, dtype=torch.float64).tolist()]
     rows = torch.zeros(4, vocabulary + 7)[:, :vocabulary].copy_(logits)  # as they lie in the engine's buffer
-    assert draw(rows.numpy(), options, uniforms) == draw(logits, options, uniforms)
+    hows = [Draw(o.temperature, o.top_k, o.top_p, o.min_p, uniform) for o, uniform in zip(options, uniforms, strict=True)]
+    expected = draw(rows.numpy(), hows)
+    logits = logits.clamp(min=-1e30)  # as impossible, and a number: a model that says infinity is damaged
+    for row in range(5):  # and beside a greedy one
+        some = [None if place == row else how for place, how in enumerate(hows)]
+        settings = torch.tensor([how or GREEDY for how in some], dtype=torch.float64)
+        found = draw_in_torch(logits, settings, candidates_of(some, vocabulary)).tolist()
+        assert found == [int(logits[place].argmax()) if place == row else token for place, token in enumerate(expected)]
+    logits[2, -1] = math.nan
+    logits[3, 0] = math.inf
+    for some in (hows, [None] * 4):
+        settings = torch.tensor([how or GREEDY for how in some], dtype=torch.float64)
+        assert draw_in_torch(logits, settings, candidates_of(some, vocabulary)).tolist()[2:] == [-1, -1]
 
 
 def test_min_p_leaves_out_what_is_unlikely_beside_the_likeliest():

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from itertools import count
 from typing import NamedTuple
 
+from nutshell.infer.sampling import Draw
+
 START = 0
 """The name of what stands before a first block."""
 
@@ -27,6 +29,8 @@ class Chunk(NamedTuple):
     """The token before the first, -1 where there is none."""
     blocks: Sequence[int]
     """Where the sequence lies: token t in block blocks[t // size]."""
+    draw: Draw | None = None
+    """How the token behind it is drawn; None: the likeliest is taken."""
 
 
 class BlockPool:

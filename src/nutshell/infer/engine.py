@@ -16,7 +16,7 @@ from nutshell.infer.calculator import calculate
 from nutshell.infer.conversation import fit_conversation
 from nutshell.infer.native import NativeRunner, describe, dtype_of, why_not
 from nutshell.infer.request import Completion, Delta, Request, Vocabulary
-from nutshell.infer.runner import Runner, next_tokens
+from nutshell.infer.runner import Runner, next_tokens, with_draws
 from nutshell.infer.sampling import Sampling
 from nutshell.infer.scheduler import Scheduler
 from nutshell.infer.tools import Tool
@@ -24,7 +24,7 @@ from nutshell.model.kv_blocks import BLOCK
 
 ENGINES = ("auto", "native", "native-int8", "torch")
 """What computes: native code on CPU, with weights in the model's dtype or in int8, or torch. auto: native where it can, else
-torch with CUDA graphs where there is CUDA."""
+torch, with kernels of ours and CUDA graphs where there is CUDA."""
 
 
 class CacheStats(NamedTuple):
@@ -75,7 +75,7 @@ class Engine:
         if engine.startswith("native") and reason:
             raise ValueError(f"engine is {engine!r}, but native decoding does not work here: {reason}. Accepted: auto, torch.")
         self.model, self.tok, self.max_rows = model, tok, max_rows
-        self._native, self._int8, self._graphs = engine != "torch" and reason is None, engine == "native-int8", engine == "auto"
+        self._native, self._int8, self._kernels = engine != "torch" and reason is None, engine == "native-int8", engine == "auto"
         self.computes = describe(model, self._int8) if self._native else f"torch ({dtype_of(model)})"
         """What computes, for people."""
         self.kv_cache_bytes = kv_cache_bytes
@@ -180,7 +180,7 @@ class Engine:
             return partial(NativeRunner, int8=self._int8)
         from nutshell.infer.torch_runner import TorchRunner
 
-        return partial(TorchRunner, graphs=self._graphs)
+        return partial(TorchRunner, kernels=self._kernels)
 
     def prompt_logits(self, ids: Sequence[int]) -> Iterator[Any]:
         """Logits (some, V) after each token of a text of at most `context`, in order, each valid until the next."""
@@ -214,18 +214,18 @@ class Engine:
             scheduler.wait_for_tools()
             return deltas
         began = time.perf_counter()
-        logits, best = self._runner.forward([chunk for _, chunk in batch])
+        logits, tokens = self._runner.forward(with_draws(batch))
         ready = scheduler.advance(batch, time.perf_counter() - began)
-        if min(best) < 0:  # not a number: nobody shall read on from that
+        if min(tokens) < 0:  # not a number: nobody shall read on from that
             scheduler.pool.forget()
         if len(ready) < len(batch):
-            logits, best = logits[ready], [best[place] for place in ready]
-        deltas += self._choose([batch[place][0] for place in ready], logits, best)
+            logits, tokens = logits[ready], [tokens[place] for place in ready]
+        deltas += self._choose([batch[place][0] for place in ready], logits, tokens)
         scheduler.take_out_finished()
         return deltas
 
-    def _choose(self, requests: list[Request], logits: Any, best: list[int]) -> list[Delta]:
-        return next_tokens(requests, logits, best)
+    def _choose(self, requests: list[Request], logits: Any, tokens: list[int]) -> list[Delta]:
+        return next_tokens(requests, logits, tokens)
 
     def _advance(self) -> list[Delta]:
         """One step. Deltas of requests with an inbox go there; those of the others are returned."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.runner import LOGITS_AT_ONCE
-from nutshell.infer.sampling import Logits
+from nutshell.infer.sampling import Logits, draw
 from nutshell.infer.weights import Numbers, StoredModel, named_weights
 from nutshell.machine import cores
 from nutshell.model.config import RMS_EPS, ModelConfig
@@ -122,8 +122,14 @@ class NativeRunner:
         self._lent = []
 
     def forward(self, chunks: Sequence[Chunk]) -> tuple[Logits, list[int]]:
-        best = self.decoder.step([(chunk.blocks, chunk.start, chunk.previous, chunk.ids) for chunk in chunks])
-        return self.logits[: len(chunks), : self.vocab_size], best
+        tokens = self.decoder.step([(chunk.blocks, chunk.start, chunk.previous, chunk.ids) for chunk in chunks])
+        logits = self.logits[: len(chunks), : self.vocab_size]
+        draws = {row: chunk.draw for row, chunk in enumerate(chunks) if chunk.draw and tokens[row] >= 0}
+        if draws:
+            some = logits if len(draws) == len(chunks) else logits[list(draws)]
+            for row, token_id in zip(draws, draw(some, list(draws.values())), strict=True):
+                tokens[row] = token_id
+        return logits, tokens
 
     def prompt_logits(self, ids: Sequence[int], blocks: Sequence[int]) -> Iterator[Logits]:
         stride = self.logits.shape[1]

@@ -12,7 +12,7 @@ import numpy as np
 
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.request import Delta, Request
-from nutshell.infer.sampling import DamagedModelError, Logits, adjusted, log_probabilities, sample
+from nutshell.infer.sampling import DamagedModelError, Logits, adjusted, draw, log_probabilities
 
 LOGITS_AT_ONCE = 1 << 22
 """Of a prompt that is scored."""
@@ -36,7 +36,7 @@ class Runner(Protocol):
 
     def forward(self, chunks: Sequence[Chunk]) -> tuple[Any, list[int]]:
         """Run B chunks of different sequences, none of which writes a block that another one has. Returns the logits (B, V)
-        after the last token of each, valid until the next call, and the likeliest token of each, -1 where a logit is NaN or
+        after the last token of each, valid until the next call, and the token that each says is next, -1 where a logit is NaN or
         infinite. On CPU the logits are an array, on an accelerator a tensor there."""
 
     def prompt_logits(self, ids: Sequence[int], blocks: Sequence[int]) -> Iterator[Logits]:
@@ -44,10 +44,20 @@ class Runner(Protocol):
         be written."""
 
 
-def next_tokens(requests: Sequence[Request], logits: Any, best: Sequence[int]) -> list[Delta]:
-    """Hand each request its next token: of logits (B, V), whose likeliest are `best`, -1 where they are not numbers."""
-    failed: dict[int, RuntimeError] = {row: DamagedModelError() for row, token_id in enumerate(best) if token_id < 0}
-    chosen = list(best)
+def with_draws(batch: Sequence[tuple[Request, Chunk]]) -> list[Chunk]:
+    """The chunks of requests, each with how its next token is drawn, where one is wanted and no other logits are drawn from."""
+    return [
+        chunk if request.sampling.adjusts or len(chunk.ids) < len(request.pending)
+        else chunk._replace(draw=request.sampling.draw(request.random))
+        for request, chunk in batch
+    ]  # fmt: skip
+
+
+def next_tokens(requests: Sequence[Request], logits: Any, tokens: Sequence[int]) -> list[Delta]:
+    """Hand each request its next token: one of `tokens`, or where it wants its logits adjusted, of its row of `logits` (B, V).
+    -1 stands for logits that are not numbers."""
+    failed: dict[int, RuntimeError] = {row: DamagedModelError() for row, token_id in enumerate(tokens) if token_id < 0}
+    chosen = list(tokens)
     for row, request in enumerate(requests):
         if row in failed or not request.sampling.adjusts:
             continue
@@ -58,14 +68,8 @@ def next_tokens(requests: Sequence[Request], logits: Any, best: Sequence[int]) -
             except RuntimeError as error:
                 failed[row], chosen[row] = error, -1
                 continue
-        [chosen[row]] = sample(choice[None], [request.sampling], [request.random])
-    fine = [row for row in range(len(chosen)) if row not in failed]
-    drawn = [row for row in fine if requests[row].sampling.temperature > 0 and not requests[row].sampling.adjusts]
-    if drawn:
-        some = logits if len(drawn) == len(chosen) else logits[drawn]
-        settings, randoms = [requests[row].sampling for row in drawn], [requests[row].random for row in drawn]
-        for row, token_id in zip(drawn, sample(some, settings, randoms), strict=True):
-            chosen[row] = token_id
+        how = request.sampling.draw(request.random)
+        chosen[row] = int(choice.argmax()) if how is None else draw(choice[None], [how])[0]
     logprobs = _logprobs(requests, logits, chosen)
     deltas: list[Delta] = []
     for row, (request, token_id) in enumerate(zip(requests, chosen, strict=True)):

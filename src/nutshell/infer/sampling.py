@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,22 @@ class DamagedModelError(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__("the model's output is NaN or infinite: its weights are damaged, or its training diverged.")
+
+
+class Draw(NamedTuple):
+    """How one token is drawn: what of `Sampling` is needed for it, and the number that decides."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    uniform: float
+    """In 0..1: where the cumulative distribution is inverted."""
+
+    @property
+    def restricted(self) -> bool:
+        """Whether some tokens are left out."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +114,14 @@ class Sampling:
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
         return penalties != (1, 0, 0) or bool(self.logit_bias) or self.grammar is not None
 
+    def draw(self, random: Random) -> Draw | None:
+        """How the next token is drawn; None where the likeliest is taken. A token takes one number of its own row's generator, so
+        it does not depend on the rows beside it. `random.Random` and not torch.Generator: a number costs 50 ns, and a seed means
+        the same on every device."""
+        if self.temperature == 0:
+            return None
+        return Draw(max(self.temperature, MIN_TEMPERATURE), self.top_k, self.top_p, self.min_p, random.random())
+
     def random(self, *stream: int) -> Random:
         """The random numbers of one row: of the seed and `stream`, or of the machine's entropy without a seed."""
         return Random() if self.seed is None else Random("/".join(str(part) for part in (self.seed, *stream)))
@@ -111,37 +135,13 @@ def _is_number(value: object, least: float, most: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
-def sample(logits: Any, settings: Sequence[Sampling], randoms: Sequence[Random]) -> list[int]:
-    """Next tokens of logits (B, V), an array or, of an accelerator, a tensor.
-
-    Each row has its own settings and takes one number of its own generator, so what it draws does not depend on the
-    rows beside it. `random.Random` and not torch.Generator: a number costs 50 ns, and a seed means the same on every
-    device.
-    """
-    drawn = [row for row, setting in enumerate(settings) if setting.temperature > 0]
-    chosen: list[int] = logits.argmax(-1).tolist() if len(drawn) < len(settings) else [0] * len(settings)
-    if drawn:
-        some = logits if len(drawn) == len(settings) else logits[drawn]
-        uniforms = [randoms[row].random() for row in drawn]
-        for row, token_id in zip(drawn, draw(some, [settings[row] for row in drawn], uniforms), strict=True):
-            chosen[row] = token_id
-    return chosen
-
-
-def draw(logits: Any, settings: Sequence[Sampling], uniforms: Sequence[float]) -> list[int]:
-    """Invert each row's cumulative distribution at its uniform number: (B, V) -> (B,). Arrays in native code."""
-    rows = [
-        (max(setting.temperature, MIN_TEMPERATURE), setting.top_k, setting.top_p, setting.min_p, uniform)
-        for setting, uniform in zip(settings, uniforms, strict=True)
-    ]
-    if not isinstance(logits, np.ndarray):
-        from nutshell.infer.torch_sampling import draw_in_torch
-
-        return draw_in_torch(logits, rows).tolist()
+def draw(logits: Logits, draws: Sequence[Draw]) -> list[int]:
+    """Invert the cumulative distribution of each row of logits (B, V) at its uniform number: (B,). `draw_in_torch` does so on an
+    accelerator."""
     assert logits.dtype == np.float32
     assert logits.strides[1] == logits.itemsize
     stride = logits.strides[0] // logits.itemsize
-    return native_draw((logits.ctypes.data, (len(logits) - 1) * stride + logits.shape[1]), stride, logits.shape[1], rows)
+    return native_draw((logits.ctypes.data, (len(logits) - 1) * stride + logits.shape[1]), stride, logits.shape[1], draws)
 
 
 def adjusted(logits: Logits, sampling: Sampling, prompt: Sequence[int], reply: Sequence[int]) -> Logits:

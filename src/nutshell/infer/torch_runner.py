@@ -5,6 +5,7 @@ Legend: B sequences in a call, T tokens of each, V vocabulary.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,39 +16,47 @@ from nutshell.infer.blocks import Chunk
 from nutshell.infer.cuda_graphs import DecodeGraphs
 from nutshell.infer.runner import LOGITS_AT_ONCE
 from nutshell.infer.sampling import Logits
+from nutshell.infer.torch_sampling import GREEDY, candidates_of, draw_in_torch
 from nutshell.model.kv_blocks import BLOCK, blocks_of
 from nutshell.model.kv_cache import KVCache
+from nutshell.model.probe import why_not_paged
 
 FIXED = 2
 """Columns of a table of sequences before the blocks: tokens in the cache, and the token before the first new one."""
 
 
 class TorchRunner:
-    """The reference. With `graphs` the steps of decoding are recorded, on CUDA."""
+    """The reference. With `kernels`, on CUDA, attention reads the cache where it lies, and the steps of decoding are recorded."""
 
     def __init__(
-        self, model: Any, vocab_size: int, rows: int, context: int, blocks: int | None = None, *, graphs: bool = False
+        self, model: Any, vocab_size: int, rows: int, context: int, blocks: int | None = None, *, kernels: bool = False
     ) -> None:
         self.model, self.vocab_size = model, vocab_size
         self.device = next(model.parameters()).device
         self.cache = KVCache(model.config, rows, context, self.device, model.compute_dtype, blocks=blocks)
         self.graphs: DecodeGraphs | None = None
-        if graphs and self.device.type == "cuda":
-            limits = rows, self.cache.tables.size(1)
-            self.graphs = DecodeGraphs(self._decode, limits, FIXED + 1, self.device)
+        if kernels and self.device.type == "cuda":
+            reason = why_not_paged(model.config, self.device, model.compute_dtype)
+            if reason:
+                print(f"Attention over a paged cache does not run here ({reason}); decoding goes on without it.", file=sys.stderr)
+            else:
+                self.cache.paged, self.graphs = True, DecodeGraphs(self._decode, rows, self.device)
 
     def take_weights(self) -> None:
         pass  # the model is called itself
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> tuple[Any, list[int]]:
-        logits = torch.empty(len(chunks), self.vocab_size, device=self.device)
-        for length in {len(chunk.ids) for chunk in chunks}:  # no padding: the single tokens of decoding go together
-            group = [place for place, chunk in enumerate(chunks) if len(chunk.ids) == length]
-            logits[group] = self._call([chunks[place] for place in group])
-        finite = torch.isfinite(logits).all(dim=-1)
-        best = torch.where(finite, logits.argmax(dim=-1), -1).tolist()
-        return (logits.numpy() if logits.device.type == "cpu" else logits), best
+        lengths = [len(chunk.ids) for chunk in chunks]
+        groups = [  # no padding: the single tokens of decoding go together
+            [row for row, length in enumerate(lengths) if length == wanted] for wanted in dict.fromkeys(lengths)
+        ]
+        results = [self._call([chunks[row] for row in group]) for group in groups]
+        logits, tokens = results[0]
+        if len(groups) > 1:
+            place = torch.tensor([row for group in groups for row in group]).argsort().to(self.device)
+            logits, tokens = (torch.cat(parts)[place] for parts in zip(*results, strict=True))
+        return (logits.numpy() if logits.device.type == "cpu" else logits), tokens.tolist()
 
     @torch.inference_mode()
     def prompt_logits(self, ids: Sequence[int], blocks: Sequence[int]) -> Iterator[Logits]:
@@ -57,29 +66,35 @@ class TorchRunner:
         for some in hidden.split(max(1, LOGITS_AT_ONCE // self.vocab_size)):
             yield self.model.head(some)[:, : self.vocab_size].cpu().numpy()
 
-    def _call(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Logits (B, V) of chunks of one length."""
+    def _call(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
+        """Logits (B, V) and next tokens (B,) of chunks of one length."""
         used = [list(chunk.blocks[: blocks_of(chunk.start + len(chunk.ids))]) for chunk in chunks]
         fresh = [block for chunk, blocks in zip(chunks, used, strict=True) for block in blocks[blocks_of(chunk.start) :]]
         self.cache.clear(torch.tensor(fresh, dtype=torch.long, device=self.device))
-        most = max(map(len, used))
-        table = torch.tensor(  # what lies behind a row's last block is masked
+        tokens = len(chunks[0].ids)
+        graphs = self.graphs if tokens == 1 else None
+        columns = self.cache.tables.size(1) if graphs else max(map(len, used))
+        table = torch.tensor(  # what lies behind a row's last block is not looked at, or masked
             [
-                [*chunk.ids, chunk.start, chunk.previous, *blocks, *blocks[-1:] * (most - len(blocks))]
+                [*chunk.ids, chunk.start, chunk.previous, *blocks, *blocks[-1:] * (columns - len(blocks))]
                 for chunk, blocks in zip(chunks, used, strict=True)
             ]
         )
-        if self.graphs is not None and len(chunks[0].ids) == 1:
-            return self.graphs(table)
-        return self._decode(table, len(chunks[0].ids))
+        exact = torch.float32 if self.device.type == "mps" else torch.float64
+        draws = torch.tensor([chunk.draw or GREEDY for chunk in chunks], dtype=exact)
+        candidates = candidates_of([chunk.draw for chunk in chunks], self.vocab_size)
+        if graphs:
+            return graphs(table, draws, candidates)
+        return self._decode(table.to(self.device), draws.to(self.device), candidates, tokens)
 
-    def _decode(self, table: Tensor, tokens: int = 1) -> Tensor:
-        """Logits (B, V) of a row for each sequence: its new tokens, how many the cache holds, the token before, its blocks."""
-        table = table.to(self.device)
+    def _decode(self, table: Tensor, draws: Tensor, candidates: int | None, tokens: int = 1) -> tuple[Tensor, Tensor]:
+        """Logits (B, V) and next tokens (B,). A row of the table for each sequence: its new tokens, how many the cache holds, the
+        token before, its blocks. How tokens are drawn: see `draw_in_torch`."""
         ids, start, previous, blocks = table.split([tokens, 1, 1, table.size(1) - tokens - FIXED], dim=1)
         rows = torch.arange(len(table), device=self.device)
         self.cache.tables[: len(table), : blocks.size(1)] = blocks
         self.cache.lengths[: len(table)] = start[:, 0]
         self.cache.previous[: len(table)] = previous[:, 0]
         reach = BLOCK * blocks.size(1)
-        return self.model.decode(ids, self.cache, rows, last_only=True, reach=reach)[:, 0, : self.vocab_size]
+        logits = self.model.decode(ids, self.cache, rows, last_only=True, reach=reach)[:, 0, : self.vocab_size]
+        return logits, draw_in_torch(logits, draws, candidates)

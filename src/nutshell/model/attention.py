@@ -39,8 +39,13 @@ class AttentionContext:
         """Causal attention of the tokens q (B, T, H, D) over k and v (B, T, K, D) and what the cache holds: (B, T, H, D)."""
         if self.slots is None:
             return causal_attention(q, k, v, self.masks[window])
-        keys, values = self.slots.append(layer, k, v)
-        return decode_attention(q, keys, values, self.slots.start, window)
+        slots, cache = self.slots, self.slots.cache
+        slots.write(layer, k, v)
+        if cache.paged:
+            from nutshell.model.paged_attention import paged_attention
+
+            return paged_attention(q, cache.keys[layer], cache.values[layer], slots.tables, slots.start, window)
+        return decode_attention(q, *slots.gather(layer), slots.start, window)
 
 
 def rotary_tables(context: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,11 @@ class KVCache:
 
     Token t of a row lies in block tables[row, t // BLOCK]. `lengths` (rows,) says how many tokens of a row are real, `previous`
     (rows,) which was the last, -1 where there is none: the smear of the next token needs it. At first each row has blocks of
-    its own; with fewer `blocks` than that the caller writes the tables.
+    its own; with fewer `blocks` than that the caller writes the tables. `paged` says whether attention reads the blocks where
+    they lie (`paged_attention.py`) or copies of them.
     """
+
+    paged = False
 
     def __init__(self, config, rows: int, capacity=None, device="cpu", dtype=torch.float32, *, blocks=None) -> None:
         self.capacity = min(capacity or config.context, config.context)
@@ -79,15 +82,16 @@ class Slots:
     offsets: Tensor
     longest: int
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values (B, T, K, D) behind the rows' tokens; returns all of theirs, (B, K, S, D) each.
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put new keys and values (B, T, K, D) behind the rows' tokens.
 
         The lengths stay as they are until `advance`: every layer writes at the same place.
         """
-        key_store, value_store = self.cache.keys[layer].transpose(2, 3), self.cache.values[layer]  # (blocks, K, BLOCK, D)
-        results = []
-        for store, new in ((key_store, keys), (value_store, values)):
-            store[self.blocks, :, self.offsets] = new
-            gathered = store[self.tables].transpose(1, 2).flatten(2, 3)  # (B, blocks, K, BLOCK, D) -> (B, K, S, D)
-            results.append(gathered[:, :, : self.longest])
-        return results[0], results[1]
+        self.cache.keys[layer].transpose(2, 3)[self.blocks, :, self.offsets] = keys
+        self.cache.values[layer][self.blocks, :, self.offsets] = values
+
+    def gather(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Copies of all keys and values of the rows, (B, K, S, D) each."""
+        stores = self.cache.keys[layer].transpose(2, 3), self.cache.values[layer]  # (blocks, K, BLOCK, D)
+        keys, values = (store[self.tables].transpose(1, 2).flatten(2, 3) for store in stores)
+        return keys[:, :, : self.longest], values[:, :, : self.longest]

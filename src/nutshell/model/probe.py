@@ -1,13 +1,17 @@
-"""Finds an attention kernel that works here by running it: an import proves nothing (karpathy/nanochat issue 820)."""
+"""Finds attention kernels that work here by running them: an import proves nothing (karpathy/nanochat issue 820)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from nutshell.model.attention import causal_attention, make_mask
+from nutshell.model.attention import causal_attention, decode_attention, make_mask
+from nutshell.model.config import ModelConfig
 from nutshell.model.flash import load_kernel
+from nutshell.model.kv_cache import KVCache
 
 PREFERENCE = ("flash3", "flex", "varlen", "blocked")
 """FlashAttention-3; FlexAttention, which needs a working compiler; torch's own kernel for documents; blocks of plain products.
@@ -33,8 +37,7 @@ def first_that_runs(
         except ImportError:
             refused.append(f"{kernel} is not installed")
         except Exception as error:  # whatever a broken build, compiler or driver raises, the next kernel may work
-            first_line = (str(error).splitlines() or [""])[0][:200]
-            refused.append(f"{kernel} does not run here ({type(error).__name__}: {first_line})")
+            refused.append(f"{kernel} does not run here ({_in_short(error)})")
         else:
             return kernel, "; ".join([kernel, *refused])
     return kernels[-1], "; ".join([kernels[-1], *refused])
@@ -55,6 +58,38 @@ def launch(kernel: str, device: torch.device, dtype: torch.dtype, compiled: bool
         y.square().sum().backward()
         results.append([y.detach(), *(x.grad for x in leaves)])
     for expected, found in zip(*results, strict=True):
-        error = float((found.float() - expected.float()).norm() / expected.float().norm())
-        if not error < 0.05:  # rounding to bf16 alone causes up to 0.8%
-            raise RuntimeError(f"its results differ from those of plain products by {error:.1%}")
+        _compare(found, expected)
+
+
+def why_not_paged(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why attention over the blocks of a KV cache does not run here for this shape; None where it does what copies of them do."""
+    try:
+        from nutshell.model.paged_attention import paged_attention
+    except ImportError:
+        return "Triton is not installed"
+    generator = torch.Generator().manual_seed(0)
+    cache = KVCache(replace(config, depth=1), 2, min(config.context, 600), device, dtype)
+    start = torch.tensor([cache.capacity - 3, min(20, cache.capacity - 3)], device=device)
+    cache.lengths[:] = start
+    try:
+        for tokens, window in ((1, cache.capacity), (3, 17)):
+            for numbers in (cache.keys, cache.values):
+                numbers.copy_(torch.randn(numbers.shape, generator=generator))
+            q = torch.randn(2, tokens, config.heads, config.head_dim, generator=generator).to(device, dtype)
+            slots = cache.slots(torch.arange(2, device=device), tokens)
+            found = paged_attention(q, cache.keys[0], cache.values[0], slots.tables, start, window)
+            keys, values = slots.gather(0)
+            _compare(found, decode_attention(q.float(), keys.float(), values.float(), start, window))
+    except Exception as error:  # whatever a compiler or a driver raises, copies still work
+        return _in_short(error)
+    return None
+
+
+def _compare(found: Tensor, expected: Tensor) -> None:
+    error = float((found.float() - expected.float()).norm() / expected.float().norm())
+    if not error < 0.05:  # rounding to bf16 alone causes up to 0.8%
+        raise RuntimeError(f"its results differ from those of plain products by {error:.1%}")
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -16,7 +16,7 @@ import torch
 
 from nutshell.infer.blocks import Chunk
 from nutshell.infer.native import NativeRunner, why_not
-from nutshell.infer.sampling import Sampling, sample
+from nutshell.infer.sampling import Sampling
 from nutshell.infer.torch_runner import TorchRunner
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
@@ -129,15 +129,15 @@ def decoding_seconds(config: ModelConfig, rows: int, length: int, runtime: Runti
     """Median seconds of a decoding step of `rows` replies that hold `length` tokens each: computed and drawn as in the engine."""
     model = build_model(config).to(runtime.device).set_precision(runtime.dtype, runtime.attention).for_inference()
     length = min(length, config.context - 1)
-    make = NativeRunner if why_not(model) is None else partial(TorchRunner, graphs=True)
+    make = NativeRunner if why_not(model) is None else partial(TorchRunner, kernels=True)
     runner = make(model, config.vocab_size, rows, length + 1)
     each = blocks_of(length + 1)
-    chunks = [Chunk([1], length, 1, range(row * each, (row + 1) * each)) for row in range(rows)]
-    settings, randoms = [Sampling()] * rows, [Random(0)] * rows
+    draw = Sampling().draw(Random(0))
+    chunks = [Chunk([1], length, 1, range(row * each, (row + 1) * each), draw) for row in range(rows)]
     seconds: list[float] = []
     while len(seconds) < WARMUP_STEPS + TIMED_STEPS or sum(seconds) < SHORTEST_TIMING:
         start = time.perf_counter()
-        sample(runner.forward(chunks)[0], settings, randoms)
+        runner.forward(chunks)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[WARMUP_STEPS:])
 
