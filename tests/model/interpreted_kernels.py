@@ -21,7 +21,7 @@ SHAPE = {"vocab_size": 90, "depth": 3, "width": 32, "heads": 4, "kv_heads": 2, "
 
 
 def blocks_with(rows: list[int], tokens: int, kv_heads: int, dim: int, dtype: torch.dtype, seed: int):
-    """Keys, values, tables, starts: rows of so many tokens and `tokens` new ones, in blocks that lie anywhere. All else is NaN."""
+    """Keys, values, tables, starts: rows of so many tokens and `tokens` new ones, blocks anywhere, the rest NaN."""
     generator = torch.Generator().manual_seed(seed)
     columns = blocks_of(max(rows) + tokens)
     blocks = columns * len(rows) + 3
