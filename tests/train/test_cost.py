@@ -209,11 +209,11 @@ def test_f6_a_measurement_leaves_no_graphs_behind(monkeypatch):
         return graph.forward
 
     runtime, limit = replace(RUNTIME, compiled=True), 2
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", limit)
-    for width in range(64, 64 + 32 * (limit + 2), 32):
-        before = len(compiled)
-        calibrate.step_seconds(make_shape(Recipe(width=width, context=16, head_dim=32), 1, 300), 1, runtime, Recipe())
-        assert len(compiled) - before == 1
+    with torch._dynamo.config.patch(recompile_limit=limit):
+        for width in range(64, 64 + 32 * (limit + 2), 32):
+            before = len(compiled)
+            calibrate.step_seconds(make_shape(Recipe(width=width, context=16, head_dim=32), 1, 300), 1, runtime, Recipe())
+            assert len(compiled) - before == 1
     assert all(compiled)
 
 
