@@ -96,8 +96,9 @@ def test_what_ranks_exchange_is_never_on_a_device_without_float64():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_the_gpu_benchmark_says_that_it_needs_one():
-    result = subprocess.run([sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("script", ["gpu", "gpu_decoding"])
+def test_the_gpu_benchmarks_say_that_they_need_one(script):
+    result = subprocess.run([sys.executable, f"benchmarks/{script}.py"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
