@@ -66,7 +66,7 @@ def test_a_base_model_is_scored_on_texts(folder, tmp_path, run_command):
         (["--file", "missing.txt"], "missing.txt"),
         (["-p", "a", "--samples", 0], "--samples is 0; accepted: 1 or more."),
         (["-p", "a", "--top-p", 0], "top_p is 0.0"),
-        (["-p", "a " * 99], "accepted: fewer than the context of 64"),
+        (["-p", "a " * 99], "accepted: at most 63, as the context holds 64 with the reply"),
     ],
 )
 def test_what_makes_no_sense_is_refused(generate, arguments, message):
