@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -149,8 +150,11 @@ class Engine:
         if min(ids) < 0 or max(ids) >= self.tok.vocab_size:
             wrong = next(token for token in ids if not 0 <= token < self.tok.vocab_size)
             raise ValueError(f"the prompt has the token {wrong}; accepted: 0 to {self.tok.vocab_size - 1}.")
-        starts = [0, *(place for place, token in enumerate(ids) if place and token == self.model.config.bos_id), len(ids)]
-        return [ids[start:end] for start, end in itertools.pairwise(starts)]
+        starts = [0]
+        with suppress(ValueError):  # there is no other
+            while True:
+                starts.append(ids.index(self.model.config.bos_id, starts[-1] + 1))
+        return [ids[start:end] for start, end in itertools.pairwise([*starts, len(ids)])]
 
     def _enqueue(self, requests: list[Request]) -> None:
         with self._lock:

@@ -12,7 +12,8 @@ from nutshell.infer.sandbox import Result, Sandbox
 
 Tool = Callable[[str], "str | Future[Any] | None"]
 """What the model wrote -> the text that is forced in behind it; None forces nothing in. A slow tool answers with a future of
-either, so that other replies go on meanwhile. Whatever else it gives or raises ends that reply with an error."""
+either, so that other replies go on meanwhile; it is cancelled with its reply. Whatever else a tool gives or raises ends that
+reply with an error."""
 
 TOOLS = ("calculator", "python", "none")
 SECONDS = 5.0
