@@ -103,7 +103,7 @@ class Request:
         self.answer: Future[Any] | None = None  # of a slow tool; until it is done nothing is pending
         self._inside_call = False
         self._expression: list[int] = []
-        self._spoken: list[int] = []
+        self._spoken: list[list[int]] = [[]]  # before, between and behind calls
         self._held = ""  # text that may yet turn out to begin a stop string
         watched = self.streaming or bool(self.sampling.stop)
         self._decoder = self.vocabulary.tok.stream() if watched else None
@@ -120,7 +120,7 @@ class Request:
         return [] if self.finish or self.answer is not None else self.tokens[self.cached :]
 
     def completion(self) -> Completion:
-        text = "".join(self._text) if self._decoder else self.vocabulary.tok.decode(self._spoken)
+        text = "".join(self._text) if self._decoder else "".join(map(self.vocabulary.tok.decode, self._spoken))
         return Completion(self.ids, self.mask, text, self.finish or "cancelled")
 
     def cancel(self, error: BaseException | None = None) -> list[Delta]:
@@ -143,9 +143,10 @@ class Request:
             forced = self._inside(token_id)
         elif self.tools and token_id == self.vocabulary.python_start:
             self._inside_call, self._expression, kind = True, [], "tool"
+            self._spoken.append([])
             tail = self._show("", last=True) if self._decoder else ""
         else:
-            self._spoken.append(token_id)
+            self._spoken[-1].append(token_id)
             if self.grammar is not None and self.grammar.take(token_id):
                 self.finish = "stop"
         forced = self._within_limit(forced)
