@@ -49,7 +49,7 @@ def cache_blocks(model: Any, context: int, max_rows: int, limit_bytes: int | Non
 
 
 def describe_cache(model: Any, tokens: int) -> str:
-    """For people."""
+    """Its size in words."""
     each = bytes_per_token(model.config, dtype_of(model))
     return f"{tokens:,} tokens of {each:,} bytes, {tokens * each / 2**20:,.0f} MiB"
 

@@ -104,7 +104,7 @@ class Engine:
 
     def submit_choices(self, prompt_ids: Sequence[int], samplings: Sequence[Sampling], tools: bool = True) -> list[Request]:
         """Queue one prompt for several replies; its whole blocks are fed once."""
-        requests = [self._request(prompt_ids, sampling, tools=tools) for sampling in samplings]
+        requests = [self._request(prompt_ids, sampling, tools) for sampling in samplings]
         self._enqueue(requests)
         return requests
 
@@ -129,13 +129,11 @@ class Engine:
         pool = scheduler.pool
         return CacheStats(pool.total, pool.total - pool.available, scheduler.prompt_hits, scheduler.preemptions)
 
-    def _request(self, prompt: Sequence[int], sampling: Sampling, **options: Any) -> Request:
+    def _request(self, prompt: Sequence[int], sampling: Sampling, tools: bool, **options: Any) -> Request:
         ids = self._documents(prompt, reply=1)[-1]
-        limit = min(self.context - len(prompt), sampling.max_tokens)
-        options["tools"] = options.get("tools", True) and self.tool is not None and sampling.grammar is None
-        return Request(
-            self._vocabulary, ids, sampling, limit, number=next(self._numbers), tool=self.tool or calculate, **options
-        )  # fmt: skip
+        limit, number = min(self.context - len(prompt), sampling.max_tokens), next(self._numbers)
+        tools = tools and self.tool is not None and sampling.grammar is None
+        return Request(self._vocabulary, ids, sampling, limit, number, tools, self.tool or calculate, **options)
 
     def _documents(self, prompt: Sequence[int], reply: int = 0) -> list[list[int]]:
         """A prompt that leaves room for `reply` tokens, cut before each <|bos|>: as in training, a document sees itself alone."""
@@ -268,7 +266,7 @@ class Engine:
         """
         settings = Sampling(**sampling)
         fitted = fit_conversation(messages, self.tok, self.context, settings.max_tokens)
-        request = self._request(fitted.ids, settings, tools=tools, dropped=fitted.dropped, truncated=fitted.truncated)
+        request = self._request(fitted.ids, settings, tools, dropped=fitted.dropped, truncated=fitted.truncated)
         return self._follow(request)
 
     def _follow(self, request: Request) -> Iterator[Delta]:
@@ -324,11 +322,10 @@ class Engine:
         if samples < 1:
             raise ValueError(f"samples is {samples}; accepted: 1 or more replies to each prompt.")
         settings = sampling or Sampling()
-        groups: list[list[Request]] = []
-        for place, prompt in enumerate(prompts):
-            options = {"tools": tools, "streaming": False}
-            group = [self._request(prompt, settings, stream=(place, n), **options) for n in range(samples)]
-            groups.append(group)
+        groups = [
+            [self._request(prompt, settings, tools, stream=(place, n), streaming=False) for n in range(samples)]
+            for place, prompt in enumerate(prompts)
+        ]
         requests = [request for group in groups for request in group]
         self._enqueue(requests)
         done = 0  # counted in order: a late one hides those behind it for a while
