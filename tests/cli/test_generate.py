@@ -1,6 +1,9 @@
 """`nutshell generate`: where the text comes from, what comes out, what is refused."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -37,6 +40,19 @@ def test_the_text_comes_from_a_flag_a_file_or_standard_input(generate, folder, t
         assert (code, out) == (0, expected + "\n")
 
 
+def test_a_text_is_read_as_utf8_whatever_the_locale_is(generate, folder):
+    """Under LC_ALL=C Python hands over each byte beyond ASCII as half a surrogate."""
+    said = generate("-p", "caf\udcc3\udca9", "--temperature", "0")
+    assert said == generate("-p", "café", "--temperature", "0")
+    code, _, err = generate("-p", "caf\udce9")
+    assert (code, "lone surrogate U+DCE9" in err) == (2, True)
+    _, expected, _ = generate("-", "--temperature", "0", stdin="café".encode())
+    command = [sys.executable, "-m", "nutshell", "generate", str(folder), "-", "--device", "cpu", "--max-tokens", "6"]
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([*command, "--temperature", "0"], input="café".encode(), env=env, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, expected.encode("ascii", "backslashreplace")), done.stderr
+
+
 def test_samples_differ_and_a_seed_repeats_them(generate):
     answers = [json.loads(generate("-p", "once", "--samples", 3, "--seed", seed, "--json")[1]) for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
@@ -66,7 +82,7 @@ def test_a_base_model_is_scored_on_texts(folder, tmp_path, run_command):
         (["--file", "missing.txt"], "missing.txt"),
         (["-p", "a", "--samples", 0], "--samples is 0; accepted: 1 or more."),
         (["-p", "a", "--top-p", 0], "top_p is 0.0"),
-        (["-p", "a " * 99], "accepted: fewer than the context of 64"),
+        (["-p", "a " * 99], "accepted: at most 63, as the context holds 64 with the reply"),
     ],
 )
 def test_what_makes_no_sense_is_refused(generate, arguments, message):

@@ -15,6 +15,7 @@ SHAPES = {
     "speed with windows": ModelConfig(**SHAPE, window_pattern="SL"),
     "portable": ModelConfig(**SHAPE, window_pattern="L", architecture="portable", mlp_width=64, **dict.fromkeys(
         ("smear", "backout", "value_embeddings", "residual_scales"), True)),
+    "gpt2": ModelConfig(**{**SHAPE, "kv_heads": 4}, window_pattern="L", architecture="gpt2", mlp_width=64, tied=True),
 }  # fmt: skip
 
 

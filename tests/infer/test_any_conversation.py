@@ -43,6 +43,24 @@ def test_a_prompt_leaves_room_for_a_reply(messages, context, max_tokens):
     assert fitted.ids[-3] == render(messages, TOK)[0][-2]  # the end of the question is never lost
 
 
+@given(messages=conversations(open_end=False), context=st.integers(8, 120))
+def test_an_answer_is_continued_as_an_answer_however_long_it_is(messages, context):
+    messages = messages[-2:]
+    whole, special = render(messages, TOK)[0][:-1], TOK.special_id
+    fitted = fit_conversation(messages, TOK, context, 16)
+    opened = whole.index(special("<|user_end|>"))
+    answer = whole[opened + 2 :]
+    end = fitted.ids.index(special("<|user_end|>"))
+    assert fitted.ids[:2] == whole[:2]
+    assert fitted.ids[end + 1] == special("<|assistant_start|>")
+    question, left = fitted.ids[2:end], fitted.ids[end + 2 :]
+    assert whole[2:opened][len(whole[2:opened]) - len(question) :] == question
+    assert answer[len(answer) - len(left) :] == left
+    assert left == answer or not question  # the question goes first
+    assert fitted.truncated == (fitted.ids != whole)
+    assert len(fitted.ids) + min(16, context // 4) <= context or not fitted.truncated
+
+
 @given(messages=conversations(open_end=False), most=st.integers(4, 120))
 def test_a_long_conversation_is_learned_in_parts_that_lose_nothing(messages, most):
     split = split_turns(messages, TOK, most)

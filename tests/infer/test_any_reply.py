@@ -52,17 +52,20 @@ def test_the_text_is_what_the_tokens_spell_up_to_a_stop(tokens, stop, limit):
 
 
 @given(
-    said=st.lists(st.one_of(words, words.map(lambda text: (text,))), max_size=5), answers=st.booleans(), limit=st.integers(1, 60)
+    said=st.lists(st.one_of(words, words.map(lambda text: (text,)), st.sampled_from("日".encode())), max_size=5),
+    answers=st.booleans(),
+    limit=st.integers(1, 60),
 )
 def test_forced_results_stand_behind_their_calls_or_not_at_all(said, answers, limit):
-    """A pair is a call. The mask tells what was forced, and half a result is never there."""
+    """A pair is a call, a number a byte of a character. The mask tells what was forced, and half a result is never there."""
     special = TOK.special_id
     calls = iter([text for (text,) in (part for part in said if isinstance(part, tuple))])
     tokens = []
     for part in said:
-        tokens += (
-            TOK.encode(part) if isinstance(part, str) else [VOCABULARY.python_start, *TOK.encode(*part), VOCABULARY.python_end]
-        )
+        if isinstance(part, tuple):
+            tokens += [VOCABULARY.python_start, *TOK.encode(*part), VOCABULARY.python_end]
+        else:
+            tokens += TOK.encode(part) if isinstance(part, str) else [part]
     asked = []
 
     def tool(expression):
@@ -87,3 +90,5 @@ def test_forced_results_stand_behind_their_calls_or_not_at_all(said, answers, li
         place = end + 1
     assert forced == [f"={call}" for call in asked][: len(forced)] if answers else not forced
     assert "".join(d.text for d in deltas if d.kind == "text") == request.completion().text
+    whole, _ = reply_of([*tokens, special("<|assistant_end|>")], limit=limit, tools=True, tool=tool, streaming=False)
+    assert whole.completion() == request.completion()

@@ -142,7 +142,11 @@ def test_end_of_reply_stops(scripted, tok):
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [([], "no tokens"), ([1] * 64, "64 tokens; accepted: fewer than the context of 64"), ([1, 99999], "token 99999")],
+    [
+        ([], "no tokens"),
+        ([1] * 64, "64 tokens; accepted: at most 63, as the context holds 64 with the reply"),
+        ([1, 99999], "token 99999"),
+    ],
 )
 def test_a_prompt_that_cannot_work_is_refused(model, tok, prompt, message):
     engine = Engine(model, tok)
@@ -265,6 +269,32 @@ def test_f27_a_reply_that_is_closed_early_leaves_nothing_behind(model, tok):
     assert engine.generate(["Hi"], max_tokens=3, temperature=0)
 
 
+def test_a_reply_that_is_cancelled_from_outside_ends_whoever_hears_of_it_first(model, tok):
+    """Closing another reply took the last delta away, and this one spoke of a failed step."""
+    engine = Engine(model, tok)
+    first, second = (engine.chat([{"role": "user", "content": text}], max_tokens=40, temperature=0) for text in ("Hi", "Ho"))
+    request = next(first).request
+    next(second)
+    engine.cancel(request)
+    second.close()
+    assert [delta.finish for delta in first][-1] == "cancelled"
+    assert not engine.busy
+
+
+def test_what_is_readable_when_a_step_fails_is_not_lost(model, tok, monkeypatch):
+    engine = Engine(model, tok)
+    ended, other = engine.submit(prompt_of(4), GREEDY), engine.submit(prompt_of(5), GREEDY)
+    engine.step()
+    engine.cancel(ended)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runner, "forward", lambda chunks: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    assert isinstance(other.error, ZeroDivisionError)
+    assert [(delta.request, delta.finish) for delta in engine.step()] == [(ended, "cancelled")]
+    assert not engine.busy
+
+
 def test_f27_a_failed_step_is_everybodys_error(model, tok, monkeypatch):
     """F27: another thread's `sample` returned cut replies without a word."""
     engine = Engine(model, tok, max_rows=2)
@@ -289,6 +319,7 @@ def test_f27_logits_that_are_not_numbers_end_their_request_alone(model, tok, bad
     assert "NaN or infinite" in str(broken.error)
     with pytest.raises(RuntimeError, match="NaN or infinite"):
         engine.sample([[5, 7]])
+    assert not engine.busy  # no delta of it waits for somebody else
 
 
 def test_blocks_that_held_no_numbers_harm_nobody_afterwards(model, tok):
@@ -361,6 +392,34 @@ def test_a_prompt_is_scored_between_steps_and_changes_no_reply(model, tok):
     assert engine.cache_stats().used == 0
     for seed, request in enumerate(requests):
         assert request.ids == greedy_by_full_forward(model, tok, prompt_of(6 + seed, seed), 40)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([], "no tokens"), ([1] * 65, "at most 64, as the context holds 64"), ([1] * 999, "999 tokens"), ([1, 300], "token 300")],
+)
+def test_a_text_that_cannot_be_scored_is_refused_and_no_block_is_lost(model, tok, ids, message):
+    """One that was longer than the cache took all of its blocks for ever."""
+    engine = Engine(model, tok, max_rows=1)
+    with pytest.raises(ValueError, match=message):
+        next(engine.prompt_logits(ids))
+    with pytest.raises(MemoryError, match="4 blocks of the KV cache are asked for, and 0 of 4 are left"):
+        next(zip(engine.prompt_logits([1] * 64), engine.prompt_logits([2] * 64), strict=True))
+    assert sum(map(len, engine.prompt_logits([1] * 64))) == 64
+    assert engine.cache_stats().used == 0
+
+
+@pytest.mark.parametrize("place", [1, 15, 16, 40, 59])
+def test_a_document_sees_nothing_of_the_one_before(model, tok, place):
+    """As in training: the full forward hides what stands before a <|bos|>."""
+    prompt = prompt_of(60)
+    prompt[place // 2] = prompt[place] = tok.bos_id
+    engine = Engine(model, tok)
+    request = engine.submit(prompt, Sampling(temperature=0, max_tokens=40), tools=False)
+    run(engine)
+    assert request.ids == greedy_by_full_forward(model, tok, prompt, 4)
+    found = torch.cat([torch.from_numpy(part.copy()) for part in engine.prompt_logits(prompt)])
+    assert torch.allclose(found, model(torch.tensor([prompt]))[0], atol=3e-5, rtol=1e-4)
 
 
 def test_other_weights_make_everything_known_worthless(model, tok):

@@ -4,6 +4,8 @@ import random
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nutshell.infer import scheduler
 from nutshell.infer.cache_memory import bytes_per_token
@@ -12,6 +14,7 @@ from nutshell.infer.native import dtype_of
 from nutshell.infer.sampling import Sampling
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
+from nutshell.model.kv_blocks import blocks_of
 
 COMMON = {"depth": 3, "width": 32, "heads": 4, "head_dim": 8, "context": 96}
 SHAPES = {
@@ -23,9 +26,13 @@ EXACT = [("speed", "native"), ("speed", "torch"), ("portable", "native"), ("port
 
 
 def make(tok, shape: str, dtype: torch.dtype = torch.float32):
-    """A model in which every weight counts; tokens of the chat are unlikely, so that replies have some length."""
-    model = build_model(ModelConfig(vocab_size=tok.vocab_size, bos_id=tok.bos_id, **COMMON, **SHAPES[shape]))
-    generator = torch.Generator().manual_seed(3)
+    return built(tok, 3, dtype, **COMMON, **SHAPES[shape])
+
+
+def built(tok, seed: int, dtype: torch.dtype = torch.float32, **shape):
+    """A model in which every weight counts."""
+    model = build_model(ModelConfig(vocab_size=tok.vocab_size, bos_id=tok.bos_id, **shape))
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             scale = 1.2 * parameter.size(1) ** -0.5 if parameter.dim() == 2 else 0.1
@@ -66,6 +73,60 @@ def test_greedy_replies_are_those_of_the_full_forward_in_fp32(tok, monkeypatch, 
         with torch.inference_mode():
             logits = model(torch.tensor([request.tokens]))[0, len(request.prompt) - 1 : -1]
         assert request.ids == logits.argmax(-1).tolist()  # causal: one pass over the reply is a pass for each token
+
+
+@st.composite
+def any_shape(draw) -> dict:
+    """Odd widths, one block or several, 1 to 8 query heads for each key head, windows of one token to the whole context."""
+    kv_heads, head_dim = draw(st.integers(1, 3)), draw(st.sampled_from([2, 6, 8, 16, 34, 128]))
+    heads, context = kv_heads * draw(st.sampled_from([1, 2, 8])), draw(st.sampled_from([7, 16, 31, 33, 50]))
+    shape = {"depth": draw(st.integers(1, 4)), "context": context, "kv_heads": kv_heads, "heads": heads, "head_dim": head_dim}
+    architecture = draw(st.sampled_from(sorted(SHAPES)))
+    if architecture == "gpt2":
+        shape |= {"kv_heads": heads, "width": heads * head_dim, "tied": True}
+    elif architecture == "portable":
+        shape |= {"width": draw(st.integers(1, 48)), "tied": draw(st.booleans())}
+    else:
+        ideas = ("smear", "backout", "value_embeddings", "residual_scales")
+        shape |= {"width": draw(st.integers(24, 70)), "window_pattern": draw(st.sampled_from(["L", "S", "SSL"]))}
+        shape |= {
+            "short_window": draw(st.sampled_from([1, 2, context - 1, context])),
+            **{name: draw(st.booleans()) for name in ideas},
+        }
+    if architecture != "speed":
+        shape |= {"window_pattern": "L", "mlp_width": draw(st.sampled_from([1, 17, 40]))}
+    return {**shape, "architecture": architecture, "rotary_base": draw(st.sampled_from([10.0, 1e5]))}
+
+
+@pytest.mark.slow
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=any_shape(),
+    budget=st.sampled_from([1, 11, 1024]),
+    rows=st.integers(1, 5),
+    more=st.integers(0, 2),
+    seed=st.integers(0, 99),
+)
+def test_replies_are_exact_in_any_shape(tok, monkeypatch, shape, budget, rows, more, seed):
+    """With prompts up to the edge of the context, and a cache of one context and little more."""
+    monkeypatch.setattr(scheduler, "PREFILL_TOKENS", budget)
+    model, draw, context = built(tok, seed, **shape), random.Random(seed), shape["context"]
+    blocks = blocks_of(context) + more
+    start = [draw.randrange(200) for _ in range(context)]
+    for compute in ("native", "torch")[shape["architecture"] == "gpt2" :]:
+        size = blocks * 16 * bytes_per_token(model.config, "float32")
+        engine = Engine(model, tok, rows, engine=compute, kv_cache_bytes=size)
+        prompts = [start[: draw.choice([1, context - 1, draw.randrange(1, context)])] for _ in range(6)]
+        settings = [Sampling(temperature=0, max_tokens=draw.randrange(1, 40)) for _ in prompts]
+        requests = [engine.submit(*both, tools=False) for both in zip(prompts, settings, strict=True)]
+        while engine.busy:
+            engine.step()
+        assert engine.cache_stats().used == 0
+        for request in requests:
+            with torch.inference_mode():
+                logits = model(torch.tensor([request.tokens]))[0, len(request.prompt) - 1 : -1]
+            said = logits.gather(1, torch.tensor(request.ids)[:, None])[:, 0]
+            assert torch.allclose(said, logits.max(-1).values, atol=1e-4), "only a tie may fall otherwise"
 
 
 @pytest.mark.parametrize("shape", ["speed", "portable"])

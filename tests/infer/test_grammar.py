@@ -10,6 +10,9 @@ from nutshell.infer.engine import Engine
 from nutshell.infer.grammar import GrammarState, JsonGrammars
 from nutshell.infer.request import Vocabulary
 from nutshell.infer.sampling import Sampling
+from nutshell.model.config import ModelConfig
+from nutshell.model.gpt import GPT
+from nutshell.tokenizer import Tokenizer
 
 pytest.importorskip("llguidance", reason="needs the extra json")
 
@@ -132,6 +135,19 @@ def test_a_grammar_that_cannot_go_on_ends_its_own_reply_alone(engine, grammars, 
         engine.step()
     assert (bound.finish, str(bound.error)) == ("cancelled", "too complex")
     assert (free.finish, len(free.ids)) == ("length", 5)
+
+
+def test_a_schema_that_the_vocabulary_cannot_spell_ends_its_reply_with_an_error():
+    """It ended like a finished one, with text that is no JSON."""
+    tok = Tokenizer.train_characters(["{:}"])
+    shape = {"depth": 1, "width": 24, "heads": 1, "kv_heads": 1, "head_dim": 8, "context": 32}
+    engine = Engine(GPT(ModelConfig(vocab_size=tok.vocab_size, bos_id=tok.bos_id, **shape)), tok)
+    grammars = JsonGrammars(tok, tok.end_ids)
+    for schema in ({"const": "a"}, object_of({"a": {}}, ["a"])):
+        with pytest.raises(RuntimeError, match="cannot go on as its schema asks"):
+            engine.sample([[tok.bos_id]], 1, Sampling(grammar=grammars.compile(schema), temperature=0))
+    [[reply]] = engine.sample([[tok.bos_id]], 1, Sampling(grammar=grammars.compile(object_of({}, [])), temperature=0))
+    assert (json.loads(reply.text), reply.finish) == ({}, "stop")
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,21 @@ def test_a_full_cache_preempts_the_youngest_and_the_oldest_goes_on(tok):
     assert [old.tokens, young.tokens] == [simulation.alone([first] * 19) for first in (1, 2)]
 
 
+def test_nobody_waits_for_a_block_whose_reader_waits_for_a_tool(tok):
+    """A request that begins as one whose call ends a block, and whose tool may take for ever."""
+    simulation = Simulation(tok, 30, 4, seed=0)
+    caller = simulation.request([1, 2])
+    simulation.scheduler.add(caller)
+    simulation.scheduler.advance(simulation.scheduler.plan())
+    for token in (simulation.words.python_start, simulation.words.python_end):
+        caller.accept(token)
+    assert caller.answer is not None
+    assert len(caller.tokens) == SIZE
+    alike = simulation.request([*caller.tokens, 5])
+    simulation.scheduler.add(alike)
+    assert [request for request, _ in simulation.scheduler.plan()] == [alike]
+
+
 def test_a_prompt_is_fed_in_parts_that_take_a_twentieth_of_a_second_while_somebody_reads_a_reply(tok):
     scheduler = Scheduler(BlockPool(400, 16), 4)
     request = Simulation(tok, 10, 1, seed=0).request

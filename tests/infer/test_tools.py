@@ -3,7 +3,7 @@
 import threading
 import time
 from argparse import Namespace
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 
 import pytest
 
@@ -170,14 +170,24 @@ def test_other_replies_go_on_while_a_tool_works(model, tok, monkeypatch):
 def test_a_reply_that_waits_can_be_cancelled(model, tok, monkeypatch):
     Writer(monkeypatch, tok, [call_of(tok, "ab")])
     engine = Engine(model, tok, max_rows=1)
-    engine.tool = lambda code: Future()
+    answer: Future[str] = Future()
+    engine.tool = lambda code: answer
     request = engine.submit([tok.bos_id])
     while request.answer is None:
         engine.step()
     engine.cancel(request)
     engine.step()
     assert request.finish == "cancelled"
+    assert answer.cancelled()  # a program that waits for a thread never runs
     assert not engine.busy
+
+
+def test_a_slow_tool_may_answer_nothing_too(model, tok, monkeypatch):
+    Writer(monkeypatch, tok, [[*call_of(tok, "ab"), *tok.encode("cd")]])
+    engine = Engine(model, tok)
+    engine.tool = lambda code: done(None)
+    [[reply]] = engine.sample([[tok.bos_id]], 1)
+    assert (reply.text, reply.finish, 0 in reply.mask) == ("cd", "stop", False)
 
 
 def test_the_engine_runs_python(model, tok, monkeypatch, python):
@@ -203,16 +213,38 @@ def test_the_engine_names_a_broken_sandbox(model, tok, monkeypatch):
         engine.sample([[tok.bos_id]], 1)
 
 
-def test_a_tool_that_raises_ends_its_reply_alone(model, tok, monkeypatch):
-    """A sibling of F27: what a tool raised failed the step, and every other reply with it."""
+def done(answer) -> "Future[object]":
+    future: Future[object] = Future()
+    future.set_result(answer)
+    return future
+
+
+def cancelled() -> "Future[object]":
+    future: Future[object] = Future()
+    future.cancel()
+    return future
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (lambda: 1 // 0, ZeroDivisionError),
+        (lambda: 42, ValueError),
+        (lambda: "\ud800", ValueError),
+        (lambda: done(42), ValueError),
+        (cancelled, CancelledError),
+    ],
+)
+def test_a_tool_that_raises_or_answers_no_text_ends_its_reply_alone(model, tok, monkeypatch, answer, error):
+    """A sibling of F27: it failed the step, and every other reply with it."""
     Writer(monkeypatch, tok, [call_of(tok, "1"), tok.encode("fine")])
     engine = Engine(model, tok, max_rows=2)
-    engine.tool = lambda code: str(1 // 0)
+    engine.tool = lambda code: answer()
     first, second = (engine.submit([tok.bos_id]) for _ in range(2))
     deltas = []
     while engine.busy:
         deltas += engine.step()
-    assert isinstance(first.error, ZeroDivisionError)
+    assert isinstance(first.error, error)
     assert (second.finish, "".join(delta.text for delta in deltas if delta.request is second)) == ("stop", "fine")
 
 

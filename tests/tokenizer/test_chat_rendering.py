@@ -190,6 +190,13 @@ def test_openai_tool_calls_are_the_parts_of_one_answer(tok):
     assert called == {"role": "assistant", "content": parts, "weight": 0}
 
 
+@pytest.mark.parametrize("arguments", ["{not JSON", "[" * 200_000])
+def test_arguments_that_cannot_be_read_stand_as_they_are(arguments):
+    call = {"function": {"name": "f", "arguments": arguments}}
+    (_, answer) = parse_messages([HELLO, {"role": "assistant", "tool_calls": [call]}])
+    assert answer["content"] == [{"type": "python", "text": f"f({arguments})"}]
+
+
 @pytest.mark.parametrize(
     ("messages", "error"),
     [

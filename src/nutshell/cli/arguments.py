@@ -28,6 +28,15 @@ def parse_arguments(verb: str, arguments: list[str], description: str | None, **
     return parser.parse_intermixed_args(arguments)
 
 
+def typed(text: str) -> str:
+    """The text of a flag. UTF-8 that the locale does not know (LC_ALL=C) comes as half surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogateescape").decode(errors="surrogateescape")
+    return text
+
+
 def check_output(flag: str, path: Path, *, folder: bool = False) -> None:
     """OSError where `path` can't be written, as a file or a folder: to be seen before anything is computed."""
     if path.exists() and path.is_dir() != folder:

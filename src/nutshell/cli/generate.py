@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nutshell.cli.arguments import parse_arguments, read_text
+from nutshell.cli.arguments import parse_arguments, read_text, typed
 from nutshell.cli.model import DEVICE, MODEL, open_model
 
 
@@ -14,7 +14,7 @@ def generate(arguments: list[str]) -> Any:
     arguments = ["--file=-" if a == "-" and not takes_value[i] else a for i, a in enumerate(arguments)]
     options = parse_arguments(
         "generate", arguments, generate.__doc__, _model=MODEL,
-        prompt={"short": ["-p"], "default": None, "help": "the text; without any the model begins a document"},
+        prompt={"short": ["-p"], "type": typed, "default": None, "help": "the text; without any the model begins a document"},
         file={"default": None, "help": "a UTF-8 file that holds the text; - (or just -) is standard input"},
         samples={"type": int, "default": 1, "help": "how many continuations"},
         max_tokens={"type": int, "default": 200, "help": "longest continuation"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import difflib
 import dis
@@ -78,10 +79,15 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started us: nothing to read, and nobody to read us
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
-        # A letter that the locale lacks is written as \u5929, and bytes that are no text are refused where they are used.
+        # A letter that the locale lacks is written as \u5929. Where it knows ASCII alone (LC_ALL=C), UTF-8 is read all the same,
+        # and bytes that are no text are refused where they are used.
         if hasattr(stream := getattr(sys, name), "reconfigure"):
             with contextlib.suppress(io.UnsupportedOperation):  # somebody has read of it already
-                stream.reconfigure(errors="surrogateescape" if name == "stdin" else "backslashreplace")
+                if name != "stdin":
+                    stream.reconfigure(errors="backslashreplace")
+                else:
+                    ascii_alone = codecs.lookup(stream.encoding).name == "ascii"
+                    stream.reconfigure(encoding="utf-8" if ascii_alone else stream.encoding, errors="surrogateescape")
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         if sys.stdout is not None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nutshell.cli.arguments import parse_arguments, read_text
+from nutshell.cli.arguments import parse_arguments, read_text, typed
 
 DEVICE = {"default": "auto", "help": "auto, cpu, cuda or mps"}
 TOOLS = {
@@ -125,11 +125,11 @@ def chat(arguments: list[str]) -> Any:
     """Talk to a model in the terminal."""
     options = parse_arguments(
         "chat", arguments, chat.__doc__, _model=MODEL, device=dict(DEVICE), engine=dict(ENGINE),
-        prompt={"short": ["-p"], "default": None, "help": "answer this and leave"},
+        prompt={"short": ["-p"], "type": typed, "default": None, "help": "answer this and leave"},
         temperature={"type": float, "default": 0.4, "help": "0 always takes the most likely token"},
         top_k={"type": int, "default": 50, "help": "draw among this many tokens; 0 is off"},
         max_tokens={"type": int, "default": 256, "help": "longest answer"},
-        system={"default": None, "help": "system prompt"}, **TOOLS,
+        system={"type": typed, "default": None, "help": "system prompt"}, **TOOLS,
     )  # fmt: skip
     from nutshell.infer.engine import Engine
     from nutshell.serve import terminal

@@ -140,7 +140,7 @@ def write(
 
     def note(done: int, total: int) -> None:
         if progress:
-            progress(done // samples * world, len(task.items))
+            progress(min(len(task.items), done // samples * world), len(task.items))
 
     replies = engine.sample([prompt.ids for prompt in prompts], samples, sampling, progress=note) if engine and items else []
     records = []

@@ -23,10 +23,8 @@ class OtherModel:
         config = model.config.get_text_config()
         # GPT-2's learned positions end here, and rotary ones beyond it are untrained.
         context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048
-        self.model, self.config = (
-            model.eval().requires_grad_(False),
-            SimpleNamespace(context=context, vocab_size=config.vocab_size),
-        )
+        self.model = model.eval().requires_grad_(False)
+        self.config = SimpleNamespace(context=context, vocab_size=config.vocab_size)
 
     def parameters(self) -> Iterator[Tensor]:
         return self.model.parameters()

@@ -131,10 +131,10 @@ def read(model: Decoder, ids: Tensor, counts: Tensor, before: Prefix | None, *, 
     )  # fmt: skip
     if before is None:
         whole = model.rows_context(ids)
-        ctx = Recording(cos=whole.cos, sin=whole.sin, masks=whole.masks, own=own, keep=keep)
+        ctx = Recording(positions=places, cos=whole.cos, sin=whole.sin, masks=whole.masks, own=own, keep=keep)
         return model.hidden_states(ids, ctx), own
     at = positions.clamp(max=model.config.context - 1)
     cos, sin = (table[at].to(model.compute_dtype) for table in (model.cos, model.sin))  # (rows, T, 1, D)
-    ctx = Recording(cos=cos, sin=sin, own=own, keep=keep, before=before)
+    ctx = Recording(positions=at, cos=cos, sin=sin, own=own, keep=keep, before=before)
     hidden = model.hidden_states(ids, ctx, before.last.repeat_interleave(n))
     return hidden, before.followed_by(own) if keep else own

@@ -96,10 +96,11 @@ def score(model: Any, pairs: Sequence[Pair], *, runtime: Any = None, progress: P
             found.update(theirs)
     if any(math.isnan(logprob) for logprob, _ in found.values()):
         raise DamagedModelError
-    counts = [0] * len(pairs)
+    scores = [Score(0.0, 0, True)] * len(pairs)
     for ids, first, number in rows:
-        counts[number] = len(ids) - first
-    return [Score(*_entry(found, number, count)) for number, count in enumerate(counts)]
+        logprob, greedy = found[number]
+        scores[number] = Score(logprob, len(ids) - first, greedy)
+    return scores
 
 
 def score_groups(
@@ -137,11 +138,6 @@ def score_groups(
         for group in some:
             yield [Score(*next(scores)) for _ in group]
         done += len(some)
-
-
-def _entry(found: dict[int, tuple[float, bool]], number: int, count: int) -> tuple[float, int, bool]:
-    logprob, greedy = found.get(number, (0.0, True))
-    return logprob, count, greedy
 
 
 def common(a: list[int], b: list[int], start: int) -> int:

@@ -69,7 +69,9 @@ class BlockPool:
             self.idle.pop(block, None)
 
     def take(self, number: int) -> list[int]:
-        """So many blocks of unknown content, of those `available`."""
+        """So many blocks of unknown content. MemoryError where fewer are `available`; then none is taken."""
+        if number > self.available:
+            raise MemoryError(f"{number} blocks of the KV cache are asked for, and {self.available} of {self.total} are left.")
         taken = [self.free.pop() if self.free else self._evict() for _ in range(number)]
         for block in taken:
             self.holders[block] = 1

@@ -30,11 +30,10 @@ def cache_blocks(model: Any, context: int, max_rows: int, limit_bytes: int | Non
     block = BLOCK * bytes_per_token(model.config, dtype_of(model))
     least, wanted = blocks_of(context) * block, blocks_of(context) * max_rows * block
     device = "cpu" if isinstance(model, StoredModel) else str(next(model.parameters()).device)
-    free = free_memory(device) if limit_bytes is None else None
-    if limit_bytes is not None or free is None:
-        room = wanted if limit_bytes is None else limit_bytes
-    else:
-        room = max(int(SHARE * free), min(least, int(MOST * free)))
+    room = limit_bytes
+    if room is None:
+        free = free_memory(device)
+        room = wanted if free is None else max(int(SHARE * free), min(least, int(MOST * free)))
     if room < least:
         if limit_bytes is None:
             raise MemoryError(
@@ -50,7 +49,7 @@ def cache_blocks(model: Any, context: int, max_rows: int, limit_bytes: int | Non
 
 
 def describe_cache(model: Any, tokens: int) -> str:
-    """For people."""
+    """Its size in words."""
     each = bytes_per_token(model.config, dtype_of(model))
     return f"{tokens:,} tokens of {each:,} bytes, {tokens * each / 2**20:,.0f} MiB"
 

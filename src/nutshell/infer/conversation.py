@@ -30,7 +30,8 @@ def fit_conversation(messages: list[dict[str, Any]], tok: Any, context: int, max
 
     Oldest turns (a question and its reply) are left out; the system message and the last question stay. Where these alone leave
     less than a short reply, the question loses its beginning. An assistant's message at the end is left open: the reply goes on
-    with it. Only history that could fit is tokenized. ValueError where `messages` is no conversation.
+    with it, and it loses its beginning where the question has none left to lose. Only history that could fit is tokenized.
+    ValueError where `messages` is no conversation.
     """
     messages = parse_messages(messages)
     room = context - max(1, min(max_tokens, context // SHARE_FOR_THE_REPLY))
@@ -52,11 +53,14 @@ def fit_conversation(messages: list[dict[str, Any]], tok: Any, context: int, max
     room = context - max(1, min(max_tokens, SHORT_REPLY, context // SHARE_FOR_THE_REPLY))
     if len(ids) <= room:
         return FittedConversation(ids, start, False)
+    end = ids.index(tok.special_id("<|user_end|>"))
+    question, answer, room = ids[2:end], ids[end + 2 :], room - CONTROL_TOKENS
+    answer = answer[max(0, len(answer) - room) :]
+    room -= len(answer)
     kept = len(tok.encode(system[0]["content"] + "\n\n")) if system and system[0]["content"] else 0
-    kept = min(kept, (room - CONTROL_TOKENS) // 2)
-    body = ids[2:-2]
-    tail = body[len(body) - (room - CONTROL_TOKENS - kept) :]
-    return FittedConversation([*ids[:2], *body[:kept], *tail, *ids[-2:]], start, True)
+    kept = min(kept, room // 2)
+    tail = question[len(question) - (room - kept) :]
+    return FittedConversation([*ids[:2], *question[:kept], *tail, *ids[end : end + 2], *answer], start, True)
 
 
 def _prompt(messages: list[dict[str, Any]], tok: Any) -> list[int]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ class Engine:
         self._scheduler: Scheduler | None = None  # both are made by the first step, with the cache
         self._runner: Runner
         self._numbers = itertools.count()
-        self._parked: list[Delta] = []
+        self._parked: deque[Delta] = deque()  # of requests without an inbox, until `step` returns them
         self._inboxes: dict[Request, deque[Delta]] = {}
         self._stepping = threading.RLock()
         self._lock = threading.Lock()  # of the two lists below, never held for long
@@ -103,7 +104,7 @@ class Engine:
 
     def submit_choices(self, prompt_ids: Sequence[int], samplings: Sequence[Sampling], tools: bool = True) -> list[Request]:
         """Queue one prompt for several replies; its whole blocks are fed once."""
-        requests = [self._request(prompt_ids, sampling, tools=tools) for sampling in samplings]
+        requests = [self._request(prompt_ids, sampling, tools) for sampling in samplings]
         self._enqueue(requests)
         return requests
 
@@ -128,23 +129,30 @@ class Engine:
         pool = scheduler.pool
         return CacheStats(pool.total, pool.total - pool.available, scheduler.prompt_hits, scheduler.preemptions)
 
-    def _request(self, prompt: Sequence[int], sampling: Sampling, **options: Any) -> Request:
-        ids, limit = list(prompt), self.context - len(prompt)
+    def _request(self, prompt: Sequence[int], sampling: Sampling, tools: bool, **options: Any) -> Request:
+        ids = self._documents(prompt, reply=1)[-1]
+        limit, number = min(self.context - len(prompt), sampling.max_tokens), next(self._numbers)
+        tools = tools and self.tool is not None and sampling.grammar is None
+        return Request(self._vocabulary, ids, sampling, limit, number, tools, self.tool or calculate, **options)
+
+    def _documents(self, prompt: Sequence[int], reply: int = 0) -> list[list[int]]:
+        """A prompt that leaves room for `reply` tokens, cut before each <|bos|>: as in training, a document sees itself alone."""
+        ids = list(prompt)
         if not ids:
             raise ValueError("the prompt has no tokens; accepted: at least one, for example <|bos|>.")
-        if limit < 1:
+        if len(ids) + reply > self.context:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens; accepted: fewer than the context of {self.context}, which has to "
-                "hold the reply too. Shorten the prompt."
+                f"the prompt has {len(ids)} tokens; accepted: at most {self.context - reply}, as the context holds "
+                f"{self.context}{' with the reply' * reply}. Shorten the prompt."
             )
         if min(ids) < 0 or max(ids) >= self.tok.vocab_size:
             wrong = next(token for token in ids if not 0 <= token < self.tok.vocab_size)
             raise ValueError(f"the prompt has the token {wrong}; accepted: 0 to {self.tok.vocab_size - 1}.")
-        limit = min(limit, sampling.max_tokens)
-        options["tools"] = options.get("tools", True) and self.tool is not None and sampling.grammar is None
-        return Request(
-            self._vocabulary, ids, sampling, limit, number=next(self._numbers), tool=self.tool or calculate, **options
-        )  # fmt: skip
+        starts = [0]
+        with suppress(ValueError):  # there is no other
+            while True:
+                starts.append(ids.index(self.model.config.bos_id, starts[-1] + 1))
+        return [ids[start:end] for start, end in itertools.pairwise([*starts, len(ids)])]
 
     def _enqueue(self, requests: list[Request]) -> None:
         with self._lock:
@@ -155,8 +163,9 @@ class Engine:
     def step(self) -> list[Delta]:
         """Advance every live request by one token; returns what became readable, in no order between requests."""
         with self._stepping:
-            deltas, self._parked = self._parked, []
-            return deltas + self._advance()
+            self._advance()
+            deltas, self._parked = self._parked, deque()
+            return list(deltas)
 
     def allocate(self, *, touch: bool = False) -> Scheduler:
         """The scheduler with its cache, made now where no step has made it yet. MemoryError says how much was asked for. With
@@ -184,9 +193,10 @@ class Engine:
 
     def prompt_logits(self, ids: Sequence[int]) -> Iterator[Any]:
         """Logits (some, V) after each token of a text of at most `context`, in order, each valid until the next."""
-        scheduler = self.allocate()
-        with self._stepping, scheduler.lent_blocks(len(ids)) as blocks:
-            yield from self._runner.prompt_logits(ids, blocks)
+        documents = self._documents(ids)
+        with self._stepping, self.allocate().lent_blocks(len(ids)) as blocks:
+            for document in documents:
+                yield from self._runner.prompt_logits(document, blocks)
 
     def weights_changed(self) -> None:
         """Call this after changing the model: replies go on with the new weights alone, what the old ones computed is dropped."""
@@ -227,11 +237,11 @@ class Engine:
     def _choose(self, requests: list[Request], logits: Any, tokens: list[int]) -> list[Delta]:
         return next_tokens(requests, logits, tokens)
 
-    def _advance(self) -> list[Delta]:
-        """One step. Deltas of requests with an inbox go there; those of the others are returned."""
+    def _advance(self) -> None:
+        """One step."""
         try:
-            deltas = self._take_in()
-            deltas += self._compute()
+            self._deliver(self._take_in())
+            self._deliver(self._compute())
         except BaseException as error:
             with self._lock:
                 lost, self._submitted, self._cancelled = self._submitted, [], []
@@ -240,17 +250,11 @@ class Engine:
             if self._scheduler is not None:
                 self._scheduler.abandon(error)
             raise
-        if not self._inboxes:
-            return deltas
-        others: list[Delta] = []
-        for delta in deltas:
-            inbox = self._inboxes.get(delta.request)
-            (others if inbox is None else inbox).append(delta)
-        return others
 
-    def _step_for_myself(self) -> None:
-        with self._stepping:
-            self._parked += self._advance()
+    def _deliver(self, deltas: list[Delta]) -> None:
+        """To the inbox of their request; those of requests without one wait for `step` to return them."""
+        for delta in deltas:
+            self._inboxes.get(delta.request, self._parked).append(delta)
 
     # ---- whole replies
 
@@ -262,17 +266,19 @@ class Engine:
         """
         settings = Sampling(**sampling)
         fitted = fit_conversation(messages, self.tok, self.context, settings.max_tokens)
-        request = self._request(fitted.ids, settings, tools=tools, dropped=fitted.dropped, truncated=fitted.truncated)
+        request = self._request(fitted.ids, settings, tools, dropped=fitted.dropped, truncated=fitted.truncated)
         return self._follow(request)
 
     def _follow(self, request: Request) -> Iterator[Delta]:
         inbox = self._inboxes[request] = deque()
         self._enqueue([request])
-        finished = False
+        ended = finished = False
         try:
-            while inbox or request.finish is None:
-                if not inbox:
-                    self._step_for_myself()
+            while not ended:
+                with self._stepping:  # between two steps, also of other threads: all deltas of this reply are in its inbox
+                    if not inbox and request.finish is None:
+                        self._advance()
+                    ended = request.finish is not None
                 while inbox:
                     delta = inbox.popleft()
                     finished = delta.finish is not None
@@ -289,7 +295,7 @@ class Engine:
             for request in requests:
                 self.cancel(request)
             with self._stepping:
-                self._parked += [delta for delta in self._take_in() if delta.request not in requests]
+                self._deliver(self._take_in())
 
     def generate(self, prompts: list[str], **sampling: Any) -> list[str]:
         """Continue plain texts, as a base model does: no chat, no tools. The prompts are not part of the results."""
@@ -316,20 +322,20 @@ class Engine:
         if samples < 1:
             raise ValueError(f"samples is {samples}; accepted: 1 or more replies to each prompt.")
         settings = sampling or Sampling()
-        groups: list[list[Request]] = []
-        for place, prompt in enumerate(prompts):
-            options = {"tools": tools, "streaming": False}
-            group = [self._request(prompt, settings, stream=(place, n), **options) for n in range(samples)]
-            groups.append(group)
+        groups = [
+            [self._request(prompt, settings, tools, stream=(place, n), streaming=False) for n in range(samples)]
+            for place, prompt in enumerate(prompts)
+        ]
         requests = [request for group in groups for request in group]
         self._enqueue(requests)
         done = 0  # counted in order: a late one hides those behind it for a while
         try:
             while done < len(requests):
-                self._step_for_myself()
                 before = done
-                while done < len(requests) and requests[done].finish is not None:
-                    done += 1
+                with self._stepping:
+                    self._advance()
+                    while done < len(requests) and requests[done].finish is not None:
+                        done += 1
                 if progress and done > before:
                     progress(done, len(requests))
         finally:

@@ -21,7 +21,7 @@ MAX_SYMBOLS = 20_000
 
 
 class GrammarError(RuntimeError):
-    """A grammar grew beyond its bounds while a reply followed it: the schema asks too much, the model is well."""
+    """The schema asks for too much, or for characters that the vocabulary lacks. The model is well."""
 
 
 class JsonGrammars:
@@ -67,16 +67,16 @@ class GrammarState:
         self._matcher = matcher
 
     def rule_out(self, logits: NDArray[np.float32]) -> None:
-        """Set the logits (V,) of tokens that cannot come next to -inf. GrammarError where the grammar became too complex."""
+        """Set the logits (V,) of tokens that cannot come next to -inf. GrammarError where nothing can."""
         allowed = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)
         if self._matcher.is_error():  # then it allows the end of the reply, in the middle of the JSON
-            raise GrammarError(f"the schema is too complex to go on with this reply: {self._matcher.get_error().splitlines()[0]}")
+            raise GrammarError(f"this reply cannot go on as its schema asks: {self._matcher.get_error().splitlines()[0]}")
         logits[allowed == 0] = -np.inf
 
     def take(self, token_id: int) -> bool:
         """The reply goes on with this token. Returns whether it is complete: nothing may come behind it."""
-        self._matcher.consume_token(token_id)
-        return bool(self._matcher.is_stopped())
+        fits = self._matcher.consume_token(token_id)  # not where no token spells what must come; the next `rule_out` says so
+        return bool(fits and self._matcher.is_stopped())
 
 
 class _Words:

@@ -100,10 +100,10 @@ class Request:
         self.parent = 0  # name of the last of these
         self.cancelled = False
         self.error: BaseException | None = None  # that ended it
-        self.answer: Future[str] | None = None  # of a slow tool; until it is done nothing is pending
+        self.answer: Future[Any] | None = None  # of a slow tool; until it is done nothing is pending
         self._inside_call = False
         self._expression: list[int] = []
-        self._spoken: list[int] = []
+        self._spoken: list[list[int]] = [[]]  # before, between and behind calls
         self._held = ""  # text that may yet turn out to begin a stop string
         watched = self.streaming or bool(self.sampling.stop)
         self._decoder = self.vocabulary.tok.stream() if watched else None
@@ -120,13 +120,15 @@ class Request:
         return [] if self.finish or self.answer is not None else self.tokens[self.cached :]
 
     def completion(self) -> Completion:
-        text = "".join(self._text) if self._decoder else self.vocabulary.tok.decode(self._spoken)
+        text = "".join(self._text) if self._decoder else "".join(map(self.vocabulary.tok.decode, self._spoken))
         return Completion(self.ids, self.mask, text, self.finish or "cancelled")
 
     def cancel(self, error: BaseException | None = None) -> list[Delta]:
         """End it before its time, because nobody wants it any more or for an error."""
         self.finish, self.error = "cancelled", error
-        return [Delta(self, -1, finish="cancelled")]
+        if self.answer is not None:
+            self.answer.cancel()  # where its tool has not begun, it never does
+        return [Delta(self, -1, finish="cancelled")] if self.streaming else []
 
     def accept(self, token_id: int, logprob: float | None = None, top: Sequence[tuple[int, float]] = ()) -> list[Delta]:
         """Take the token the model sampled, and what must be forced behind it, or set `finish`."""
@@ -141,9 +143,10 @@ class Request:
             forced = self._inside(token_id)
         elif self.tools and token_id == self.vocabulary.python_start:
             self._inside_call, self._expression, kind = True, [], "tool"
+            self._spoken.append([])
             tail = self._show("", last=True) if self._decoder else ""
         else:
-            self._spoken.append(token_id)
+            self._spoken[-1].append(token_id)
             if self.grammar is not None and self.grammar.take(token_id):
                 self.finish = "stop"
         forced = self._within_limit(forced)
@@ -161,9 +164,11 @@ class Request:
         if self.answer is None or not self.answer.done():
             return []
         answer, self.answer = self.answer, None
-        if (error := answer.exception()) is not None:  # the tool itself is broken: this reply ends, others go on
+        try:
+            forced = self._output(answer.result())
+        except Exception as error:  # the tool itself is broken: this reply ends, others go on
             return self.cancel(error)
-        deltas = self._force(self._within_limit(self._output(answer.result())))
+        deltas = self._force(self._within_limit(forced))
         if self.finish:
             deltas.append(Delta(self, -1, finish=self.finish))
         return deltas if self.streaming else []
@@ -175,7 +180,9 @@ class Request:
             self.finish = "length"
         return forced if length <= self.limit else []
 
-    def _output(self, result: str) -> list[int]:
+    def _output(self, result: str | None) -> list[int]:
+        if result is None:
+            return []
         return [self.vocabulary.output_start, *self.vocabulary.tok.encode(result), self.vocabulary.output_end]
 
     def _inside(self, token_id: int) -> list[int]:
@@ -189,13 +196,12 @@ class Request:
             self._inside_call = False
             try:
                 result = self.tool(words.tok.decode(self._expression))
+                if not isinstance(result, Future):
+                    return self._output(result)
             except Exception as error:  # ends this reply alone, as that of a slow tool does
                 result = Future()
                 result.set_exception(error)
-            if isinstance(result, Future):
-                self.answer = result
-            elif result is not None:
-                return self._output(result)
+            self.answer = result
         return []
 
     def _force(self, tokens: list[int]) -> list[Delta]:

@@ -156,7 +156,8 @@ class Scheduler:
         """Whether a live request is about to feed the block behind the known ones."""
         end = (known + 1) * self.pool.size
         return end < len(tokens) and any(
-            other.cached < end <= len(other.tokens) and other.tokens[:end] == tokens[:end] for other in self.live
+            other.cached < end <= len(other.tokens) and other.answer is None and other.tokens[:end] == tokens[:end]
+            for other in self.live
         )
 
     def _make_room(self, place: int, tokens: int) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from nutshell.infer.calculator import calculate
 from nutshell.infer.sandbox import Result, Sandbox
 
-Tool = Callable[[str], "str | Future[str] | None"]
-"""What the model wrote -> what is forced in behind it; None forces nothing in. A slow tool answers with a future, so that other
-replies go on meanwhile."""
+Tool = Callable[[str], "str | Future[Any] | None"]
+"""What the model wrote -> the text that is forced in behind it; None forces nothing in. A slow tool answers with a future of
+either, so that other replies go on meanwhile; it is cancelled with its reply. Whatever else a tool gives or raises ends that
+reply with an error."""
 
 TOOLS = ("calculator", "python", "none")
 SECONDS = 5.0

@@ -51,7 +51,8 @@ class Logits(nn.Module):
         age = position.unsqueeze(1) - position  # how far a key lies behind a query
         own = (documents.unsqueeze(2) == documents.unsqueeze(1)) & (age >= 0)
         masks = {window: (own & (age < window)).unsqueeze(1) for window in set(model.config.windows())}
-        return model.head(model.hidden_states(ids, DenseContext(cos=model.cos[:T], sin=model.sin[:T], masks=masks)))
+        ctx = DenseContext(positions=position, cos=model.cos[:T], sin=model.sin[:T], masks=masks)
+        return model.head(model.hidden_states(ids, ctx))
 
 
 def export_onnx(model: Path, out: Path) -> Path:

@@ -27,6 +27,8 @@ Mask = Any
 class AttentionContext:
     """What all attention layers share in one forward pass: positions, and which keys each token may see."""
 
+    positions: Tensor
+    """(T,), or (B, T) where each row is at a position of its own."""
     cos: Tensor
     """(T, 1, D), or (B, T, 1, D) where each row is at a position of its own."""
     sin: Tensor

@@ -104,7 +104,8 @@ class Decoder(nn.Module):
             raise ValueError(f"a row has {T} tokens; the model's context is {self.config.context}. Shorten the row.")
         dtype, documents = self.compute_dtype, (ids == self.config.bos_id).cumsum(1)
         masks = {w: make_mask(documents, w, self.attention_kernel, dtype, offsets) for w in set(self.config.windows())}
-        return AttentionContext(cos=self.cos[:T].to(dtype), sin=self.sin[:T].to(dtype), masks=masks)
+        positions = torch.arange(T, device=ids.device)
+        return AttentionContext(positions=positions, cos=self.cos[:T].to(dtype), sin=self.sin[:T].to(dtype), masks=masks)
 
     def forward(
         self, ids: Tensor, targets: Tensor | None = None, weights: Tensor | None = None, offsets: Tensor | None = None
@@ -128,6 +129,8 @@ class Decoder(nn.Module):
         """
         slots = cache.slots(rows, ids.size(1), reach)
         cos, sin = (table[slots.positions].to(self.compute_dtype) for table in (self.cos, self.sin))  # (B, T, 1, D)
-        x = self.hidden_states(ids, AttentionContext(cos=cos, sin=sin, slots=slots), cache.previous[rows])
+        x = self.hidden_states(
+            ids, AttentionContext(positions=slots.positions, cos=cos, sin=sin, slots=slots), cache.previous[rows]
+        )
         cache.advance(rows, ids)
         return self.head(x[:, -1:] if last_only else x)

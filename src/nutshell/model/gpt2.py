@@ -108,10 +108,7 @@ class GPT2(Decoder):
 
     def hidden_states(self, ids: Tensor, ctx: AttentionContext, previous: Tensor | None = None) -> Tensor:
         """Embedding, all blocks and the last norm: (B, T, C). The token before a row's first does not matter here."""
-        if ctx.slots is None:
-            positions = torch.arange(ids.size(1), device=ids.device)
-        else:
-            positions = ctx.slots.positions.clamp(max=self.config.context - 1)  # (B, T); padding may run over the end
+        positions = ctx.positions.clamp(max=self.config.context - 1)  # padding may run over the end
         x = (self.embedding(ids) + self.positions(positions)).to(self.compute_dtype)
         for block in self.blocks:
             x = block(x, ctx)

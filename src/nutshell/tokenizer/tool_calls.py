@@ -67,7 +67,7 @@ def _call_text(call: Any, index: int) -> str:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:  # OpenAI's own models may write what is no JSON
+        except (ValueError, RecursionError):  # OpenAI's own models may write what is no JSON
             return f"{function['name']}({arguments})"
     values = list(arguments.values()) if isinstance(arguments, dict) else []
     if function["name"] in ("python", "calculator", "code_interpreter") and len(values) == 1 and isinstance(values[0], str):
