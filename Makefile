@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # As one word of the shell, whatever is in it: RUN="runs/my run", RUN="it's".
 quoted  = '$(subst ','\'',$(1))'
-RUST   := $(wildcard rust/src/*.rs rust/src/*/*.rs) rust/Cargo.toml
+RUST   := $(wildcard rust/src/*.rs rust/src/*/*.rs rust/src/*/*/*.rs) rust/Cargo.toml
 PYTEST  = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help setup demo chat serve test test-all lint format bench fuzz wheel clean

@@ -57,8 +57,11 @@ pub struct Chunk {
     pub tokens: Vec<Token>,
     /// Neighbouring tokens of one sequence.
     pub runs: Vec<Range<usize>>,
-    /// Tokens whose logits are wanted, with the row of the result.
-    pub wanted: Vec<(usize, usize)>,
+    /// All of the tokens: 0, 1, 2, ...
+    pub all: Vec<usize>,
+    /// Tokens whose logits are wanted, and the rows of the result that these go to.
+    pub wanted: Vec<usize>,
+    pub rows: Vec<usize>,
 }
 
 /// Cuts the tokens of all sequences into chunks, in order.
@@ -77,9 +80,11 @@ pub fn chunks(sequences: &[Sequence], wanted: Wanted) -> Vec<Chunk> {
                 _ => chunk.runs.push(at..at + 1),
             }
             let previous = if offset > 0 { Some(sequence.ids[offset - 1]) } else { sequence.previous };
+            chunk.all.push(at);
             chunk.tokens.push(Token { id, previous, sequence: index, position: sequence.start + offset });
             if wanted == Wanted::Every || offset + 1 == sequence.ids.len() {
-                chunk.wanted.push((at, row));
+                chunk.wanted.push(at);
+                chunk.rows.push(row);
                 row += 1;
             }
         }

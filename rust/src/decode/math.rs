@@ -1,12 +1,5 @@
 //! Small functions of numbers and rows.
 
-use super::dot::Level;
-
-/// The next multiple of `step`.
-pub fn round_up(count: usize, step: usize) -> usize {
-    count.div_ceil(step) * step
-}
-
 /// The nearest bf16, ties to even; NaN stays NaN.
 #[inline(always)]
 pub fn bf16(x: f32) -> u16 {
@@ -100,41 +93,4 @@ pub fn largest(row: &[f32]) -> f32 {
 #[inline(always)]
 pub fn rounded(x: f32) -> u32 {
     (x + 12_582_912.0).to_bits() // 1.5 * 2^23: numbers of this size have no fraction
-}
-
-/// Caps logits smoothly to +-cap.
-pub type Softcap = unsafe fn(&mut [f32], f32);
-
-#[inline(always)]
-fn softcap(logits: &mut [f32], cap: f32) {
-    for x in logits {
-        *x = cap * tanh(*x / cap);
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn softcap_avx512(logits: &mut [f32], cap: f32) {
-    softcap(logits, cap);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn softcap_avx2(logits: &mut [f32], cap: f32) {
-    softcap(logits, cap);
-}
-
-/// The fastest way that this processor has, not above `level`.
-pub fn softcap_kernel(level: Level) -> Softcap {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if level >= Level::Avx512 && is_x86_feature_detected!("avx512f") {
-            return softcap_avx512;
-        }
-        if level >= Level::Avx2 && is_x86_feature_detected!("avx2") {
-            return softcap_avx2;
-        }
-    }
-    let _ = level;
-    softcap
 }

@@ -1,11 +1,13 @@
 //! Weights and activations as 32-bit words: one fp32, two bf16 or four int8 numbers that a product takes at once.
 
-use super::math::{bf16, largest, round_up, rounded};
+use super::math::{bf16, largest, rounded};
 
 /// Outputs of a panel: what one 512-bit register holds.
 pub const PANEL: usize = 16;
-/// Words of an input are padded to a multiple of this, so that products have no remainder.
-pub const STRIDE: usize = 4;
+/// Panels whose lines lie side by side, so that a token alone reads memory in order while four sums run at once.
+pub const GROUP: usize = 4;
+/// Words of a token that lie side by side: a tile of tokens finds the words of all at fixed distances from the first.
+pub const WORDS: usize = 256;
 
 /// How the numbers of a matrix are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,7 +32,7 @@ impl Kind {
 
     /// Words that hold `inputs` numbers.
     pub fn words(self, inputs: usize) -> usize {
-        round_up(inputs.div_ceil(self.per_word()), STRIDE)
+        inputs.div_ceil(self.per_word())
     }
 }
 
@@ -77,18 +79,18 @@ unsafe extern "C" {
     fn madvise(start: *mut std::ffi::c_void, bytes: usize, advice: std::ffi::c_int) -> std::ffi::c_int;
 }
 
-/// A weight matrix (outputs, inputs) in panels of 16 outputs. A panel is contiguous along the inputs, so that a product
-/// reads memory in order and needs no sum across a register. Its numbers are among the `Lines` of its model.
+/// A weight matrix (outputs, inputs) in panels of 16 outputs. Four panels make a group: of the first word of each input their
+/// lines, then of the second, so that a product reads memory in order and needs no sum across a register. What is missing from
+/// the last group is zeros. Its numbers are among the `Lines` of its model.
 pub struct Matrix {
     /// How it is stored.
     pub kind: Kind,
-    /// Rows of the weight.
-    pub outputs: usize,
     /// Columns of the weight.
     pub inputs: usize,
     /// Where its lines begin.
     start: usize,
-    scales: Vec<[f32; PANEL]>,
+    /// What its outputs are multiplied by.
+    pub(super) scales: Vec<[f32; PANEL]>,
 }
 
 impl Matrix {
@@ -96,17 +98,20 @@ impl Matrix {
     pub fn pack(kind: Kind, outputs: usize, inputs: usize, weights: &[f32], lines: &mut Lines) -> Matrix {
         assert_eq!(weights.len(), outputs * inputs);
         let (panels, words) = (outputs.div_ceil(PANEL), kind.words(inputs));
-        let (start, lines) = lines.add(panels * words);
+        let (start, lines) = lines.add(lines_of(kind, outputs, inputs));
         let mut scales = vec![[1.0; PANEL]; panels];
         let mut encoded = vec![0; words];
         for (output, row) in weights.chunks_exact(inputs).enumerate() {
             let (panel, lane) = (output / PANEL, output % PANEL);
-            scales[panel][lane] = encode(kind, row, &mut encoded);
-            for (line, word) in lines[panel * words..(panel + 1) * words].iter_mut().zip(&encoded) {
-                line.0[lane] = *word;
+            let (scale, inverse) = scale_of(kind, row);
+            scales[panel][lane] = scale;
+            encode(kind, row, inverse, &mut encoded);
+            let group = &mut lines[panel / GROUP * GROUP * words..][..GROUP * words];
+            for (lines, word) in group.chunks_exact_mut(GROUP).zip(&encoded) {
+                lines[panel % GROUP].0[lane] = *word;
             }
         }
-        Matrix { kind, outputs, inputs, start, scales }
+        Matrix { kind, inputs, start, scales }
     }
 
     /// How many panels it has.
@@ -114,10 +119,11 @@ impl Matrix {
         self.scales.len()
     }
 
-    /// The words of a panel, and what its outputs are multiplied by.
-    pub fn panel<'a>(&'a self, lines: &'a Lines, panel: usize) -> (&'a [Line], &'a [f32; PANEL]) {
+    /// The lines of the group that a panel is in: (words, GROUP).
+    #[inline(always)]
+    pub fn group<'a>(&self, lines: &'a Lines, panel: usize) -> &'a [[Line; GROUP]] {
         let words = self.kind.words(self.inputs);
-        (&lines.0[self.start + panel * words..][..words], &self.scales[panel])
+        lines.0[self.start + panel / GROUP * GROUP * words..][..GROUP * words].as_chunks().0
     }
 
     /// Bytes that a product reads.
@@ -126,15 +132,27 @@ impl Matrix {
     }
 }
 
-/// Writes numbers as words, zeros behind them, and returns the scale that they are to be multiplied by.
-fn encode(kind: Kind, numbers: &[f32], words: &mut [u32]) -> f32 {
-    words.fill(0);
+/// Lines of a matrix.
+pub fn lines_of(kind: Kind, outputs: usize, inputs: usize) -> usize {
+    outputs.div_ceil(GROUP * PANEL) * GROUP * kind.words(inputs)
+}
+
+/// What numbers are to be multiplied by after a product, and before they are encoded.
+fn scale_of(kind: Kind, numbers: &[f32]) -> (f32, f32) {
+    if kind != Kind::Int8 {
+        return (1.0, 1.0);
+    }
+    let scale = largest(numbers) / 127.0; // NaN and infinity become no numbers: they come out through the scale
+    (scale, if scale > 0.0 { 1.0 / scale } else { 0.0 })
+}
+
+/// Writes numbers as words; what the last word has room for beyond them is zero.
+fn encode(kind: Kind, numbers: &[f32], inverse: f32, words: &mut [u32]) {
     match kind {
         Kind::F32 => {
             for (word, number) in words.iter_mut().zip(numbers) {
                 *word = number.to_bits();
             }
-            1.0
         }
         Kind::Bf16 => {
             let (pairs, rest) = numbers.as_chunks::<2>();
@@ -144,20 +162,17 @@ fn encode(kind: Kind, numbers: &[f32], words: &mut [u32]) -> f32 {
             if let [last] = rest {
                 words[pairs.len()] = u32::from(bf16(*last));
             }
-            1.0
         }
         Kind::Int8 => {
-            let scale = largest(numbers) / 127.0; // NaN and infinity become no numbers: they come out through the scale
-            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
             let byte = |number: f32| rounded(number * inverse) & 0xFF;
             let (fours, rest) = numbers.as_chunks::<4>();
             for (word, four) in words.iter_mut().zip(fours) {
                 *word = byte(four[0]) | byte(four[1]) << 8 | byte(four[2]) << 16 | byte(four[3]) << 24;
             }
-            for (place, &number) in rest.iter().enumerate() {
-                words[fours.len()] |= byte(number) << (8 * place);
+            if !rest.is_empty() {
+                let bytes = rest.iter().enumerate().map(|(place, &number)| byte(number) << (8 * place));
+                words[fours.len()] = bytes.sum();
             }
-            scale
         }
     }
 }
@@ -165,48 +180,45 @@ fn encode(kind: Kind, numbers: &[f32], words: &mut [u32]) -> f32 {
 /// Activations of several tokens, encoded for products with matrices of one kind.
 #[derive(Default)]
 pub struct Input {
-    pub(super) words: Vec<[u32; STRIDE]>,
+    /// (blocks of words, tokens)
+    pub(super) words: Vec<[u32; WORDS]>,
     pub(super) scales: Vec<f32>,
     /// Of the int8 numbers of each token.
     pub(super) sums: Vec<i32>,
-    /// Groups of words a token.
-    pub(super) groups: usize,
-    /// Words of several tokens side by side: see `interleave`.
-    pub(super) wide: Vec<u32>,
 }
 
 impl Input {
     /// Takes rows of `inputs` numbers each.
-    pub fn encode<'a>(&mut self, kind: Kind, inputs: usize, rows: impl Iterator<Item = &'a [f32]>) {
-        self.groups = kind.words(inputs) / STRIDE;
-        self.words.clear();
+    pub fn encode<'a>(&mut self, kind: Kind, inputs: usize, rows: impl ExactSizeIterator<Item = &'a [f32]>) {
+        let (tokens, numbers) = (rows.len(), WORDS * kind.per_word());
+        self.words.resize(inputs.div_ceil(numbers) * tokens, [0; WORDS]);
         self.scales.clear();
         self.sums.clear();
-        for row in rows {
-            let start = self.words.len();
-            self.words.resize(start + self.groups, [0; STRIDE]);
-            let words = self.words[start..].as_flattened_mut();
-            self.scales.push(encode(kind, row, words));
-            let of_word = |word: &u32| word.to_le_bytes().map(|byte| i32::from(byte as i8)).iter().sum::<i32>();
-            self.sums.push(if kind == Kind::Int8 { words.iter().map(of_word).sum() } else { 0 });
-        }
-    }
-
-    /// Fills `wide` for whole tiles of so many tokens: the first word of each token of a tile, then the second of each.
-    pub fn interleave(&mut self, tokens: usize) {
-        let (tile, words) = (tokens * self.groups, self.groups * STRIDE);
-        self.wide.resize(self.rows() / tokens * tokens * words, 0);
-        for (wide, rows) in self.wide.chunks_exact_mut(tokens * words).zip(self.words.chunks_exact(tile)) {
-            for (token, row) in rows.chunks_exact(self.groups).enumerate() {
-                for (step, word) in row.as_flattened().iter().enumerate() {
-                    wide[step * tokens + token] = *word;
+        for (token, row) in rows.enumerate() {
+            let (scale, inverse) = scale_of(kind, row);
+            let mut sum = 0;
+            for (block, part) in row.chunks(numbers).enumerate() {
+                let words = &mut self.words[block * tokens + token][..kind.words(part.len())];
+                encode(kind, part, inverse, words);
+                if kind == Kind::Int8 {
+                    let of_word = |word: &u32| word.to_le_bytes().map(|byte| i32::from(byte as i8)).iter().sum::<i32>();
+                    sum += words.iter().map(of_word).sum::<i32>();
                 }
             }
+            self.scales.push(scale);
+            self.sums.push(sum);
         }
     }
 
     /// How many tokens it holds.
+    #[inline(always)]
     pub fn rows(&self) -> usize {
         self.scales.len()
+    }
+
+    /// Blocks of words that each token has.
+    #[inline(always)]
+    pub fn blocks(&self) -> usize {
+        self.words.len() / self.rows().max(1)
     }
 }

@@ -18,9 +18,11 @@ mod batch;
 mod cache;
 mod dot;
 mod heads;
+mod lanes;
 mod math;
 mod matrix;
 mod model;
+mod output;
 mod pace;
 #[cfg(feature = "python")]
 pub(crate) mod python;

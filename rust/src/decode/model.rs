@@ -3,7 +3,7 @@
 //! Legend: C width, H query heads, K key/value heads, D head width, V vocabulary.
 
 use super::dot::{self, Level, Product};
-use super::matrix::{Kind, Lines, Matrix, PANEL};
+use super::matrix::{lines_of, Kind, Lines, Matrix, PANEL};
 use super::step::Workspace;
 use super::table::Table;
 
@@ -49,19 +49,24 @@ pub struct Shape {
 impl Shape {
     /// Lines of all matrices.
     fn lines(&self, kind: Kind) -> usize {
-        let of = |outputs: usize, inputs: usize| outputs.div_ceil(PANEL) * kind.words(inputs);
+        let of = |outputs: usize, inputs: usize| lines_of(kind, outputs, inputs);
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let hidden = of(self.mlp_width, self.width) * (1 + usize::from(self.gated_mlp));
-        let layer =
-            of(queries + 2 * keys, self.width) + of(self.width, queries) + hidden + of(self.width, self.mlp_width);
+        let layer = of(queries, self.width)
+            + of(2 * keys, self.width)
+            + of(self.width, queries)
+            + hidden
+            + of(self.width, self.mlp_width);
         self.windows.len() * layer + of(self.vocab_size, self.width)
     }
 }
 
 pub(super) struct Layer {
     pub(super) attention_norm: Vec<f32>,
-    /// All queries, then keys, then values: (H + 2K) D outputs.
-    pub(super) qkv: Matrix,
+    /// H D outputs.
+    pub(super) queries: Matrix,
+    /// All keys, then values: 2K D outputs.
+    pub(super) keys_values: Matrix,
     pub(super) query_norm: Vec<f32>,
     pub(super) key_norm: Vec<f32>,
     pub(super) out: Matrix,
@@ -141,10 +146,13 @@ impl Decoder {
         let mut layers = Vec::new();
         for (layer, &window) in shape.windows.iter().enumerate() {
             let mut take = |name: &str, count: usize| take(&format!("{layer}.{name}"), count);
+            let qkv = take("qkv", (query_width + 2 * value_width) * width)?;
+            let (queries, keys_values) = qkv.split_at(query_width * width);
+            let queries = Matrix::pack(kind, query_width, width, queries, &mut lines);
+            let keys_values = Matrix::pack(kind, 2 * value_width, width, keys_values, &mut lines);
             let mut matrix = |name: &str, outputs: usize, inputs: usize| -> Result<Matrix, String> {
                 Ok(Matrix::pack(kind, outputs, inputs, &take(name, outputs * inputs)?, &mut lines))
             };
-            let qkv = matrix("qkv", query_width + 2 * value_width, width)?;
             let out = matrix("out", width, query_width)?;
             let up = matrix("up", mlp_width, width)?;
             let gate = if shape.gated_mlp { Some(matrix("gate", mlp_width, width)?) } else { None };
@@ -158,7 +166,8 @@ impl Decoder {
             let scales = take("scales", 2)?;
             layers.push(Layer {
                 attention_norm: take("attention_norm", width)?,
-                qkv,
+                queries,
+                keys_values,
                 query_norm: take("query_norm", head_dim)?,
                 key_norm: take("key_norm", head_dim)?,
                 out,
@@ -201,7 +210,10 @@ impl Decoder {
     pub fn bytes(&self) -> usize {
         let of = |layer: &Layer| {
             let gate = layer.gate.as_ref().map_or(0, Matrix::bytes);
-            gate + [&layer.qkv, &layer.out, &layer.up, &layer.down].map(Matrix::bytes).iter().sum::<usize>()
+            gate + [&layer.queries, &layer.keys_values, &layer.out, &layer.up, &layer.down]
+                .map(Matrix::bytes)
+                .iter()
+                .sum::<usize>()
         };
         self.layers.iter().map(of).sum::<usize>() + self.head.bytes()
     }

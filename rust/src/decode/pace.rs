@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-/// Where other programs hold the cores, threads that meet five times a layer wait for each other:
-/// two of them took 15 to 600 times as long as one (16 programs on two cores). So where more than half of their time is lost in waiting, half as many go on,
-/// and twice as many are tried again after a while, which doubles each time it was in vain.
+/// Where other programs hold the cores, threads that meet five times a layer wait for each other: two of them took 15 to 600
+/// times as long as one (16 programs on two cores). So where more than half of their time is lost in waiting, half as many go
+/// on, and twice as many are tried again after a while, which doubles each time it was in vain.
 pub struct Pace {
     /// Of the next job.
     pub threads: usize,

@@ -8,6 +8,7 @@ use super::cache::{Cache, Element};
 use super::math::{self, inverse_rms, sigmoid};
 use super::matrix::{Input, Matrix, PANEL};
 use super::model::{Decoder, Layer, Shape};
+use super::output::{Output, Store};
 use super::sampling::highest;
 use super::team::{share, Barrier, Shared, Team};
 
@@ -17,7 +18,8 @@ pub(super) struct Workspace {
     x: Shared,
     x0: Shared,
     middle: Shared,
-    pub(super) qkv: Shared,
+    pub(super) queries: Shared,
+    pub(super) keys_values: Shared,
     pub(super) attended: Shared,
     hidden: Shared,
     scratch: Vec<Mutex<Scratch>>,
@@ -42,7 +44,8 @@ impl Workspace {
             x: buffer(shape.width),
             x0: buffer(shape.width),
             middle: buffer(shape.width),
-            qkv: buffer((shape.heads + 2 * shape.kv_heads) * shape.head_dim),
+            queries: buffer(shape.heads * shape.head_dim),
+            keys_values: buffer(2 * shape.kv_heads * shape.head_dim),
             attended: buffer(shape.heads * shape.head_dim),
             hidden: buffer(shape.mlp_width),
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
@@ -106,15 +109,16 @@ impl<E: Element> Part<'_, E> {
         self.embed(&mut scratch.row);
         self.barrier.wait();
         for (index, layer) in self.model.layers.iter().enumerate() {
-            self.attention(index, layer, &mut scratch);
+            // Of the last layer's tokens only those that logits are wanted after have a use beyond their key and value.
+            let last = index + 1 == self.model.layers.len();
+            let tokens = if last { &self.chunk.wanted } else { &self.chunk.all };
+            self.attention(index, layer, tokens, &mut scratch);
             self.barrier.wait();
-            self.mlp(layer, &mut scratch);
-            self.after(index);
+            self.mlp(layer, tokens, &mut scratch);
+            self.after(index, tokens);
             self.barrier.wait();
         }
-        if !self.chunk.wanted.is_empty() {
-            self.write_logits(&mut scratch);
-        }
+        self.write_logits(&mut scratch);
     }
 
     /// This thread's tokens as they enter the first layer.
@@ -133,12 +137,17 @@ impl<E: Element> Part<'_, E> {
         }
     }
 
-    /// Adds attention to the residual stream.
-    fn attention(&self, index: usize, layer: &Layer, scratch: &mut Scratch) {
+    /// Adds attention to the residual stream of some tokens; all write their keys and values.
+    fn attention(&self, index: usize, layer: &Layer, tokens: &[usize], scratch: &mut Scratch) {
         let Scratch { normed, row, input, scores } = scratch;
-        let (workspace, kv_heads) = (&self.model.workspace, self.model.shape.kv_heads);
-        self.norm(&layer.attention_norm, normed, input);
-        self.multiply(&layer.qkv, input, &workspace.qkv);
+        let (workspace, kv_heads, all) = (&self.model.workspace, self.model.shape.kv_heads, &self.chunk.all);
+        self.norm(&layer.attention_norm, all, normed, input);
+        self.multiply(&layer.keys_values, input, &workspace.keys_values, all, Store::Set);
+        if tokens.len() < all.len() {
+            let width = self.model.shape.width;
+            input.encode(self.model.kind, width, tokens.iter().map(|token| &normed[token * width..][..width]));
+        }
+        self.multiply(&layer.queries, input, &workspace.queries, tokens, Store::Set);
         self.barrier.wait();
 
         for item in self.share(self.chunk.runs.len() * kv_heads) {
@@ -146,44 +155,38 @@ impl<E: Element> Part<'_, E> {
             for token in run.clone() {
                 self.remember(index, kv_head, token, normed, row);
             }
-            for token in run.clone() {
-                self.attend(index, kv_head, token, scores);
-            }
+            let place = |end: usize| tokens.partition_point(|&token| token < end);
+            self.attend(index, kv_head, &tokens[place(run.start)..place(run.end)], scores);
         }
         self.barrier.wait();
 
         // SAFETY: nobody writes `attended` before the next barrier.
-        unsafe { self.encode(&workspace.attended, layer.out.inputs, input) };
-        self.accumulate(&layer.out, input);
+        unsafe { self.encode(&workspace.attended, layer.out.inputs, tokens, input) };
+        self.multiply(&layer.out, input, &workspace.x, tokens, Store::Add);
     }
 
-    /// Adds the MLP to the residual stream.
-    fn mlp(&self, layer: &Layer, scratch: &mut Scratch) {
-        let (hidden, input) = (&self.model.workspace.hidden, &mut scratch.input);
-        self.norm(&layer.mlp_norm, &mut scratch.normed, input);
-        self.multiply(&layer.up, input, hidden);
+    /// Adds the MLP to the residual stream of some tokens.
+    fn mlp(&self, layer: &Layer, tokens: &[usize], scratch: &mut Scratch) {
+        let (Workspace { hidden, x, .. }, input) = (&self.model.workspace, &mut scratch.input);
+        self.norm(&layer.mlp_norm, tokens, &mut scratch.normed, input);
         if let Some(gate) = &layer.gate {
-            self.gate(gate, input);
+            self.multiply(&layer.up, input, hidden, tokens, Store::Set);
+            self.multiply(gate, input, hidden, tokens, Store::Gate);
         } else {
-            for token in 0..self.chunk.tokens.len() {
-                // SAFETY: this thread's columns.
-                for u in unsafe { hidden.get_mut(token, self.columns(layer.up.outputs)) } {
-                    *u = u.max(0.0) * u.max(0.0);
-                }
-            }
+            self.multiply(&layer.up, input, hidden, tokens, Store::ReluSquared);
         }
         self.barrier.wait();
 
         // SAFETY: nobody writes `hidden` before the next barrier.
-        unsafe { self.encode(hidden, layer.down.inputs, input) };
-        self.accumulate(&layer.down, input);
+        unsafe { self.encode(hidden, layer.down.inputs, tokens, input) };
+        self.multiply(&layer.down, input, x, tokens, Store::Add);
     }
 
     /// What happens to the residual stream between a layer and the next, or the head.
-    fn after(&self, index: usize) {
+    fn after(&self, index: usize, tokens: &[usize]) {
         let (model, Workspace { x, x0, middle, .. }) = (self.model, &self.model.workspace);
         let channels = self.columns(model.shape.width);
-        for token in 0..self.chunk.tokens.len() {
+        for &token in tokens {
             // SAFETY: this thread's channels.
             let (x, x0, middle) = unsafe {
                 (
@@ -209,30 +212,12 @@ impl<E: Element> Part<'_, E> {
 
     /// This thread's columns of the logits.
     fn write_logits(&self, scratch: &mut Scratch) {
-        let (model, logits, wanted, Scratch { normed, input, .. }) =
-            (self.model, self.logits, &self.chunk.wanted, scratch);
-        let (width, cap, stride) = (model.shape.width, model.shape.softcap, model.logits_stride());
-        for ((token, _), normed) in wanted.iter().zip(normed.chunks_exact_mut(width)) {
-            // SAFETY: nobody writes `x` any more.
-            norm_row(unsafe { model.workspace.x.get(*token, 0..width) }, &model.final_norm, normed);
-        }
-        input.encode(model.kind, width, normed.chunks_exact(width).take(wanted.len()));
-        self.each_panel(&model.head, input, &mut |index, panel, outputs| {
-            let start = wanted[index].1 * stride + panel * PANEL;
-            assert!(start + PANEL <= logits.1);
-            // SAFETY: within the slice that was lent, and this thread's columns.
-            unsafe { std::slice::from_raw_parts_mut(logits.0.add(start), PANEL) }.copy_from_slice(outputs);
-        });
-        if cap > 0.0 {
-            let own = self.share(model.head.panels());
-            for (_, row) in wanted {
-                // SAFETY: as above, and `softcap_kernel` has found the kernel's instructions on this processor.
-                unsafe {
-                    let start = logits.0.add(row * stride + own.start * PANEL);
-                    math::softcap_kernel(model.level)(std::slice::from_raw_parts_mut(start, own.len() * PANEL), cap);
-                }
-            }
-        }
+        let (model, Chunk { wanted, rows, .. }) = (self.model, self.chunk);
+        self.norm(&model.final_norm, wanted, &mut scratch.normed, &mut scratch.input);
+        let store = Store::Capped(model.shape.softcap);
+        // SAFETY: the slice that was lent, and this thread's columns.
+        let output = unsafe { Output::new((self.logits.0, self.logits.1), model.logits_stride(), rows, store) };
+        self.product(&model.head, &scratch.input, &output);
     }
 
     /// This thread's share of 0..count.
@@ -246,57 +231,35 @@ impl<E: Element> Part<'_, E> {
         panels.start * PANEL..(panels.end * PANEL).min(outputs)
     }
 
-    /// Norms the residual stream of all tokens and makes it the input of products.
-    fn norm(&self, weights: &[f32], normed: &mut [f32], input: &mut Input) {
-        let (tokens, width) = (self.chunk.tokens.len(), weights.len());
-        for (token, normed) in normed.chunks_exact_mut(width).take(tokens).enumerate() {
+    /// Norms the residual stream of some tokens and makes it the input of products.
+    fn norm(&self, weights: &[f32], tokens: &[usize], normed: &mut [f32], input: &mut Input) {
+        let width = weights.len();
+        for (&token, normed) in tokens.iter().zip(normed.chunks_exact_mut(width)) {
             // SAFETY: all threads have passed a barrier since x was written, and none writes it before the next one.
             norm_row(unsafe { self.model.workspace.x.get(token, 0..width) }, weights, normed);
         }
-        input.encode(self.model.kind, width, normed.chunks_exact(width).take(tokens));
+        input.encode(self.model.kind, width, normed.chunks_exact(width).take(tokens.len()));
     }
 
     /// # Safety
     /// Nobody writes `buffer` before the next barrier.
-    unsafe fn encode(&self, buffer: &Shared, columns: usize, input: &mut Input) {
+    unsafe fn encode(&self, buffer: &Shared, columns: usize, tokens: &[usize], input: &mut Input) {
         // SAFETY: the caller's promise.
-        let rows = (0..self.chunk.tokens.len()).map(|token| unsafe { buffer.get(token, 0..columns) });
+        let rows = tokens.iter().map(|&token| unsafe { buffer.get(token, 0..columns) });
         input.encode(self.model.kind, columns, rows);
     }
 
     /// This thread's panels of a product.
-    fn each_panel(&self, matrix: &Matrix, input: &mut Input, write: &mut dyn FnMut(usize, usize, &[f32; PANEL])) {
+    fn product(&self, matrix: &Matrix, input: &Input, output: &Output<'_>) {
         // SAFETY: `dot::kernel` has found the kernel's instructions on this processor.
-        unsafe { (self.model.product)(matrix, &self.model.lines, self.share(matrix.panels()), input, write) }
+        unsafe { (self.model.product)(matrix, &self.model.lines, self.share(matrix.panels()), input, output) }
     }
 
-    fn multiply(&self, matrix: &Matrix, input: &mut Input, output: &Shared) {
-        self.each_panel(matrix, input, &mut |token, panel, outputs| {
-            // SAFETY: this thread's columns; buffers have whole panels.
-            unsafe { output.get_mut(token, panel * PANEL..(panel + 1) * PANEL) }.copy_from_slice(outputs);
-        });
-    }
-
-    /// Adds a product to the residual stream.
-    fn accumulate(&self, matrix: &Matrix, input: &mut Input) {
-        self.each_panel(matrix, input, &mut |token, panel, outputs| {
-            // SAFETY: this thread's columns; buffers have whole panels.
-            let x = unsafe { self.model.workspace.x.get_mut(token, panel * PANEL..(panel + 1) * PANEL) };
-            for (x, output) in x.iter_mut().zip(outputs) {
-                *x += output;
-            }
-        });
-    }
-
-    /// SwiGLU (arXiv 2002.05202): silu(gate) times what `hidden` holds.
-    fn gate(&self, gate: &Matrix, input: &mut Input) {
-        self.each_panel(gate, input, &mut |token, panel, outputs| {
-            // SAFETY: this thread's columns; buffers have whole panels.
-            let up = unsafe { self.model.workspace.hidden.get_mut(token, panel * PANEL..(panel + 1) * PANEL) };
-            for (up, gate) in up.iter_mut().zip(outputs) {
-                *up *= gate * sigmoid(*gate);
-            }
-        });
+    /// This thread's panels of a product with some tokens, into a buffer.
+    fn multiply(&self, matrix: &Matrix, input: &Input, buffer: &Shared, tokens: &[usize], store: Store) {
+        let (numbers, stride) = buffer.raw();
+        // SAFETY: this thread's columns; buffers have whole panels.
+        self.product(matrix, input, &unsafe { Output::new(numbers, stride, tokens, store) });
     }
 }
 

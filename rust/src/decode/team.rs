@@ -211,6 +211,11 @@ impl Shared {
         Shared { data: (0..tokens * stride).map(|_| UnsafeCell::new(0.0)).collect(), stride }
     }
 
+    /// Where the numbers begin and how many they are, and from one token to the next.
+    pub fn raw(&self) -> ((*mut f32, usize), usize) {
+        ((UnsafeCell::raw_get(self.data.as_ptr()), self.data.len()), self.stride)
+    }
+
     fn cells(&self, token: usize, columns: Range<usize>) -> &[UnsafeCell<f32>] {
         &self.data[token * self.stride..(token + 1) * self.stride][columns]
     }

@@ -1,9 +1,10 @@
 //! The step against a plain loop in f64 is in Python's tests, which have the model in torch; here are the parts.
 
-use super::attention::{self, BLOCK};
+use super::attention::{self, Blocks, Query, BLOCK};
 use super::dot::{kernel, Level};
 use super::math::{exp, tanh};
-use super::matrix::{Input, Kind, Lines, Matrix, PANEL};
+use super::matrix::{lines_of, Input, Kind, Lines, Matrix, PANEL};
+use super::output::{Output, Store};
 use super::{Cache, Decoder, Sequence, Shape, Table, Wanted};
 
 const LEVELS: [Level; 3] = [Level::Plain, Level::Avx2, Level::Avx512];
@@ -19,27 +20,28 @@ fn noise(count: usize, mut seed: u64) -> Vec<f32> {
 }
 
 fn product(kind: Kind, level: Level, outputs: usize, inputs: usize, tokens: usize) -> Vec<Vec<f32>> {
-    let mut lines = Lines::with_room(outputs.div_ceil(PANEL) * kind.words(inputs));
+    let mut lines = Lines::with_room(lines_of(kind, outputs, inputs));
     let matrix = Matrix::pack(kind, outputs, inputs, &noise(outputs * inputs, 1), &mut lines);
     let rows = noise(tokens * inputs, 2);
     let mut input = Input::default();
     input.encode(kind, inputs, rows.chunks_exact(inputs));
-    let mut found = vec![vec![f32::NAN; matrix.panels() * PANEL]; tokens];
-    let write = &mut |token: usize, panel: usize, outputs: &[f32; PANEL]| {
-        found[token][panel * PANEL..][..PANEL].copy_from_slice(outputs);
-    };
-    // SAFETY: `kernel` has found the instructions.
-    unsafe { kernel(kind, level).0(&matrix, &lines, 0..matrix.panels(), &mut input, write) };
-    found
+    let stride = matrix.panels() * PANEL;
+    let (mut found, rows) = (vec![f32::NAN; tokens * stride], (0..tokens).collect::<Vec<usize>>());
+    // SAFETY: the numbers are there, and `kernel` has found the instructions.
+    unsafe {
+        let output = Output::new((found.as_mut_ptr(), found.len()), stride, &rows, Store::Set);
+        kernel(kind, level).0(&matrix, &lines, 0..matrix.panels(), &input, &output);
+    }
+    found.chunks_exact(stride).map(<[f32]>::to_vec).collect()
 }
 
 #[test]
 fn products_are_those_of_f64_in_every_instruction_set_and_shape() {
-    for (outputs, inputs) in [(16, 16), (1, 1), (40, 37), (17, 64), (33, 130)] {
-        let (weights, rows) = (noise(outputs * inputs, 1), noise(14 * inputs, 2));
+    for (outputs, inputs) in [(16, 16), (1, 1), (40, 37), (17, 64), (33, 130), (100, 600)] {
+        let (weights, rows) = (noise(outputs * inputs, 1), noise(29 * inputs, 2));
         for (kind, tolerance) in [(Kind::F32, 1e-6), (Kind::Bf16, 4e-3), (Kind::Int8, 8e-3)] {
             for level in LEVELS {
-                for tokens in [1, 2, 3, 5, 6, 7, 14] {
+                for tokens in [1, 2, 3, 5, 6, 7, 12, 14, 29] {
                     let found = product(kind, level, outputs, inputs, tokens);
                     for (token, row) in rows.chunks_exact(inputs).take(tokens).enumerate() {
                         for (output, weight) in weights.chunks_exact(inputs).enumerate() {
@@ -62,9 +64,12 @@ fn products_are_those_of_f64_in_every_instruction_set_and_shape() {
 fn a_token_gets_the_same_bits_alone_and_among_others() {
     for kind in KINDS {
         for level in LEVELS {
-            let together = product(kind, level, 48, 75, 14);
-            for tokens in 1..14 {
-                assert_eq!(product(kind, level, 48, 75, tokens), together[..tokens], "{kind:?} {level:?} {tokens}");
+            for (outputs, inputs) in [(48, 75), (120, 1100)] {
+                let together = product(kind, level, outputs, inputs, 26);
+                for tokens in 1..26 {
+                    let found = product(kind, level, outputs, inputs, tokens);
+                    assert_eq!(found, together[..tokens], "{kind:?} {level:?} {outputs} {tokens}");
+                }
             }
         }
     }
@@ -232,38 +237,73 @@ fn what_has_no_room_is_refused() {
     assert!(wrong.err().is_some_and(|message| message.contains("has 1 numbers")));
 }
 
+/// Attention of queries at the last positions, each over at most `window` tokens, as one tile after the other.
+fn attended(level: Level, width: usize, tokens: usize, count: usize, window: usize) -> Vec<Vec<f32>> {
+    let (keys, values) = (noise(tokens * width, 2), noise(tokens * width, 3));
+    let places = tokens.div_ceil(BLOCK);
+    let (mut key_blocks, mut value_blocks) = (noise(places * BLOCK * width, 4), noise(places * BLOCK * width, 5));
+    for token in 0..tokens {
+        let start = (places - 1 - token / BLOCK) * BLOCK * width; // the last block first
+        for column in 0..width {
+            key_blocks[start + column * BLOCK + token % BLOCK] = keys[token * width + column];
+            value_blocks[start + token % BLOCK * width + column] = values[token * width + column];
+        }
+    }
+    let blocks: Vec<u32> = (0..places as u32).rev().collect();
+    let (vectors, mut outputs) = (noise(tokens * width, 1), vec![vec![0.0; width]; count]);
+    let ends = tokens - count + 1..;
+    let queries = vectors.chunks_exact(width).skip(tokens - count).zip(&mut outputs).zip(ends);
+    let mut queries: Vec<Query> = queries
+        .map(|((query, output), end)| Query { query, output, sees: usize::saturating_sub(end, window)..end })
+        .collect();
+    // SAFETY: the blocks are as it says; `kernel` has found the instructions.
+    unsafe {
+        let blocks = Blocks::new(key_blocks.as_ptr(), value_blocks.as_ptr(), &blocks, BLOCK * width, width);
+        attention::kernel::<f32>(level)(&mut queries, &blocks, &mut Vec::new());
+    }
+    outputs
+}
+
 #[test]
 fn attention_is_that_of_f64_in_every_instruction_set() {
     for width in [2, 16, 24, 64, 144] {
-        for tokens in [1, 5, 16, 33] {
-            let (query, keys, values) = (noise(width, 1), noise(tokens * width, 2), noise(tokens * width, 3));
-            let dot = |key: &[f32]| -> f64 { key.iter().zip(&query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum() };
-            let weights: Vec<f64> =
-                keys.chunks_exact(width).map(|key| (dot(key) / (width as f64).sqrt()).exp()).collect();
-            let total: f64 = weights.iter().sum();
-            let count = tokens.div_ceil(BLOCK);
-            let (mut key_blocks, mut value_blocks) = (noise(count * BLOCK * width, 4), noise(count * BLOCK * width, 5));
-            for token in 0..tokens {
-                let start = (count - 1 - token / BLOCK) * BLOCK * width; // the last block first
-                for column in 0..width {
-                    key_blocks[start + column * BLOCK + token % BLOCK] = keys[token * width + column];
-                    value_blocks[start + token % BLOCK * width + column] = values[token * width + column];
+        for (tokens, count, window) in [(1, 1, 9), (5, 1, 5), (16, 9, 16), (33, 33, 100), (150, 7, 20), (150, 1, 150)] {
+            let (vectors, keys, values) =
+                (noise(tokens * width, 1), noise(tokens * width, 2), noise(tokens * width, 3));
+            for level in LEVELS {
+                let found = attended(level, width, tokens, count, window);
+                for (index, found) in found.iter().enumerate() {
+                    let end = tokens - count + index + 1;
+                    let sees = end.saturating_sub(window)..end;
+                    let query = &vectors[(end - 1) * width..end * width];
+                    let dot = |key: &[f32]| -> f64 {
+                        key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum()
+                    };
+                    let weight = |t: usize| (dot(&keys[t * width..][..width]) / (width as f64).sqrt()).exp();
+                    let weights: Vec<f64> = sees.clone().map(weight).collect();
+                    let total: f64 = weights.iter().sum();
+                    for (column, &found) in found.iter().enumerate() {
+                        let value = |t: usize| f64::from(values[t * width + column]);
+                        let exact: f64 = sees.clone().zip(&weights).map(|(t, weight)| weight / total * value(t)).sum();
+                        assert!((f64::from(found) - exact).abs() < 2e-6, "{level:?} {width} {tokens} {index} {column}");
+                    }
                 }
             }
-            let blocks: Vec<u32> = (0..count as u32).rev().collect();
-            for level in LEVELS {
-                let (mut scores, mut output) = (Vec::new(), vec![0.0; width]);
-                let (key_start, value_start) = (key_blocks.as_ptr(), value_blocks.as_ptr());
-                // SAFETY: the blocks are as it says; `kernel` has found the instructions.
-                unsafe {
-                    let seen = attention::Seen::new(key_start, value_start, &blocks, BLOCK * width, width, 0..tokens);
-                    attention::kernel::<f32>(level)(&query, &seen, &mut output, &mut scores);
-                }
-                for (column, &found) in output.iter().enumerate() {
-                    let exact: f64 =
-                        (0..tokens).map(|t| weights[t] / total * f64::from(values[t * width + column])).sum();
-                    assert!((f64::from(found) - exact).abs() < 2e-6, "{level:?} {width} {tokens} {column}");
-                }
+        }
+    }
+}
+
+#[test]
+fn a_query_gets_the_same_bits_alone_and_in_a_tile() {
+    for level in LEVELS {
+        for window in [5, 20, 200] {
+            let together = attended(level, 72, 150, 23, window);
+            for count in 1..23 {
+                assert_eq!(
+                    attended(level, 72, 150, count, window),
+                    together[23 - count..],
+                    "{level:?} {window} {count}"
+                );
             }
         }
     }
