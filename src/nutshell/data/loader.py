@@ -7,6 +7,7 @@ Tokenizing and rendering are callables, so that this part knows neither the toke
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,7 +54,7 @@ class PretrainLoader(PackedStream):
             packed = pack(documents, self.row_tokens, carry, bos_id=self.bos_id, flush=block == order[-1])
             carry = packed.carry
             ids = np.concatenate([ids, packed.ids])
-            mask = np.concatenate([mask, np.ones(packed.ids.shape, bool) if packed.mask is None else packed.mask])
+            mask = np.concatenate([mask, packed.mask])
             if wanted is not None and len(ids) >= wanted:
                 break
         return self._fixed_batches(ids, mask, wanted)
@@ -64,8 +65,8 @@ class PretrainLoader(PackedStream):
         flat, offsets = self.encode_batch(texts)
         offsets = np.asarray(offsets, np.int64)
         ids = np.insert(np.asarray(flat, np.uint32), offsets[:-1], self.bos_id)
-        starts = offsets + np.arange(len(offsets))
-        return [(ids[start:end], None) for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
+        mask, starts = np.ones(len(ids), bool), (offsets + np.arange(len(offsets))).tolist()
+        return [(ids[start:end], mask[start:end]) for start, end in itertools.pairwise(starts)]
 
     def _blocks(self) -> int:
         return self.shards.blocks(self.split)
@@ -128,7 +129,6 @@ class ConversationLoader(PackedStream):
                 documents.append((np.asarray(ids, np.uint32), np.asarray(mask, bool)))
                 tokens += len(ids)
         packed = pack(filter(self._is_learned, documents), self.row_tokens, split=False, bos_id=self.bos_id, flush=True)
-        assert packed.mask is not None
         return self._fixed_batches(packed.ids, packed.mask, max(1, max_tokens // (self.row_tokens - 1)))
 
     def _blocks(self) -> int:
@@ -152,8 +152,7 @@ class ConversationLoader(PackedStream):
 
     def _is_learned(self, document: Document) -> bool:
         """Whether the model learns anything of the part that fits a row."""
-        mask = document[1]
-        return mask is not None and bool(mask[1 : self.row_tokens].any())
+        return bool(document[1][1 : self.row_tokens].any())
 
     def _fingerprint(self) -> str:
         if not self._hash:

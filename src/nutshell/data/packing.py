@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Document = tuple[np.ndarray, np.ndarray | None]
-"""ids, starting with BOS, and a mask of the same length: True where the token is learned. None: every token is."""
+Document = tuple[np.ndarray, np.ndarray]
+"""ids (n,) uint32, starting with BOS, and a mask (n,) bool: True where the token is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,11 @@ class Packed:
     """Result of `pack`."""
 
     ids: np.ndarray  # (R, row_tokens) uint32
-    mask: np.ndarray | None  # (R, row_tokens) bool, False at padding; None where every token is learned
+    mask: np.ndarray  # (R, row_tokens) bool, False at padding
     carry: list[Document]  # what did not fill a row: less than `row_tokens` tokens, to be handed to the next call
 
 
-_Part = tuple[np.ndarray, "np.ndarray | None", int]
+_Part = tuple[np.ndarray, np.ndarray, int]
 """A document, or with a start above 0 the tail of one: BOS and then the tokens from `start` on. Tails are cut out only
 when they are placed: copying them at each split would make a book-long document quadratic."""
 
@@ -38,21 +38,17 @@ def _length(part: _Part) -> int:
 
 
 def _pieces(part: _Part, tokens: int, bos_id: int) -> list[Document]:
-    """The first `tokens` tokens of a part; an inserted BOS is not learned."""
+    """The first `tokens` tokens of a part."""
     ids, mask, start = part
     if start == 0:
-        return [(ids[:tokens], None if mask is None else mask[:tokens])]
+        return [(ids[:tokens], mask[:tokens])]
     end = start + tokens - 1
-    head = (np.array([bos_id], np.uint32), None if mask is None else np.zeros(1, bool))
-    return [head, (ids[start:end], None if mask is None else mask[start:end])]
+    return [(np.array([bos_id], np.uint32), np.ones(1, bool)), (ids[start:end], mask[start:end])]
 
 
-def _join(pieces: list[Document], masked: bool) -> Document:
+def _join(pieces: list[Document]) -> Document:
     ids = np.concatenate([np.zeros(0, np.uint32), *(ids for ids, _ in pieces)]).astype(np.uint32, copy=False)
-    if not masked:
-        return ids, None
-    masks = (np.ones(len(ids), bool) if mask is None else mask for ids, mask in pieces)
-    return ids, np.concatenate([np.zeros(0, bool), *masks]).astype(bool, copy=False)
+    return ids, np.concatenate([np.zeros(0, bool), *(mask for _, mask in pieces)])
 
 
 class _Pool:
@@ -112,16 +108,13 @@ def pack(
     `flush` also puts the rest into rows, the last of them padded with BOS that is not learned. Documents without a
     token are passed over. Raises ValueError where a document does not start with BOS.
     """
-    pool, rows, masked = _Pool(row_tokens), 0, flush or not split
+    pool, rows = _Pool(row_tokens), 0
     for ids, mask in (*carry, *documents):
         if len(ids) == 0:
             continue
         if ids[0] != bos_id:
             raise ValueError(f"a document starts with token {ids[0]} instead of BOS ({bos_id})")
-        masked = masked or mask is not None
-        if not split:
-            ids, mask = ids[:row_tokens], None if mask is None else mask[:row_tokens]
-        pool.add((ids, mask, 0))
+        pool.add((ids, mask, 0) if split else (ids[:row_tokens], mask[:row_tokens], 0))
 
     pieces: list[Document] = []
     while pool.tokens >= row_tokens or (flush and pool.tokens):
@@ -142,9 +135,6 @@ def pack(
                 pieces.append((np.full(space, bos_id, np.uint32), np.zeros(space, bool)))
                 space = 0
 
-    ids, mask = _join(pieces, masked)
-    return Packed(
-        ids=ids.reshape(rows, row_tokens),
-        mask=None if mask is None else mask.reshape(rows, row_tokens),
-        carry=[_join(_pieces(part, _length(part), bos_id), part[1] is not None) for part in pool.rest()],
-    )
+    ids, mask = _join(pieces)
+    carried = [_join(_pieces(part, _length(part), bos_id)) for part in pool.rest()]
+    return Packed(ids=ids.reshape(rows, row_tokens), mask=mask.reshape(rows, row_tokens), carry=carried)

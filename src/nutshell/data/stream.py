@@ -76,7 +76,7 @@ class PackedStream:
     def state_dict(self) -> dict[str, Any]:
         """JSON-able. It belongs to the last batch yielded: a loader that loads it goes on with the next one."""
         state = self._state
-        carry = [[ids.tolist(), None if mask is None else mask.astype(int).tolist()] for ids, mask in state.carry]
+        carry = [[ids.tolist(), None if mask.all() else mask.astype(int).tolist()] for ids, mask in state.carry]
         return {**self._identity(), "epoch": state.epoch, "block": state.block, "row": state.row, "carry": carry}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ class PackedStream:
                     f"the data stream cannot be resumed: {name} was {state.get(name)!r} and is {value!r} now; use the old."
                 )
         self.close()
-        carry = [(np.array(ids, np.uint32), None if mask is None else np.array(mask, bool)) for ids, mask in state["carry"]]
+        carry = [(np.array(ids, np.uint32), np.array(mask or [True] * len(ids), bool)) for ids, mask in state["carry"]]
         self._state = _State(epoch=state["epoch"], block=state["block"], row=state["row"], carry=carry)
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ class PackedStream:
 
     def _batches(self, state: _State) -> Iterator[tuple[Batch, _State, list[str]]]:
         global_rows = self.rows * self.world_size
-        pending: list[tuple[np.ndarray, np.ndarray | None]] = []
+        pending: list[tuple[np.ndarray, np.ndarray]] = []
         pending_rows, sources = 0, []
         epoch, block, row, carry = state.epoch, state.block, state.row, state.carry
         while True:
@@ -121,7 +121,7 @@ class PackedStream:
                 shuffled = self._shuffled("rows", len(packed.ids), epoch, block)
                 while row < len(shuffled):
                     chosen = shuffled[row : row + global_rows - pending_rows]
-                    pending.append((packed.ids[chosen], None if packed.mask is None else packed.mask[chosen]))
+                    pending.append((packed.ids[chosen], packed.mask[chosen]))
                     sources.append(self._block_name(int(order[block])))
                     row += len(chosen)
                     pending_rows += len(chosen)
@@ -140,12 +140,11 @@ class PackedStream:
         purpose = ("blocks", "rows", "conversations").index(what)
         return np.random.default_rng([self.seed, epoch, block, purpose]).permutation(count)
 
-    def _rank_batch(self, pending: list[tuple[np.ndarray, np.ndarray | None]]) -> Batch:
-        ids = np.concatenate([ids for ids, _ in pending])[self.rank :: self.world_size].astype(np.int64)
-        targets = ids[:, 1:].copy()
-        if any(mask is not None for _, mask in pending):
-            masks = [np.ones(ids.shape, bool) if mask is None else mask for ids, mask in pending]
-            targets[~np.concatenate(masks)[self.rank :: self.world_size, 1:]] = -1
+    def _rank_batch(self, pending: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
+        """This rank's rows of a global batch, which comes as parts of (ids, mask)."""
+        ids, mask = (np.concatenate(parts)[self.rank :: self.world_size] for parts in zip(*pending, strict=True))
+        ids = ids.astype(np.int64)
+        targets = np.where(mask[:, 1:], ids[:, 1:], -1)
         return torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(targets)
 
     def _fixed_batches(self, ids: np.ndarray, mask: np.ndarray, wanted: int | None) -> list[Batch]:
