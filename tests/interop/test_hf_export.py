@@ -10,6 +10,7 @@ import nutshell
 from nutshell import checkpoint
 from nutshell.files import sole_writer
 from nutshell.interop.hf_export import export_hf
+from nutshell.interop.hf_import import import_hf
 from nutshell.model.config_file import config_from_json
 from nutshell.tokenizer.chat import render_prompt
 
@@ -133,26 +134,31 @@ def test_what_transformers_nanochat_lacks_is_named(refused, speed, tmp_path):
     refused(tmp_path, "trained with --window-pattern L. Or", "export", "hf", folder, tmp_path / "out", "--nanochat")
 
 
-@pytest.mark.parametrize("export", ["hf", "gguf --type f32"])
-def test_a_disk_that_is_full_leaves_nothing(portable, tmp_path, run_command, export):
+@pytest.mark.parametrize("command", ["export hf", "export gguf --type f32", "import hf"])
+def test_a_disk_that_is_full_leaves_nothing(portable, tmp_path, run_command, command):
     """A limit on the size of files stands for it."""
     resource = pytest.importorskip("resource", reason="needs limits of processes")
+    source = portable if "export" in command else export_hf(portable, tmp_path / "theirs")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        code, _, error = run_command(["export", *export.split(), str(portable), "out"])
+        code, _, error = run_command([*command.split(), str(source), *(["out"] if "export" in command else ["--out", "out"])])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (code, error.startswith("nutshell: error: cannot write out: ")) == (2, True), error
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"] * (source != portable)
 
 
-def test_an_export_that_was_killed_leaves_nothing_for_ever(portable, tmp_path):
+@pytest.mark.parametrize("make", [export_hf, import_hf])
+def test_what_was_killed_leaves_nothing_for_ever(portable, tmp_path, make):
     """kill -9 left a hidden folder as large as the model at each try; two at once do not delete each other's."""
-    (tmp_path / ".tmp-out").mkdir()
-    (tmp_path / ".tmp-out" / "model.safetensors").touch()
-    with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="another process is writing"):
-        export_hf(portable, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == [".tmp-out"]
-    export_hf(portable, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    source = portable if make is export_hf else export_hf(portable, tmp_path / "theirs")
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / ".tmp-out").mkdir()
+    (made / ".tmp-out" / "model.safetensors").touch()
+    with sole_writer(made / "out"), pytest.raises(ValueError, match="another process is writing"):
+        make(source, made / "out")
+    assert [path.name for path in made.iterdir()] == [".tmp-out"]
+    make(source, made / "out")
+    assert [path.name for path in made.iterdir()] == ["out"]

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nutshell.checkpoint import save_model_folder
+from nutshell.checkpoint import take_snapshot, write_files
 from nutshell.interop.gpt2 import config_from_gpt2, weights_from_gpt2
 from nutshell.interop.hf_nanochat import config_from_nanochat, weights_from_nanochat
-from nutshell.interop.output import refuse_existing
+from nutshell.interop.output import new_folder, refuse_existing
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.config_file import config_from_json
@@ -175,5 +175,6 @@ def save(
     if weights:
         raise ValueError(f"{source} has the tensor {min(weights)}, for which nutshell's {config.architecture} has no place.")
     model.load_state_dict(fitting, assign=True)
-    save_model_folder(out, model, tok, meta={"imported": source})
+    with new_folder(out) as folder:
+        write_files(folder, take_snapshot(model, tok, meta={"imported": source}))
     return model.eval()
