@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 
 from nutshell.data.rows import open_parquet
-from nutshell.data.shuffle import SPLITS, Layout, shuffle_documents, shuffle_files
+from nutshell.data.shuffle import SPLITS, Layout, scatter, shards_of, shuffle_files
 from nutshell.data.text import as_text, find_text, text_column
 from nutshell.files import FULL_DISK, FullDiskError, fsync, read_record, sha256, shown, sole_writer, write_json, write_text
 
@@ -62,23 +61,17 @@ def is_shard_folder(folder: Path | str) -> bool:
     return all(any(Path(folder).glob(f"{split}-*.parquet")) for split in SPLITS)
 
 
-def write_shards(
-    documents: Iterable[str],
-    folder: Path | str,
-    *,
-    held_out: Iterable[str] = (),
-    buckets: int = 1,
-    source: Any = None,
-    **options: Any,
-) -> Path:
-    """Write documents as shuffled train and val shards with a `manifest.json`; returns the folder.
+def write_shards(documents: Iterable[str], folder: Path | str, *, source: Any = None, **options: Any) -> Path:
+    """Write documents, as many as fit the memory, as shuffled train and val shards with a `manifest.json`; returns the folder.
 
-    Exact duplicates are dropped. Where nothing is `held_out`, a part of the documents is. Memory holds one of `buckets` parts
-    of the text. `options` are those of `Layout`. The folder appears by one rename, complete.
+    Exact duplicates are dropped. `options` are those of `Layout`. The folder appears by one rename, complete.
     """
     layout, folder = Layout(**options), Path(folder)
     refuse_filled(folder)
-    shuffle = partial(shuffle_documents, documents, layout=layout, held_out=held_out, buckets=buckets)
+
+    def shuffle(beside: Path) -> dict[str, Any]:
+        return shards_of(beside, [scatter(documents, beside / "parts", "train-00000", 1, layout.seed)], 1, layout, workers=1)
+
     write_with(shuffle, folder, source, layout, resume=False)
     return folder
 
@@ -93,7 +86,7 @@ def write_with(
     shuffle: Callable[[Path], dict[str, Any]], folder: Path, source: Any, layout: Layout, *, resume: bool = True
 ) -> None:
     """Make the shards beside `folder` and rename them to it. What an interrupted call left there is gone on with, if it was of
-    the same source and layout; an error leaves nothing."""
+    the same source and layout. An error leaves nothing, except for lack of memory."""
     folder = Path(os.path.realpath(folder)) if folder.is_symlink() else folder  # a link stays one; resolve() fails on a loop
     with sole_writer(folder):
         refuse_filled(folder)  # by a process that has just been ready
@@ -107,6 +100,8 @@ def write_with(
                 write_text(begun, plan)
             facts = shuffle(beside)
             write_json(beside / MANIFEST, {"format": "nutshell-shards-1", "seed": layout.seed, **facts, "source": source})
+        except MemoryError:  # what is done stays: the next call goes on with it
+            raise
         except Exception as error:
             shutil.rmtree(beside, ignore_errors=True)
             if isinstance(error, OSError) and error.errno in FULL_DISK:

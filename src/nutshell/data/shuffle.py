@@ -18,6 +18,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,19 +85,17 @@ def shuffle_files(
     folder: Path,
     layout: Layout,
     notes: Notes,
-    buckets: int | None = None,
     *,
     read: Reader = read_file,
     alone: bool = False,
 ) -> dict[str, Any]:
-    """Shuffle the documents of files into shards in `folder`; what `shuffle_documents` returns.
+    """Shuffle the documents of files into shards in `folder`; what `shards_of` returns.
 
     What the reader notes joins `notes`. With `alone` this process reads all files itself, those for validation first. ValueError
     for files that cannot be read.
     """
     inputs = [(split, files) for split, all_files in (("val", val), ("train", train)) for files in _inputs(all_files)]
-    buckets = buckets or count_buckets(train)
-    workers = os.cpu_count() or 1
+    buckets, workers = count_buckets(train), os.cpu_count() or 1
     if sum(file.stat().st_size for _, files in inputs for file in files) < PARALLEL_BYTES:
         workers = 1
     jobs = [(files, folder / "parts", f"{split}-{n:05d}", buckets, layout.seed, read) for n, (split, files) in enumerate(inputs)]
@@ -120,38 +119,17 @@ def _inputs(files: Sequence[Path]) -> Iterator[list[Path]]:
         yield group
 
 
-def shuffle_documents(
-    documents: Documents, folder: Path, layout: Layout, held_out: Documents = (), buckets: int = 1
-) -> dict[str, Any]:
-    """The same for documents from elsewhere, in one process: {files: {name: facts}, documents, characters by split,
-    duplicates_dropped}. ValueError where there is none."""
-    splits = (("val", held_out), ("train", documents))
-    records = [scatter(texts, folder / "parts", f"{split}-00000", buckets, layout.seed) for split, texts in splits]
-    return shards_of(folder, records, buckets, layout, 1)
-
-
 def _each(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
-    """Results of jobs in order; a ValueError of another process is raised here."""
+    """Results of jobs in order; an error of another process is raised here, MemoryError where one was killed."""
     if workers == 1 or len(jobs) == 1:
         yield from (work(*job) for job in jobs)
         return
     # Started anew: a copy of a process with threads (Arrow's, torch's) may hang.
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            for future in [pool.submit(_caught, work, job) for job in jobs]:
-                result, error = future.result()
-                if error:
-                    raise ValueError(error)
-                yield result
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _caught(work: Callable[..., Any], job: tuple[Any, ...]) -> tuple[Any, str]:
-    try:
-        return work(*job), ""
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        return None, str(error)
+            yield from pool.map(work, *zip(*jobs, strict=True))
+        except BrokenProcessPool as error:
+            raise MemoryError("a process that read the text was killed, probably for lack of memory. Run it again.") from error
 
 
 # ---- pass 1 --------------------------------------------------------------------------------------------------------
@@ -171,42 +149,43 @@ def scatter(
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
     parts.mkdir(parents=True, exist_ok=True)
-    salt = seed.to_bytes(16, "little", signed=True)
-    record: dict[str, Any] = {"name": name, "parts": 0, "characters": 0, "documents": [0] * buckets}
-    texts: list[str] = []
-    digests: list[bytes] = []
-    held = 0
-    written: list[Future[list[int]]] = []
-
-    def flush() -> None:
-        """Let a thread write what is held, after the part before it is on disk."""
-        nonlocal texts, digests, held
-        if written:
-            written[-1].result()
-        record["characters"] += held
-        path = parts / f"{name}-{len(written):05d}.arrow"
-        written.append(writer.submit(_write_part, path, digests, texts, buckets))
-        texts, digests, held = [], [], 0
-
-    with ThreadPoolExecutor(1) as writer:
-        for document in documents:
-            digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt).digest()
-            digests.append(digest)
-            texts.append(document)
-            held += len(document)
-            if held >= PART_CHARACTERS:
-                flush()
-        if texts:
-            flush()
-    for part in written:
-        record["documents"] = [before + more for before, more in zip(record["documents"], part.result(), strict=True)]
-    record["parts"] = len(written)
-    record["notes"] = notes or {}
+    record: dict[str, Any] = {"name": name, "parts": 0, "characters": 0, "documents": np.zeros(buckets, np.int64)}
+    written: Future[np.ndarray] | None = None
+    with ThreadPoolExecutor(1) as writer:  # writes one part while the next one is read
+        for digests, texts in _parts(documents, seed):
+            if written:
+                record["documents"] += written.result()
+            written = writer.submit(_write_part, parts / f"{name}-{record['parts']:05d}.arrow", digests, texts, buckets)
+            record["parts"] += 1
+            record["characters"] += sum(map(len, texts))
+            del digests, texts  # their memory is free when they are written
+    if written:
+        record["documents"] += written.result()
+    record |= {"documents": record["documents"].tolist(), "notes": notes or {}}
     write_json(done, record)
     return record
 
 
-def _write_part(path: Path, digests: list[bytes], texts: list[str], buckets: int) -> list[int]:
+def _parts(documents: Documents, seed: int) -> Iterator[tuple[list[bytes], list[str]]]:
+    """Hashes and documents, as many at once as a part file holds."""
+    salt = seed.to_bytes(16, "little", signed=True)
+    digests: list[bytes] = []
+    texts: list[str] = []
+    characters = 0
+    for document in documents:
+        content = document.encode("utf-8", "surrogatepass")
+        digests.append(hashlib.blake2b(content, digest_size=8, salt=salt).digest())
+        texts.append(document)
+        characters += len(document)
+        if characters >= PART_CHARACTERS:
+            yield digests, texts
+            digests, texts, characters = [], [], 0
+    if texts:
+        yield digests, texts
+
+
+def _write_part(path: Path, digests: list[bytes], texts: list[str], buckets: int) -> np.ndarray:
+    """Write one part; how many documents each bucket has of it."""
     keys = np.frombuffer(b"".join(digests), dtype="<u8")
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
@@ -216,7 +195,7 @@ def _write_part(path: Path, digests: list[bytes], texts: list[str], buckets: int
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, SCHEMA, options=options) as part:
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             part.write_batch(batch.slice(start, end - start))
-    return np.diff(ends, prepend=0).tolist()
+    return np.diff(ends, prepend=0)
 
 
 def bucket_of(hashes: np.ndarray, buckets: int) -> np.ndarray:
@@ -228,7 +207,8 @@ def bucket_of(hashes: np.ndarray, buckets: int) -> np.ndarray:
 
 
 def shards_of(folder: Path, scattered: list[dict[str, Any]], buckets: int, layout: Layout, workers: int) -> dict[str, Any]:
-    """Turn the parts into shards, numbered in the order of the buckets."""
+    """Turn the parts into shards, numbered in the order of the buckets: {files: {name: facts}, documents, characters by split,
+    duplicates_dropped}. ValueError where there is no document."""
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
     for record in scattered:
         names[record["name"].split("-")[0]] += [f"{record['name']}-{n:05d}.arrow" for n in range(record["parts"])]
