@@ -10,7 +10,7 @@ import pytest
 
 from nutshell.data.conversations import read_conversations
 from nutshell.data.shards import open_shards, prepare_shards
-from nutshell.data.text import find_text, read_documents
+from nutshell.data.text import find_text, read_documents, read_file
 from nutshell.files import read_blocks, write_json
 from nutshell.tokenizer import Tokenizer
 
@@ -182,7 +182,7 @@ def test_f38_parquet_columns_of_all_kinds_of_text(tmp_path, kind, column):
     array = array.cast(KINDS[kind]) if KINDS[kind] else array.dictionary_encode()
     pyarrow.parquet.write_table(pyarrow.table({"id": pyarrow.array(["x"] * 40), column: array}), tmp_path / "a.parquet")
     found = find_text(tmp_path)
-    assert list(found.documents()) == [f"row {number} of words" for number in range(40)]
+    assert list(read_file(found.train[0], found.notes)) == [f"row {number} of words" for number in range(40)]
     assert ("column" in found.summary()) == (column != "text")
     expected = Tokenizer.train([f"row {number} of words" for number in range(40)], 300).merges
     assert Tokenizer.train(tmp_path / "a.parquet", 300).merges == expected

@@ -9,9 +9,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from nutshell.data.find import find_files, names_of
 from nutshell.data.formats import FIRST_ROWS, accepted_columns, tell_format
 from nutshell.data.rows import ROW_KINDS, file_rows, kind_of_error
-from nutshell.data.text import find_files, names_of
 from nutshell.files import json_kind
 
 Example = dict[str, Any]

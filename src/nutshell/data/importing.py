@@ -19,12 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nutshell.data.find import Notes, find_files
 from nutshell.data.html import html_text
 from nutshell.data.near_duplicates import NearDuplicates
 from nutshell.data.rows import ROW_KINDS, TABLES, Bad, kind_of_error, lines_of
 from nutshell.data.shards import read_manifest, refuse_filled, write_with
 from nutshell.data.shuffle import Layout, shuffle_files
-from nutshell.data.text import TEXT_KINDS, Notes, find_column, find_files, read_file, split_text
+from nutshell.data.text import TEXT_KINDS, find_column, read_file, split_text
 from nutshell.files import encoding_of, kind_of, read_blocks, shown, text_blocks
 
 PAGES, PDF = (".html", ".htm", ".xhtml"), (".pdf",)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nutshell.data.find import find_files
 from nutshell.data.rows import ROW_KINDS, file_rows
-from nutshell.data.text import find_files
 from nutshell.files import json_kind, shown
 
 NEEDS = "prompt, chosen and rejected, each a text or a list of messages; or chosen and rejected as whole conversations"

@@ -28,7 +28,8 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from nutshell.data.text import Notes, read_file
+from nutshell.data.find import Notes
+from nutshell.data.text import read_file
 from nutshell.files import COMPRESSED, fsync, sha256, write_json
 
 BUCKET_BYTES = 128 << 20

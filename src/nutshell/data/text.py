@@ -5,21 +5,16 @@ Everything streams, so a file larger than memory is fine. Errors name the file a
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 
-from nutshell.data.rows import ROW_KINDS, TABLES, Bad, file_rows, open_parquet
-from nutshell.files import COMPRESSED, files_below, json_kind, kind_of, shown, text_blocks
+from nutshell.data.find import Files, Notes, find_files, names_of
+from nutshell.data.rows import Bad, file_rows, open_parquet
+from nutshell.files import json_kind, kind_of, shown, text_blocks
 
-Notes = defaultdict[str, Counter[str]]
-"""What a reader counts on its way: notes["column"] the columns that text was found in where that is not "text"."""
 TEXT_KINDS = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet")
 COLUMNS = ("text", "content", "raw_content", "body", "document", "article", "passage", "page_content", "story", "markdown")
 """Where no column is named, the first of these that a file has."""
@@ -28,46 +23,6 @@ SHORTEST_CUT, LONGEST_CUT = 16_384, 65_536
 Even the shortest fill a context of 2,048 tokens; a small file still becomes several documents, so that one can be held out."""
 
 _BOUNDARIES = ("\n\n", "\n", ". ", "。", " ")
-_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "validation": "val"}
-_SPLITS |= {"valid": "val", "val": "val", "dev": "val"}
-_ABOUT = re.compile(
-    r"(readme|licen[cs]e|copying|changelog|contributing|code_of_conduct|citation|requirements|cmakelists|robots)([-_. ].*)?"
-)
-
-
-@dataclass(kw_only=True)
-class Found:
-    """The files of some paths: those to train on, those that their folder names for validation, and what was left out."""
-
-    train: list[Path] = field(default_factory=list)
-    val: list[Path] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    notes: Notes = field(default_factory=lambda: defaultdict(Counter))
-    """Of the documents, as far as reading has come."""
-
-    def documents(self) -> Iterator[str]:
-        """Documents of the files to train on. An input without any raises ValueError at its end."""
-        return self._read(self.train)
-
-    def val_documents(self) -> Iterator[str]:
-        return self._read(self.val)
-
-    def _read(self, files: list[Path]) -> Iterator[str]:
-        empty = True
-        for file in files:
-            for document in read_file(file, self.notes):
-                empty = False
-                yield document
-        if empty:
-            raise ValueError(f"no text in {names_of(files)}: every document is empty")
-
-    def summary(self) -> str:
-        """One line: what was taken and what was left out, by kind and count."""
-        parts = [f"{len(self.train)} file{'s' * (len(self.train) != 1)} ({_counts(Counter(map(_suffix, self.train)))})"]
-        parts += [f"column {', '.join(sorted(self.notes['column']))}"] if self.notes["column"] else []
-        parts += [f"validation: {_counts(Counter(map(_suffix, self.val)))}"] if self.val else []
-        parts += [f"left out: {_counts(self.left_out)}"] if self.left_out else []
-        return "read " + "; ".join(parts)
 
 
 def read_documents(paths: Path | str | Iterable[Path | str]) -> Iterator[str]:
@@ -77,109 +32,22 @@ def read_documents(paths: Path | str | Iterable[Path | str]) -> Iterator[str]:
     Documents of nothing but white space are left out. Missing paths and unknown suffixes raise ValueError or
     FileNotFoundError at once, broken content when the iteration reaches it, and an input without any document at its end.
     """
-    return find_text(paths).documents()
+    return _documents(find_text(paths).train)
 
 
-def find_text(paths: Path | str | Iterable[Path | str]) -> Found:
+def _documents(files: list[Path]) -> Iterator[str]:
+    empty = True
+    for file in files:
+        for document in read_file(file):
+            empty = False
+            yield document
+    if empty:
+        raise ValueError(f"no text in {names_of(files)}: every document is empty")
+
+
+def find_text(paths: Path | str | Iterable[Path | str]) -> Files:
     """The files of text that `paths` name; see `find_files`."""
     return find_files(paths, TEXT_KINDS, lambda row: isinstance(row, dict) and find_column(row) is not None)
-
-
-def find_files(
-    paths: Path | str | Iterable[Path | str], kinds: tuple[str, ...], fits: Callable[[Any], bool], encoding: str = ""
-) -> Found:
-    """The files that `paths` name, folders searched recursively, links followed. The encoding is that of tables.
-
-    A file that is named itself is taken whatever it is called. In folders these are left out and counted: other kinds of
-    files, those about the data (README.md, requirements.txt), run folders, test files, files of rows whose first row does not
-    fit. Where a folder has files for validation (dev.jsonl, validation/), those are `val`. Hidden files are passed over.
-    Raises FileNotFoundError for a path that does not exist, ValueError for a file of another kind, and for a folder without
-    a fitting file.
-    """
-    found = Found()
-    accepted = f"{', '.join(kinds[:15])}{' and other code' * (len(kinds) > 15)} (also {', '.join(COMPRESSED)})"
-    several = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    for path in map(Path, several):
-        if path.is_dir():
-            _add_folder(found, path, kinds, lambda file: _first_row_fits(file, fits, encoding), accepted)
-        elif not path.exists():
-            raise FileNotFoundError(f"{shown(path)} does not exist: give a file ({accepted}) or a folder of such files")
-        elif kind_of(path) not in kinds:
-            kind = f"suffix {path.suffix!r}" if path.suffix else "no suffix"
-            raise ValueError(f"{shown(path)} has {kind}; accepted are {accepted}, and folders of those")
-        else:
-            found.train.append(path)
-    if not several:
-        raise ValueError(f"no input path was given; accepted are {accepted}, and folders of those")
-    return found
-
-
-def _add_folder(found: Found, folder: Path, kinds: tuple[str, ...], fits: Callable[[Path], bool], accepted: str) -> None:
-    left_out: Counter[str] = Counter()
-    taken: list[Path] = []
-    for file in sorted(files_below(folder, left_out)):
-        if kind_of(file) not in kinds:
-            left_out[_suffix(file) or "without a suffix"] += 1
-        elif kind_of(file) in (".txt", ".md") and _ABOUT.fullmatch(file.name.lower()):
-            left_out[file.name] += 1
-        else:
-            taken.append(file)
-    fitting = [file for file in taken if fits(file)] or taken  # of which reading says what is wrong with them
-    left_out.update(f"{_suffix(file)} with other rows" for file in set(taken).difference(fitting))
-    if not fitting:
-        raise ValueError(f"no data file in the folder {shown(folder)} (found: {_counts(left_out) or 0}); accepted are {accepted}")
-    splits = _splits([file.relative_to(folder) for file in fitting])
-    left_out["test"] += splits.count("test")
-    found.train += [file for file, split in zip(fitting, splits, strict=True) if split == "train"]
-    found.val += [file for file, split in zip(fitting, splits, strict=True) if split == "val"]
-    found.left_out += left_out
-
-
-def _first_row_fits(file: Path, fits: Callable[[Any], bool], encoding: str) -> bool:
-    """Whether a file of rows is one of those looked for. Of a broken one only reading says what is wrong."""
-    try:
-        if kind_of(file) == ".parquet":
-            with open_parquet(file) as parquet:
-                return fits(dict.fromkeys(parquet.schema_arrow.names))
-        if kind_of(file) in ROW_KINDS:
-            first = [fits(row) for _, row in itertools.islice(file_rows(file, None, encoding), 1)]
-            return first[0] if first else kind_of(file) not in TABLES
-    except (ValueError, OSError):
-        return kind_of(file) not in (".json", *TABLES)
-    return True
-
-
-def _splits(files: list[Path]) -> list[str]:
-    """train, val or test for each file, as its folders or its name say; all train where none would remain to train on.
-
-    A word inside a name (wiki.test.txt) counts only beside another file for training: else it may be any text.
-    """
-    whole, words = [], []
-    for file in files:
-        folders = [_SPLITS[part.lower()] for part in file.parts[:-1] if part.lower() in _SPLITS]
-        stem = file.name.lower().split(".")[0]
-        named = re.fullmatch(r"([a-z]+)([-_ ]?\d.*)?", stem)
-        whole.append(folders[0] if folders else _SPLITS.get(named[1]) if named else None)
-        words.append(next((_SPLITS[word] for word in re.findall("[a-z]+", file.name.lower()) if word in _SPLITS), None))
-    named_train = "train" in (*whole, *words)
-    splits = [exact or (word if named_train else None) or "train" for exact, word in zip(whole, words, strict=True)]
-    return splits if "train" in splits else ["train"] * len(files)
-
-
-def _suffix(file: Path) -> str:
-    packed = file.suffix.lower() if file.suffix.lower() in COMPRESSED else ""
-    return kind_of(file) + packed
-
-
-def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{count} {shown(kind)}" for kind, count in counter.most_common(12) if count)
-
-
-# ---- documents of one file -----------------------------------------------------------------------------------------
-
-
-def names_of(files: list[Path]) -> str:
-    return ", ".join(map(shown, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
 def read_file(
