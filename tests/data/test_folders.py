@@ -11,7 +11,8 @@ import pytest
 from nutshell.data.conversations import read_conversations
 from nutshell.data.shards import open_shards, prepare_shards
 from nutshell.data.text import find_text, read_documents, read_file
-from nutshell.files import read_blocks, write_json
+from nutshell.files import write_json
+from nutshell.text_files import read_blocks
 from nutshell.tokenizer import Tokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}

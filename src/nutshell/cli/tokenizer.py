@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nutshell.cli.arguments import check_output, existing, parse_arguments, read_text, utf8
-from nutshell.files import COMPRESSED, kind_of
+from nutshell.text_files import COMPRESSED, kind_of
 
 if TYPE_CHECKING:
     from nutshell.data.find import Files

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nutshell.data.rows import ROW_KINDS, TABLES, file_rows, open_parquet
-from nutshell.files import COMPRESSED, files_below, kind_of, shown
+from nutshell.files import files_below, shown
+from nutshell.text_files import COMPRESSED, kind_of
 
 Notes = defaultdict[str, Counter[str]]
 """What a reader counts on its way: notes["column"] the columns that text was found in where that is not "text"."""

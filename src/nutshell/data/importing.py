@@ -26,7 +26,8 @@ from nutshell.data.rows import ROW_KINDS, TABLES, Bad, kind_of_error, lines_of
 from nutshell.data.shards import read_manifest, refuse_filled, write_with
 from nutshell.data.shuffle import Layout, shuffle_files
 from nutshell.data.text import TEXT_KINDS, find_column, read_file, split_text
-from nutshell.files import encoding_of, kind_of, read_blocks, shown, text_blocks
+from nutshell.files import shown
+from nutshell.text_files import encoding_of, kind_of, read_blocks, text_blocks
 
 PAGES, PDF = (".html", ".htm", ".xhtml"), (".pdf",)
 _CODE = (

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from nutshell.files import encoding_of, json_rows, kind_of, shown, text_blocks
+from nutshell.files import shown
+from nutshell.text_files import encoding_of, json_rows, kind_of, text_blocks
 
 TABLES = (".csv", ".tsv")
 ROW_KINDS = (".jsonl", ".ndjson", ".json", ".parquet", *TABLES)

@@ -30,7 +30,8 @@ import pyarrow.parquet
 
 from nutshell.data.find import Notes
 from nutshell.data.text import read_file
-from nutshell.files import COMPRESSED, fsync, sha256, write_json
+from nutshell.files import fsync, sha256, write_json
+from nutshell.text_files import COMPRESSED
 
 BUCKET_BYTES = 128 << 20
 INPUT_BYTES = 64 << 20

@@ -13,7 +13,8 @@ import pyarrow
 
 from nutshell.data.find import Files, Notes, find_files, names_of
 from nutshell.data.rows import Bad, file_rows, open_parquet
-from nutshell.files import json_kind, kind_of, shown, text_blocks
+from nutshell.files import json_kind, shown
+from nutshell.text_files import kind_of, text_blocks
 
 TEXT_KINDS = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet")
 COLUMNS = ("text", "content", "raw_content", "body", "document", "article", "passage", "page_content", "story", "markdown")
