@@ -20,6 +20,11 @@ def phrases(file: str, heading: str) -> tuple[str, ...]:
     return entries(sections(file)[heading])
 
 
+def names() -> tuple[str, ...]:
+    """Of the people in stories, word problems and small talk."""
+    return phrases("stories", "girls") + phrases("stories", "boys")
+
+
 def entries(text: str) -> tuple[str, ...]:
     """What stands on lines of its own, or is parted by semicolons."""
     return tuple(entry.strip() for entry in re.split("[;\n]", text) if entry.strip())

@@ -161,11 +161,6 @@ def _asked(rng: random.Random, fact: Fact) -> str:
     return question.lower().rstrip(".?") if rng.random() < LOWER_CASE_IN_DOCUMENTS else question
 
 
-def held_out_questions() -> tuple[str, ...]:
-    """Every test question of every fact."""
-    return tuple(question for fact in facts() for question in fact.test_questions)
-
-
 def held_out_facts(rng: random.Random) -> Problem:
     """A test problem: a fact in a held-out phrasing, its reply, and the replies with three wrong answers."""
     fact = rng.choice(facts())

@@ -4,7 +4,7 @@ import random
 from functools import cache
 from typing import NamedTuple
 
-from nutshell.data.primer.book import phrases, sections
+from nutshell.data.primer.book import names, phrases, sections
 from nutshell.data.primer.problem import Message, assistant, user
 
 
@@ -43,9 +43,9 @@ def identity_turns(rng: random.Random) -> list[Message]:
     return [user(rng.choice(questions)), assistant(rng.choice(replies))]
 
 
-def smalltalk_turns(rng: random.Random, names: tuple[str, ...]) -> list[Message]:
+def smalltalk_turns(rng: random.Random) -> list[Message]:
     questions, replies = rng.choice(_exchanges("small talk"))
-    name = rng.choice(names)
+    name = rng.choice(names())
     return [user(rng.choice(questions).replace("{n}", name)), assistant(rng.choice(replies).replace("{n}", name))]
 
 

@@ -4,7 +4,6 @@ import random
 from functools import cache
 
 from nutshell.data.primer.book import phrases, sections
-from nutshell.data.primer.names import BOYS, GIRLS
 from nutshell.data.primer.problem import Message, assistant, user
 from nutshell.data.primer.relation import capital, with_article
 
@@ -49,7 +48,7 @@ def _someone(rng: random.Random, taken: str = "") -> tuple[str, str, tuple[str, 
                 continue
         else:
             female = rng.random() < 0.5
-            name, kind = (rng.choice(GIRLS), "girl") if female else (rng.choice(BOYS), "boy")
+            name, kind = (_one(rng, "girls"), "girl") if female else (_one(rng, "boys"), "boy")
         if name != taken:
             return name, kind, ("she", "her", "her") if female else ("he", "him", "his")
 

@@ -13,8 +13,7 @@ import zlib
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from nutshell.data.primer.book import phrases
-from nutshell.data.primer.names import NAMES
+from nutshell.data.primer.book import names, phrases
 from nutshell.data.primer.problem import Message, Problem, assistant, user
 
 HELD_OUT_ONE_IN = 12
@@ -135,7 +134,7 @@ def draw_held_out_sum(rng: random.Random) -> Sum:
 def ask(rng: random.Random, total: Sum, story: float = WORD_PROBLEMS) -> str:
     """A question whose answer is the sum; with probability `story` a tiny word problem, where its numbers suit one."""
     if rng.random() < story and total.a > 1 and total.b > 1 and total.result >= 0:
-        name, other = rng.sample(NAMES, 2)
+        name, other = rng.sample(names(), 2)
         template = rng.choice(phrases("sums", f"{SPOKEN[total.operator]}, a story"))
         return template.format(a=total.a, b=total.b, n=name, m=other, t=rng.choice(phrases("sums", "things")))
     return rng.choice(phrases("sums", SPOKEN[total.operator])).format(a=total.a, b=total.b)
