@@ -79,7 +79,7 @@ def files_below(top: Path, left_out: Counter[str] | None = None) -> Iterator[Pat
                 continue
             seen.add(real)
             if path.is_dir():
-                if _is_run(path) or _holds(path / "manifest.json", b"nutshell-shards"):
+                if _is_run(path) or holds(path / "manifest.json", b"nutshell-shards"):
                     left_out["run folder"] += 1
                 else:
                     folders.append(entry)
@@ -98,10 +98,11 @@ def _is_run(folder: Path) -> bool:
     """Whether nutshell writes runs, shards or a sweep there."""
     marks = (("data/manifest.json", b"nutshell-shards"), ("plan.json", b'"recipe"'), ("metrics.jsonl", b'"stage"'))
     metrics = folder / "metrics.jsonl"
-    return any(_holds(folder / name, mark) for name, mark in marks) or (metrics.is_file() and not metrics.stat().st_size)
+    return any(holds(folder / name, mark) for name, mark in marks) or (metrics.is_file() and not metrics.stat().st_size)
 
 
-def _holds(file: Path, mark: bytes) -> bool:
+def holds(file: Path, mark: bytes) -> bool:
+    """Whether the beginning of a file, if there is one, says `mark`."""
     try:
         with file.open("rb") as content:
             return mark in content.read(EDGE_BYTES)
@@ -205,9 +206,8 @@ def write_text(path: Path, text: str) -> None:
             temporary.write_text(text, encoding="utf-8", newline="\n")
             fsync(temporary)
             os.replace(temporary, path)
-    except OSError:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     fsync(path.parent)
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from nutshell.cli.main import exit_code
 from nutshell.data import shuffle
 from nutshell.data.shards import open_shards, prepare_shards, write_with
 from nutshell.data.shuffle import Layout, scatter, shuffle_files
@@ -91,8 +92,9 @@ def test_several_processes_do_the_same_and_name_what_is_wrong(tmp_path, monkeypa
     several = prepare_shards(tmp_path / "in", tmp_path / "several")
     assert (read(alone, "train"), read(alone, "val")) == (read(several, "train"), read(several, "val"))
     (tmp_path / "in" / "2.jsonl").write_text('{"text": "fine"}\nbroken\n')
-    with pytest.raises(ValueError, match=r"2\.jsonl, line 2: not JSON"):
+    with pytest.raises(ValueError, match=r"2\.jsonl, line 2: not JSON") as error:
         prepare_shards(tmp_path / "in", tmp_path / "bad")
+    assert exit_code(error.value) == 2
     assert not list(tmp_path.glob("*bad*"))
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 import pyarrow.parquet
 
-from nutshell.data.shards import MANIFEST, Shards, open_shards, read_manifest
+from nutshell.data.shards import FORMAT, MANIFEST, Shards, open_shards, read_manifest
 from nutshell.files import write_json
 
 
@@ -105,7 +105,7 @@ def write_mixture(folder: Path, parts: Mapping[str, Path], amounts: Mapping[str,
         for name, path in parts.items()
     ]  # fmt: skip
     files = {f"{name}/{file}": facts for name, found in manifests.items() for file, facts in found.get("files", {}).items()}
-    write_json(folder / MANIFEST, {"format": "nutshell-shards-1", "mixture": mixture, "files": files})
+    write_json(folder / MANIFEST, {"format": FORMAT, "mixture": mixture, "files": files})
 
 
 def open_corpus(folder: Path | str, *, on_error: Literal["stop", "skip"] = "stop") -> Shards | MixedShards:

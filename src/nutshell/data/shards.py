@@ -21,9 +21,10 @@ import pyarrow.parquet
 from nutshell.data.rows import open_parquet
 from nutshell.data.shuffle import SPLITS, Layout, scatter, shards_of, shuffle_files
 from nutshell.data.text import as_text, find_text, text_column
-from nutshell.files import FULL_DISK, FullDiskError, fsync, read_record, sha256, shown, sole_writer, write_json, write_text
+from nutshell.files import FULL_DISK, FullDiskError, fsync, holds, read_record, sha256, shown, sole_writer, write_json, write_text
 
 MANIFEST = "manifest.json"
+FORMAT = "nutshell-shards-1"
 
 
 def prepare_shards(
@@ -56,7 +57,7 @@ def prepare_shards(
 
 def is_shard_folder(folder: Path | str) -> bool:
     """Whether the folder itself holds both train and val shards, or mixes folders that do."""
-    if (Path(folder) / MANIFEST).is_file() and read_manifest(Path(folder)).get("mixture"):
+    if holds(Path(folder) / MANIFEST, FORMAT.encode()) and read_manifest(Path(folder)).get("mixture"):
         return True
     return all(any(Path(folder).glob(f"{split}-*.parquet")) for split in SPLITS)
 
@@ -77,9 +78,14 @@ def write_shards(documents: Iterable[str], folder: Path | str, *, source: Any = 
 
 
 def refuse_filled(folder: Path) -> None:
-    """ValueError where the folder for shards, which may not exist yet, holds something or is a file."""
+    """ValueError where the folder for shards, which may not exist yet, holds something, is a file or has a name that Arrow does
+    not open."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder; delete it or choose another folder for the shards")
+    try:
+        str(folder.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{shown(folder.absolute())} is not UTF-8, as names of shards are; choose another folder") from None
 
 
 def write_with(
@@ -99,7 +105,7 @@ def write_with(
                 begun.parent.mkdir(parents=True)
                 write_text(begun, plan)
             facts = shuffle(beside)
-            write_json(beside / MANIFEST, {"format": "nutshell-shards-1", "seed": layout.seed, **facts, "source": source})
+            write_json(beside / MANIFEST, {"format": FORMAT, "seed": layout.seed, **facts, "source": source})
         except MemoryError:  # what is done stays: the next call goes on with it
             raise
         except Exception as error:

@@ -132,6 +132,8 @@ def _each(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: in
             yield from pool.map(work, *zip(*jobs, strict=True))
         except BrokenProcessPool as error:
             raise MemoryError("a process that read the text was killed, probably for lack of memory. Run it again.") from error
+        except ValueError as error:  # raised here, it is an error of the input and not of the pool
+            raise ValueError(error) from error
 
 
 # ---- pass 1 --------------------------------------------------------------------------------------------------------

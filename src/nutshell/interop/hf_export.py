@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from nutshell.checkpoint import load_model
+from nutshell.files import read_record, write_json
 from nutshell.interop.gpt2 import config_to_gpt2, weights_to_gpt2
 from nutshell.interop.hf_nanochat import config_to_nanochat, weights_to_nanochat
 from nutshell.interop.output import TEMPERATURE, TOP_K, new_folder
@@ -46,8 +47,8 @@ def export_hf(model: Path, out: Path, *, nanochat: bool = False) -> Path:
         if own_code:
             config = {**config, **foreign_config(decoder)}
             shutil.copyfile(Path(__file__).parent / CODE, folder / CODE)
-        _write(folder / "config.json", {**config, "dtype": "float32"})
-        _write(folder / "generation_config.json", generation_config(tok))
+        write_json(folder / "config.json", {**config, "dtype": "float32"})
+        write_json(folder / "generation_config.json", generation_config(tok))
         (folder / "README.md").write_text(model_card(decoder, tok, manifest["meta"], model, own_code), encoding="utf-8")
     return out
 
@@ -102,7 +103,7 @@ Text for it begins with the token {tok.bos_id}. The weights are fp32.
 
 ```python
 {use}```
-{_results(model)}"""
+{results(model)}"""
 
 
 def card_facts(decoder: Decoder, tok: Tokenizer, meta: dict[str, Any], model: Path) -> tuple[str, str]:
@@ -111,16 +112,17 @@ def card_facts(decoder: Decoder, tok: Tokenizer, meta: dict[str, Any], model: Pa
     stage = f", {meta['stage']} step {meta['step']}" if staged else ""
     parameters = sum(p.numel() for p in decoder.parameters())
     kind = "characters" if tok.kind == "char" else "byte-level BPE"
-    return model.resolve().parents[1].name if staged else model.resolve().name, (
+    folder = model.resolve()
+    return folder.parent.parent.name if staged else folder.name, (
         f"A language model trained with nutshell{stage}: {parameters:,} parameters, architecture {config.architecture},\n"
         f"depth {config.depth}, width {config.width}, a context of {config.context} tokens, {tok.vocab_size} tokens of {kind}."
     )
 
 
-def _results(model: Path) -> str:
+def results(model: Path) -> str:
     """The report's table of metrics, where the model lies in a run that has one."""
-    path = model.resolve().parents[1] / "report.json"
-    stages = json.loads(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
+    report = model.resolve().parent.parent / "report.json"
+    stages = read_record(report, "Write it again: nutshell report.", "stages").get("stages", {})
     metrics = dict.fromkeys(metric for values in stages.values() for metric in values)
     if not metrics:
         return ""
@@ -132,7 +134,3 @@ def _results(model: Path) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

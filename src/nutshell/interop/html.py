@@ -21,7 +21,7 @@ from nutshell.files import write_text
 from nutshell.infer.native import native_shape
 from nutshell.infer.weights import named_weights
 from nutshell.interop.hf_export import card_facts
-from nutshell.interop.output import TEMPERATURE, TOP_K
+from nutshell.interop.output import TEMPERATURE, TOP_K, refuse_existing, room_for
 from nutshell.interop.quantize import int8_rows
 from nutshell.model.config import ModelConfig
 from nutshell.model.decoder import Decoder
@@ -42,14 +42,14 @@ def export_html(model: Path, out: Path) -> Path:
     """Write the page `out`. ValueError for a model that a page cannot hold or run, FileExistsError where `out` exists."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{out} is no name of a page. Accepted: a name that ends with .html, so that a browser opens it.")
-    if out.exists():
-        raise FileExistsError(f"{out} exists. Accepted: a file that does not exist yet. Choose another, or delete it first.")
+    refuse_existing(out)
     decoder, tok, manifest = load_model(model)
     _check(decoder, tok, model)
     name, facts = card_facts(decoder, tok, manifest["meta"], model)
     content = page(decoder, tok, json.loads((model / "tokenizer.json").read_text(encoding="utf-8")), name, facts)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, content)
+    with room_for(out):
+        write_text(out, content)
     return out
 
 

@@ -6,7 +6,6 @@ continue one the whole of it is given again for each token.
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nutshell.checkpoint import load_model
+from nutshell.files import write_json
 from nutshell.interop.output import new_folder
 from nutshell.model.attention import AttentionContext
 from nutshell.model.decoder import Decoder
@@ -78,5 +78,5 @@ def export_onnx(model: Path, out: Path) -> Path:
         program.save(folder / "model.onnx", external_data=weights > LARGEST_FILE)
         tok.save(folder)
         settings = {"bos_token_id": tok.bos_id, "vocab_size": tok.vocab_size, "context": decoder.config.context}
-        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "config.json", settings)
     return out / "model.onnx"

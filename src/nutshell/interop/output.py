@@ -1,4 +1,4 @@
-"""A folder that is there when it is whole, and not before."""
+"""What exports and imports write: there when it is whole, and not before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,19 @@ TEMPERATURE, TOP_K = 0.4, 50
 def refuse_existing(path: Path) -> None:
     """FileExistsError where `path` exists: an export never writes over anything."""
     if os.path.lexists(path):  # a link to nothing too
-        raise FileExistsError(f"{path} exists. Accepted: a folder that does not exist yet. Choose another, or delete it first.")
+        raise FileExistsError(f"{path} exists. Accepted: a name that nothing has yet. Choose another, or delete it first.")
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """FullDiskError that names `path` where there is no room to write it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL_DISK:
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FullDiskError(f"cannot write {path}: {reason}. Nothing was left behind. Make room on the disk.") from error
 
 
 @contextmanager
@@ -29,7 +41,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     FileExistsError where `path` exists; FullDiskError where there is no room.
     """
     refuse_existing(path)
-    with sole_writer(path):
+    with room_for(path), sole_writer(path):
         refuse_existing(path)  # another process has just made it
         temporary = path.parent / f".tmp-{path.name}"
         shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
@@ -40,10 +52,5 @@ def new_folder(path: Path) -> Iterator[Path]:
                 fsync(file)
             os.rename(temporary, path)
             fsync(path.parent)
-        except (OSError, SafetensorError) as error:
-            if isinstance(error, OSError) and error.errno not in FULL_DISK:
-                raise
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise FullDiskError(f"cannot write {path}: {reason}. Nothing was left behind. Make room on the disk.") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
