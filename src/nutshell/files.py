@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import IO, Any
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers of a write for which there is no room."""
+"""Error numbers of a write that finds no room: disk, quota, limit on the size of a file."""
 
 
 class FullDiskError(OSError):
-    """Something new could not be made for lack of room, and nothing of it is left behind."""
+    """There was no room to make something new, and nothing of it is left behind."""
 
     exit_code = 2
 
 
 def fsync(path: Path) -> None:
-    """Put a file, or the entries of a folder, on the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:
@@ -51,16 +51,17 @@ def sha256(path: Path) -> str:
 
 
 STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
-"""Of training, in their order: each has its folder in a run."""
+"""The stages of training in their order; each has a folder in a run."""
 _RUN_PARTS = {*STAGES, "data", "tokenizer", "report", "mixture"}
 _RUN_PARTS |= {"plan.json", "sources.json", "conversations.jsonl", "metrics.jsonl", "rollouts.jsonl", "report.json", "report.md"}
 EDGE_BYTES = 1 << 16  # read of a file's beginning and end
 
 
 def files_below(top: Path, left_out: Counter[str] | None = None) -> Iterator[Path]:
-    """Files of a folder and those below it, links followed; each is seen once, whatever links lead to it.
+    """The files in a folder and below it. Links are followed, and each file comes once, however many links lead to it.
 
-    Hidden files do not count, nor what runs have written: it is no input of another. `left_out` counts those passed over.
+    Hidden files are skipped, and so is what runs have written, since that is not input for another run. `left_out` counts what
+    was skipped.
     """
     left_out = Counter() if left_out is None else left_out
     seen = {os.path.realpath(top)}
@@ -90,19 +91,19 @@ def files_below(top: Path, left_out: Counter[str] | None = None) -> Iterator[Pat
 
 
 def _refuse(error: OSError) -> None:
-    """What can't be listed is not passed over in silence."""
+    """A folder that can't be listed is an error: `os.walk` would skip it silently."""
     raise error
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether nutshell writes runs, shards or a sweep there."""
+    """Whether nutshell has written a run, shards or a sweep there."""
     marks = (("data/manifest.json", b"nutshell-shards"), ("plan.json", b'"recipe"'), ("metrics.jsonl", b'"stage"'))
     metrics = folder / "metrics.jsonl"
     return any(holds(folder / name, mark) for name, mark in marks) or (metrics.is_file() and not metrics.stat().st_size)
 
 
 def holds(file: Path, mark: bytes) -> bool:
-    """Whether the beginning of a file, if there is one, says `mark`."""
+    """Whether the file exists and has `mark` in its first 64 KB."""
     try:
         with file.open("rb") as content:
             return mark in content.read(EDGE_BYTES)
@@ -111,10 +112,9 @@ def holds(file: Path, mark: bytes) -> bool:
 
 
 def fingerprint(path: Path | str) -> str:
-    """A hash of what a file or folder holds, whatever its name and place: sizes, and both ends of each file.
+    """A hash of the content of a file or folder, whatever its name and place: the size and both ends of each file.
 
-    It distinguishes a text that was moved from one that has grown or is another, without reading gigabytes. Empty where
-    there is nothing.
+    It tells a text that was only moved from one that has changed, without reading gigabytes. Empty if nothing is there.
     """
     path, parts = Path(path), []
     for file in files_below(path) if path.is_dir() else [path] if path.is_file() else []:
@@ -129,7 +129,7 @@ def fingerprint(path: Path | str) -> str:
 
 @contextmanager
 def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """An error of the system that names no file, as those of a full disk, or a temporary one, names this one."""
+    """Put `path` into OSErrors that name no file (a full disk does that) or only the temporary one."""
     try:
         yield
     except OSError as error:
@@ -140,8 +140,8 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path, taken: str, patience_seconds: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `path`; it vanishes with its process, kill -9 included. ValueError(`taken`) where another process has it
-    for longer than `patience_seconds`."""
+    """Hold the lock file `path`. The lock ends with its process, even after kill -9. ValueError(`taken`) if another process still
+    has it after `patience_seconds`."""
     deadline = time.monotonic() + patience_seconds
     while True:
         file: IO[str] = open(path, "a+")  # noqa: SIM115 - held open as long as the lock
@@ -161,7 +161,7 @@ def locked(path: Path, taken: str, patience_seconds: float = 0.0) -> Iterator[No
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Refuse a second process that is about to make the same folder, and so would delete what this one has so far."""
+    """Only one process at a time may make a folder: a second one would delete what the first has so far."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.absolute().with_name(f".{folder.absolute().name}.lock")
     with locked(path, f"another process is writing {folder}. Wait for it, stop it, or name another folder."):
@@ -173,7 +173,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[str], path: Path) -> None:
-    """Take the lock without waiting; BlockingIOError where another process has it."""
+    """Take the lock without waiting; BlockingIOError if another process has it."""
     try:
         import fcntl
 
@@ -195,7 +195,7 @@ def _lock(file: IO[str], path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: the old one or the new one, never half of one. A link stays one."""
+    """Write a file atomically: it is the old one or the new one, never half of one. A link stays a link."""
     if path.exists() and not path.is_file():  # a pipe or a device, as /dev/stdout, is not replaced
         path.write_text(text, encoding="utf-8", newline="\n")
         return
@@ -212,7 +212,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically. Half surrogates (names of files that are not UTF-8) are escaped and read back the same."""
+    """Write indented JSON atomically. Lone surrogates, which names of files that are not UTF-8 have, are escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     try:
         text.encode("utf-8")
@@ -222,9 +222,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_record(path: Path, way_out: str, *needed: str) -> dict[str, Any]:
-    """What `write_json` wrote about a run or a folder; empty where there is no such file.
+    """Read back what `write_json` wrote about a run or a folder; empty if there is no such file.
 
-    ValueError, with the way out, where it is damaged: no JSON, no object, or without a key that is `needed`.
+    ValueError, which ends with `way_out`, if it is damaged: not JSON, not an object, or without a key that is `needed`.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -240,11 +240,11 @@ def read_record(path: Path, way_out: str, *needed: str) -> dict[str, Any]:
 
 
 def shown(path: Path | str) -> str:
-    """A path for messages: what is not UTF-8 in its name, or moves the cursor, becomes U+FFFD."""
+    """A path for messages: bytes that are not UTF-8 and control characters become U+FFFD."""
     return re.sub("[\x00-\x1f\x7f]", "\ufffd", os.fsencode(path).decode("utf-8", "replace"))
 
 
 def json_kind(value: Any) -> str:
-    """What a value of JSON is, in words for messages."""
+    """The type of a JSON value in words, for messages."""
     kinds = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "null" if value is None else kinds.get(type(value), f"a {type(value).__name__}")

@@ -13,11 +13,11 @@ from typing import IO, Any
 from nutshell.files import shown
 
 COMPRESSED = {".gz": ("gzip", "gzip -dc"), ".bz2": ("bz2", "bzip2 -dc"), ".zst": ("zstd", "zstd -dc")}
-"""Suffixes that are unpacked while reading: Arrow's name of the codec, and the command that does the same."""
+"""Suffixes of files that are decompressed while reading: Arrow's name of the codec, and a command that does the same."""
 
 
 def kind_of(path: Path) -> str:
-    """The suffix in lower case, without that of a compression: `.jsonl` of A.JSONL.gz."""
+    """The suffix in lower case, ignoring that of a compression: `.jsonl` for A.JSONL.gz."""
     name = path.name.lower()
     for suffix in COMPRESSED:
         name = name.removesuffix(suffix)
@@ -25,7 +25,7 @@ def kind_of(path: Path) -> str:
 
 
 def read_blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
-    """Bytes of a file, unpacked; not empty."""
+    """The bytes of a file in blocks, decompressed."""
     return _read(path, lambda stream: stream.read(size))
 
 
@@ -49,13 +49,13 @@ _MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "ut
 
 
 def encoding_of(file: Path) -> str:
-    """What a byte order mark says; else UTF-8."""
+    """The encoding that a byte order mark names; UTF-8 without one."""
     start = next(read_blocks(file), b"")
     return next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
 
 
 def text_blocks(file: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """The text of a file in blocks, line ends made ``\\n``, a byte order mark left out. ValueError for bytes that are none."""
+    """The text of a file in blocks, with ``\\n`` at line ends and no byte order mark. ValueError for bytes that are not text."""
     decoder = codecs.getincrementaldecoder(encoding)()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     position, block = 0, b""
@@ -79,10 +79,10 @@ def text_blocks(file: Path, encoding: str = "utf-8") -> Iterator[str]:
 
 
 def json_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None) -> Iterator[tuple[str, Any]]:
-    """Each value of a file of JSON lines, and of a .json file each item of its list, with its place for messages.
+    """(place for messages, value) of each line of a file of JSON lines, or of each item of the list in a .json file.
 
-    Half a surrogate pair, which JSON can spell and no tokenizer takes, becomes U+FFFD. A line that is not JSON raises ValueError
-    with file and line, or is handed with its error to `bad`, and reading goes on.
+    Lone surrogates, which JSON can spell and no tokenizer takes, become U+FFFD. A line that is not JSON raises ValueError
+    with file and line; with `bad`, its place and error go there and reading goes on.
     """
     if kind_of(path) == ".json":
         content = b"".join(read_blocks(path))
@@ -110,7 +110,7 @@ def json_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None
 
 
 class _Several(ValueError):
-    """More than one JSON value in a text."""
+    """A text that holds more than one JSON value."""
 
 
 def _parse(path: Path, place: str, content: bytes, position: int) -> Any:
@@ -130,7 +130,7 @@ def _parse(path: Path, place: str, content: bytes, position: int) -> Any:
 
 
 def _decoded(path: Path, content: bytes, position: int) -> str:
-    """The text of some bytes, which are at `position` in the file, without a byte order mark."""
+    """Bytes from `position` of the file as text, without a byte order mark."""
     try:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -149,7 +149,7 @@ def _mended(value: Any) -> Any:
 
 
 def not_utf8(path: Path, position: int, block: bytes, at: int) -> ValueError:
-    """The error for byte `at` of a block, which is at `position` in the file, with a command that mends it."""
+    """The error for byte `at` of a block, which is byte `position` of the file, with a command that converts the file."""
     name, unpack = shlex.quote(shown(path)), COMPRESSED.get(path.suffix.lower(), ("", ""))[1]
     source = f"{unpack} {name} | " if unpack else ""
     wrong = f"{shown(path)} is not UTF-8 text: byte 0x{block[at]:02x} at offset {position}"

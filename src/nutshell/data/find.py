@@ -1,4 +1,4 @@
-"""Which files the paths that a user names stand for: folders are searched, for training and for validation."""
+"""Which files to read: folders are searched, and their files divided into those for training and for validation."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from nutshell.files import files_below, shown
 from nutshell.text_files import COMPRESSED, kind_of
 
 Notes = defaultdict[str, Counter[str]]
-"""What a reader counts on its way: notes["column"] the columns that text was found in where that is not "text"."""
+"""Counts that a reader keeps: in notes["column"] the columns that text was found in, where that is not "text"."""
 
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "validation": "val"}
 _SPLITS |= {"valid": "val", "val": "val", "dev": "val"}
 _ABOUT = re.compile(
     r"(readme|licen[cs]e|copying|changelog|contributing|code_of_conduct|citation|requirements|cmakelists|robots)([-_. ].*)?"
 )
-"""Names of files that are about the data."""
+"""Names of files that describe the data."""
 
 
 @dataclass(kw_only=True)
 class Files:
-    """The files of some paths: those to train on, those that their folder names for validation, and what was left out."""
+    """The files to train on, those that their names or folders say are for validation, and what was left out."""
 
     train: list[Path] = field(default_factory=list)
     val: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     notes: Notes = field(default_factory=lambda: defaultdict(Counter))
-    """Of those who read them, as far as they have come."""
+    """Filled in by those who read the files."""
 
     def summary(self) -> str:
         """One line: what was taken and what was left out, by kind and count."""
@@ -47,13 +47,13 @@ class Files:
 def find_files(
     paths: Path | str | Iterable[Path | str], kinds: tuple[str, ...], fits: Callable[[Any], bool], encoding: str = ""
 ) -> Files:
-    """The files that `paths` name, folders searched recursively, links followed. The encoding is that of tables.
+    """The files that `paths` name: files, and folders, which are searched recursively; links are followed.
 
-    A file that is named itself is taken whatever it is called. In folders these are left out and counted: other kinds of
-    files, those about the data (README.md, requirements.txt), run folders, test files, files of rows whose first row does not
-    fit. Where a folder has files for validation (dev.jsonl, validation/), those are `val`. Hidden files are passed over.
-    Raises FileNotFoundError for a path that does not exist, ValueError for a file of another kind, and for a folder without
-    a fitting file.
+    A file that is named itself is taken whatever it is called. In folders these are left out and counted: files of other kinds,
+    files that describe the data (README.md, requirements.txt), run folders, test files, and files of rows whose first row does
+    not fit. Files for validation (dev.jsonl, validation/) become `val`. Hidden files are skipped. `encoding` is for tables.
+    FileNotFoundError for a path that does not exist; ValueError for a file of another kind, and for a folder without a file
+    that fits.
     """
     found = Files()
     accepted = f"{', '.join(kinds[:15])}{' and other code' * (len(kinds) > 15)} (also {', '.join(COMPRESSED)})"
@@ -83,7 +83,7 @@ def _add_folder(found: Files, folder: Path, kinds: tuple[str, ...], fits: Callab
             left_out[file.name] += 1
         else:
             taken.append(file)
-    fitting = [file for file in taken if fits(file)] or taken  # of which reading says what is wrong with them
+    fitting = [file for file in taken if fits(file)] or taken  # reading them will say what is wrong
     left_out.update(f"{_suffix(file)} with other rows" for file in set(taken).difference(fitting))
     if not fitting:
         raise ValueError(f"no data file in the folder {shown(folder)} (found: {_counts(left_out) or 0}); accepted are {accepted}")
@@ -95,7 +95,7 @@ def _add_folder(found: Files, folder: Path, kinds: tuple[str, ...], fits: Callab
 
 
 def _first_row_fits(file: Path, fits: Callable[[Any], bool], encoding: str) -> bool:
-    """Whether a file of rows is one of those looked for. Of a broken one only reading says what is wrong."""
+    """Whether the first row of a file is of the kind looked for. A broken file may pass: reading it will say what is wrong."""
     try:
         if kind_of(file) == ".parquet":
             with open_parquet(file) as parquet:
@@ -109,9 +109,9 @@ def _first_row_fits(file: Path, fits: Callable[[Any], bool], encoding: str) -> b
 
 
 def _splits(files: list[Path]) -> list[str]:
-    """train, val or test for each file, as its folders or its name say; all train where none would remain to train on.
+    """train, val or test for each file, by its folders or its name; all are train if none would be left to train on.
 
-    A word inside a name (wiki.test.txt) counts only beside another file for training: else it may be any text.
+    A word inside a name (wiki.test.txt) counts only if another file is named for training; else it could mean anything.
     """
     whole, words = [], []
     for file in files:

@@ -1,9 +1,9 @@
 """Best-fit packing of tokenized documents into rows of exactly `row_tokens` (= T + 1) tokens.
 
-Every row starts with BOS. Two ways:
-- `split=True` (pretraining): rows are always full and no token is thrown away. When no document fits the space that is
-  left in a row, the longest one is split there; its tail goes back to the pool with a BOS put in front.
-- `split=False` (conversations): each document stays whole, what is left of a row is padding.
+Every row starts with BOS. There are two ways:
+- `split=True` (pretraining): rows are always full and no token is thrown away. If no document fits the space left in a row, the
+  longest one is split there, and its tail goes back to the pool behind a BOS.
+- `split=False` (conversations): documents stay whole, and the rest of a row is padding.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Packed:
 
     ids: np.ndarray  # (R, row_tokens) uint32
     mask: np.ndarray  # (R, row_tokens) bool, False at padding
-    carry: list[Document]  # what did not fill a row: less than `row_tokens` tokens, to be handed to the next call
+    carry: list[Document]  # less than `row_tokens` tokens that did not fill a row, for the next call
 
 
 _Part = tuple[np.ndarray, np.ndarray, int]
-"""A document, or with a start above 0 the tail of one: BOS and then the tokens from `start` on. Tails are cut out only
-when they are placed: copying them at each split would make a book-long document quadratic."""
+"""(ids, mask, start): a document, or if start > 0 the tail of one, which is BOS and the tokens from `start` on. A tail is copied
+only when it is placed; copying it at each split would take quadratic time for a document as long as a book."""
 
 
 def _length(part: _Part) -> int:
@@ -52,9 +52,10 @@ def _join(pieces: list[Document]) -> Document:
 
 
 class _Pool:
-    """Documents by length, with the longest that fits found in constant time.
+    """Documents by length; the longest one that fits is found in constant time.
 
-    Lengths up to `limit` have a bucket each and one bit in a big integer; longer ones are in a heap.
+    Each length up to `limit` has a bucket, and a bit in a big integer that says whether it is occupied. Longer documents are in a
+    heap.
     """
 
     def __init__(self, limit: int):
@@ -76,7 +77,7 @@ class _Pool:
             self.occupied |= 1 << length
 
     def take_fitting(self, space: int) -> _Part | None:
-        """Removes the longest document of at most `space` tokens."""
+        """Remove the longest document of at most `space` tokens."""
         length = (self.occupied & ((2 << space) - 1)).bit_length() - 1
         return self._take(length) if length > 0 else None
 
@@ -103,10 +104,10 @@ def pack(
     documents: Iterable[Document], row_tokens: int, carry: Iterable[Document] = (), split: bool = True, *, bos_id: int,
     flush: bool = False,
 ) -> Packed:  # fmt: skip
-    """Pack `carry` and `documents` into rows while there is enough for a whole row.
+    """Pack `carry` and `documents` into rows, as long as there is enough for a whole row.
 
-    `flush` also puts the rest into rows, the last of them padded with BOS that is not learned. Documents without a
-    token are passed over. Raises ValueError where a document does not start with BOS.
+    With `flush` the rest goes into rows too, and the last one is padded with BOS that is not learned. Empty documents are
+    skipped. ValueError if a document does not start with BOS.
     """
     pool, rows = _Pool(row_tokens), 0
     for ids, mask in (*carry, *documents):

@@ -18,10 +18,10 @@ from nutshell.text_files import kind_of, text_blocks
 
 TEXT_KINDS = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet")
 COLUMNS = ("text", "content", "raw_content", "body", "document", "article", "passage", "page_content", "story", "markdown")
-"""Where no column is named, the first of these that a file has."""
+"""Names of a column of text; the first that a file has is read, unless a column is named."""
 SHORTEST_CUT, LONGEST_CUT = 16_384, 65_536
-"""A text file is cut into documents of at most so many characters, at blank lines where it has them: the more text, the longer.
-Even the shortest fill a context of 2,048 tokens; a small file still becomes several documents, so that one can be held out."""
+"""A text file is cut into documents, at blank lines if it has them. The limit in characters grows with the file: even the
+shortest fills a context of 2,048 tokens, and a small file still becomes several documents, so that one can be held out."""
 
 _BOUNDARIES = ("\n\n", "\n", ". ", "。", " ")
 
@@ -54,8 +54,8 @@ def find_text(paths: Path | str | Iterable[Path | str]) -> Files:
 def read_file(
     file: Path, notes: Notes | None = None, column: str = "", bad: Bad | None = None, encoding: str = ""
 ) -> Iterator[str]:
-    """The documents of one file that are more than white space, of `column` where that is named and the file has columns.
-    A bad row goes to `bad`; without it, and for a file that cannot be read, ValueError."""
+    """The documents of one file that are not just white space; `column` names the column to read. A bad row goes to `bad`, or
+    raises ValueError without it. So does a file that cannot be read."""
     kind = kind_of(file)
     if kind == ".parquet":
         documents: Iterator[str] = (text for part in text_columns(file, notes, column) for text in part.to_pylist())
@@ -68,10 +68,8 @@ def read_file(
 
 
 def split_text(blocks: Iterable[str], limit: int = SHORTEST_CUT) -> Iterator[str]:
-    """Cuts running text into documents of at most `limit` characters.
-
-    Cuts at the last blank line that fits, else at the last line end, sentence or space, else anywhere. Only the line
-    ends and the spaces at a cut are lost.
+    """Cut running text into documents of at most `limit` characters: at the last blank line that fits, else at the last line
+    end, sentence or space, else anywhere. Only line ends and spaces at a cut are lost.
     """
     text = ""
     for block in blocks:
@@ -95,7 +93,7 @@ def _cut(text: str, start: int, limit: int) -> int:
 
 
 def find_column(names: Iterable[str]) -> str | None:
-    """The column of text among `names`: the first of `COLUMNS`, in any case of letters."""
+    """The column of text among `names`: the first of `COLUMNS` that is there, in upper or lower case."""
     known = {name.lower(): name for name in names}
     return next((known[name] for name in COLUMNS if name in known), None)
 
@@ -115,7 +113,7 @@ def _column_of(where: str, names: list[str], notes: Notes | None = None, column:
 
 
 def _row_documents(rows: Iterable[tuple[str, Any]], notes: Notes | None, asked: str, bad: Bad | None) -> Iterator[str]:
-    """The text of rows, which come with their places for messages."""
+    """The text of (place, row) pairs."""
     column = asked or "text"
     for where, row in rows:
         try:
@@ -135,7 +133,7 @@ def _row_documents(rows: Iterable[tuple[str, Any]], notes: Notes | None, asked: 
 
 
 def text_columns(file: Path, notes: Notes | None = None, column: str = "") -> Iterator[pyarrow.LargeStringArray]:
-    """The text of a Parquet file, some rows at a time, null as "": columns of strings or of UTF-8 bytes, dictionaries too."""
+    """The text of a Parquet file, some rows at a time, "" for null. The column may hold strings, UTF-8 bytes or a dictionary."""
     with open_parquet(file) as parquet:
         name = text_column(file, parquet.schema_arrow, notes, column)
         row = 0
@@ -145,7 +143,7 @@ def text_columns(file: Path, notes: Notes | None = None, column: str = "") -> It
 
 
 def text_column(file: Path, schema: pyarrow.Schema, notes: Notes | None = None, asked: str = "") -> str:
-    """The name of a Parquet file's column of text. ValueError where it has none, or one that holds something else."""
+    """The name of the column of text in a Parquet file. ValueError if there is none, or if it holds something else."""
     column = _column_of(shown(file), schema.names, notes, asked)
     if schema.names.count(column) > 1:
         raise ValueError(f"{shown(file)} has several columns {column!r}; one is needed")
@@ -157,7 +155,7 @@ def text_column(file: Path, schema: pyarrow.Schema, notes: Notes | None = None, 
 
 
 def as_text(array: pyarrow.Array, where: str, before: int) -> pyarrow.LargeStringArray:
-    """A column of text as checked UTF-8 strings. ValueError names a row that is not, counted from 1, `before` rows on."""
+    """A column as checked UTF-8 strings. ValueError names the row that is not UTF-8; `before` rows came earlier in the file."""
     if isinstance(array, pyarrow.DictionaryArray):
         array = array.dictionary_decode()
     if str(array.type) in ("string_view", "binary_view"):

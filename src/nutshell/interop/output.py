@@ -1,4 +1,4 @@
-"""What exports and imports write: there when it is whole, and not before."""
+"""How exports and imports write: a result appears when it is complete, and not before."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from safetensors import SafetensorError
 from nutshell.files import FULL_DISK, FullDiskError, fsync, sole_writer
 
 TEMPERATURE, TOP_K = 0.4, 50
-"""What exported models sample with unless told otherwise."""
+"""Sampling settings of exported models."""
 
 
 def refuse_existing(path: Path) -> None:
-    """FileExistsError where `path` exists: an export never writes over anything."""
+    """FileExistsError if `path` exists: an export never overwrites anything."""
     if os.path.lexists(path):  # a link to nothing too
         raise FileExistsError(f"{path} exists. Accepted: a name that nothing has yet. Choose another, or delete it first.")
 
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """FullDiskError that names `path` where there is no room to write it."""
+    """Turns errors for lack of room into FullDiskError with the name `path`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -36,15 +36,15 @@ def room_for(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty temporary folder to write into, which gets the name `path` at the end. After an error nothing is left.
+    """Yields an empty temporary folder to write into, and renames it to `path` at the end. After an error nothing is left.
 
-    FileExistsError where `path` exists; FullDiskError where there is no room.
+    FileExistsError if `path` exists; FullDiskError if there is no room.
     """
     refuse_existing(path)
     with room_for(path), sole_writer(path):
-        refuse_existing(path)  # another process has just made it
+        refuse_existing(path)  # another process may have just made it
         temporary = path.parent / f".tmp-{path.name}"
-        shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
         temporary.mkdir()
         try:
             yield temporary
