@@ -84,16 +84,11 @@ def json_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None
     Lone surrogates, which JSON can spell and no tokenizer takes, become U+FFFD. A line that is not JSON raises ValueError
     with file and line; with `bad`, its place and error go there and reading goes on.
     """
-    if kind_of(path) == ".json":
-        content = b"".join(read_blocks(path))
-        try:
-            values = _parse(path, shown(path), content, 0)
-        except _Several:
-            pass
-        else:
-            items = values if isinstance(values, list) else [values]
-            yield from ((f"{shown(path)}, item {number}", value) for number, value in enumerate(items, 1))
-            return
+    if kind_of(path) == ".json" and not _has_values_by_line(path):
+        value = _parse(path, shown(path), b"".join(read_blocks(path)), 0)
+        items = value if isinstance(value, list) else [value]
+        yield from ((f"{shown(path)}, item {number}", item) for number, item in enumerate(items, 1))
+        return
     position, name = 0, shown(path)
     for number, line in enumerate(_read(path, lambda stream: stream.readline()), 1):
         place = f"{name}, line {number}"
@@ -109,8 +104,17 @@ def json_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None
         position += len(line)
 
 
-class _Several(ValueError):
-    """A text that holds more than one JSON value."""
+def _has_values_by_line(path: Path) -> bool:
+    """Whether a .json file, as many do, holds JSON lines: it has several lines, and the first is a whole value."""
+    lines = (line for line in _read(path, lambda stream: stream.readline()) if line.strip())
+    first, second = next(lines, b""), next(lines, b"")
+    if not second:
+        return False
+    try:
+        _parse(path, "", first, 0)
+    except ValueError:
+        return False
+    return True
 
 
 def _parse(path: Path, place: str, content: bytes, position: int) -> Any:
@@ -123,9 +127,8 @@ def _parse(path: Path, place: str, content: bytes, position: int) -> Any:
         except ValueError:  # a number of more than 4,300 digits
             value = json.loads(text, parse_int=float)
     except (ValueError, RecursionError) as error:
-        kind = _Several if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" else ValueError
         hint = "; a list over several lines is read from a .json file" if text.lstrip().startswith("[") else ""
-        raise kind(f"{place}: not JSON ({error}); each line must be one object{hint}") from None
+        raise ValueError(f"{place}: not JSON ({error}); each line must be one object{hint}") from None
     return _mended(value) if "\\" in text and "\\ud" in text.lower() else value  # the first is a fast search
 
 

@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from nutshell import text_files
 from nutshell.data.conversations import read_conversations
 from nutshell.data.shards import open_shards, prepare_shards
 from nutshell.data.text import find_text, read_documents, read_file
@@ -98,6 +99,13 @@ def test_json_files_are_lists_or_lines(tmp_path):
         file.write("plain text")
     with pytest.raises(ValueError, match=r"text\.json\.gz: not JSON"):
         list(read_documents(tmp_path / "only"))
+
+
+def test_a_json_file_of_lines_is_not_read_whole(tmp_path, monkeypatch):
+    """Such a file of 10 GB needed twice the memory of its text."""
+    rows(tmp_path / "lines.json", {"text": "three"}, {"text": "four"})
+    monkeypatch.setattr(text_files, "read_blocks", None)
+    assert list(read_documents(tmp_path / "lines.json")) == ["three", "four"]
 
 
 @pytest.mark.parametrize("codec", ["gz", "bz2", "zst"])

@@ -7,6 +7,7 @@ everything else, and the model runs in a Web Worker made from the page's own tex
 from __future__ import annotations
 
 import base64
+import glob
 import hashlib
 import json
 import re
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nutshell.checkpoint import load_model
-from nutshell.files import write_text
+from nutshell.files import sole_writer, write_text
 from nutshell.infer.native import native_shape
 from nutshell.infer.weights import named_weights
 from nutshell.interop.hf_export import card_facts
@@ -48,7 +49,9 @@ def export_html(model: Path, out: Path) -> Path:
     name, facts = card_facts(decoder, tok, manifest["meta"], model)
     content = page(decoder, tok, json.loads((model / "tokenizer.json").read_text(encoding="utf-8")), name, facts)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with room_for(out):
+    with room_for(out), sole_writer(out):
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+            left.unlink()  # by a process that was killed while it wrote
         write_text(out, content)
     return out
 
