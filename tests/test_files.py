@@ -19,6 +19,12 @@ def test_a_full_disk_is_named_by_every_file_that_is_written_whole(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_text_that_cannot_be_encoded_leaves_nothing(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "report.md", "half a pair \ud800")
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_processes_write_the_same_file(tmp_path, monkeypatch):
     """Of the kind of F34: the second one's temporary file was the first one's, which then was gone."""
     pids = iter([1, 2])

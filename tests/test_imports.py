@@ -13,20 +13,21 @@ SOURCE = Path(__file__).parents[1] / "src" / "nutshell"
 ALLOWED = {
     "config": set(),
     "files": set(),
+    "text_files": {"files"},
     "machine": set(),
     "ranks": set(),
     "runtime": {"machine", "ranks"},
     "metrics": {"files"},
     "hub": {"files"},
-    "data": {"files", "hub"},
-    "tokenizer": {"data", "files"},  # training reads files by the one reader of text, imported when it is needed
+    "data": {"files", "hub", "text_files"},
+    "tokenizer": {"data", "files", "text_files"},  # training reads files by the one reader of text, imported when it is needed
     "model": set(),
     "model_folder": {"files", "model", "tokenizer"},
     "checkpoint": {"files", "model", "model_folder", "tokenizer"},
     "plan": {"config", "files", "model"},
     "run": {"checkpoint", "files", "metrics", "model", "plan", "runtime", "tokenizer"},
-    "report": {"files", "metrics", "plan"},
-    "tasks": {"data", "files", "infer", "tokenizer"},  # HumanEval runs programs in the sandbox
+    "report": {"files", "metrics", "plan", "text_files"},
+    "tasks": {"data", "files", "infer", "text_files", "tokenizer"},  # HumanEval runs programs in the sandbox
     "infer": {"machine", "model", "tokenizer"},
     "eval": {"infer", "tasks", "data", "files", "tokenizer", "model"},
     "interop": {"checkpoint", "files", "hub", "infer", "model", "tokenizer"},  # a page has native decoding's shape and weights
@@ -45,6 +46,7 @@ ALLOWED = {
         "run",
         "runtime",
         "tasks",
+        "text_files",
         "tokenizer",
     },
 }

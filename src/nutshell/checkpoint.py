@@ -46,7 +46,7 @@ from nutshell.tokenizer import Tokenizer
 __all__ = [
     "STAGES", "DamagedCheckpointError", "Snapshot", "checkpoints", "drop_training", "find", "has_training", "incomplete",
     "latest", "load", "load_config", "load_model", "load_training", "read_manifest", "save_model_folder", "step_folder",
-    "take_snapshot", "verify", "write_snapshot",
+    "take_snapshot", "verify", "write_files", "write_snapshot",
 ]  # fmt: skip
 
 
@@ -108,26 +108,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> Path:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        (temporary / "config.json").write_text(json.dumps(snapshot.config, indent=2) + "\n", encoding="utf-8")
-        save_file(snapshot.weights, temporary / "model.safetensors", metadata={"format": "pt"})
-        snapshot.tok.save(temporary)
-        if snapshot.training is not None:
-            (temporary / "training").mkdir()
-            (temporary / "training" / "state.json").write_text(json.dumps(snapshot.training) + "\n", encoding="utf-8")
-            save_file(snapshot.tensors, temporary / "training" / "state.safetensors")
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        manifest = {
-            "format": 1,
-            "tokenizer": snapshot.tok.fingerprint,
-            "meta": snapshot.meta,
-            "files": {p.relative_to(temporary).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files},
-        }
-        manifest["sha256"] = manifest_hash(manifest)
-        for p in files:
-            fsync(p)
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        fsync(temporary / "manifest.json")
-        fsync(temporary)
+        write_files(temporary, snapshot)
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
@@ -138,6 +119,30 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def write_files(folder: Path, snapshot: Snapshot) -> None:
+    """Write all files of a model folder into an empty one and put them on the disk, the manifest last."""
+    (folder / "config.json").write_text(json.dumps(snapshot.config, indent=2) + "\n", encoding="utf-8")
+    save_file(snapshot.weights, folder / "model.safetensors", metadata={"format": "pt"})
+    snapshot.tok.save(folder)
+    if snapshot.training is not None:
+        (folder / "training").mkdir()
+        (folder / "training" / "state.json").write_text(json.dumps(snapshot.training) + "\n", encoding="utf-8")
+        save_file(snapshot.tensors, folder / "training" / "state.safetensors")
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    manifest = {
+        "format": 1,
+        "tokenizer": snapshot.tok.fingerprint,
+        "meta": snapshot.meta,
+        "files": {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files},
+    }
+    manifest["sha256"] = manifest_hash(manifest)
+    for p in files:
+        fsync(p)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    fsync(folder / "manifest.json")
+    fsync(folder)
 
 
 def drop_training(folder: Path) -> None:

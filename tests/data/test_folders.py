@@ -8,10 +8,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from nutshell import text_files
 from nutshell.data.conversations import read_conversations
 from nutshell.data.shards import open_shards, prepare_shards
-from nutshell.data.text import find_text, read_documents
-from nutshell.files import read_blocks, write_json
+from nutshell.data.text import find_text, read_documents, read_file
+from nutshell.files import write_json
+from nutshell.text_files import read_blocks
 from nutshell.tokenizer import Tokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
@@ -99,6 +101,13 @@ def test_json_files_are_lists_or_lines(tmp_path):
         list(read_documents(tmp_path / "only"))
 
 
+def test_a_json_file_of_lines_is_not_read_whole(tmp_path, monkeypatch):
+    """Such a file of 10 GB needed twice the memory of its text."""
+    rows(tmp_path / "lines.json", {"text": "three"}, {"text": "four"})
+    monkeypatch.setattr(text_files, "read_blocks", None)
+    assert list(read_documents(tmp_path / "lines.json")) == ["three", "four"]
+
+
 @pytest.mark.parametrize("codec", ["gz", "bz2", "zst"])
 def test_packed_files_and_damaged_ones(tmp_path, codec):
     path = tmp_path / f"a.JSONL.{codec}"
@@ -182,7 +191,7 @@ def test_f38_parquet_columns_of_all_kinds_of_text(tmp_path, kind, column):
     array = array.cast(KINDS[kind]) if KINDS[kind] else array.dictionary_encode()
     pyarrow.parquet.write_table(pyarrow.table({"id": pyarrow.array(["x"] * 40), column: array}), tmp_path / "a.parquet")
     found = find_text(tmp_path)
-    assert list(found.documents()) == [f"row {number} of words" for number in range(40)]
+    assert list(read_file(found.train[0], found.notes)) == [f"row {number} of words" for number in range(40)]
     assert ("column" in found.summary()) == (column != "text")
     expected = Tokenizer.train([f"row {number} of words" for number in range(40)], 300).merges
     assert Tokenizer.train(tmp_path / "a.parquet", 300).merges == expected

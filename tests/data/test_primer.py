@@ -7,10 +7,12 @@ from itertools import islice
 import pytest
 
 from nutshell.data import primer
-from nutshell.data.primer.conversations import WRITERS as EXCHANGE_WRITERS
-from nutshell.data.primer.facts import RELATIONS, facts
+from nutshell.data.primer.book import phrases
+from nutshell.data.primer.conversations import CONVERSATION_WEIGHTS, SINGLE, WITH_FOLLOW_UPS
+from nutshell.data.primer.documents import DOCUMENT_SHARES, WRITERS
+from nutshell.data.primer.facts import facts
 from nutshell.data.primer.letters import counting, measuring, spelling
-from nutshell.data.primer.sums import OPERATORS, QUESTIONS, STORIES, Sum
+from nutshell.data.primer.sums import OPERATORS, SPOKEN, Sum
 
 
 def flat(conversation):
@@ -47,21 +49,23 @@ def test_documents_stop_after_the_asked_characters(pages):
     assert list(primer.documents(0, 0)) == []
 
 
-def test_every_kind_keeps_its_share_of_the_characters():
-    shares = {"stories": 0.5, "sums": 0.3, "letters": 0.2}
-    marks = {"sums": r"^(Question: .*\nCalculator|\d+ )", "letters": r"^(I (spell|count)|Question: .*\nAnswer: I (spell|count))"}
+def test_every_kind_keeps_its_share_of_the_characters(pages):
+    marks = {
+        "sums": r"^(Question: .*\nCalculator|\d+ )",
+        "letters": r"^(I (spell|count)|Question: .*\nAnswer: I (spell|count))",
+    }
     characters = Counter()
-    for page in primer.documents(1, 300_000, shares):
-        kind = next((kind for kind, mark in marks.items() if re.search(mark, page)), "stories")
-        characters[kind] += len(page)
-    total = sum(characters.values())
-    assert {kind: round(count / total, 2) for kind, count in characters.items()} == pytest.approx(shares, abs=0.02)
+    for page in pages:
+        characters[next((kind for kind, mark in marks.items() if re.search(mark, page)), "other")] += len(page)
+    for kind in ("sums", "letters"):
+        assert characters[kind] / characters.total() == pytest.approx(DOCUMENT_SHARES[kind], abs=0.02)
 
 
-def test_default_shares_and_weights_add_up_to_one():
-    assert sum(primer.DOCUMENT_SHARES.values()) == pytest.approx(1)
-    assert sum(primer.CONVERSATION_WEIGHTS.values()) == pytest.approx(1)
-    assert set(primer.CONVERSATION_WEIGHTS) == set(primer.KINDS) == set(EXCHANGE_WRITERS)
+def test_shares_and_weights_add_up_to_one_and_each_has_a_writer():
+    assert sum(DOCUMENT_SHARES.values()) == pytest.approx(1)
+    assert sum(CONVERSATION_WEIGHTS.values()) == pytest.approx(1)
+    assert set(DOCUMENT_SHARES) == set(WRITERS)
+    assert set(CONVERSATION_WEIGHTS) == {*SINGLE, *WITH_FOLLOW_UPS}
 
 
 def test_pages_hardly_repeat(pages):
@@ -107,9 +111,8 @@ def test_tool_calls_hold_the_expression_its_value_and_the_sentence():
             assert int(a) == value * int(b)
 
 
-def test_kinds_and_exchanges_can_be_chosen():
-    chats = list(primer.conversations(0, 50, kinds=["spelling"], exchanges=[3]))
-    assert all(len(chat["messages"]) - (chat["messages"][0]["role"] == "system") == 6 for chat in chats)
+def test_kinds_can_be_chosen():
+    chats = list(primer.conversations(0, 50, kinds=["spelling"]))
     assert all(
         "I spell" in message["content"] for chat in chats for message in chat["messages"] if message["role"] == "assistant"
     )
@@ -119,13 +122,9 @@ def test_kinds_and_exchanges_can_be_chosen():
     ("call", "message"),
     [
         (lambda: primer.documents(0, -1), "characters must be 0 or more, got -1"),
-        (lambda: primer.documents(0, 10, {"poems": 1.0}), "stories, facts, letters, sums, identity"),
-        (lambda: primer.documents(0, 10, {"facts": 0.0}), "weights >= 0"),
         (lambda: primer.conversations(0, -2), "count must be 0 or more, got -2"),
         (lambda: primer.conversations(0, 1, kinds=["poems"]), "poems"),
         (lambda: primer.conversations(0, 1, kinds=[]), "kinds must be one or more"),
-        (lambda: primer.conversations(0, 1, weights={"facts": 0.0}), "at least one above 0"),
-        (lambda: primer.conversations(0, 1, exchanges=[0]), "numbers >= 1"),
         (lambda: primer.held_out("poems", 0, 1), "not for 'poems'"),
         (lambda: primer.held_out("facts", 0, -1), "count must be 0 or more"),
         (lambda: primer.rl_problems(0, 1, {"facts": 1.0}), "sums, letters, vowels"),
@@ -162,7 +161,6 @@ def test_facts_are_unambiguous_and_phrased_in_many_ways():
         for question in fact.questions:
             replies_by_question.setdefault(question, set()).add(fact.reply)
     assert all(len(replies) == 1 for replies in replies_by_question.values())
-    assert len({relation.name for relation in RELATIONS}) == len(RELATIONS)
 
 
 def test_a_few_facts_by_hand():
@@ -181,7 +179,10 @@ def test_a_few_facts_by_hand():
 
 
 def test_every_operator_has_questions():
-    assert set(OPERATORS) == set(QUESTIONS) == set(STORIES)
+    assert set(OPERATORS) == set(SPOKEN)
+    for spoken in SPOKEN.values():
+        assert phrases("sums", spoken)
+        assert phrases("sums", f"{spoken}, a story")
 
 
 def test_an_identity_fills_what_the_model_says_of_itself_and_nothing_else():

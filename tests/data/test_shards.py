@@ -1,4 +1,5 @@
 import json
+import os
 
 import pyarrow.parquet
 import pytest
@@ -60,6 +61,21 @@ def test_a_shard_folder_is_used_as_it_is_and_written_shards_again(tmp_path):
     assert (folder / "manifest.json").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match="other data or settings"):
         prepare_shards(path, tmp_path / "shards", seed=4)
+
+
+def test_a_manifest_of_somebody_else_is_no_damage(tmp_path):
+    """Its reader was told to delete the folder of his own texts."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "manifest.json").write_text("[1, 2]")
+    (tmp_path / "in" / "a.txt").write_text("some words of text. " * 500)
+    assert not is_shard_folder(tmp_path / "in")
+    assert is_shard_folder(prepare_shards(tmp_path / "in", tmp_path / "shards"))
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"caf\ufffd is not UTF-8"):
+        write_shards(DOCUMENTS, tmp_path / os.fsdecode(b"caf\xe9"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_left_after_a_failure(tmp_path):

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from nutshell.cli.main import exit_code
 from nutshell.data import shuffle
-from nutshell.data.shards import open_shards, prepare_shards
+from nutshell.data.shards import open_shards, prepare_shards, write_with
 from nutshell.data.shuffle import Layout, scatter, shuffle_files
 
 texts = st.text(alphabet="ab 天\n", min_size=1, max_size=12).filter(lambda text: not text.isspace())
@@ -27,8 +28,10 @@ def write(folder, documents, files=1):
     return sorted(folder.glob("*.jsonl"))
 
 
-def notes():
-    return defaultdict(Counter)
+def shuffle_in(buckets, train, val, folder, layout):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffle, "count_buckets", lambda files: buckets)
+        return shuffle_files(train, val, folder, layout, defaultdict(Counter))
 
 
 def read(folder, split):
@@ -45,7 +48,7 @@ def test_every_document_is_written_once_in_an_order_of_its_own(tmp_path_factory,
     assume(len(set(documents)) > 4)
     layout = Layout(val_fraction=0.2, rows_per_group=4, shard_characters=40)
     inputs = write(base / "in", documents, files)
-    facts = shuffle_files(inputs, [], base / "out", layout, notes(), buckets)
+    facts = shuffle_in(buckets, inputs, [], base / "out", layout)
     train, val = read(base / "out", "train"), read(base / "out", "val")
     assert sum(map(len, train + val)) <= sum(map(len, set(documents)))  # spaces at the cut are lost
     assert len(set(documents) - set(train + val)) <= 1  # the document that is cut
@@ -54,7 +57,7 @@ def test_every_document_is_written_once_in_an_order_of_its_own(tmp_path_factory,
     assert val
     shuffled = list(documents)
     order.shuffle(shuffled)
-    again = shuffle_files(write(base / "in2", shuffled, 2), [], base / "out2", layout, notes(), buckets)
+    again = shuffle_in(buckets, write(base / "in2", shuffled, 2), [], base / "out2", layout)
     assert (read(base / "out2", "train"), read(base / "out2", "val")) == (train, val)
     assert again["documents"] == facts["documents"]
 
@@ -63,7 +66,7 @@ def test_it_is_a_shuffle_of_everything(tmp_path):
     """F3: a folder of English before one of Chinese, each larger than a shard."""
     layout = Layout(shard_characters=2000, rows_per_group=40)
     inputs = write(tmp_path / "in", [f"english {n:04d}" for n in range(600)] + [f"汉语 {n:04d}" for n in range(600)])
-    shuffle_files(inputs, [], tmp_path / "out", layout, notes(), 3)
+    shuffle_in(3, inputs, [], tmp_path / "out", layout)
     shards = open_shards(tmp_path / "out")
     for block in range(shards.blocks("train") - 1):
         texts = shards.read("train", block)
@@ -73,7 +76,7 @@ def test_it_is_a_shuffle_of_everything(tmp_path):
 def test_named_validation_files_are_all_of_it_and_never_trained_on(tmp_path):
     train = write(tmp_path / "train", [f"document {n}" for n in range(100)])
     val = write(tmp_path / "val", ["document 3", "document 50", "another", "another"])
-    facts = shuffle_files(train, val, tmp_path / "out", Layout(), notes(), 4)
+    facts = shuffle_in(4, train, val, tmp_path / "out", Layout())
     assert sorted(read(tmp_path / "out", "val")) == ["another", "document 3", "document 50"]
     assert facts["documents"] == {"train": 98, "val": 3}
     assert facts["duplicates_dropped"] == 3
@@ -89,9 +92,30 @@ def test_several_processes_do_the_same_and_name_what_is_wrong(tmp_path, monkeypa
     several = prepare_shards(tmp_path / "in", tmp_path / "several")
     assert (read(alone, "train"), read(alone, "val")) == (read(several, "train"), read(several, "val"))
     (tmp_path / "in" / "2.jsonl").write_text('{"text": "fine"}\nbroken\n')
-    with pytest.raises(ValueError, match=r"2\.jsonl, line 2: not JSON"):
+    with pytest.raises(ValueError, match=r"2\.jsonl, line 2: not JSON") as error:
         prepare_shards(tmp_path / "in", tmp_path / "bad")
+    assert exit_code(error.value) == 2
     assert not list(tmp_path.glob("*bad*"))
+
+
+def killed(file, notes):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_told_and_what_is_done_stays(tmp_path, monkeypatch):
+    """As the kernel does where memory ends: it was a traceback, and hours of reading were thrown away."""
+    files = write(tmp_path / "in", [f"document {n}" for n in range(20)], files=2)
+    monkeypatch.setattr(shuffle, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(shuffle, "INPUT_BYTES", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+    def shuffled(beside):
+        return shuffle_files(files, [], beside, Layout(), defaultdict(Counter), read=killed)
+
+    with pytest.raises(MemoryError, match="was killed, probably for lack of memory"):
+        write_with(shuffled, tmp_path / "out", "source", Layout())
+    assert (tmp_path / ".out.partial" / "parts" / "source.json").exists()
 
 
 SCRIPT = """

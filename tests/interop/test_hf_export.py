@@ -1,6 +1,7 @@
 """Folders for transformers: opened there they give the same logits, the same greedy text and the same prompt of a chat."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from small_models import CHATS, greedy, save_folder
 import nutshell
 from nutshell import checkpoint
 from nutshell.files import sole_writer
-from nutshell.interop.hf_export import export_hf
+from nutshell.interop.hf_export import export_hf, results
+from nutshell.interop.hf_import import import_hf
 from nutshell.model.config_file import config_from_json
 from nutshell.tokenizer.chat import render_prompt
 
@@ -116,12 +118,17 @@ def test_the_card_has_the_numbers_of_the_report_and_its_example_runs(transformer
     assert capsys.readouterr().out.endswith("\n")
 
 
+def test_a_model_at_the_root_of_a_disk_has_no_report():
+    """/model, as containers mount it, has no folder two above: it was an IndexError."""
+    assert results(Path("/model")) == ""
+
+
 def test_the_command_exports_and_refuses(command, refused, portable, tmp_path):
     code, out, _ = command("export", "hf", portable, tmp_path / "out", "--json")
     assert code == 0
     assert json.loads(out)["path"] == str(tmp_path / "out")
     assert config_from_json(json.loads((tmp_path / "out" / "config.json").read_text())).architecture == "portable"
-    refused(tmp_path, "Accepted: a folder that does not exist yet", "export", "hf", portable, tmp_path / "out")
+    refused(tmp_path, "Accepted: a name that nothing has yet", "export", "hf", portable, tmp_path / "out")
     refused(tmp_path, "does not exist", "export", "hf", tmp_path / "missing", tmp_path / "other")
     refused(tmp_path, "--nanochat is for speed", "export", "hf", portable, tmp_path / "other", "--nanochat")
 
@@ -133,26 +140,32 @@ def test_what_transformers_nanochat_lacks_is_named(refused, speed, tmp_path):
     refused(tmp_path, "trained with --window-pattern L. Or", "export", "hf", folder, tmp_path / "out", "--nanochat")
 
 
-@pytest.mark.parametrize("export", ["hf", "gguf --type f32"])
-def test_a_disk_that_is_full_leaves_nothing(portable, tmp_path, run_command, export):
+@pytest.mark.parametrize("command", ["export hf", "export gguf --type f32", "export html", "import hf"])
+def test_a_disk_that_is_full_leaves_nothing(portable, tmp_path, run_command, command):
     """A limit on the size of files stands for it."""
     resource = pytest.importorskip("resource", reason="needs limits of processes")
+    source = portable if "export" in command else export_hf(portable, tmp_path / "theirs")
+    out = ["out.html"] if "export" in command else ["--out", "out"]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        code, _, error = run_command(["export", *export.split(), str(portable), "out"])
+        code, _, error = run_command([*command.split(), str(source), *out])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (code, error.startswith("nutshell: error: cannot write out: ")) == (2, True), error
-    assert list(tmp_path.iterdir()) == []
+    assert (code, error.startswith("nutshell: error: cannot write out")) == (2, True), error
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"] * (source != portable)
 
 
-def test_an_export_that_was_killed_leaves_nothing_for_ever(portable, tmp_path):
+@pytest.mark.parametrize("make", [export_hf, import_hf])
+def test_what_was_killed_leaves_nothing_for_ever(portable, tmp_path, make):
     """kill -9 left a hidden folder as large as the model at each try; two at once do not delete each other's."""
-    (tmp_path / ".tmp-out").mkdir()
-    (tmp_path / ".tmp-out" / "model.safetensors").touch()
-    with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="another process is writing"):
-        export_hf(portable, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == [".tmp-out"]
-    export_hf(portable, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    source = portable if make is export_hf else export_hf(portable, tmp_path / "theirs")
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / ".tmp-out").mkdir()
+    (made / ".tmp-out" / "model.safetensors").touch()
+    with sole_writer(made / "out"), pytest.raises(ValueError, match="another process is writing"):
+        make(source, made / "out")
+    assert [path.name for path in made.iterdir()] == [".tmp-out"]
+    make(source, made / "out")
+    assert [path.name for path in made.iterdir()] == ["out"]

@@ -238,7 +238,7 @@ def test_what_is_no_model_is_refused(refused, portable, tmp_path):
     folder = export_hf(portable, tmp_path / "folder")
     out = tmp_path / "out"
     refused(tmp_path, "config.json does not exist", "import", "hf", tmp_path / "missing", "--out", out)
-    refused(tmp_path, "Accepted: a folder that does not exist yet", "import", "hf", folder, "--out", folder)
+    refused(tmp_path, "Accepted: a name that nothing has yet", "import", "hf", folder, "--out", folder)
     (folder / "model.safetensors").write_bytes(b"\x09")
     refused(tmp_path, "model.safetensors is damaged", "import", "hf", folder, "--out", out)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

@@ -391,3 +391,9 @@ def test_large_models_and_taken_names_are_refused(speed, tmp_path, refused, monk
     refused(tmp_path, "is no name of a page. Accepted: a name that ends with .html", "export", "html", speed, tmp_path / "page")
     monkeypatch.setattr(html, "LARGEST", 1000)
     refused(tmp_path, "M parameters. Accepted: up to 0M", "export", "html", speed, tmp_path / "page.html")
+
+
+def test_what_a_killed_export_left_is_cleared(speed, tmp_path):
+    (tmp_path / ".page.html.123.tmp").write_text("half of one")
+    html.export_html(speed, tmp_path / "page.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]

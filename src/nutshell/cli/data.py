@@ -46,7 +46,7 @@ def stats(arguments: list[str]) -> Any:
     )  # fmt: skip
     from nutshell.data.conversations import find_conversations
     from nutshell.data.text import read_documents
-    from nutshell.files import kind_of
+    from nutshell.text_files import kind_of
     from nutshell.tokenizer.chat import parse_messages
 
     tok, context = _tokenizer(asked.tokenizer, asked.model)

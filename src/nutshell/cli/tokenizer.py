@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nutshell.cli.arguments import check_output, existing, parse_arguments, read_text, utf8
-from nutshell.files import COMPRESSED, kind_of
+from nutshell.text_files import COMPRESSED, kind_of
 
 if TYPE_CHECKING:
-    from nutshell.data.text import Found
+    from nutshell.data.find import Files
     from nutshell.tokenizer import Tokenizer
 
 HEAD_BYTES = 4_000_000
@@ -129,7 +129,7 @@ def _names_a_recipe(arguments: list[str]) -> bool:
     return bool(names & ({f.name for f in fields(Recipe)} - {"out", "vocab_size", "threads"}))
 
 
-def _check(options: argparse.Namespace) -> Found:
+def _check(options: argparse.Namespace) -> Files:
     """The files to train on. Bad input is refused here, before the training begins."""
     from nutshell.data.text import TEXT_KINDS, find_text
 

@@ -9,9 +9,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from nutshell.data.find import find_files, names_of
 from nutshell.data.formats import FIRST_ROWS, accepted_columns, tell_format
 from nutshell.data.rows import ROW_KINDS, file_rows, kind_of_error
-from nutshell.data.text import find_files, names_of
 from nutshell.files import json_kind
 
 Example = dict[str, Any]
@@ -20,7 +20,7 @@ Example = dict[str, Any]
 
 @dataclass(kw_only=True)
 class Found:
-    """Conversations of some files, and what was wrong with the rows that are none."""
+    """The conversations of some files, and what was wrong with bad rows."""
 
     examples: list[Example] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)  # rows by format
@@ -29,7 +29,7 @@ class Found:
     first_bad: str = ""  # place and error of the first
 
     def summary(self) -> str:
-        """One line: rows by format, and those that were left out."""
+        """One line: rows by format, and how many were left out."""
         text = ", ".join(f"{count:,} rows of {name}" for name, count in self.formats.most_common())
         text += f"; {self.unlearned:,} without an answer to learn" if self.unlearned else ""
         return text + (f"; {self.bad.total():,} bad rows left out ({self.bad_by_kind()})" if self.bad else "")
@@ -42,14 +42,14 @@ class Found:
 def read_conversations(
     paths: Path | str | Iterable[Path | str], *, check: Callable[[Any], Any] | None = None, skip_bad: bool = False
 ) -> list[Example]:
-    """The conversations of files or folders, see `find_conversations`. ValueError where a row is bad, unless `skip_bad`."""
+    """The conversations of files or folders, see `find_conversations`. ValueError if a row is bad, unless `skip_bad`."""
     found = find_conversations(paths, check=check)
     refuse_bad(found, skip_bad)
     return found.examples
 
 
 def refuse_bad(found: Found, skip_bad: bool) -> None:
-    """ValueError that names the first bad row and counts all of them, unless they are to be left out and others remain."""
+    """ValueError if there are bad rows, with the first and their number. With `skip_bad` only if no row is good."""
     if found.bad and not (skip_bad and found.examples):
         rows, bad = found.bad.total() + len(found.examples), found.bad.total()
         mend = "Mend or delete them, or leave them out: --skip-bad." if found.examples else "None remains; mend them."
@@ -57,10 +57,10 @@ def refuse_bad(found: Found, skip_bad: bool) -> None:
 
 
 def find_conversations(paths: Path | str | Iterable[Path | str], *, check: Callable[[Any], Any] | None = None) -> Found:
-    """Conversations from files or folders (see `find_files`), bad rows counted; a row's other columns are left out.
+    """Read the conversations of files or folders (see `find_files`), and count the bad rows; other columns are ignored.
 
-    `check` gets each list of messages, raises ValueError about roles and their order, and may return the messages to keep.
-    Raises ValueError where a file has none of the formats, cannot be read at all, or where there is no row.
+    `check` gets each list of messages, raises ValueError if roles or their order are wrong, and may return tidied messages.
+    ValueError for a file in none of the formats, a file that cannot be read, and if there is no row at all.
     """
     files = find_files(paths, ROW_KINDS, _is_conversation).train
     found = Found()
@@ -72,13 +72,13 @@ def find_conversations(paths: Path | str | Iterable[Path | str], *, check: Calla
 
 
 def _is_conversation(row: Any) -> bool:
-    """In a folder, files of text beside those of conversations are for pretraining; alone there, they are what is meant."""
+    """In a folder, rows of plain text beside conversations are for pretraining. If there is nothing else, they are taken."""
     form = tell_format([row])
     return form is not None and form.name != "text"
 
 
 def _rows_and_errors(file: Path) -> Iterator[tuple[str, Any]]:
-    """(place, row) of a file in its order; for a row that cannot be parsed (place, the ValueError)."""
+    """(place, row) for each row of a file in order; for one that cannot be parsed (place, its ValueError)."""
     errors: list[tuple[str, ValueError]] = []
     for place, row in file_rows(file, lambda place, error: errors.append((place, error))):
         yield from errors

@@ -1,6 +1,6 @@
-"""Named data into a folder: only what is missing is fetched, and a file appears when its bytes are proven.
+"""Download named data into a folder. Only what is missing is fetched, and a file appears once its hash is verified.
 
-A hidden record beside the files says which commit they are of, and is how a later call knows what is there.
+A hidden record beside the files holds their commit and sizes, so that a later call knows what is there.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ PARTIAL = ".partial"
 def download(
     source: Source, folder: Path, *, shards: int | None = None, url: str = "", note: Callable[[str], object] = lambda line: None
 ) -> list[Path]:
-    """Bring a source into `folder` and return its files; `note` hears one line of what was done.
+    """Bring a source into `folder` and return its files; `note` gets one line about what was done.
 
-    ValueError where the network, the hub or the disk do not allow it, or where `folder` holds files of something else. Files that
-    had arrived stay, and the next call goes on with the rest.
+    ValueError if the network, the hub or the disk do not allow it, or if `folder` holds other files. Files that have arrived
+    stay, and the next call fetches the rest.
     """
     if url and not source.url:
         raise ValueError(f"--url is for sources that are no hub repository; {source.folder} is {source.repository}.")
@@ -44,7 +44,7 @@ def download(
 
 
 def _download_files(source: Source, folder: Path, shards: int | None, note: Callable[[str], object]) -> list[Path]:
-    """The files of a hub repository that are missing."""
+    """Fetch the missing files of a hub repository."""
     wanted = source.wanted(shards)
     record = _read_record(source, folder)
     missing = {name: path for name, path in wanted.items() if not _is_there(folder / name, record)}
@@ -54,7 +54,7 @@ def _download_files(source: Source, folder: Path, shards: int | None, note: Call
         lacking = f"{folder} lacks {len(missing)} of {len(wanted)} files of {source.repository}"
         raise ValueError(f"{lacking}, and HF_HUB_OFFLINE is set.")
     if missing:
-        # The commit of the first call stands, so that all files are of one state of a branch.
+        # Later calls stay with the commit of the first one, so that all files are of one state of the branch.
         record["commit"], found = remote_files(source.repository, record["commit"] or source.revision, [*missing.values()])
         _check_known(source, found)
         _fetch(source, folder, record, missing, found)
@@ -109,13 +109,13 @@ def _read_record(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def _is_there(file: Path, record: dict[str, Any]) -> bool:
-    """Renamed into place when whole, so its size is proof enough."""
+    """Whether the file is there. It was renamed into place when complete, so its size is proof enough."""
     facts = record["files"].get(file.name)
     return facts is not None and file.is_file() and file.stat().st_size == facts["bytes"]
 
 
 def _to_json_lines(file: Path) -> Path:
-    """A Parquet file rewritten as JSON lines beside it, which take its place."""
+    """Replace a Parquet file by JSON lines of the same rows."""
     lines = file.with_suffix(".jsonl")
     with lines.open("w", encoding="utf-8", newline="\n") as out:
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for _, row in file_rows(file))
@@ -127,7 +127,7 @@ def _to_json_lines(file: Path) -> Path:
 
 
 def _download_url(source: Source, folder: Path, url: str, note: Callable[[str], object]) -> list[Path]:
-    """One file, or the files of a .zip; the folder appears complete."""
+    """Fetch one file, or unpack the files of a .zip; the folder appears complete."""
     if (folder / RECORD).exists():
         note(f"{folder}: all there; licence: {source.licence}")
         return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RECORD)
@@ -149,7 +149,7 @@ def _download_url(source: Source, folder: Path, url: str, note: Callable[[str], 
         if promised and file.stat().st_size != int(promised):
             raise ValueError(f"{url} ended after {file.stat().st_size} of {promised} bytes. Run it again.")
         facts: dict[str, Any] = {"repository": url, "commit": "", "sha256": sha256(file), "files": {}}
-        if file.suffix == ".zip":  # whatever another address calls it
+        if file.suffix == ".zip":  # even if another address names it otherwise
             _unpack(file, partial)
         write_json(partial / RECORD, facts)
         partial.rename(folder)
@@ -170,7 +170,7 @@ def _download_url(source: Source, folder: Path, url: str, note: Callable[[str], 
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """The files of a .zip without the one folder that holds them all."""
+    """Unpack a .zip into `folder`, without the single top folder that holds all its files."""
     with zipfile.ZipFile(archive) as packed:
         names = [name for name in packed.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")]
         top = os.path.commonpath([*names]) if len(names) > 1 else ""

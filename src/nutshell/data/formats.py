@@ -1,7 +1,7 @@
-"""What rows of fine-tuning data look like elsewhere, each read as the one conversation of this project.
+"""The formats of fine-tuning data, each turned into this project's one kind of conversation.
 
-A format is told by the columns of the first rows. Its reader takes one row and returns a list of messages, or the text of a
-document; it raises ValueError about a row that is broken.
+The columns of the first rows tell the format. Its reader takes one row and returns a list of messages, or the text of a document;
+it raises ValueError for a broken row.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ PAIRS = (
     ("prompt", "response"), ("prompt", "completion"), ("question", "answer"), ("instruction", "output"),
     ("instruction", "response"),
 )  # fmt: skip
-"""Columns of one question and one answer. The instruction of Alpaca and Dolly may come with an input or a context."""
+"""Columns of one question and one answer. Alpaca's instruction may have an `input` beside it, Dolly's a `context`."""
 SPEAKERS = {"human": "user", **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model"), "assistant")}
-"""Names that ShareGPT's rows have for the roles."""
+"""ShareGPT's names for the roles."""
 
 
 class Format(NamedTuple):
@@ -35,7 +35,7 @@ class Format(NamedTuple):
 
 
 def tell_format(rows: Iterable[Any]) -> Format | None:
-    """The format that most of the first rows have, so that a broken first row does not decide; None where they have none."""
+    """The format of most of the first rows, so that one broken row does not decide; None if they have none of the formats."""
     names = Counter(next((form.name for form in FORMATS if form.fits(row)), "") for row in rows)
     name = names.most_common(1)[0][0] if names else ""
     return next((form for form in FORMATS if form.name == name), None)
@@ -55,7 +55,7 @@ def _is_messages(row: Any) -> bool:
 
 
 def _messages(row: Any) -> Messages:
-    """OpenAI's: a list of messages under `messages`, or bare. tokenizer/chat.py checks what is in them."""
+    """OpenAI's format: a list of messages, bare or under `messages`. tokenizer/chat.py checks what is in them."""
     messages = row["messages"] if isinstance(row, dict) else row
     if isinstance(messages, str) and messages.lstrip().startswith("["):  # as a cell of a table has it
         messages = json.loads(messages)
@@ -70,7 +70,7 @@ def _messages(row: Any) -> Messages:
 
 
 def _sharegpt(row: Any) -> Messages:
-    """Turns `from` and `value` under `conversations`; some files have OpenAI's `role` and `content` there."""
+    """Turns with `from` and `value` under `conversations`; some files have OpenAI's `role` and `content` there."""
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"'conversations' must be a list of at least one turn, found {turns!r:.60}")
@@ -106,7 +106,7 @@ def _with_system(row: Any, messages: Messages) -> Messages:
 
 
 def _text(row: Any) -> str:
-    """A document, of which every token is learned, as in pretraining."""
+    """A document. All of its tokens are learned, as in pretraining."""
     if not isinstance(row["text"], str) or not row["text"].strip():
         raise ValueError(f"column 'text' must be text, found {row['text']!r:.60}")
     return row["text"]

@@ -1,4 +1,4 @@
-"""The text of an HTML page, as a reader of it sees it."""
+"""The text of an HTML page, as a reader sees it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class _Page(HTMLParser):
-    """Collects what a reader of the page sees: no scripts, a line break where a block begins or ends."""
+    """Collects the visible text: no scripts, and a line break where a block begins or ends."""
 
     HIDDEN = ("script", "style", "noscript", "template", "svg", "head")
     PARAGRAPHS = ("p", "h1", "h2", "h3", "h4", "pre", "blockquote", "table")
@@ -23,7 +23,7 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         if tag in self.HIDDEN:
             self.hidden.append(tag)
-        if tag == "body":  # of a head that was never closed
+        if tag == "body":  # in case the head was never closed
             self.hidden.clear()
         self.preformatted += tag == "pre"
         self._break(tag)
@@ -48,7 +48,7 @@ class _Page(HTMLParser):
 
 
 def html_text(page: str) -> str:
-    """The text of an HTML page, blocks on lines of their own."""
+    """The visible text of an HTML page, each block on lines of its own."""
     parser = _Page()
     parser.feed(page)
     parser.close()

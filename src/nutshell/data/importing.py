@@ -1,7 +1,7 @@
-"""Anybody's files into shards to train on: text, pages, tables, code, PDF, packed or not.
+"""Turn anybody's files into shards to train on: text, web pages, tables, code and PDF, compressed or not.
 
-Each file is read by its kind, what does not fit is left out and counted, and shuffle.py shuffles, drops exact duplicates and
-divides. Rows and plain text are read by text.py, as in training.
+Each file is read by its kind, and what is not wanted is left out and counted. shuffle.py then shuffles, drops exact duplicates
+and holds out a validation part. Rows and plain text are read by text.py, as in training.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nutshell.data.find import Notes, find_files
 from nutshell.data.html import html_text
 from nutshell.data.near_duplicates import NearDuplicates
 from nutshell.data.rows import ROW_KINDS, TABLES, Bad, kind_of_error, lines_of
 from nutshell.data.shards import read_manifest, refuse_filled, write_with
 from nutshell.data.shuffle import Layout, shuffle_files
-from nutshell.data.text import TEXT_KINDS, Notes, find_column, find_files, read_file, split_text
-from nutshell.files import encoding_of, kind_of, read_blocks, shown, text_blocks
+from nutshell.data.text import TEXT_KINDS, find_column, read_file, split_text
+from nutshell.files import shown
+from nutshell.text_files import encoding_of, kind_of, read_blocks, text_blocks
 
 PAGES, PDF = (".html", ".htm", ".xhtml"), (".pdf",)
 _CODE = (
@@ -35,7 +37,7 @@ _CODE = (
 CODE = tuple(_CODE.split())
 KINDS = (*TEXT_KINDS, *PAGES, *TABLES, *PDF, *CODE)
 WHOLE = 1 << 20
-"""Characters of the longest text file that stays one document; longer ones are cut at blank lines."""
+"""Characters of the longest file that stays one document; longer ones are cut at blank lines."""
 LANGUAGE_CHARACTERS = 1000
 
 
@@ -44,19 +46,19 @@ class Choice:
     """What becomes a document."""
 
     column: str = ""
-    """Of rows and tables; empty: the first known name of a column of text."""
+    """The column of rows and tables to read; empty: the first of the known names (text.py)."""
     encoding: str = ""
-    """Of text, code, pages and tables; empty: UTF-8, or UTF-16 where the file says so."""
+    """Of text, code, pages and tables; empty: UTF-8, or what the file itself says."""
     lines: bool = False
     """Each line of a .txt file is a document."""
     min_chars: int = 1
     max_chars: int = sys.maxsize
     near_duplicates: float = 0.0
-    """Leave out texts that are so like an earlier one; 0 looks for equal ones only."""
+    """Leave out texts at least this similar to an earlier one (0.5 to 1); 0 drops only equal ones."""
     languages: tuple[str, ...] = ()
-    """Codes of ISO 639; leave out texts in others, told by their first 1,000 characters. Empty: all."""
+    """Codes of ISO 639. Texts in other languages are left out, judged by their first 1,000 characters. Empty: all are kept."""
     skip_bad: bool = False
-    """Leave out what cannot be read (a file from there on) in place of stopping."""
+    """Leave out bad rows, and files from where they cannot be read, in place of stopping."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_chars <= self.max_chars:
@@ -74,10 +76,11 @@ class Choice:
 def import_files(
     paths: list[str], folder: Path, choice: Choice, *, note: Callable[[str], object] = lambda line: None, **options: Any
 ) -> dict[str, Any]:
-    """Write the documents of files and folders (or - for standard input) as shards into `folder`; what was taken and left.
+    """Write the documents of files and folders (- is standard input) as shards into `folder`; returns what was taken and left
+    out, as counts.
 
-    `options` are those of `Layout`. An interrupted import of the same files goes on, unless it looks for near duplicates (what
-    was seen is in memory). ValueError names the file that cannot be read and what is accepted; nothing is written then.
+    `options` are those of `Layout`. An interrupted import of the same files resumes where it stopped, unless it looks for near
+    duplicates, whose memory is lost. ValueError names a file that cannot be read; nothing is written then.
     """
     layout = Layout(**options)
     refuse_filled(folder)
@@ -138,8 +141,8 @@ def _from_stdin(folder: Path) -> Path:
 
 
 def read_chosen(file: Path, notes: Notes, *, choice: Choice, seen: NearDuplicates | None) -> Iterator[str]:
-    """The documents of a file that are chosen; the others are counted in `notes`. With skip_bad, a file that cannot be read
-    gives what comes before that."""
+    """The documents of a file that are wanted; the others are counted in `notes`. With skip_bad, a damaged file gives what comes
+    before the damage."""
 
     kind = kind_of(file)
 
@@ -176,7 +179,7 @@ def _why_not(text: str, choice: Choice, seen: NearDuplicates | None) -> str:
 
 
 def known_languages() -> list[str]:
-    """Codes that `Choice.languages` may have. ValueError where py3langid is not installed."""
+    """Codes that `Choice.languages` may have. ValueError if py3langid is not installed."""
     return sorted({language for language, _ in _langid().rank("")})
 
 
@@ -211,7 +214,7 @@ _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?([\w.:-]+)""", re.
 
 
 def _encoding(file: Path, kind: str) -> str:
-    """What a byte order mark says, or a page of itself; else UTF-8."""
+    """What a byte order mark says, or a web page about itself; else UTF-8."""
     said = encoding_of(file)
     if said == "utf-8" and kind in PAGES and (charset := _CHARSET.search(next(read_blocks(file), b"")[:4096])):
         with suppress(LookupError, UnicodeError):

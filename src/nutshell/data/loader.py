@@ -1,12 +1,13 @@
 """The two sources of training batches: documents from shards, and conversations.
 
-Both yield `(inputs, targets)` of shape (rows, T) for ever, in the order and with the state that `stream` describes.
-Tokenizing and rendering are callables, so that this part knows neither the tokenizer nor the chat format.
+Both yield `(inputs, targets)` of shape (rows, T) for ever; stream.py describes their order and state. Tokenizing and rendering
+are callables, so this file knows neither the tokenizer nor the chat format.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,9 +25,8 @@ CONVERSATIONS_PER_BLOCK = 1024
 class PretrainLoader(PackedStream):
     """Endless batches of packed documents from shards; every token is learned and none is cropped.
 
-    `encode_batch(texts)` returns `(flat ids, offsets (N + 1))` without BOS, which is put in front here. `options` are
-    those of `PackedStream`. Raises ValueError from `next()` if the whole split has less
-    than one row, and whatever reading or encoding raises.
+    `encode_batch(texts)` returns `(flat ids, offsets (N + 1))` without BOS, which is added here. `options` are those of
+    `PackedStream`. `next()` raises ValueError if the whole split is shorter than a row, and whatever reading or encoding raises.
     """
 
     def __init__(
@@ -37,10 +37,9 @@ class PretrainLoader(PackedStream):
         self.shards, self.encode_batch, self.split = shards, encode_batch, split
 
     def val_batches(self, max_tokens: int | None = None, split: str = "val") -> list[Batch]:
-        """The same batches at every call: about `max_tokens` targets over all ranks, at least one row.
+        """Batches for validation, the same at every call: about `max_tokens` targets over all ranks, at least one row.
 
-        Blocks and rows come in a fixed random order, so that a part of them is spread over the whole split. The last batch is
-        filled up with rows without a target, so that all ranks have the same number of batches.
+        Blocks and rows come in a fixed random order, so that even a few are spread over the whole split.
         """
         if self.shards.blocks(split) == 0:
             raise ValueError(f"{self.shards.folder} has no {split}-*.parquet; prepare the data again (nutshell data)")
@@ -53,7 +52,7 @@ class PretrainLoader(PackedStream):
             packed = pack(documents, self.row_tokens, carry, bos_id=self.bos_id, flush=block == order[-1])
             carry = packed.carry
             ids = np.concatenate([ids, packed.ids])
-            mask = np.concatenate([mask, np.ones(packed.ids.shape, bool) if packed.mask is None else packed.mask])
+            mask = np.concatenate([mask, packed.mask])
             if wanted is not None and len(ids) >= wanted:
                 break
         return self._fixed_batches(ids, mask, wanted)
@@ -64,8 +63,8 @@ class PretrainLoader(PackedStream):
         flat, offsets = self.encode_batch(texts)
         offsets = np.asarray(offsets, np.int64)
         ids = np.insert(np.asarray(flat, np.uint32), offsets[:-1], self.bos_id)
-        starts = offsets + np.arange(len(offsets))
-        return [(ids[start:end], None) for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
+        mask, starts = np.ones(len(ids), bool), (offsets + np.arange(len(offsets))).tolist()
+        return [(ids[start:end], mask[start:end]) for start, end in itertools.pairwise(starts)]
 
     def _blocks(self) -> int:
         return self.shards.blocks(self.split)
@@ -90,10 +89,9 @@ class PretrainLoader(PackedStream):
 class ConversationLoader(PackedStream):
     """Endless batches of whole conversations, shuffled anew each epoch, for midtraining and fine-tuning.
 
-    `render(conversation)` gets one of `conversations` as it is and returns `(ids, mask)`: ids start with BOS, mask is 1
-    where the model learns to produce the token. `options` are those of `PackedStream`.
-    A conversation longer than a row keeps its beginning; one without any learned token in what is kept is left out, so
-    that every row has a target. Raises ValueError from `next()` if none remains.
+    `render(conversation)` returns `(ids, mask)`: ids start with BOS, mask is 1 where the model learns to produce the token.
+    `options` are those of `PackedStream`. A conversation longer than a row is cut at its end. If no learned token is left, it is
+    dropped, so that every row has a target. `next()` raises ValueError if none remains.
     """
 
     _split_documents = False
@@ -110,7 +108,7 @@ class ConversationLoader(PackedStream):
         self._hash = ""
 
     def losses(self) -> dict[str, int]:
-        """What does not fit, as counts for the log; empty where all fits. Renders everything once."""
+        """Counts of what does not fit, for the log; empty if everything does. Renders all conversations."""
         documents = [self._document(index) for index in range(len(self.conversations))]
         beyond = [len(ids) - self.row_tokens for ids, _ in documents if len(ids) > self.row_tokens]
         left_out = sum(not self._is_learned(document) for document in documents)
@@ -119,7 +117,7 @@ class ConversationLoader(PackedStream):
         return {"cropped_conversations": len(beyond), "cropped_tokens": sum(beyond), "left_out_conversations": left_out}
 
     def val_batches(self, held_out: Sequence[Any], max_tokens: int) -> list[Batch]:
-        """Batches of conversations that are not learned, the same at every call: about `max_tokens` over all ranks."""
+        """Batches of held-out conversations, the same at every call: about `max_tokens` over all ranks."""
         documents: list[Document] = []
         tokens = 0
         for index in np.random.default_rng(0).permutation(len(held_out)).tolist():
@@ -128,7 +126,6 @@ class ConversationLoader(PackedStream):
                 documents.append((np.asarray(ids, np.uint32), np.asarray(mask, bool)))
                 tokens += len(ids)
         packed = pack(filter(self._is_learned, documents), self.row_tokens, split=False, bos_id=self.bos_id, flush=True)
-        assert packed.mask is not None
         return self._fixed_batches(packed.ids, packed.mask, max(1, max_tokens // (self.row_tokens - 1)))
 
     def _blocks(self) -> int:
@@ -143,7 +140,7 @@ class ConversationLoader(PackedStream):
         return [document for document in map(self._document, chosen) if self._is_learned(document)]
 
     def _document(self, index: int) -> Document:
-        """A conversation's ids and mask, rendered once: later epochs have them."""
+        """The ids and mask of a conversation, rendered once and kept for later epochs."""
         found = self._rendered[index]
         if found is None:
             ids, mask = self.render(self.conversations[index])
@@ -151,9 +148,8 @@ class ConversationLoader(PackedStream):
         return found
 
     def _is_learned(self, document: Document) -> bool:
-        """Whether the model learns anything of the part that fits a row."""
-        mask = document[1]
-        return mask is not None and bool(mask[1 : self.row_tokens].any())
+        """Whether any token in the part that fits a row is learned."""
+        return bool(document[1][1 : self.row_tokens].any())
 
     def _fingerprint(self) -> str:
         if not self._hash:

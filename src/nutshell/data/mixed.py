@@ -1,7 +1,7 @@
-"""Several corpora as one: blocks that hold a slice of each, so that every stretch of training sees the mixture.
+"""Several corpora as one: each block holds a slice of every corpus, so that all of training sees the mixture.
 
-One pass over the mixture reads corpus i `passes[i]` times. It has B blocks, and block b holds, of each corpus, the documents
-between the shares b/B and (b+1)/B of all its passes: nothing is drawn, so the same block is the same text at every start.
+One pass over the mixture reads corpus i `passes[i]` times. Of its B blocks, block b holds from each corpus the documents between
+b/B and (b + 1)/B of all its passes. Nothing is drawn at random, so a block is the same text at every start.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Literal
 
 import pyarrow.parquet
 
-from nutshell.data.shards import MANIFEST, Shards, open_shards, read_manifest
+from nutshell.data.shards import FORMAT, MANIFEST, Shards, open_shards, read_manifest
 from nutshell.files import write_json
 
 
 class MixedShards:
-    """Shards of several corpora by name, addressed as one. `passes`: how often one pass over the mixture reads each.
+    """Shards of several corpora by name, read as one. `passes`: how often one pass over the mixture reads each.
 
-    Validation blocks are those of the first corpus, then of the second and so on, each once.
+    The validation blocks are those of the first corpus, then of the second, and so on.
     """
 
     def __init__(self, folder: Path, parts: Mapping[str, Shards], passes: Mapping[str, float]):
@@ -35,11 +35,11 @@ class MixedShards:
 
     @property
     def problems(self) -> list[str]:
-        """What was skipped and why, of all corpora."""
+        """What was skipped in all corpora, and why."""
         return [problem for shards in self.parts.values() for problem in shards.problems]
 
     def blocks(self, split: str) -> int:
-        """So many that a block holds at most about one block of each corpus."""
+        """As many that a block holds at most about one block of each corpus."""
         most = max(passes * self.parts[name].blocks("train") for name, passes in self.passes.items())
         return len(self._val) if split == "val" else math.ceil(most)
 
@@ -52,7 +52,7 @@ class MixedShards:
         )
 
     def read(self, split: str, block: int) -> list[str]:
-        """The documents of a block, corpus after corpus; packing puts them in another order."""
+        """The documents of a block, corpus after corpus (packing changes their order)."""
         if split == "val":
             name, own = self._val[block]
             return self.parts[name].read(split, own)
@@ -63,7 +63,7 @@ class MixedShards:
         return documents
 
     def _slices(self, name: str, block: int) -> list[tuple[int, int, int]]:
-        """(block of the corpus, its first document, the one after its last) of all that it gives to a block."""
+        """What a corpus gives to a block: (its own block, first document, one past the last)."""
         edges, blocks = self._edges[name], self.blocks("train")
         position, end = (int(self.passes[name] * edges[-1] * edge / blocks) for edge in (block, block + 1))
         slices = []
@@ -81,16 +81,15 @@ class MixedShards:
 
 
 def passes_of(amounts: Mapping[str, float], characters: Mapping[str, float]) -> dict[str, float]:
-    """How often one pass over a mixture reads each corpus so that their shares are as the amounts: none less than once."""
+    """How often one pass over a mixture reads each corpus, at least once, so that the text has the shares `amounts`."""
     ratios = {name: amounts[name] / max(1.0, characters[name]) for name in amounts}
     return {name: ratio / min(ratios.values()) for name, ratio in ratios.items()}
 
 
 def write_mixture(folder: Path, parts: Mapping[str, Path], amounts: Mapping[str, float], *, repeats: bool) -> None:
-    """A manifest that makes one corpus of several folders of shards, those below `folder` named relative to it.
+    """Write a manifest that makes one corpus of several folders of shards. Folders below `folder` are named relative to it.
 
-    The amounts are the shares of the text, or with `repeats` how often each corpus is read beside the others. ValueError where
-    `folder` holds shards itself.
+    `amounts` are shares of the text, or with `repeats` how often each corpus is read. ValueError if `folder` holds shards itself.
     """
     if any(folder.glob("*.parquet")):
         raise ValueError(f"{folder} holds shards of other data; delete it or give another --out")
@@ -105,7 +104,7 @@ def write_mixture(folder: Path, parts: Mapping[str, Path], amounts: Mapping[str,
         for name, path in parts.items()
     ]  # fmt: skip
     files = {f"{name}/{file}": facts for name, found in manifests.items() for file, facts in found.get("files", {}).items()}
-    write_json(folder / MANIFEST, {"format": "nutshell-shards-1", "mixture": mixture, "files": files})
+    write_json(folder / MANIFEST, {"format": FORMAT, "mixture": mixture, "files": files})
 
 
 def open_corpus(folder: Path | str, *, on_error: Literal["stop", "skip"] = "stop") -> Shards | MixedShards:
@@ -119,7 +118,7 @@ def open_corpus(folder: Path | str, *, on_error: Literal["stop", "skip"] = "stop
 
 
 def characters_of(folder: Path) -> float:
-    """Characters of the training text; of shards that came without a manifest their bytes before compression."""
+    """Characters of the training text; for shards without a manifest their bytes before compression."""
     known = read_manifest(folder).get("characters", {}).get("train")
     if known:
         return known

@@ -1,9 +1,9 @@
 """Texts that are nearly alike, found by MinHash (Broder 1997) with bands (Leskovec, Rajaraman, Ullman: Mining of Massive
 Datasets, chapter 3).
 
-Two texts are as like as the sets of their five-word sequences: shared over all (Jaccard). The smallest hash of a set is the same
-for two sets as often as they are like each other, so the share of equal smallest hashes, under many hash functions, measures it.
-Only texts that agree in a whole band of these are compared.
+The similarity of two texts is that of their sets of five-word sequences: shared over all of them (Jaccard). The probability that
+two sets have the same smallest hash equals their similarity, so the share of equal smallest hashes, over many hash functions,
+estimates it. Only texts that agree in a whole band of these hashes are compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WORD = re.compile(r"\w+")
 
 
 class NearDuplicates:
-    """Remembers every text that it called new: 512 bytes of each, and its bands.
+    """Remembers every text that was new, in 512 bytes and its bands.
 
     seen = NearDuplicates(0.8)
     kept = [text for text in texts if seen.is_new(text)]
@@ -29,7 +29,9 @@ class NearDuplicates:
 
     def __init__(self, threshold: float, seed: int = 0) -> None:
         if not 0.5 <= threshold <= 1:
-            raise ValueError(f"--near-duplicates is {threshold}; accepted: 0.5 to 1, the likeness from which a text is left out.")
+            raise ValueError(
+                f"--near-duplicates is {threshold}; accepted: 0.5 to 1, the similarity from which a text is left out."
+            )
         self.threshold = threshold
         self.rows = rows_of_a_band(threshold)
         draw = np.random.default_rng(seed)
@@ -39,7 +41,7 @@ class NearDuplicates:
         self.bands: dict[tuple[int, bytes], list[int]] = defaultdict(list)
 
     def is_new(self, text: str) -> bool:
-        """Whether no text before was as like this one as the threshold; it is remembered then."""
+        """Whether no earlier text is as similar as the threshold. If so, this one is remembered."""
         signature = self.signature(text)
         bands = [(n, signature[n : n + self.rows].tobytes()) for n in range(0, HASHES - self.rows + 1, self.rows)]
         for other in {number for band in bands for number in self.bands.get(band, ())}:
@@ -51,7 +53,7 @@ class NearDuplicates:
         return True
 
     def signature(self, text: str) -> np.ndarray:
-        """uint32[HASHES]: under each hash function the smallest hash of a sequence of words."""
+        """The smallest hash of all word sequences under each hash function, (HASHES,) uint32."""
         hashes = np.fromiter((zlib.crc32(part.encode("utf-8", "surrogatepass")) for part in sequences(text)), dtype=np.uint64)
         smallest = np.full(HASHES, 2**32 - 1, dtype=np.uint64)
         for first in range(0, len(hashes), 4096):  # 4 MB at once
@@ -61,7 +63,7 @@ class NearDuplicates:
 
 
 def sequences(text: str) -> Iterator[str]:
-    """Each run of five words; of characters where there are few words, as in Chinese."""
+    """Each run of five words, or of five characters in a text with few spaces, such as Chinese."""
     words = _WORD.findall(text.lower())
     if len(words) * 12 < len(text):
         words = [character for character in text.lower() if not character.isspace()]
@@ -69,6 +71,6 @@ def sequences(text: str) -> Iterator[str]:
 
 
 def rows_of_a_band(threshold: float) -> int:
-    """As many as let at most one pair in 1,000 of those at the threshold agree in no band."""
+    """Hashes in a band: as many as possible, while of pairs at the threshold at most one in 1,000 agrees in no band."""
     fits = [rows for rows in range(1, HASHES) if (1 - threshold**rows) ** (HASHES // rows) < 0.001]
     return max(fits, default=1) if threshold < 1 else HASHES

@@ -1,9 +1,9 @@
 """Best-fit packing of tokenized documents into rows of exactly `row_tokens` (= T + 1) tokens.
 
-Every row starts with BOS. Two ways:
-- `split=True` (pretraining): rows are always full and no token is thrown away. When no document fits the space that is
-  left in a row, the longest one is split there; its tail goes back to the pool with a BOS put in front.
-- `split=False` (conversations): each document stays whole, what is left of a row is padding.
+Every row starts with BOS. There are two ways:
+- `split=True` (pretraining): rows are always full and no token is thrown away. If no document fits the space left in a row, the
+  longest one is split there, and its tail goes back to the pool behind a BOS.
+- `split=False` (conversations): documents stay whole, and the rest of a row is padding.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Document = tuple[np.ndarray, np.ndarray | None]
-"""ids, starting with BOS, and a mask of the same length: True where the token is learned. None: every token is."""
+Document = tuple[np.ndarray, np.ndarray]
+"""ids (n,) uint32, starting with BOS, and a mask (n,) bool: True where the token is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class Packed:
     """Result of `pack`."""
 
     ids: np.ndarray  # (R, row_tokens) uint32
-    mask: np.ndarray | None  # (R, row_tokens) bool, False at padding; None where every token is learned
-    carry: list[Document]  # what did not fill a row: less than `row_tokens` tokens, to be handed to the next call
+    mask: np.ndarray  # (R, row_tokens) bool, False at padding
+    carry: list[Document]  # less than `row_tokens` tokens that did not fill a row, for the next call
 
 
-_Part = tuple[np.ndarray, "np.ndarray | None", int]
-"""A document, or with a start above 0 the tail of one: BOS and then the tokens from `start` on. Tails are cut out only
-when they are placed: copying them at each split would make a book-long document quadratic."""
+_Part = tuple[np.ndarray, np.ndarray, int]
+"""(ids, mask, start): a document, or if start > 0 the tail of one, which is BOS and the tokens from `start` on. A tail is copied
+only when it is placed; copying it at each split would take quadratic time for a document as long as a book."""
 
 
 def _length(part: _Part) -> int:
@@ -38,27 +38,24 @@ def _length(part: _Part) -> int:
 
 
 def _pieces(part: _Part, tokens: int, bos_id: int) -> list[Document]:
-    """The first `tokens` tokens of a part; an inserted BOS is not learned."""
+    """The first `tokens` tokens of a part."""
     ids, mask, start = part
     if start == 0:
-        return [(ids[:tokens], None if mask is None else mask[:tokens])]
+        return [(ids[:tokens], mask[:tokens])]
     end = start + tokens - 1
-    head = (np.array([bos_id], np.uint32), None if mask is None else np.zeros(1, bool))
-    return [head, (ids[start:end], None if mask is None else mask[start:end])]
+    return [(np.array([bos_id], np.uint32), np.ones(1, bool)), (ids[start:end], mask[start:end])]
 
 
-def _join(pieces: list[Document], masked: bool) -> Document:
+def _join(pieces: list[Document]) -> Document:
     ids = np.concatenate([np.zeros(0, np.uint32), *(ids for ids, _ in pieces)]).astype(np.uint32, copy=False)
-    if not masked:
-        return ids, None
-    masks = (np.ones(len(ids), bool) if mask is None else mask for ids, mask in pieces)
-    return ids, np.concatenate([np.zeros(0, bool), *masks]).astype(bool, copy=False)
+    return ids, np.concatenate([np.zeros(0, bool), *(mask for _, mask in pieces)])
 
 
 class _Pool:
-    """Documents by length, with the longest that fits found in constant time.
+    """Documents by length; the longest one that fits is found in constant time.
 
-    Lengths up to `limit` have a bucket each and one bit in a big integer; longer ones are in a heap.
+    Each length up to `limit` has a bucket, and a bit in a big integer that says whether it is occupied. Longer documents are in a
+    heap.
     """
 
     def __init__(self, limit: int):
@@ -80,7 +77,7 @@ class _Pool:
             self.occupied |= 1 << length
 
     def take_fitting(self, space: int) -> _Part | None:
-        """Removes the longest document of at most `space` tokens."""
+        """Remove the longest document of at most `space` tokens."""
         length = (self.occupied & ((2 << space) - 1)).bit_length() - 1
         return self._take(length) if length > 0 else None
 
@@ -107,21 +104,18 @@ def pack(
     documents: Iterable[Document], row_tokens: int, carry: Iterable[Document] = (), split: bool = True, *, bos_id: int,
     flush: bool = False,
 ) -> Packed:  # fmt: skip
-    """Pack `carry` and `documents` into rows while there is enough for a whole row.
+    """Pack `carry` and `documents` into rows, as long as there is enough for a whole row.
 
-    `flush` also puts the rest into rows, the last of them padded with BOS that is not learned. Documents without a
-    token are passed over. Raises ValueError where a document does not start with BOS.
+    With `flush` the rest goes into rows too, and the last one is padded with BOS that is not learned. Empty documents are
+    skipped. ValueError if a document does not start with BOS.
     """
-    pool, rows, masked = _Pool(row_tokens), 0, flush or not split
+    pool, rows = _Pool(row_tokens), 0
     for ids, mask in (*carry, *documents):
         if len(ids) == 0:
             continue
         if ids[0] != bos_id:
             raise ValueError(f"a document starts with token {ids[0]} instead of BOS ({bos_id})")
-        masked = masked or mask is not None
-        if not split:
-            ids, mask = ids[:row_tokens], None if mask is None else mask[:row_tokens]
-        pool.add((ids, mask, 0))
+        pool.add((ids, mask, 0) if split else (ids[:row_tokens], mask[:row_tokens], 0))
 
     pieces: list[Document] = []
     while pool.tokens >= row_tokens or (flush and pool.tokens):
@@ -142,9 +136,6 @@ def pack(
                 pieces.append((np.full(space, bos_id, np.uint32), np.zeros(space, bool)))
                 space = 0
 
-    ids, mask = _join(pieces, masked)
-    return Packed(
-        ids=ids.reshape(rows, row_tokens),
-        mask=None if mask is None else mask.reshape(rows, row_tokens),
-        carry=[_join(_pieces(part, _length(part), bos_id), part[1] is not None) for part in pool.rest()],
-    )
+    ids, mask = _join(pieces)
+    carried = [_join(_pieces(part, _length(part), bos_id)) for part in pool.rest()]
+    return Packed(ids=ids.reshape(rows, row_tokens), mask=mask.reshape(rows, row_tokens), carry=carried)

@@ -1,10 +1,10 @@
-"""The one reader of preferences: rows with a `chosen` and a `rejected` answer to the same prompt. A row is one of
+"""The one reader of preferences: rows with a `chosen` and a `rejected` answer to the same prompt, in one of three forms:
 
 {"prompt": "...", "chosen": "...", "rejected": "..."}                      texts; or `question`, also with `system`
 {"prompt": [messages], "chosen": "..." or [messages], "rejected": ...}     the conversation so far, and how it goes on
 {"chosen": [messages], "rejected": [messages]}                             whole conversations that differ in their last answer
 
-Where both answers are whole conversations, a prompt beside them is theirs and is passed over.
+If the answers are whole conversations, a prompt beside them repeats their beginning and is ignored.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nutshell.data.find import find_files
 from nutshell.data.rows import ROW_KINDS, file_rows
-from nutshell.data.text import find_files
 from nutshell.files import json_kind, shown
 
 NEEDS = "prompt, chosen and rejected, each a text or a list of messages; or chosen and rejected as whole conversations"
@@ -29,9 +29,9 @@ class Pair(NamedTuple):
 
 
 def read_pairs(path: str | Path, check: Callable[[Any], Messages]) -> list[Pair]:
-    """All pairs of a file or folder. `check` gets a conversation, raises ValueError about its roles and returns it tidied.
+    """All pairs of a file or folder. `check` gets a conversation, raises ValueError if its roles are wrong and returns it tidied.
 
-    FileNotFoundError where there is nothing, ValueError with file and line for a row that is no pair.
+    FileNotFoundError if the path does not exist; ValueError with file and line for a row that is not a pair.
     """
     pairs = []
     for file in find_files(path, ROW_KINDS, lambda row: isinstance(row, dict) and "chosen" in row).train:
@@ -65,7 +65,7 @@ def _pair(row: Any, check: Callable[[Any], Messages]) -> Pair:
 
 
 def _turns(value: Any, name: str, role: str) -> Messages:
-    """A text is one message of `role`."""
+    """A list of messages; a plain text becomes one message of `role`."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):

@@ -1,4 +1,4 @@
-"""The one reader of rows: JSON lines, JSON, CSV, TSV and Parquet, packed or not, each row with its place for messages."""
+"""The one reader of rows: JSON lines, JSON, CSV, TSV and Parquet, compressed or not, each row with its place for messages."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from nutshell.files import encoding_of, json_rows, kind_of, shown, text_blocks
+from nutshell.files import shown
+from nutshell.text_files import encoding_of, json_rows, kind_of, text_blocks
 
 TABLES = (".csv", ".tsv")
 ROW_KINDS = (".jsonl", ".ndjson", ".json", ".parquet", *TABLES)
 Bad = Callable[[str, ValueError], object]
-"""Hears the place of a bad row and what is wrong with it, and reading goes on."""
+"""Is called with the place of a bad row and its error; reading goes on."""
 
 
 def file_rows(file: Path, bad: Bad | None = None, encoding: str = "") -> Iterator[tuple[str, Any]]:
-    """(place, row) of a file of `ROW_KINDS`; the encoding is that of tables. Rows that cannot be parsed go to `bad`; without it
-    they raise ValueError, as does a file that is damaged."""
+    """(place, row) for each row of a file of `ROW_KINDS`; `encoding` is for tables. Rows that cannot be parsed go to `bad`, or
+    raise ValueError without it; a damaged file always does."""
     if kind_of(file) == ".parquet":
         return _parquet_rows(file)
     return csv_rows(file, bad, encoding) if kind_of(file) in TABLES else json_rows(file, bad)
 
 
 def csv_rows(path: Path, bad: Bad | None = None, encoding: str = "") -> Iterator[tuple[str, dict[str, str]]]:
-    """Each row of a table with a head as {column: cell}. Cells of a .tsv are parted by tabs, else by the one of , ; and tab that
-    the head has most of. Without an `encoding`, see `encoding_of`. A row with more or fewer cells than the head, or with an open
-    quotation mark, raises ValueError, or is handed to `bad`."""
+    """Each row of a table as {column: cell}; the first line names the columns. The separator of a .tsv is the tab, of a .csv
+    whichever of , ; and tab the first line has most of. Without `encoding`, see `encoding_of`. A row with more or fewer cells
+    than columns, or with an unclosed quotation mark, raises ValueError or goes to `bad`."""
     csv.field_size_limit(1 << 30)  # the default refuses cells of more than 131,072 characters
     quotes = 0
 
@@ -74,7 +75,8 @@ def lines_of(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def kind_of_error(place: str, error: Exception) -> str:
-    """What errors of one kind have in common: their first clause without place and numbers, of quotations only single words.
+    """The part of a message that errors of one kind share, for counting them: the first clause, without place and numbers, and of
+    what is quoted only single words.
 
     >>> kind_of_error("a.jsonl, line 2", ValueError("a.jsonl, line 2: message 3 (user) is empty; write something"))
     'message N is empty'
@@ -86,7 +88,7 @@ def kind_of_error(place: str, error: Exception) -> str:
 
 @contextmanager
 def open_parquet(file: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
-    """A Parquet file, read through a small buffer (it may be one row group). Damage raises ValueError with its name."""
+    """A Parquet file, read through a small buffer, as it may be one row group. ValueError with its name if it is damaged."""
     try:
         # As a Python file: Arrow itself opens no name that is not UTF-8.
         with file.open("rb") as content, pyarrow.parquet.ParquetFile(content, buffer_size=1 << 20) as parquet:
@@ -103,8 +105,8 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """All objects of a Parquet column have the same fields; those that one did not have are null. An assistant's null content
-    beside its tool calls goes too, which means the same."""
+    """A value without its null fields: objects in a Parquet column all have the same fields, null where one had none. Null
+    content beside tool calls is dropped too, which means the same."""
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
     return {key: _without_nulls(item) for key, item in value.items() if item is not None} if isinstance(value, dict) else value

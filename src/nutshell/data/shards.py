@@ -1,7 +1,7 @@
 """Parquet shards: what pretraining reads. `train-00000.parquet ..., val-00000.parquet`, one column `text`.
 
-They are written in the order of the documents' hashes (shuffle.py), so another order of the files changes nothing. A row group is
-the unit of reading (a block).
+The documents stand in the order of their hashes (shuffle.py), so the order of the input files does not matter. A row group is the
+unit of reading (a block).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,20 +19,21 @@ import pyarrow
 import pyarrow.parquet
 
 from nutshell.data.rows import open_parquet
-from nutshell.data.shuffle import SPLITS, Layout, shuffle_documents, shuffle_files
+from nutshell.data.shuffle import SPLITS, Layout, scatter, shards_of, shuffle_files
 from nutshell.data.text import as_text, find_text, text_column
-from nutshell.files import FULL_DISK, FullDiskError, fsync, read_record, sha256, shown, sole_writer, write_json, write_text
+from nutshell.files import FULL_DISK, FullDiskError, fsync, holds, read_record, sha256, shown, sole_writer, write_json, write_text
 
 MANIFEST = "manifest.json"
+FORMAT = "nutshell-shards-1"
 
 
 def prepare_shards(
     paths: Path | str | list[Path | str], folder: Path | str, *, note: Callable[[str], object] = lambda line: None, **options: Any
 ) -> Path:
-    """Turn the user's files into shards under `folder` and return the folder to train from.
+    """Turn the user's files into shards in `folder`, and return the folder to train from.
 
-    A folder that holds shards already is returned as it is. Shards that an earlier call wrote from the same files with the
-    same options are used again. Files that `find_text` takes for validation are the val part. `note` hears one line about
+    If `paths` is a folder of shards already, that one is returned. Shards that an earlier call made of the same files with the
+    same options are used again. Files that `find_text` takes for validation become the val part. `note` gets one line about
     what was read, left out and dropped; `options` are those of `Layout`.
     """
     if isinstance(paths, (str, Path)) and is_shard_folder(paths):
@@ -56,47 +56,48 @@ def prepare_shards(
 
 
 def is_shard_folder(folder: Path | str) -> bool:
-    """Whether the folder itself holds both train and val shards, or mixes folders that do."""
-    if (Path(folder) / MANIFEST).is_file() and read_manifest(Path(folder)).get("mixture"):
+    """Whether the folder holds train and val shards, or is a mixture of such folders (mixed.py)."""
+    if holds(Path(folder) / MANIFEST, FORMAT.encode()) and read_manifest(Path(folder)).get("mixture"):
         return True
     return all(any(Path(folder).glob(f"{split}-*.parquet")) for split in SPLITS)
 
 
-def write_shards(
-    documents: Iterable[str],
-    folder: Path | str,
-    *,
-    held_out: Iterable[str] = (),
-    buckets: int = 1,
-    source: Any = None,
-    **options: Any,
-) -> Path:
-    """Write documents as shuffled train and val shards with a `manifest.json`; returns the folder.
+def write_shards(documents: Iterable[str], folder: Path | str, *, source: Any = None, **options: Any) -> Path:
+    """Write documents that fit in memory as shuffled train and val shards with a `manifest.json`; returns the folder.
 
-    Exact duplicates are dropped. Where nothing is `held_out`, a part of the documents is. Memory holds one of `buckets` parts
-    of the text. `options` are those of `Layout`. The folder appears by one rename, complete.
+    Exact duplicates are dropped. `options` are those of `Layout`. The folder appears complete, by one rename.
     """
     layout, folder = Layout(**options), Path(folder)
     refuse_filled(folder)
-    shuffle = partial(shuffle_documents, documents, layout=layout, held_out=held_out, buckets=buckets)
+
+    def shuffle(beside: Path) -> dict[str, Any]:
+        return shards_of(beside, [scatter(documents, beside / "parts", "train-00000", 1, layout.seed)], 1, layout, workers=1)
+
     write_with(shuffle, folder, source, layout, resume=False)
     return folder
 
 
 def refuse_filled(folder: Path) -> None:
-    """ValueError where the folder for shards, which may not exist yet, holds something or is a file."""
+    """ValueError if the folder for new shards holds something already, is a file, or has a name that Arrow cannot open."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder; delete it or choose another folder for the shards")
+    try:
+        str(folder.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{shown(folder.absolute())} is not UTF-8, as names of shards are; choose another folder") from None
 
 
 def write_with(
     shuffle: Callable[[Path], dict[str, Any]], folder: Path, source: Any, layout: Layout, *, resume: bool = True
 ) -> None:
-    """Make the shards beside `folder` and rename them to it. What an interrupted call left there is gone on with, if it was of
-    the same source and layout; an error leaves nothing."""
+    """Let `shuffle` make shards in a folder beside `folder`, and rename it when they are complete.
+
+    With `resume`, `shuffle` finds the work of an interrupted call that had the same source and layout. An error leaves nothing
+    behind, except lack of memory: then the next call resumes.
+    """
     folder = Path(os.path.realpath(folder)) if folder.is_symlink() else folder  # a link stays one; resolve() fails on a loop
     with sole_writer(folder):
-        refuse_filled(folder)  # by a process that has just been ready
+        refuse_filled(folder)  # another process may have just finished
         beside = folder.with_name(f".{folder.name}.partial")
         plan = json.dumps([source, asdict(layout)])
         begun = beside / "parts" / "source.json"
@@ -106,7 +107,9 @@ def write_with(
                 begun.parent.mkdir(parents=True)
                 write_text(begun, plan)
             facts = shuffle(beside)
-            write_json(beside / MANIFEST, {"format": "nutshell-shards-1", "seed": layout.seed, **facts, "source": source})
+            write_json(beside / MANIFEST, {"format": FORMAT, "seed": layout.seed, **facts, "source": source})
+        except MemoryError:  # the next call resumes
+            raise
         except Exception as error:
             shutil.rmtree(beside, ignore_errors=True)
             if isinstance(error, OSError) and error.errno in FULL_DISK:
@@ -121,12 +124,12 @@ def write_with(
 
 
 class Shards:
-    """A folder of shards, addressed by split and block (a row group). Made by `open_shards`."""
+    """A folder of shards, read by split and block (a row group). Made by `open_shards`."""
 
     def __init__(self, folder: Path, on_error: Literal["stop", "skip"]):
         self.folder, self.on_error = folder, on_error
         self.problems: list[str] = []
-        """What was skipped and why, with on_error="skip"."""
+        """With on_error="skip": what was skipped, and why."""
         self._bytes: dict[Path, int] = {}
         self._blocks: dict[str, list[tuple[Path, int]]] = {split: [] for split in SPLITS}
         self._rows: dict[tuple[Path, int], int] = {}
@@ -141,20 +144,20 @@ class Shards:
                     self._problem(error)
 
     def blocks(self, split: str) -> int:
-        """How many blocks a split has; 0 where it has no shard."""
+        """Number of blocks in a split; 0 if it has no shard."""
         return len(self._blocks[split])
 
     def rows(self, split: str) -> list[int]:
-        """Documents of each block, those without a character too."""
+        """Number of documents in each block, empty ones included."""
         return [self._rows[block] for block in self._blocks[split]]
 
     def block_name(self, split: str, block: int) -> str:
-        """A name for messages: the file and its row group."""
+        """File and row group, for messages."""
         file, group = self._blocks[split][block]
         return f"{file.name} row group {group}"
 
     def read(self, split: str, block: int) -> list[str]:
-        """The documents of one block. A damaged block raises ValueError, or is empty with on_error="skip"."""
+        """The documents of one block. A damaged block raises ValueError; with on_error="skip" it is empty."""
         file, group = self._blocks[split][block]
         try:
             with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as parquet:
@@ -169,7 +172,7 @@ class Shards:
         return [text for text in texts if text]
 
     def fingerprint(self, split: str) -> str:
-        """Changes when the shards of a split do: their names, sizes and number of row groups, as they were when opened."""
+        """A hash that changes with the shards of a split: their names, sizes and number of row groups when they were opened."""
         files = sorted({file for file, _ in self._blocks[split]})
         parts = [[file.name, self._bytes[file]] for file in files]
         return hashlib.sha256(json.dumps(["text", parts, self.blocks(split)]).encode()).hexdigest()[:16]
@@ -197,7 +200,7 @@ def open_shards(folder: Path | str, *, on_error: Literal["stop", "skip"] = "stop
 
 
 def _row_groups(file: Path) -> list[int]:
-    """Rows of each row group."""
+    """Number of rows in each row group."""
     with open_parquet(file) as parquet:
         text_column(file, parquet.schema_arrow)
         if parquet.metadata.num_rows == 0:
@@ -206,5 +209,5 @@ def _row_groups(file: Path) -> list[int]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder that `write_shards` wrote, empty where there is none; ValueError where it is damaged."""
+    """The manifest of a folder of shards; empty if there is none, ValueError if it is damaged."""
     return read_record(folder / MANIFEST, f"Delete {folder} and prepare again.")

@@ -1,12 +1,12 @@
-"""Shuffle, deduplicate and divide text that is larger than memory, by one idea: documents sorted by a hash of themselves.
+"""Shuffle, deduplicate and split text that is larger than memory, by one idea: sort the documents by a hash of their text.
 
-The hash is salted with the seed, so sorting by it is a full shuffle, the same one whatever files the documents came from and in
-whatever order. Equal documents stand side by side, and the first documents of the order are the validation part.
+The hash is salted with the seed, so sorting by it is a full shuffle, which does not depend on the files or their order. Equal
+documents end up side by side, where all but one are dropped, and the first documents become the validation part.
 
-Pass 1 (`scatter`) reads each input once and writes its documents to part files, in which bucket b holds the hashes that begin
-with b. Pass 2 (`gather`) takes one bucket from all parts, sorts it and writes it as shards. Inputs (a large file, or some small
-ones), then buckets, are worked on by several processes. A finished input or bucket leaves a record, so what was interrupted goes
-on where it stood; memory holds one bucket a process.
+Pass 1 (`scatter`) reads each input once and writes its documents to part files, in buckets by the first bits of the hash.
+Pass 2 (`gather`) takes one bucket from all parts, sorts it and writes it as shards. Several processes work on the inputs (a large
+file, or some small ones), then several threads on the buckets. Each finished input or bucket leaves a record, so an interrupted
+shuffle resumes where it stopped. Memory holds one part a process, then one bucket a thread.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,22 +28,24 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from nutshell.data.text import Notes, read_file
-from nutshell.files import COMPRESSED, fsync, sha256, write_json
+from nutshell.data.find import Notes
+from nutshell.data.text import read_file
+from nutshell.files import fsync, sha256, write_json
+from nutshell.text_files import COMPRESSED
 
 BUCKET_BYTES = 128 << 20
 INPUT_BYTES = 64 << 20
-"""Small files of so many bytes are one input."""
+"""Small files are taken together, up to this size, as one input."""
 PART_CHARACTERS = 32_000_000
-"""A process of pass 1 holds as many in memory, and writes as many at the same time."""
+"""Of a part file: a process of pass 1 collects this many while it writes as many."""
 PARALLEL_BYTES = 64 << 20
-"""Less is read by one process: others take seconds to start."""
+"""Less input than this is read by one process, since others take seconds to start."""
 UNPACKED = 5
-"""Text is about so many times as large as its compressed file."""
+"""Text is about this many times the size of its compressed file."""
 MOST_VAL_CHARACTERS = 20_000_000
 LEAST_VAL_CHARACTERS = 20_000
-"""Of the validation part, but never more than a tenth of the text."""
-SHORT_TEXT = 200  # characters; so little is not cut
+"""Bounds of the validation part; but it is never more than a tenth of the text."""
+SHORT_TEXT = 200  # characters; a document this short is not cut
 SPLITS = ("train", "val")
 SCHEMA = pyarrow.schema([pyarrow.field("hash", pyarrow.uint64()), pyarrow.field("text", pyarrow.large_string(), nullable=False)])
 Documents = Iterable[str]
@@ -51,13 +54,13 @@ Reader = Callable[[Path, Notes], Documents]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the shards are to be; a work folder made for another one is not gone on with."""
+    """Settings of the shards. An interrupted shuffle resumes only with the same ones."""
 
     seed: int = 0
     val_fraction: float = 0.01
-    """Of the characters."""
+    """Share of the characters held out for validation."""
     rows_per_group: int = 256
-    """Documents of a row group, the block that is read at once."""
+    """Documents in a row group, the block that is read at once."""
     shard_characters: int = 32_000_000
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class Layout:
 
 
 def count_buckets(files: Sequence[Path]) -> int:
-    """As many as the text of these files needs, to hold about `BUCKET_BYTES` each."""
+    """Number of buckets, so that each holds about `BUCKET_BYTES` of the text of these files."""
     packed = {*COMPRESSED, ".parquet"}
     size = sum(file.stat().st_size * (UNPACKED if file.suffix.lower() in packed else 1) for file in files)
     return 1 + size // BUCKET_BYTES
@@ -84,19 +87,17 @@ def shuffle_files(
     folder: Path,
     layout: Layout,
     notes: Notes,
-    buckets: int | None = None,
     *,
     read: Reader = read_file,
     alone: bool = False,
 ) -> dict[str, Any]:
-    """Shuffle the documents of files into shards in `folder`; what `shuffle_documents` returns.
+    """Shuffle the documents of files into shards in `folder`; returns what `shards_of` does.
 
-    What the reader notes joins `notes`. With `alone` this process reads all files itself, those for validation first. ValueError
-    for files that cannot be read.
+    The counts of the reader are added to `notes`. With `alone` this process reads all files itself, in order, validation first.
+    ValueError for files that cannot be read.
     """
     inputs = [(split, files) for split, all_files in (("val", val), ("train", train)) for files in _inputs(all_files)]
-    buckets = buckets or count_buckets(train)
-    workers = os.cpu_count() or 1
+    buckets, workers = count_buckets(train), os.cpu_count() or 1
     if sum(file.stat().st_size for _, files in inputs for file in files) < PARALLEL_BYTES:
         workers = 1
     jobs = [(files, folder / "parts", f"{split}-{n:05d}", buckets, layout.seed, read) for n, (split, files) in enumerate(inputs)]
@@ -120,38 +121,19 @@ def _inputs(files: Sequence[Path]) -> Iterator[list[Path]]:
         yield group
 
 
-def shuffle_documents(
-    documents: Documents, folder: Path, layout: Layout, held_out: Documents = (), buckets: int = 1
-) -> dict[str, Any]:
-    """The same for documents from elsewhere, in one process: {files: {name: facts}, documents, characters by split,
-    duplicates_dropped}. ValueError where there is none."""
-    splits = (("val", held_out), ("train", documents))
-    records = [scatter(texts, folder / "parts", f"{split}-00000", buckets, layout.seed) for split, texts in splits]
-    return shards_of(folder, records, buckets, layout, 1)
-
-
 def _each(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
-    """Results of jobs in order; a ValueError of another process is raised here."""
+    """The results of jobs in order. Errors of other processes are raised here; MemoryError if one was killed."""
     if workers == 1 or len(jobs) == 1:
         yield from (work(*job) for job in jobs)
         return
     # Started anew: a copy of a process with threads (Arrow's, torch's) may hang.
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            for future in [pool.submit(_caught, work, job) for job in jobs]:
-                result, error = future.result()
-                if error:
-                    raise ValueError(error)
-                yield result
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _caught(work: Callable[..., Any], job: tuple[Any, ...]) -> tuple[Any, str]:
-    try:
-        return work(*job), ""
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        return None, str(error)
+            yield from pool.map(work, *zip(*jobs, strict=True))
+        except BrokenProcessPool as error:
+            raise MemoryError("a process that read the text was killed, probably for lack of memory. Run it again.") from error
+        except ValueError as error:  # raised here, it is an error of the input and not of the pool
+            raise ValueError(error) from error
 
 
 # ---- pass 1 --------------------------------------------------------------------------------------------------------
@@ -165,48 +147,49 @@ def _scatter_files(files: list[Path], parts: Path, name: str, buckets: int, seed
 def scatter(
     documents: Documents, parts: Path, name: str, buckets: int, seed: int, notes: Mapping[str, Counter[str]] | None = None
 ) -> dict[str, Any]:
-    """Write documents to part files of one record batch for each bucket; {name, parts, characters, documents of each
-    bucket, notes}: those of the reader."""
+    """Write documents to part files, each with one record batch a bucket; returns {name, parts, characters, documents: of each
+    bucket, notes: those of the reader}. If that is done already, its record is returned."""
     done = parts / f"{name}.json"
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
     parts.mkdir(parents=True, exist_ok=True)
-    salt = seed.to_bytes(16, "little", signed=True)
-    record: dict[str, Any] = {"name": name, "parts": 0, "characters": 0, "documents": [0] * buckets}
-    texts: list[str] = []
-    digests: list[bytes] = []
-    held = 0
-    written: list[Future[list[int]]] = []
-
-    def flush() -> None:
-        """Let a thread write what is held, after the part before it is on disk."""
-        nonlocal texts, digests, held
-        if written:
-            written[-1].result()
-        record["characters"] += held
-        path = parts / f"{name}-{len(written):05d}.arrow"
-        written.append(writer.submit(_write_part, path, digests, texts, buckets))
-        texts, digests, held = [], [], 0
-
-    with ThreadPoolExecutor(1) as writer:
-        for document in documents:
-            digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt).digest()
-            digests.append(digest)
-            texts.append(document)
-            held += len(document)
-            if held >= PART_CHARACTERS:
-                flush()
-        if texts:
-            flush()
-    for part in written:
-        record["documents"] = [before + more for before, more in zip(record["documents"], part.result(), strict=True)]
-    record["parts"] = len(written)
-    record["notes"] = notes or {}
+    record: dict[str, Any] = {"name": name, "parts": 0, "characters": 0, "documents": np.zeros(buckets, np.int64)}
+    written: Future[np.ndarray] | None = None
+    with ThreadPoolExecutor(1) as writer:  # writes one part while the next one is read
+        for digests, texts in _parts(documents, seed):
+            if written:
+                record["documents"] += written.result()
+            written = writer.submit(_write_part, parts / f"{name}-{record['parts']:05d}.arrow", digests, texts, buckets)
+            record["parts"] += 1
+            record["characters"] += sum(map(len, texts))
+            del digests, texts  # their memory is free when they are written
+    if written:
+        record["documents"] += written.result()
+    record |= {"documents": record["documents"].tolist(), "notes": notes or {}}
     write_json(done, record)
     return record
 
 
-def _write_part(path: Path, digests: list[bytes], texts: list[str], buckets: int) -> list[int]:
+def _parts(documents: Documents, seed: int) -> Iterator[tuple[list[bytes], list[str]]]:
+    """Hashes and documents, as many at once as a part file holds."""
+    salt = seed.to_bytes(16, "little", signed=True)
+    digests: list[bytes] = []
+    texts: list[str] = []
+    characters = 0
+    for document in documents:
+        content = document.encode("utf-8", "surrogatepass")
+        digests.append(hashlib.blake2b(content, digest_size=8, salt=salt).digest())
+        texts.append(document)
+        characters += len(document)
+        if characters >= PART_CHARACTERS:
+            yield digests, texts
+            digests, texts, characters = [], [], 0
+    if texts:
+        yield digests, texts
+
+
+def _write_part(path: Path, digests: list[bytes], texts: list[str], buckets: int) -> np.ndarray:
+    """Write one part file; returns the number of its documents in each bucket."""
     keys = np.frombuffer(b"".join(digests), dtype="<u8")
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
@@ -216,11 +199,11 @@ def _write_part(path: Path, digests: list[bytes], texts: list[str], buckets: int
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, SCHEMA, options=options) as part:
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             part.write_batch(batch.slice(start, end - start))
-    return np.diff(ends, prepend=0).tolist()
+    return np.diff(ends, prepend=0)
 
 
 def bucket_of(hashes: np.ndarray, buckets: int) -> np.ndarray:
-    """Bucket b of B holds the hashes from b / B of their range on."""
+    """Hashes (n,) uint64 to buckets (n,): bucket b of B holds the hashes from b/B to (b + 1)/B of their range."""
     return ((hashes >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)
 
 
@@ -228,7 +211,8 @@ def bucket_of(hashes: np.ndarray, buckets: int) -> np.ndarray:
 
 
 def shards_of(folder: Path, scattered: list[dict[str, Any]], buckets: int, layout: Layout, workers: int) -> dict[str, Any]:
-    """Turn the parts into shards, numbered in the order of the buckets."""
+    """Turn the parts into shards, numbered in the order of the buckets. Returns {files: {name: facts}, documents and characters
+    by split, duplicates_dropped}. ValueError if there is no document."""
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
     for record in scattered:
         names[record["name"].split("-")[0]] += [f"{record['name']}-{n:05d}.arrow" for n in range(record["parts"])]
@@ -239,14 +223,14 @@ def shards_of(folder: Path, scattered: list[dict[str, Any]], buckets: int, layou
     wanted = min(max(1, wanted, min(LEAST_VAL_CHARACTERS, characters // 10)), MOST_VAL_CHARACTERS)
     first = next(b for b in range(buckets) if any(record["documents"][b] for record in scattered))
     jobs = [(folder, names, b, buckets, layout, 0 if names["val"] or b > first else wanted) for b in range(buckets)]
-    with ThreadPoolExecutor(workers) as pool:  # Arrow's work: threads do it side by side
+    with ThreadPoolExecutor(workers) as pool:  # Arrow does the work without the GIL
         found = list(pool.map(gather, *zip(*jobs, strict=True)))
     total: dict[str, Any] = {"duplicates_dropped": sum(record["dropped"] for record in found), "files": {}}
     for split in SPLITS:
         shards = [(name, facts) for record in found for name, facts in record["files"].items() if name.startswith(split)]
         for number, (name, facts) in enumerate(shards):
             final = f"{split}-{number:05d}.parquet"
-            if (folder / name).exists():  # else renamed already, before an interruption
+            if (folder / name).exists():  # else it was renamed before an interruption
                 os.replace(folder / name, folder / final)
             total["files"][final] = facts
         for kind in ("documents", "characters"):
@@ -257,7 +241,7 @@ def shards_of(folder: Path, scattered: list[dict[str, Any]], buckets: int, layou
 
 
 def gather(folder: Path, names: dict[str, list[str]], bucket: int, buckets: int, layout: Layout, wanted: int) -> dict[str, Any]:
-    """Sort one bucket of all parts and write its shards; {files, dropped}. `wanted` characters of it become validation."""
+    """Sort one bucket of all parts and write its shards; returns {files, dropped}. `wanted` characters become validation."""
     done = folder / "parts" / f"bucket-{bucket:05d}.json"
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
@@ -285,7 +269,7 @@ def gather(folder: Path, names: dict[str, list[str]], bucket: int, buckets: int,
 
 
 def _sorted(folder: Path, names: list[str], bucket: int) -> tuple[pyarrow.Table, int]:
-    """The documents of a bucket in the order of their hashes without duplicates, and how many those were."""
+    """The documents of a bucket in the order of their hashes, without duplicates, and the number of duplicates."""
     batches = []
     for name in names:
         with pyarrow.OSFile(str(folder / "parts" / name), "rb") as file, pyarrow.ipc.open_file(file) as part:
@@ -296,16 +280,16 @@ def _sorted(folder: Path, names: list[str], bucket: int) -> tuple[pyarrow.Table,
     kept = np.ones(len(hashes), dtype=bool)
     again = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
     kept[again] = pyarrow.compute.not_equal(texts.take(order[again]), texts.take(order[again - 1])).to_numpy()
-    for place in again[kept[again]]:  # equal hashes of 64 bits, different documents: hardly ever
+    for place in again[kept[again]]:  # different documents with equal hashes of 64 bits: hardly ever
         first = np.searchsorted(hashes, hashes[place])
         kept[place] = texts[order[place]].as_py() not in texts.take(order[first:place]).to_pylist()
     return table.take(order[kept]), int((~kept).sum())
 
 
 def divide(texts: pyarrow.ChunkedArray, wanted: int, *, all_there_is: bool = True) -> dict[str, pyarrow.ChunkedArray]:
-    """The first documents, of about `wanted` characters, are the validation part. The last of them is cut where it is long.
+    """Take the first documents, about `wanted` characters, as the validation part. The last one is cut if it is long.
 
-    Where the texts are `all_there_is`, neither part stays empty; ValueError for one document that is too short for that.
+    If the texts are `all_there_is`, neither part stays empty; ValueError for a single document that is too short for that.
     """
     lengths = pyarrow.compute.utf8_length(texts).to_numpy()
     count = int(np.searchsorted(np.cumsum(lengths), wanted, side="right"))
@@ -324,7 +308,7 @@ def divide(texts: pyarrow.ChunkedArray, wanted: int, *, all_there_is: bool = Tru
 
 
 def _cut(text: str, characters: int) -> tuple[str, str]:
-    """About the first `characters` of a text and the rest: cut at a space near there, or anywhere (Chinese, DNA)."""
+    """The first `characters` of a text, about, and the rest: cut at a space nearby, or anywhere (Chinese, DNA)."""
     if len(text) < 10:
         raise ValueError(f"the only document has {len(text)} characters: too little for a train and a val part")
     space = text.rfind(" ", characters // 2, characters + 1)

@@ -1,4 +1,4 @@
-"""Named data: where each source lies, which files it takes, its licence. docs/data-sources.md says what was checked."""
+"""Named data: where each source is, which files are taken, and its licence. docs/data-sources.md says what was checked."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class Source:
     """The flag that reads it."""
     repository: str = ""
     revision: str = "main"
-    """A commit, or the branch whose newest commit is taken and written down."""
+    """A commit, or a branch, whose newest commit is taken and recorded."""
     files: dict[str, str] = field(default_factory=dict)
-    """Name here: path there. A .jsonl here of a .parquet there is rewritten, for the tasks read JSON lines."""
+    """Name here: path there. A .parquet that is named .jsonl here is rewritten, since the tasks read JSON lines."""
     shards: int = 0
     """Numbered files shard_00000.parquet ... for training; `files` has the one for validation."""
     megabytes: float = 0
-    """About, of `files`, or of one shard: what a dry run counts with before the hub is asked."""
+    """Approximate size of `files`, or of one shard, for a dry run."""
     sha256: dict[str, str] = field(default_factory=dict)
-    """By path there, where known from elsewhere than the hub's own answer."""
+    """Hashes by path there, where known from another source than the hub itself."""
     url: str = ""
-    """Of one file that is not on the hub; a .zip is unpacked. No hash of it is known."""
+    """Of one file that is not on the hub; a .zip is unpacked. There is no known hash."""
 
     def wanted(self, shards: int | None) -> dict[str, str]:
-        """Name here: path there, of so many shards for training (or all) and whatever else belongs to it.
+        """Name here: path there, of all files and of the first `shards` training shards (None: all).
 
-        ValueError for more than there are, or a number where the source has no shards.
+        ValueError for more shards than there are, or for a number if the source has none.
         """
         if shards is not None and not (self.shards and 1 <= shards <= self.shards):
             accepted = f"1 to {self.shards:,}" if self.shards else f"none, {self.folder} is always fetched whole"

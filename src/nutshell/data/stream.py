@@ -1,9 +1,9 @@
-"""A stream of packed batches without end, prefetched, resumable to the bit: what the two loaders share.
+"""An endless stream of packed batches, prefetched and resumable to the bit: what the two loaders share.
 
-The stream of rows depends on the data, the seed and the row length only: epoch by epoch, block by block (a block is one row
-group or some hundred conversations, in an order shuffled by seed and epoch). A global batch is the next
-`rows * world_size` rows, and rank r takes every row i with i % world_size == r. So another number of ranks or rows sees
-the same rows in the same order.
+The stream of rows depends only on the data, the seed and the row length. It goes epoch by epoch and block by block (a block is a
+row group, or 1,024 conversations), in an order shuffled by seed and epoch. A global batch is the next `rows * world_size` rows,
+and rank r takes the rows i with i % world_size == r. So with another number of ranks or rows, training sees the same rows in the
+same order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _State:
 
 
 class PackedStream:
-    """A subclass says what the blocks and their documents are: the five methods at the end."""
+    """A subclass provides the blocks and their documents, in the five methods at the end."""
 
     _split_documents = True
 
@@ -42,15 +42,15 @@ class PackedStream:
         self, bos_id: int, rows: int, row_tokens: int, *, seed: int = 0, rank: int = 0, world_size: int = 1,
         prepare: Callable[[Batch], Any] | None = None, prefetched_batches: int = 4,
     ):  # fmt: skip
-        """`rows` is this rank's batch, a row has `row_tokens` = T + 1 tokens. `prepare` is called on each batch in the
-        prefetching thread, `prefetched_batches` ahead of its use: what it returns is what `next` gives."""
+        """`rows` is the batch size of this rank; a row has `row_tokens` = T + 1 tokens. The prefetching thread works
+        `prefetched_batches` ahead and calls `prepare` on each batch; `next` returns the result."""
         self.bos_id, self.rows, self.row_tokens, self.seed = bos_id, rows, row_tokens, seed
         self.rank, self.world_size = rank, world_size
         self.prepare, self.prefetched_batches = prepare, prefetched_batches
         self.sources: list[str] = []
-        """Where the rows of the last batch came from: names of its blocks, for messages."""
+        """The blocks that the rows of the last batch came from, by name, for messages."""
         self._state = _State()
-        self._thread: ThreadPoolExecutor | None = None  # one, in which the batches ahead are made
+        self._thread: ThreadPoolExecutor | None = None  # a single one, which makes the batches ahead
         self._ahead: deque[Future[tuple[Any, _State, list[str]]]] = deque()
 
     # ---- iteration and state -------------------------------------------------------------------------------------
@@ -64,34 +64,34 @@ class PackedStream:
             self._coming = self._batches(self._state)
         while len(self._ahead) < self.prefetched_batches:
             self._ahead.append(self._thread.submit(next, self._coming))
-        batch, self._state, self.sources = self._ahead[0].result()  # an error stays there, for the next call too
+        batch, self._state, self.sources = self._ahead[0].result()  # an error stays in place and is raised again by the next call
         self._ahead.popleft()
         return batch
 
     @property
     def epoch(self) -> float:
-        """How many times the data has been gone through, up to the last batch yielded."""
+        """Passes over the data up to the last batch, as a fraction."""
         return self._state.epoch + self._state.block / self._blocks()
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able. It belongs to the last batch yielded: a loader that loads it goes on with the next one."""
+        """The state after the last batch, as JSON: a loader that loads it goes on with the next batch."""
         state = self._state
-        carry = [[ids.tolist(), None if mask is None else mask.astype(int).tolist()] for ids, mask in state.carry]
+        carry = [[ids.tolist(), None if mask.all() else mask.astype(int).tolist()] for ids, mask in state.carry]
         return {**self._identity(), "epoch": state.epoch, "block": state.block, "row": state.row, "carry": carry}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state was taken. Raises ValueError if data, seed, row length or BOS are not the same."""
+        """Go on where the state was taken. ValueError if data, seed, row length or BOS differ."""
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise ValueError(
                     f"the data stream cannot be resumed: {name} was {state.get(name)!r} and is {value!r} now; use the old."
                 )
         self.close()
-        carry = [(np.array(ids, np.uint32), None if mask is None else np.array(mask, bool)) for ids, mask in state["carry"]]
+        carry = [(np.array(ids, np.uint32), np.array(mask or [True] * len(ids), bool)) for ids, mask in state["carry"]]
         self._state = _State(epoch=state["epoch"], block=state["block"], row=state["row"], carry=carry)
 
     def close(self) -> None:
-        """End the prefetching thread. The next batch afterwards is the one that would have come anyway."""
+        """End the prefetching thread. A later `next` starts a new one and gives the same batch as otherwise."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
             self._thread = None
@@ -107,7 +107,7 @@ class PackedStream:
 
     def _batches(self, state: _State) -> Iterator[tuple[Batch, _State, list[str]]]:
         global_rows = self.rows * self.world_size
-        pending: list[tuple[np.ndarray, np.ndarray | None]] = []
+        pending: list[tuple[np.ndarray, np.ndarray]] = []
         pending_rows, sources = 0, []
         epoch, block, row, carry = state.epoch, state.block, state.row, state.carry
         while True:
@@ -121,7 +121,7 @@ class PackedStream:
                 shuffled = self._shuffled("rows", len(packed.ids), epoch, block)
                 while row < len(shuffled):
                     chosen = shuffled[row : row + global_rows - pending_rows]
-                    pending.append((packed.ids[chosen], None if packed.mask is None else packed.mask[chosen]))
+                    pending.append((packed.ids[chosen], packed.mask[chosen]))
                     sources.append(self._block_name(int(order[block])))
                     row += len(chosen)
                     pending_rows += len(chosen)
@@ -136,22 +136,21 @@ class PackedStream:
             epoch, block = epoch + 1, 0
 
     def _shuffled(self, what: str, count: int, epoch: int, block: int = 0) -> np.ndarray:
-        """A permutation that depends on nothing but these and the seed."""
+        """A permutation that depends only on the arguments and the seed."""
         purpose = ("blocks", "rows", "conversations").index(what)
         return np.random.default_rng([self.seed, epoch, block, purpose]).permutation(count)
 
-    def _rank_batch(self, pending: list[tuple[np.ndarray, np.ndarray | None]]) -> Batch:
-        ids = np.concatenate([ids for ids, _ in pending])[self.rank :: self.world_size].astype(np.int64)
-        targets = ids[:, 1:].copy()
-        if any(mask is not None for _, mask in pending):
-            masks = [np.ones(ids.shape, bool) if mask is None else mask for ids, mask in pending]
-            targets[~np.concatenate(masks)[self.rank :: self.world_size, 1:]] = -1
+    def _rank_batch(self, pending: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
+        """This rank's rows of a global batch, which comes as parts (ids, mask)."""
+        ids, mask = (np.concatenate(parts)[self.rank :: self.world_size] for parts in zip(*pending, strict=True))
+        ids = ids.astype(np.int64)
+        targets = np.where(mask[:, 1:], ids[:, 1:], -1)
         return torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(targets)
 
     def _fixed_batches(self, ids: np.ndarray, mask: np.ndarray, wanted: int | None) -> list[Batch]:
-        """At most `wanted` of the rows, chosen at random, in batches; the last is filled up with rows without a target, so that
-        all ranks have the same number of batches."""
-        # Packing puts long documents first; a part of the rows must not hold those alone.
+        """At most `wanted` of the rows in batches. The last one is filled up with rows without a target, so that all ranks have
+        the same number of batches."""
+        # Chosen at random: packing puts long documents first, and a part of the rows must not hold those alone.
         chosen = np.random.default_rng(0).permutation(len(ids))[:wanted]
         step = self.rows * self.world_size
         missing = ((0, -len(chosen) % step), (0, 0))
@@ -175,5 +174,5 @@ class PackedStream:
         raise NotImplementedError
 
     def _check_epoch(self, tokens: int) -> None:
-        """ValueError where an epoch of so many tokens is too little to train on."""
+        """ValueError if an epoch of this many tokens is too little to train on."""
         raise NotImplementedError

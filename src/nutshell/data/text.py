@@ -5,69 +5,25 @@ Everything streams, so a file larger than memory is fine. Errors name the file a
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 
-from nutshell.data.rows import ROW_KINDS, TABLES, Bad, file_rows, open_parquet
-from nutshell.files import COMPRESSED, files_below, json_kind, kind_of, shown, text_blocks
+from nutshell.data.find import Files, Notes, find_files, names_of
+from nutshell.data.rows import Bad, file_rows, open_parquet
+from nutshell.files import json_kind, shown
+from nutshell.text_files import kind_of, text_blocks
 
-Notes = defaultdict[str, Counter[str]]
-"""What a reader counts on its way: notes["column"] the columns that text was found in where that is not "text"."""
 TEXT_KINDS = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet")
 COLUMNS = ("text", "content", "raw_content", "body", "document", "article", "passage", "page_content", "story", "markdown")
-"""Where no column is named, the first of these that a file has."""
+"""Names of a column of text; the first that a file has is read, unless a column is named."""
 SHORTEST_CUT, LONGEST_CUT = 16_384, 65_536
-"""A text file is cut into documents of at most so many characters, at blank lines where it has them: the more text, the longer.
-Even the shortest fill a context of 2,048 tokens; a small file still becomes several documents, so that one can be held out."""
+"""A text file is cut into documents, at blank lines if it has them. The limit in characters grows with the file: even the
+shortest fills a context of 2,048 tokens, and a small file still becomes several documents, so that one can be held out."""
 
 _BOUNDARIES = ("\n\n", "\n", ". ", "。", " ")
-_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "validation": "val"}
-_SPLITS |= {"valid": "val", "val": "val", "dev": "val"}
-_ABOUT = re.compile(
-    r"(readme|licen[cs]e|copying|changelog|contributing|code_of_conduct|citation|requirements|cmakelists|robots)([-_. ].*)?"
-)
-
-
-@dataclass(kw_only=True)
-class Found:
-    """The files of some paths: those to train on, those that their folder names for validation, and what was left out."""
-
-    train: list[Path] = field(default_factory=list)
-    val: list[Path] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    notes: Notes = field(default_factory=lambda: defaultdict(Counter))
-    """Of the documents, as far as reading has come."""
-
-    def documents(self) -> Iterator[str]:
-        """Documents of the files to train on. An input without any raises ValueError at its end."""
-        return self._read(self.train)
-
-    def val_documents(self) -> Iterator[str]:
-        return self._read(self.val)
-
-    def _read(self, files: list[Path]) -> Iterator[str]:
-        empty = True
-        for file in files:
-            for document in read_file(file, self.notes):
-                empty = False
-                yield document
-        if empty:
-            raise ValueError(f"no text in {names_of(files)}: every document is empty")
-
-    def summary(self) -> str:
-        """One line: what was taken and what was left out, by kind and count."""
-        parts = [f"{len(self.train)} file{'s' * (len(self.train) != 1)} ({_counts(Counter(map(_suffix, self.train)))})"]
-        parts += [f"column {', '.join(sorted(self.notes['column']))}"] if self.notes["column"] else []
-        parts += [f"validation: {_counts(Counter(map(_suffix, self.val)))}"] if self.val else []
-        parts += [f"left out: {_counts(self.left_out)}"] if self.left_out else []
-        return "read " + "; ".join(parts)
 
 
 def read_documents(paths: Path | str | Iterable[Path | str]) -> Iterator[str]:
@@ -77,116 +33,29 @@ def read_documents(paths: Path | str | Iterable[Path | str]) -> Iterator[str]:
     Documents of nothing but white space are left out. Missing paths and unknown suffixes raise ValueError or
     FileNotFoundError at once, broken content when the iteration reaches it, and an input without any document at its end.
     """
-    return find_text(paths).documents()
+    return _documents(find_text(paths).train)
 
 
-def find_text(paths: Path | str | Iterable[Path | str]) -> Found:
+def _documents(files: list[Path]) -> Iterator[str]:
+    empty = True
+    for file in files:
+        for document in read_file(file):
+            empty = False
+            yield document
+    if empty:
+        raise ValueError(f"no text in {names_of(files)}: every document is empty")
+
+
+def find_text(paths: Path | str | Iterable[Path | str]) -> Files:
     """The files of text that `paths` name; see `find_files`."""
     return find_files(paths, TEXT_KINDS, lambda row: isinstance(row, dict) and find_column(row) is not None)
-
-
-def find_files(
-    paths: Path | str | Iterable[Path | str], kinds: tuple[str, ...], fits: Callable[[Any], bool], encoding: str = ""
-) -> Found:
-    """The files that `paths` name, folders searched recursively, links followed. The encoding is that of tables.
-
-    A file that is named itself is taken whatever it is called. In folders these are left out and counted: other kinds of
-    files, those about the data (README.md, requirements.txt), run folders, test files, files of rows whose first row does not
-    fit. Where a folder has files for validation (dev.jsonl, validation/), those are `val`. Hidden files are passed over.
-    Raises FileNotFoundError for a path that does not exist, ValueError for a file of another kind, and for a folder without
-    a fitting file.
-    """
-    found = Found()
-    accepted = f"{', '.join(kinds[:15])}{' and other code' * (len(kinds) > 15)} (also {', '.join(COMPRESSED)})"
-    several = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    for path in map(Path, several):
-        if path.is_dir():
-            _add_folder(found, path, kinds, lambda file: _first_row_fits(file, fits, encoding), accepted)
-        elif not path.exists():
-            raise FileNotFoundError(f"{shown(path)} does not exist: give a file ({accepted}) or a folder of such files")
-        elif kind_of(path) not in kinds:
-            kind = f"suffix {path.suffix!r}" if path.suffix else "no suffix"
-            raise ValueError(f"{shown(path)} has {kind}; accepted are {accepted}, and folders of those")
-        else:
-            found.train.append(path)
-    if not several:
-        raise ValueError(f"no input path was given; accepted are {accepted}, and folders of those")
-    return found
-
-
-def _add_folder(found: Found, folder: Path, kinds: tuple[str, ...], fits: Callable[[Path], bool], accepted: str) -> None:
-    left_out: Counter[str] = Counter()
-    taken: list[Path] = []
-    for file in sorted(files_below(folder, left_out)):
-        if kind_of(file) not in kinds:
-            left_out[_suffix(file) or "without a suffix"] += 1
-        elif kind_of(file) in (".txt", ".md") and _ABOUT.fullmatch(file.name.lower()):
-            left_out[file.name] += 1
-        else:
-            taken.append(file)
-    fitting = [file for file in taken if fits(file)] or taken  # of which reading says what is wrong with them
-    left_out.update(f"{_suffix(file)} with other rows" for file in set(taken).difference(fitting))
-    if not fitting:
-        raise ValueError(f"no data file in the folder {shown(folder)} (found: {_counts(left_out) or 0}); accepted are {accepted}")
-    splits = _splits([file.relative_to(folder) for file in fitting])
-    left_out["test"] += splits.count("test")
-    found.train += [file for file, split in zip(fitting, splits, strict=True) if split == "train"]
-    found.val += [file for file, split in zip(fitting, splits, strict=True) if split == "val"]
-    found.left_out += left_out
-
-
-def _first_row_fits(file: Path, fits: Callable[[Any], bool], encoding: str) -> bool:
-    """Whether a file of rows is one of those looked for. Of a broken one only reading says what is wrong."""
-    try:
-        if kind_of(file) == ".parquet":
-            with open_parquet(file) as parquet:
-                return fits(dict.fromkeys(parquet.schema_arrow.names))
-        if kind_of(file) in ROW_KINDS:
-            first = [fits(row) for _, row in itertools.islice(file_rows(file, None, encoding), 1)]
-            return first[0] if first else kind_of(file) not in TABLES
-    except (ValueError, OSError):
-        return kind_of(file) not in (".json", *TABLES)
-    return True
-
-
-def _splits(files: list[Path]) -> list[str]:
-    """train, val or test for each file, as its folders or its name say; all train where none would remain to train on.
-
-    A word inside a name (wiki.test.txt) counts only beside another file for training: else it may be any text.
-    """
-    whole, words = [], []
-    for file in files:
-        folders = [_SPLITS[part.lower()] for part in file.parts[:-1] if part.lower() in _SPLITS]
-        stem = file.name.lower().split(".")[0]
-        named = re.fullmatch(r"([a-z]+)([-_ ]?\d.*)?", stem)
-        whole.append(folders[0] if folders else _SPLITS.get(named[1]) if named else None)
-        words.append(next((_SPLITS[word] for word in re.findall("[a-z]+", file.name.lower()) if word in _SPLITS), None))
-    named_train = "train" in (*whole, *words)
-    splits = [exact or (word if named_train else None) or "train" for exact, word in zip(whole, words, strict=True)]
-    return splits if "train" in splits else ["train"] * len(files)
-
-
-def _suffix(file: Path) -> str:
-    packed = file.suffix.lower() if file.suffix.lower() in COMPRESSED else ""
-    return kind_of(file) + packed
-
-
-def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{count} {shown(kind)}" for kind, count in counter.most_common(12) if count)
-
-
-# ---- documents of one file -----------------------------------------------------------------------------------------
-
-
-def names_of(files: list[Path]) -> str:
-    return ", ".join(map(shown, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
 def read_file(
     file: Path, notes: Notes | None = None, column: str = "", bad: Bad | None = None, encoding: str = ""
 ) -> Iterator[str]:
-    """The documents of one file that are more than white space, of `column` where that is named and the file has columns.
-    A bad row goes to `bad`; without it, and for a file that cannot be read, ValueError."""
+    """The documents of one file that are not just white space; `column` names the column to read. A bad row goes to `bad`, or
+    raises ValueError without it. So does a file that cannot be read."""
     kind = kind_of(file)
     if kind == ".parquet":
         documents: Iterator[str] = (text for part in text_columns(file, notes, column) for text in part.to_pylist())
@@ -199,10 +68,8 @@ def read_file(
 
 
 def split_text(blocks: Iterable[str], limit: int = SHORTEST_CUT) -> Iterator[str]:
-    """Cuts running text into documents of at most `limit` characters.
-
-    Cuts at the last blank line that fits, else at the last line end, sentence or space, else anywhere. Only the line
-    ends and the spaces at a cut are lost.
+    """Cut running text into documents of at most `limit` characters: at the last blank line that fits, else at the last line
+    end, sentence or space, else anywhere. Only line ends and spaces at a cut are lost.
     """
     text = ""
     for block in blocks:
@@ -226,7 +93,7 @@ def _cut(text: str, start: int, limit: int) -> int:
 
 
 def find_column(names: Iterable[str]) -> str | None:
-    """The column of text among `names`: the first of `COLUMNS`, in any case of letters."""
+    """The column of text among `names`: the first of `COLUMNS` that is there, in upper or lower case."""
     known = {name.lower(): name for name in names}
     return next((known[name] for name in COLUMNS if name in known), None)
 
@@ -246,7 +113,7 @@ def _column_of(where: str, names: list[str], notes: Notes | None = None, column:
 
 
 def _row_documents(rows: Iterable[tuple[str, Any]], notes: Notes | None, asked: str, bad: Bad | None) -> Iterator[str]:
-    """The text of rows, which come with their places for messages."""
+    """The text of (place, row) pairs."""
     column = asked or "text"
     for where, row in rows:
         try:
@@ -266,7 +133,7 @@ def _row_documents(rows: Iterable[tuple[str, Any]], notes: Notes | None, asked: 
 
 
 def text_columns(file: Path, notes: Notes | None = None, column: str = "") -> Iterator[pyarrow.LargeStringArray]:
-    """The text of a Parquet file, some rows at a time, null as "": columns of strings or of UTF-8 bytes, dictionaries too."""
+    """The text of a Parquet file, some rows at a time, "" for null. The column may hold strings, UTF-8 bytes or a dictionary."""
     with open_parquet(file) as parquet:
         name = text_column(file, parquet.schema_arrow, notes, column)
         row = 0
@@ -276,7 +143,7 @@ def text_columns(file: Path, notes: Notes | None = None, column: str = "") -> It
 
 
 def text_column(file: Path, schema: pyarrow.Schema, notes: Notes | None = None, asked: str = "") -> str:
-    """The name of a Parquet file's column of text. ValueError where it has none, or one that holds something else."""
+    """The name of the column of text in a Parquet file. ValueError if there is none, or if it holds something else."""
     column = _column_of(shown(file), schema.names, notes, asked)
     if schema.names.count(column) > 1:
         raise ValueError(f"{shown(file)} has several columns {column!r}; one is needed")
@@ -288,7 +155,7 @@ def text_column(file: Path, schema: pyarrow.Schema, notes: Notes | None = None, 
 
 
 def as_text(array: pyarrow.Array, where: str, before: int) -> pyarrow.LargeStringArray:
-    """A column of text as checked UTF-8 strings. ValueError names a row that is not, counted from 1, `before` rows on."""
+    """A column as checked UTF-8 strings. ValueError names the row that is not UTF-8; `before` rows came earlier in the file."""
     if isinstance(array, pyarrow.DictionaryArray):
         array = array.dictionary_decode()
     if str(array.type) in ("string_view", "binary_view"):

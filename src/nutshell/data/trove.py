@@ -1,5 +1,5 @@
-"""Shards as the end of a datatrove pipeline, for text that wants many machines: its readers, filters and executors (processes,
-Slurm, Ray) before, our shuffle after. Same shards as from one machine, whatever the number of tasks.
+"""Shards from a datatrove pipeline, for text that needs many machines: its readers, filters and executors (processes, Slurm, Ray)
+come first, our shuffle last. The shards are the same as from one machine, whatever the number of tasks.
 
     from datatrove.executor import LocalPipelineExecutor
     LocalPipelineExecutor([JsonlReader("crawl"), LanguageFilter(), Scatter(folder="parts", buckets=64)], tasks=32).run()
@@ -24,16 +24,17 @@ TASKS = "tasks"
 
 @dataclass(frozen=True, kw_only=True)
 class Scatter:
-    """The last step of a pipeline: pass 1 of the shuffle, each task for its documents. Datatrove calls it as any of its steps."""
+    """The last step of a pipeline: pass 1 of the shuffle, in each task for its documents. Datatrove calls it like its own
+    steps."""
 
     folder: str
     """Shared by all tasks."""
     buckets: int
-    """Memory of the second pass holds one of so many parts of the text: one for each 128 MB."""
+    """Parts of the text, one of which the second pass holds in memory: one for each 128 MB."""
     seed: int = 0
 
     def __call__(self, documents: Iterable[Any] | None, rank: int = 0, world_size: int = 1) -> tuple[()]:
-        """Write the text of datatrove's documents; a task that was done stays as it is."""
+        """Write the text of datatrove's documents; a task that is done already stays as it is."""
         parts = Path(self.folder)
         parts.mkdir(parents=True, exist_ok=True)
         write_text(parts / f"{TASKS}-{rank:05d}", str(world_size))
@@ -43,9 +44,9 @@ class Scatter:
 
 
 def gather_parts(parts: Path | str, out: Path | str, **options: Any) -> Path:
-    """Make the shards in `out` of what all tasks wrote; `options` are those of `Layout`, the seed as in `Scatter`.
+    """Make shards in `out` from what all tasks wrote. `options` are those of `Layout`, with the seed of `Scatter`.
 
-    ValueError where tasks are not done or were told different numbers of buckets.
+    ValueError if tasks are not done, or had different numbers of buckets.
     """
     parts, out, layout = Path(parts), Path(out), Layout(**options)
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(parts.glob("train-?????.json"))]

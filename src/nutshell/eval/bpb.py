@@ -16,11 +16,10 @@ from nutshell.data.packing import pack
 def packed_rows(documents: Iterable[str], tok: Any, context: int, *, rows: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (ids, targets) of up to `rows` rows of `context` tokens, packed as in pretraining. Targets are -1 in padding.
     All ids are held in memory."""
-    encoded = ((np.array([tok.bos_id, *tok.encode(text)], np.uint32), None) for text in documents)
-    packed = pack(encoded, context + 1, bos_id=tok.bos_id, flush=True)
-    ids, targets = torch.from_numpy(packed.ids.astype(np.int64)), torch.from_numpy(packed.ids[:, 1:].astype(np.int64))
-    if packed.mask is not None:
-        targets.masked_fill_(~torch.from_numpy(packed.mask[:, 1:]), -1)
+    encoded = (np.array([tok.bos_id, *tok.encode(text)], np.uint32) for text in documents)
+    packed = pack(((ids, np.ones(len(ids), bool)) for ids in encoded), context + 1, bos_id=tok.bos_id, flush=True)
+    ids = torch.from_numpy(packed.ids.astype(np.int64))
+    targets = ids[:, 1:].masked_fill(~torch.from_numpy(packed.mask[:, 1:]), -1)
     for first in range(0, len(ids), rows):
         yield ids[first : first + rows, :-1], targets[first : first + rows]
 

@@ -1,7 +1,7 @@
-"""GGUF, one file with weights, tokenizer and chat template: what llama.cpp, Ollama and LM Studio open.
+"""GGUF: one file with weights, tokenizer and chat template, for llama.cpp, Ollama and LM Studio.
 
-The layout is ggml's docs/gguf.md, version 3, little-endian: magic, version, number of tensors and of metadata; metadata as key,
-type, value; of each tensor name, sizes (fastest first), type, offset; then the tensors, each at a multiple of 32 bytes.
+The layout (ggml's docs/gguf.md, version 3, little-endian): magic, version, number of tensors and of metadata; metadata as key,
+type, value; for each tensor name, sizes (fastest first), type, offset; then the tensors, each at a multiple of 32 bytes.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from nutshell.tokenizer.huggingface import REPLY_ENDS
 
 ALIGNMENT = 32
 F32, F16, Q4_0, Q8_0 = 0, 1, 2, 8
-"""ggml's numbers for the types of tensors."""
+"""ggml's numbers of tensor types."""
 ENCODERS: dict[int, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
     F32: (128, lambda weights: weights.astype("<f4")),
     F16: (64, lambda weights: weights.astype("<f2")),
     Q8_0: (34, q8_0),
     Q4_0: (18, q4_0),
 }
-"""Of each type the bytes that 32 weights take, and what turns fp32 weights into them."""
+"""For each type the bytes of 32 weights, and the function that encodes fp32 weights."""
 TYPES = {"f32": (F32, F32, 0), "f16": (F16, F16, 1), "q8_0": (Q8_0, Q8_0, 7), "q4_0": (Q4_0, Q8_0, 2)}
-"""Type of the matrices, type of embedding and head, and the number `general.file_type` of both. Vectors are always f32."""
+"""Type of the matrices, type of embedding and head, and the number for `general.file_type`. Vectors are always f32."""
 CONTROL, NORMAL, UNUSED = 3, 1, 5  # kinds of tokens
 TENSORS = {
     r"model\.embed_tokens|embedding": "token_embd",
@@ -56,7 +56,7 @@ TENSORS = {
     r"blocks\.(\d+)\.attention\.out": r"blk.\1.attn_output",
     r"blocks\.(\d+)\.mlp\.(up|down)": r"blk.\1.ffn_\2",
 }
-"""Our names to ggml's, of portable and gpt2; `.weight` or `.bias` stands behind both."""
+"""Our names to ggml's, for portable and gpt2, without `.weight` or `.bias`."""
 ENDS = ("model.embed_tokens", "lm_head", "embedding")
 TEMPLATE = """\
 {{- $system := .System }}
@@ -67,13 +67,13 @@ TEMPLATE = """\
 {{- else if eq .Role "assistant" }}<|assistant_start|>{{ .Content }}<|assistant_end|>
 {{- end }}
 {{- end }}<|assistant_start|>"""
-"""The chat layout as Ollama's template (Go's text/template). No `<|bos|>`: the runner adds it, as the file says."""
+"""The chat format as an Ollama template (Go's text/template). Without `<|bos|>`: the runner adds it, as the file tells it to."""
 
 
 def export_gguf(model: Path, out: Path, kind: str) -> Path:
-    """Write the folder `out` with `model-KIND.gguf` and a `Modelfile` for `ollama create`. Returns the path of the file.
+    """Write the folder `out` with `model-KIND.gguf` and a `Modelfile` for `ollama create`. Returns the path of the GGUF file.
 
-    ValueError for an architecture, a tokenizer or a type that such files cannot hold.
+    ValueError for an architecture, a tokenizer or a type that the format does not have.
     """
     if kind not in TYPES:
         raise ValueError(f"--type is {kind!r}. Accepted: {', '.join(TYPES)}.")
@@ -99,7 +99,7 @@ def export_gguf(model: Path, out: Path, kind: str) -> Path:
 
 
 def with_joined_attention(model: GPT2) -> dict[str, Tensor]:
-    """A GPT-2's tensors with queries, keys and values in one, as ggml has them."""
+    """The tensors of a GPT-2 with queries, keys and values joined into one, as ggml has them."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not re.search(r"\.attention\.[qkv]\.", name)}
     for layer, block in enumerate(model.blocks):
         linears = (block.attention.q, block.attention.k, block.attention.v)
@@ -109,8 +109,8 @@ def with_joined_attention(model: GPT2) -> dict[str, Tensor]:
 
 
 def with_pairs_side_by_side(weights: dict[str, Tensor], head_dim: int) -> dict[str, Tensor]:
-    """The tensors of Llama's shape with each two channels that rotate together side by side, as ggml's `llama` has them; ours
-    and its `qwen3` have them half a head apart."""
+    """Reorder query and key weights for ggml's `llama`, where two channels that rotate together are neighbours. In ours, and in
+    ggml's `qwen3`, they are half a head apart."""
     pairs = {
         name: tensor.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
         for name, tensor in weights.items()
@@ -120,7 +120,7 @@ def with_pairs_side_by_side(weights: dict[str, Tensor], head_dim: int) -> dict[s
 
 
 def ggml_name(name: str) -> str:
-    """ggml's name of a tensor."""
+    """The name of a tensor in ggml."""
     module, kind = name.rsplit(".", 1)
     pattern = next(pattern for pattern in TENSORS if re.fullmatch(pattern, module))
     return f"{re.sub(pattern, TENSORS[pattern], module)}.{kind}"
@@ -154,7 +154,7 @@ def _shape(config: ModelConfig, kind: str, name: str) -> dict[str, Any]:
 
 
 def _tokenizer(tok: Tokenizer, folder: Path) -> dict[str, Any]:
-    """Metadata of the tokenizer, from the folder's `tokenizer.json`: there tokens are spelled as GGUF spells them."""
+    """Metadata of the tokenizer, from the folder's `tokenizer.json`, which spells tokens as GGUF does."""
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     names = {id: name for name, id in content["model"]["vocab"].items()}
     special = {id: name for name, id in tok.special_tokens.items()}
@@ -175,11 +175,11 @@ def _tokenizer(tok: Tokenizer, folder: Path) -> dict[str, Any]:
 
 
 def splitter(tok: Tokenizer, whole_words_first: bool) -> str:
-    """The name that llama.cpp has for the way this tokenizer cuts text before merging; `llama-bpe` alone looks up whole words
-    before it merges.
+    """llama.cpp's name for the way this tokenizer cuts text before merging. Only `llama-bpe` looks up whole words before it
+    merges.
 
-    It has none for nanochat's pattern, which cuts numbers into pairs of digits, and reads o200k's and cl100k's a little
-    differently, so files with them would give other ids here and there: refused.
+    It has no name for nanochat's pattern, which cuts numbers into pairs of digits, and it implements o200k's and cl100k's a
+    little differently, so some texts would get other ids. Those are refused.
     """
     gpt2, qwen2 = (Tokenizer([], name).pattern for name in ("gpt2", "qwen2"))
     llama3 = qwen2.replace(r"\p{N}|", r"\p{N}{1,3}|")
@@ -195,16 +195,16 @@ def splitter(tok: Tokenizer, whole_words_first: bool) -> str:
 
 
 def modelfile(file: str, context: int, stops: Sequence[str]) -> str:
-    """What `ollama create NAME -f Modelfile` reads. `stops` end a reply; a model that has none, since it has not learned chats,
-    continues the text that it is given."""
-    template = TEMPLATE if stops else "{{ .Prompt }}"  # without one Ollama takes that of the GGUF file
+    """The file for `ollama create NAME -f Modelfile`. `stops` end a reply; without them, for a model that has not learned chats,
+    the text of the prompt is continued."""
+    template = TEMPLATE if stops else "{{ .Prompt }}"  # without a template Ollama would use that of the GGUF file
     lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}", f"PARAMETER temperature {TEMPERATURE}", f"PARAMETER top_k {TOP_K}"]
     lines += [f'TEMPLATE """{template}"""', *(f'PARAMETER stop "{name}"' for name in stops)]
     return "\n".join(lines) + "\n"
 
 
 def write_gguf(file: BinaryIO, metadata: dict[str, Any], tensors: Sequence[tuple[str, int, np.ndarray]]) -> None:
-    """Write metadata and tensors (name, ggml type, fp32 weights). One tensor at a time is encoded."""
+    """Write metadata and tensors (name, ggml type, fp32 weights), encoding one tensor at a time."""
     file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     for key, value in metadata.items():
         file.write(_string(key) + _typed(value))
@@ -226,7 +226,7 @@ def _string(text: str) -> bytes:
 
 
 def _typed(value: Any) -> bytes:
-    """A value behind its type: 4 is uint32, 5 int32, 6 float32, 7 bool, 8 string, 9 an array of one of them."""
+    """A value with its type in front: 4 is uint32, 5 int32, 6 float32, 7 bool, 8 string, 9 an array."""
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
     if isinstance(value, int):

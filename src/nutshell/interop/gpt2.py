@@ -1,6 +1,6 @@
-"""GPT-2's weights as transformers stores them (`GPT2LMHeadModel`) and as `model/gpt2.py` does.
+"""GPT-2's config and weights: between transformers' `GPT2LMHeadModel` and our `model/gpt2.py`.
 
-Theirs: queries, keys and values in one matrix, and matrices stored as (inputs, outputs), as its `Conv1D` wants them.
+Theirs has queries, keys and values in one matrix, and matrices stored as (inputs, outputs), as its `Conv1D` needs them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nutshell.model.config import ModelConfig
 from nutshell.model.gpt2 import LAYER_NORM_EPS
 
 FIELDS = {"vocab_size": "vocab_size", "depth": "n_layer", "width": "n_embd", "heads": "n_head", "context": "n_positions"}
-"""What `GPT2Config` calls the fields of ours."""
+"""Our fields, and their names in `GPT2Config`."""
 FIXED = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (LAYER_NORM_EPS,),
@@ -23,7 +23,7 @@ FIXED = {
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
 }
-"""The values that our GPT-2 has for other settings of theirs; the first is written."""
+"""Other settings of theirs, with the values that our GPT-2 matches; the first one is written."""
 BLOCK = {
     "ln_1": "attention_norm", "attn.c_proj": "attention.out", "ln_2": "mlp_norm", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down",
 }  # fmt: skip
@@ -32,7 +32,7 @@ ENDS = {"wte.weight": "embedding.weight", "wpe.weight": "positions.weight", "ln_
 
 
 def config_from_gpt2(values: dict[str, Any], bos_id: int) -> ModelConfig:
-    """The shape that a GPT-2's `config.json` says. ValueError names a setting that ours does not have."""
+    """The shape in a GPT-2's `config.json`. ValueError names a setting that ours does not support."""
     for key, accepted in FIXED.items():
         if values.get(key, accepted[0]) not in accepted:
             raise ValueError(
@@ -59,8 +59,8 @@ def config_to_gpt2(config: ModelConfig) -> dict[str, Any]:
 
 
 def weights_from_gpt2(theirs: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """Our tensors of theirs; what is none of GPT-2's keeps its name, and the causal masks of old files are left out. KeyError
-    names a tensor that is missing."""
+    """Their tensors as ours. Unknown ones keep their names, and the causal masks in old files are dropped. KeyError names a
+    missing tensor."""
     theirs = {name.removeprefix("transformer."): tensor for name, tensor in theirs.items()}
     theirs = {name: tensor for name, tensor in theirs.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
     ours = {new: theirs.pop(old) for old, new in ENDS.items()}
@@ -75,7 +75,7 @@ def weights_from_gpt2(theirs: dict[str, Tensor], depth: int) -> dict[str, Tensor
 
 
 def weights_to_gpt2(ours: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """Their tensors of ours."""
+    """Our tensors as theirs."""
     theirs = {old: ours[new] for old, new in ENDS.items()}
     for layer in range(depth):
         here, there = f"blocks.{layer}.", f"h.{layer}."
@@ -87,5 +87,5 @@ def weights_to_gpt2(ours: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
 
 
 def _turn(tensor: Tensor) -> Tensor:
-    """A matrix transposed; a vector as it is."""
+    """Transpose a matrix; leave a vector as it is."""
     return tensor.T if tensor.ndim == 2 else tensor

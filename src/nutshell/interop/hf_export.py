@@ -1,7 +1,8 @@
 """A folder for transformers and its hub: weights, tokenizer, how to sample, and a model card.
 
-`portable` is `Qwen3ForCausalLM` and `gpt2` is `GPT2LMHeadModel`, which transformers has. `speed` it does not have: that folder
-brings `modeling_nutshell.py` and is opened with `trust_remote_code=True`, unless `hf_nanochat.py` can say it as a class it has.
+transformers has `portable` as `Qwen3ForCausalLM` and `gpt2` as `GPT2LMHeadModel`. It does not have `speed`: that folder brings
+its own code, `modeling_nutshell.py`, and is opened with `trust_remote_code=True`, unless `hf_nanochat.py` can express it as
+NanoChat.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from nutshell.checkpoint import load_model
+from nutshell.files import read_record, write_json
 from nutshell.interop.gpt2 import config_to_gpt2, weights_to_gpt2
 from nutshell.interop.hf_nanochat import config_to_nanochat, weights_to_nanochat
 from nutshell.interop.output import TEMPERATURE, TOP_K, new_folder
@@ -25,9 +27,9 @@ CLASS = "NutshellForCausalLM"
 
 
 def export_hf(model: Path, out: Path, *, nanochat: bool = False) -> Path:
-    """Write the folder `out`, which `from_pretrained` opens; with `nanochat` a `speed` as `NanoChatForCausalLM`, without code.
+    """Write the folder `out`, which `from_pretrained` opens; with `nanochat` a `speed` model becomes `NanoChatForCausalLM`.
 
-    ValueError where the model folder is damaged or the model has what that class lacks.
+    ValueError if the model folder is damaged, or if the model has something that the class lacks.
     """
     decoder, tok, manifest = load_model(model)
     nanochat_config = config_to_nanochat(decoder.config) if nanochat else None
@@ -46,27 +48,27 @@ def export_hf(model: Path, out: Path, *, nanochat: bool = False) -> Path:
         if own_code:
             config = {**config, **foreign_config(decoder)}
             shutil.copyfile(Path(__file__).parent / CODE, folder / CODE)
-        _write(folder / "config.json", {**config, "dtype": "float32"})
-        _write(folder / "generation_config.json", generation_config(tok))
+        write_json(folder / "config.json", {**config, "dtype": "float32"})
+        write_json(folder / "generation_config.json", generation_config(tok))
         (folder / "README.md").write_text(model_card(decoder, tok, manifest["meta"], model, own_code), encoding="utf-8")
     return out
 
 
 def foreign_config(decoder: Decoder) -> dict[str, Any]:
-    """What `config.json` of an architecture that transformers does not have says beside its shape."""
+    """Fields of `config.json` by which transformers finds the code of an architecture that it does not have."""
     names = {"AutoConfig": "NutshellConfig", "AutoModelForCausalLM": CLASS}
     auto_map = {key: f"{CODE.removesuffix('.py')}.{name}" for key, name in names.items()}
     return {"model_type": "nutshell", "architectures": [CLASS], "auto_map": auto_map}
 
 
 def generation_config(tok: Tokenizer) -> dict[str, Any]:
-    """What `generate` does unless told otherwise."""
+    """Settings that `generate` uses unless told otherwise."""
     ids = {"bos_token_id": tok.bos_id, "eos_token_id": tok.end_ids, "pad_token_id": tok.bos_id}
     return {**ids, "do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K}
 
 
 def model_card(decoder: Decoder, tok: Tokenizer, meta: dict[str, Any], model: Path, own_code: bool) -> str:
-    """`README.md`: what the model is, how it is opened, and what its run has measured."""
+    """`README.md`: what the model is, how to open it, and what its run measured."""
     code = ", trust_remote_code=True" if own_code else ""
     name, facts = card_facts(decoder, tok, meta, model)
     use = f"""\
@@ -102,25 +104,26 @@ Text for it begins with the token {tok.bos_id}. The weights are fp32.
 
 ```python
 {use}```
-{_results(model)}"""
+{results(model)}"""
 
 
 def card_facts(decoder: Decoder, tok: Tokenizer, meta: dict[str, Any], model: Path) -> tuple[str, str]:
-    """The model's name, and what it is in one sentence."""
+    """The model's name, and one sentence about what it is."""
     config, staged = decoder.config, {"stage", "step"} <= set(meta)
     stage = f", {meta['stage']} step {meta['step']}" if staged else ""
     parameters = sum(p.numel() for p in decoder.parameters())
     kind = "characters" if tok.kind == "char" else "byte-level BPE"
-    return model.resolve().parents[1].name if staged else model.resolve().name, (
+    folder = model.resolve()
+    return folder.parent.parent.name if staged else folder.name, (
         f"A language model trained with nutshell{stage}: {parameters:,} parameters, architecture {config.architecture},\n"
         f"depth {config.depth}, width {config.width}, a context of {config.context} tokens, {tok.vocab_size} tokens of {kind}."
     )
 
 
-def _results(model: Path) -> str:
-    """The report's table of metrics, where the model lies in a run that has one."""
-    path = model.resolve().parents[1] / "report.json"
-    stages = json.loads(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
+def results(model: Path) -> str:
+    """The table of metrics from the report of the model's run; empty without one."""
+    report = model.resolve().parent.parent / "report.json"
+    stages = read_record(report, "Write it again: nutshell report.", "stages").get("stages", {})
     metrics = dict.fromkeys(metric for values in stages.values() for metric in values)
     if not metrics:
         return ""
@@ -132,7 +135,3 @@ def _results(model: Path) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

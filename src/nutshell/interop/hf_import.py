@@ -1,6 +1,6 @@
-"""A folder of transformers becomes a model folder of ours: GPT-2, Qwen3, Llama, NanoChat, and what `export hf` has written.
+"""Import a folder of transformers as a model folder: GPT-2, Qwen3, Llama, NanoChat, and what `export hf` wrote.
 
-What is read: `config.json`, `model.safetensors` (or its parts, with `model.safetensors.index.json`), and the tokenizer, from
+It reads `config.json`, `model.safetensors` (or its parts, with `model.safetensors.index.json`), and the tokenizer from
 `tokenizer.json` or from `vocab.json` and `merges.txt`.
 """
 
@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nutshell.checkpoint import save_model_folder
+from nutshell.checkpoint import take_snapshot, write_files
 from nutshell.interop.gpt2 import config_from_gpt2, weights_from_gpt2
 from nutshell.interop.hf_nanochat import config_from_nanochat, weights_from_nanochat
-from nutshell.interop.output import refuse_existing
+from nutshell.interop.output import new_folder, refuse_existing
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.config_file import config_from_json
@@ -34,16 +34,16 @@ FOREIGN = {
     "gpt_neo": "its attention is not scaled by the width of a head",
     "gpt_neox": "it rotates a part of each head, and attention stands beside the MLP",
 }
-"""What portable and gpt2 lack of other well-known architectures, or have beside them."""
+"""Why other well-known architectures can't be imported: how they differ from portable and gpt2."""
 BY_TOKEN = ("embedding.weight", "model.embed_tokens.weight", "lm_head.weight", "value_embeddings")
-"""Beginnings of the names of tensors that have a row for each token."""
+"""How the names of tensors with a row for each token begin."""
 
 
 def import_hf(folder: Path, out: Path, *, chat: bool = False) -> Decoder:
-    """Write the model folder `out` from a folder of transformers and return its model. With `chat` the special tokens of our
+    """Write the model folder `out` from a folder of transformers and return the model. With `chat` the special tokens of our
     chats are added to the vocabulary.
 
-    FileNotFoundError for a missing folder or file; ValueError for a shape, tensor or tokenizer that is not ours, by its name.
+    FileNotFoundError for a missing folder or file; ValueError names a shape, tensor or tokenizer that is not supported.
     """
     refuse_existing(out)
     values = read_json(folder / "config.json")
@@ -82,7 +82,7 @@ def _from_gpt2(weights: dict[str, Tensor], config: ModelConfig, folder: Path) ->
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; FileNotFoundError or ValueError says what is wrong with the file."""
+    """Read a JSON object. FileNotFoundError or ValueError says what is wrong with the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Give a folder that holds one.")
     try:
@@ -95,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors by name, as they are stored."""
+    """All tensors by name, in their stored dtype."""
     index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
     if index.is_file():
         files = read_json(index).get("weight_map")
@@ -116,7 +116,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's `tokenizer.json`, or else GPT-2's older pair of files, whose special token is `<|endoftext|>`."""
+    """Read `tokenizer.json`, or GPT-2's older pair of files, whose special token is `<|endoftext|>`."""
     if (folder / "tokenizer.json").is_file() or not (folder / "vocab.json").is_file():
         return Tokenizer.load(folder)
     vocabulary, merges = read_json(folder / "vocab.json"), folder / "merges.txt"
@@ -137,11 +137,11 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 def save(
     out: Path, config: ModelConfig, weights: dict[str, Tensor], tok: Tokenizer, *, source: str, chat: bool = False
 ) -> Decoder:
-    """Write the model folder `out` from tensors of our names, which are taken out of `weights`.
+    """Write the model folder `out` from tensors with our names, which are removed from `weights`.
 
-    Tokens that the weights have beyond the tokenizer's are padding and left out. ValueError names a tensor that is missing, has
-    no place, or is of another shape or dtype. With `chat` the tokens of our chats come behind the others; they begin as copies
-    of the one that begins a document, and are for fine-tuning to teach.
+    Rows beyond the tokenizer's vocabulary are padding and are dropped. With `chat` the tokens of our chats are appended, each
+    as a copy of the token that begins a document; fine-tuning teaches them. ValueError names a tensor that is missing, unknown,
+    or of another shape or dtype.
     """
     if tok.vocab_size > config.vocab_size:
         raise ValueError(
@@ -175,5 +175,6 @@ def save(
     if weights:
         raise ValueError(f"{source} has the tensor {min(weights)}, for which nutshell's {config.architecture} has no place.")
     model.load_state_dict(fitting, assign=True)
-    save_model_folder(out, model, tok, meta={"imported": source})
+    with new_folder(out) as folder:
+        write_files(folder, take_snapshot(model, tok, meta={"imported": source}))
     return model.eval()

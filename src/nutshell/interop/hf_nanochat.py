@@ -1,6 +1,7 @@
-"""`speed` without the ideas that transformers' `NanoChatForCausalLM` lacks, as that class.
+"""Between a `speed` model and transformers' `NanoChatForCausalLM`, for models without the switches that the class lacks.
 
-It is nanochat as of October 2025: normed embedding, rotation then QK-norm, relu squared, softcap, and nothing of what came later.
+The class is nanochat as of October 2025: normed embedding, rotation then QK-norm, relu squared, softcap, and nothing of what came
+later.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ LACKED = {
     "qk_scale": (1.0, "--qk-scale 1"),
     "window_pattern": ("L", "--window-pattern L"),
 }
-"""Switches of `speed` with the one value that the class has, and how to train with it."""
+"""Switches of `speed`, the only value that the class supports, and the flag to train with it."""
 FIELDS = {
     "vocab_size": "vocab_size", "depth": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads", "head_dim": "head_dim", "context": "max_position_embeddings", "bos_id": "bos_token_id",
 }  # fmt: skip
-"""What `NanoChatConfig` calls the fields of ours."""
+"""Our fields, and their names in `NanoChatConfig`."""
 NAMES = {
     "embedding": "model.embed_tokens",
     **{f"blocks.{{}}.attention.{name}": f"model.layers.{{}}.self_attn.{name}_proj" for name in "qkv"},
@@ -34,16 +35,16 @@ NAMES = {
     "blocks.{}.mlp.up": "model.layers.{}.mlp.fc1",
     "blocks.{}.mlp.down": "model.layers.{}.mlp.fc2",
 }
-"""Our names of tensors to theirs, {} for the layer; the head has the same."""
+"""Our names of tensors to theirs, {} for the layer. `lm_head` is the same in both."""
 FIXED = {
     "hidden_act": "relu2", "attention_bias": False, "attention_dropout": 0.0, "rms_norm_eps": RMS_EPS,
     "tie_word_embeddings": False,
 }  # fmt: skip
-"""The values that `speed` has for other settings of theirs."""
+"""Other settings of theirs, with the value that matches `speed`."""
 
 
 def config_to_nanochat(config: ModelConfig) -> dict[str, Any]:
-    """`config.json` for transformers. ValueError names the switches that stand in the way, and how to train without them."""
+    """`config.json` for transformers. ValueError names the switches that the class lacks, and how to train without them."""
     if config.architecture != "speed":
         raise ValueError(f"--nanochat is for speed; the model is of the architecture {config.architecture}. Leave it out.")
     values = {name: getattr(config, name) for name in LACKED}
@@ -62,7 +63,7 @@ def config_to_nanochat(config: ModelConfig) -> dict[str, Any]:
 
 
 def config_from_nanochat(values: dict[str, Any], bos_id: int) -> ModelConfig:
-    """The shape that their `config.json` says. ValueError names a setting that ours does not have."""
+    """The shape in their `config.json`. ValueError names a setting that ours does not support."""
     rope = values.get("rope_parameters") or {}
     width, heads = values.get("hidden_size", 0), values.get("num_attention_heads", 1)
     found = {"intermediate_size": 4 * width, **FIXED, "rope_type": "default", **values, **rope}
@@ -81,18 +82,18 @@ def config_from_nanochat(values: dict[str, Any], bos_id: int) -> ModelConfig:
 
 
 def weights_to_nanochat(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors of ours."""
+    """Our tensors as theirs."""
     return {renamed(name, NAMES): tensor for name, tensor in ours.items()}
 
 
 def weights_from_nanochat(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors of theirs; what has no place keeps its name."""
+    """Their tensors as ours; unknown ones keep their names."""
     names = {name: ours for ours, name in NAMES.items()}
     return {renamed(name, names): tensor for name, tensor in theirs.items()}
 
 
 def renamed(tensor: str, names: dict[str, str]) -> str:
-    """What a tensor is called elsewhere, by a table of names with {} for the layer; one that it does not have keeps its own.
+    """The name of a tensor by a table of names, with {} for the layer; one that is not in the table keeps its own.
 
     >>> renamed("blocks.3.mlp.up.weight", {"blocks.{}.mlp.up": "h.{}.fc"})
     'h.3.fc.weight'

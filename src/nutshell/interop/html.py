@@ -1,12 +1,13 @@
-"""A page that answers by itself: one HTML file with tokenizer, int8 weights and the code that runs them (`offline/`).
+"""A web page that contains a model: one HTML file with tokenizer, int8 weights and the code that runs them (`offline/`).
 
-Nothing in it is fetched: scripts and styles are inline, allowed by their hashes in a Content-Security-Policy that forbids all
-else, and the model computes in a Web Worker made of the page's own text. It opens from disk as it does over http.
+The page fetches nothing. Scripts and styles are inline, allowed by their hashes in a Content-Security-Policy that forbids
+everything else, and the model runs in a Web Worker made from the page's own text. It opens from disk as well as over http.
 """
 
 from __future__ import annotations
 
 import base64
+import glob
 import hashlib
 import json
 import re
@@ -17,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from nutshell.checkpoint import load_model
-from nutshell.files import write_text
+from nutshell.files import sole_writer, write_text
 from nutshell.infer.native import native_shape
 from nutshell.infer.weights import named_weights
 from nutshell.interop.hf_export import card_facts
-from nutshell.interop.output import TEMPERATURE, TOP_K
+from nutshell.interop.output import TEMPERATURE, TOP_K, refuse_existing, room_for
 from nutshell.interop.quantize import int8_rows
 from nutshell.model.config import ModelConfig
 from nutshell.model.decoder import Decoder
@@ -29,7 +30,7 @@ from nutshell.tokenizer import Tokenizer
 
 OFFLINE = Path(__file__).parent / "offline"
 WEB = Path(__file__).parents[1] / "serve" / "web"
-LARGEST = 30_000_000  # parameters: 42 MB of HTML, and 120 MB of memory once the weights are fp32
+LARGEST = 30_000_000  # parameters: 42 MB of HTML, and 120 MB of memory for the weights in fp32
 MATRICES = ("embedding", "value_embedding", "head", "qkv", "out", "up", "down", "gate")
 """Weights in int8; norms, scales and the small gates stay fp32."""
 PAGE_MODULES = ("dom.js", "composer.js", "links.js", "blocks.js", "inline.js", "markdown.js", "parts.js", "chat.js")
@@ -39,17 +40,19 @@ PATTERNS = ("nanochat", "gpt2", "cl100k", "o200k", "qwen2")
 
 
 def export_html(model: Path, out: Path) -> Path:
-    """Write the page `out`. ValueError for a model that a page cannot hold or run, FileExistsError where `out` exists."""
+    """Write the page `out`. ValueError for a model that a page cannot hold or run, FileExistsError if `out` exists."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{out} is no name of a page. Accepted: a name that ends with .html, so that a browser opens it.")
-    if out.exists():
-        raise FileExistsError(f"{out} exists. Accepted: a file that does not exist yet. Choose another, or delete it first.")
+    refuse_existing(out)
     decoder, tok, manifest = load_model(model)
     _check(decoder, tok, model)
     name, facts = card_facts(decoder, tok, manifest["meta"], model)
     content = page(decoder, tok, json.loads((model / "tokenizer.json").read_text(encoding="utf-8")), name, facts)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, content)
+    with room_for(out), sole_writer(out):
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+            left.unlink()  # by a process that was killed while it wrote
+        write_text(out, content)
     return out
 
 
@@ -68,7 +71,7 @@ def _check(decoder: Decoder, tok: Tokenizer, model: Path) -> None:
 
 
 def page(decoder: Decoder, tok: Tokenizer, tokenizer: dict[str, Any], name: str, facts: str) -> str:
-    """The HTML of a model; `tokenizer` is the content of its `tokenizer.json`."""
+    """The HTML for a model; `tokenizer` is the content of its `tokenizer.json`."""
     weights, tensors, floats = pack(decoder, tok.vocab_size)
     model = {
         "tensors": tensors, "floats": floats, "shape": shape_of(decoder, tok.vocab_size),
@@ -90,7 +93,7 @@ def page(decoder: Decoder, tok: Tokenizer, tokenizer: dict[str, Any], name: str,
 
 
 def shape_of(decoder: Decoder, vocab_size: int) -> dict[str, Any]:
-    """The shape that native decoding has, and what the page must work out for itself: rotations and the epsilon of norms."""
+    """The shape that native decoding uses, and what the page computes itself: rotations, and the epsilon of norms."""
     config: ModelConfig = decoder.config
     sign = 1 if config.architecture == "speed" else -1  # see `Qwen3.make_rotary_tables`
     rotary = {"rotary_base": config.rotary_base, "rotary_sign": sign}
@@ -98,9 +101,9 @@ def shape_of(decoder: Decoder, vocab_size: int) -> dict[str, Any]:
 
 
 def pack(decoder: Decoder, vocab_size: int) -> tuple[bytes, list[tuple[str, int, int]], int]:
-    """All weights as bytes, then [name, rows, columns] of each (columns 0: a vector of fp32), and how many numbers are fp32.
+    """All weights as bytes; (name, rows, columns) of each, with 0 columns for an fp32 vector; and the number of fp32 values.
 
-    The fp32 numbers come first, vectors and the scales of matrices in their order; then the int8 numbers. Little-endian.
+    The fp32 values come first (vectors and the scales of matrices, in order), then the int8 values. Little-endian.
     """
     floats, steps, tensors = [], [], []
     found = {name: weight.detach().float().numpy() for name, weight in decoder.named_parameters()}
@@ -121,8 +124,8 @@ def pack(decoder: Decoder, vocab_size: int) -> tuple[bytes, list[tuple[str, int,
 
 
 def javascript_pattern(tok: Tokenizer) -> str:
-    r"""The tokenizer's split pattern as JavaScript reads it with the flag u: `\s` there is not Unicode's white space, and it has
-    neither possessive repeats (in these patterns greedy ones match the same) nor, in older browsers, `(?i:...)`."""
+    r"""The tokenizer's split pattern for JavaScript with the flag u. There, `\s` is not Unicode's white space, and there are no
+    possessive repeats (greedy ones match the same in these patterns) nor, in older browsers, `(?i:...)`."""
     if tok.kind == "char":
         return tok.pattern
     if tok.pattern not in [Tokenizer([], name).pattern for name in PATTERNS]:
@@ -142,7 +145,7 @@ def javascript_pattern(tok: Tokenizer) -> str:
 
 
 def bundle(names: tuple[str, ...]) -> str:
-    """Modules as one script, each a function that returns what it exports; a module comes after those that it imports.
+    """Join modules into one script. Each becomes a function that returns its exports, and comes after those it imports.
 
     >>> bundle(("dom.js",)).splitlines()[0]
     '"use strict";'
@@ -161,7 +164,7 @@ def bundle(names: tuple[str, ...]) -> str:
 
 
 def _read(name: str) -> str:
-    """One of the page's files, its own or one that it shares with the server's page."""
+    """Read one of the page's own files, or one that it shares with the server's page."""
     folder = OFFLINE if (OFFLINE / name).exists() else WEB
     return (folder / name).read_text(encoding="utf-8")
 

@@ -1,10 +1,10 @@
-"""A checkpoint of karpathy/nanochat becomes a model folder of the `speed` architecture, and the other way round.
+"""Import a checkpoint of karpathy/nanochat as a model folder of the `speed` architecture, and export one.
 
-It is `model_NNNNNN.pt` and `meta_NNNNNN.json`, of which the highest step is read, and `tokenizer.pkl`. Both kinds of pickle are
-opened by readers that make tensors, or a table of tokens, and nothing else.
+A checkpoint is `model_NNNNNN.pt` and `meta_NNNNNN.json` (the highest step is read) and `tokenizer.pkl`. Both pickles are opened
+by readers that make tensors, or a table of tokens, and nothing else.
 
-Checkpoints do not say which nanochat made them; their tensors do (history of nanochat/gpt.py, October 2025 to July 2026). What
-differs from ours then: with nanochat a token is smeared into a `<|bos|>` in the middle of a row, and attention reaches across it.
+A checkpoint does not say which version of nanochat made it; its tensors do (history of nanochat/gpt.py, October 2025 to July
+2026). One difference from ours remains: in nanochat, smear and attention cross a `<|bos|>` in the middle of a row.
 """
 
 from __future__ import annotations
@@ -43,19 +43,20 @@ NAMES = {
     "embedding_scale": "x0_lambdas",
     "backout": "backout_lambda",
 }
-"""Our names of tensors to nanochat's, {} for the layer, `.weight` left out; the others are the same."""
+"""Our names of tensors to nanochat's, {} for the layer, without `.weight`. The other names are the same."""
 OURS = {theirs: ours for ours, theirs in NAMES.items()}
 STAGES = {"sft": "chatsft", "dpo": "chatsft", "rl": "chatrl"}
-"""Where nanochat looks for the checkpoints of our stages; for those of the others in base_checkpoints."""
+"""Our stages and the prefix of nanochat's folder for them; the others go to base_checkpoints."""
 SPECIAL = f"the special tokens {', '.join(SPECIAL_TOKENS)} at the end"
 PADDED_TO = 64
-"""nanochat's vocabularies are padded with unused rows to a multiple."""
+"""nanochat pads its vocabularies with unused rows to a multiple of this."""
 
 
 def import_nanochat(folder: Path, out: Path) -> Decoder:
-    """Write the model folder `out` from a checkpoint folder of nanochat, or a base directory with one, and return its model.
+    """Write the model folder `out` from a checkpoint folder of nanochat, or a base directory with a single one; returns the
+    model.
 
-    FileNotFoundError for a missing folder or file; ValueError for a pickle of anything else, or a shape that is not ours.
+    FileNotFoundError for a missing folder or file; ValueError for a pickle of anything else, or an unsupported shape.
     """
     refuse_existing(out)
     if not folder.is_dir():
@@ -73,15 +74,15 @@ def import_nanochat(folder: Path, out: Path) -> Decoder:
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder} has a meta file without {error}. Give a checkpoint of nanochat, whole.") from None
     if not config.has_backout:
-        weights.pop("backout", None)  # of a model of one or two layers it scales what the last norm scales back
+        weights.pop("backout", None)  # in one or two layers it only scales, which the last norm undoes
     return save(out, config, weights, tok, source=str(steps[-1]))
 
 
 def export_nanochat(model: Path, out: Path) -> Path:
-    """Write a model folder as `out`, which nanochat takes for its base directory: checkpoint and tokenizer as its newest code has
-    them. Importing it gives the same bits again.
+    """Write a base directory for nanochat's newest code, with the model as a checkpoint and its tokenizer. Importing it again
+    gives the same bits.
 
-    ValueError names what that code does otherwise than the model, or why its tokenizer has no place there.
+    ValueError says where that code computes something else, or why it can't use the tokenizer.
     """
     decoder, tok, manifest = load_model(model)
     config, meta = decoder.config, manifest["meta"]
@@ -101,14 +102,14 @@ def export_nanochat(model: Path, out: Path) -> Path:
         checkpoint = folder / f"{STAGES.get(meta.get('stage', ''), 'base')}_checkpoints" / f"d{config.depth}"
         checkpoint.mkdir(parents=True)
         step = meta.get("step", 0)
-        torch.save(weights, content := io.BytesIO())  # of a full disk torch would say "unexpected pos"
+        torch.save(weights, content := io.BytesIO())  # into memory: on a full disk torch would only say "unexpected pos"
         (checkpoint / f"model_{step:06d}.pt").write_bytes(content.getbuffer())
         write_json(checkpoint / f"meta_{step:06d}.json", {"step": step, "max_seq_len": config.context, "model_config": theirs})
     return out
 
 
 def refuse_other(config: ModelConfig) -> None:
-    """ValueError where nanochat's code since 14 March 2026 computes something else than a model of this shape."""
+    """ValueError if nanochat's code since 14 March 2026 would compute something else for a model of this shape."""
     if config.architecture != "speed":
         raise ValueError(f"nanochat's models are those of speed; this one is of the architecture {config.architecture}. Use hf.")
     short = min(short_window(config.context, 4), config.context)
@@ -127,12 +128,12 @@ def refuse_other(config: ModelConfig) -> None:
 
 
 def short_window(context: int, parts: int) -> int:
-    """Tokens that nanochat's S attends over: a part of the context, rounded up to 128, and the token itself."""
+    """Window of nanochat's S layers in tokens: a part of the context, rounded up to 128, and the token itself."""
     return -(-context // parts // 128) * 128 + 1
 
 
 def shape(theirs: dict[str, Any], weights: dict[str, Tensor], tok: Tokenizer) -> ModelConfig:
-    """The shape of a checkpoint: sizes from its meta file, the rest from the tensors that it has."""
+    """The shape of a checkpoint: sizes from its meta file, the rest from which tensors it has."""
     context, width, heads = theirs["sequence_len"], theirs["n_embd"], theirs["n_head"]
     depth = theirs["n_layer"]
     gate = weights.get(f"blocks.{depth - 1}.attention.value_gate.weight")
@@ -163,7 +164,7 @@ def shape(theirs: dict[str, Any], weights: dict[str, Tensor], tok: Tokenizer) ->
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.pt` file, with torch's reader for files that are not trusted."""
+    """The tensors of a `.pt` file, read by torch's loader for untrusted files."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -177,7 +178,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class Encoding:
-    """Takes the place of tiktoken's `Encoding` in a pickle: it keeps what that is made of."""
+    """Stands in for tiktoken's `Encoding` in a pickle and keeps its state."""
 
     state: Any = None
 
@@ -186,7 +187,7 @@ class Encoding:
 
 
 class Reader(pickle.Unpickler):
-    """Makes tables, numbers, texts and `Encoding`; any other class or function in the file is refused, and none is called."""
+    """Loads dicts, numbers, texts and `Encoding`. Any other class or function in the file is refused, and none is called."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("tiktoken.core", "Encoding"):
@@ -195,7 +196,7 @@ class Reader(pickle.Unpickler):
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """nanochat's `tokenizer.pkl`, beside the checkpoint or where nanochat keeps it, as our tokenizer."""
+    """Read nanochat's `tokenizer.pkl`, which is beside the checkpoint or where nanochat keeps it."""
     places = [folder, folder / "tokenizer", *(parent / "tokenizer" for parent in folder.resolve().parents[:2])]
     path = next((place / "tokenizer.pkl" for place in places if (place / "tokenizer.pkl").is_file()), None)
     if path is None:
@@ -216,7 +217,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def save_tokenizer(folder: Path, tok: Tokenizer) -> None:
-    """Write `tokenizer.pkl`, and `token_bytes.pt`: bytes of each token (V,), by which nanochat divides the loss."""
+    """Write `tokenizer.pkl`, and `token_bytes.pt`: the bytes of each token (V,), for nanochat's bits per byte."""
     first = tok.vocab_size - len(SPECIAL_TOKENS)
     if tok.kind != "bpe" or tok.special_tokens != {name: first + place for place, name in enumerate(SPECIAL_TOKENS)}:
         raise ValueError(f"the model's tokenizer ({tok.kind}) has no place in nanochat. Accepted: byte-level BPE with {SPECIAL}.")

@@ -1,12 +1,11 @@
-"""ONNX: the whole forward pass in one file, ids (B, T) to logits (B, T, V), for ONNX Runtime and what else reads the format.
+"""ONNX: the whole forward pass in one file, ids (B, T) to logits (B, T, V), for ONNX Runtime and other readers of the format.
 
-Written by torch's exporter, which needs the packages `onnx` and `onnxscript`. There is no KV cache in it: it scores texts, and to
-continue one the whole of it is given again for each token.
+torch's exporter writes it and needs the packages `onnx` and `onnxscript`. There is no KV cache: the file is for scoring texts. To
+continue a text, all of it must be given again for each token.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from importlib.util import find_spec
@@ -16,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from nutshell.checkpoint import load_model
+from nutshell.files import write_json
 from nutshell.interop.output import new_folder
 from nutshell.model.attention import AttentionContext
 from nutshell.model.decoder import Decoder
 
 LARGEST_FILE = 2_000_000_000
-"""Bytes of weights that are written into the graph's own file, a protocol buffer of 2 GiB at most; more lie beside it."""
+"""Bytes of weights that fit into the graph's own file, a protocol buffer of at most 2 GiB; larger ones go in a file beside it."""
 
 
 class DenseContext(AttentionContext):
@@ -48,7 +48,7 @@ class Logits(nn.Module):
         model, T = self.model, ids.size(1)
         documents = (ids == model.config.bos_id).cumsum(1)
         position = torch.arange(T, device=ids.device)
-        age = position.unsqueeze(1) - position  # how far a key lies behind a query
+        age = position.unsqueeze(1) - position  # how far a key is behind a query
         own = (documents.unsqueeze(2) == documents.unsqueeze(1)) & (age >= 0)
         masks = {window: (own & (age < window)).unsqueeze(1) for window in set(model.config.windows())}
         ctx = DenseContext(positions=position, cos=model.cos[:T], sin=model.sin[:T], masks=masks)
@@ -58,7 +58,7 @@ class Logits(nn.Module):
 def export_onnx(model: Path, out: Path) -> Path:
     """Write the folder `out` with `model.onnx` and the tokenizer's files. Returns the path of `model.onnx`.
 
-    ValueError where the exporter's packages are missing.
+    ValueError if the exporter's packages are missing.
     """
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise ValueError(f"export onnx needs {' and '.join(missing)}: pip install 'nutshell-lm[onnx]' (onnx, onnxscript).")
@@ -67,9 +67,9 @@ def export_onnx(model: Path, out: Path) -> Path:
         parameter.requires_grad_(False)
     ids = torch.full((2, min(3, decoder.config.context)), tok.bos_id)
     sizes = {"ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=decoder.config.context)}}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names each package that it has no use for here
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not needed here
     with new_folder(out) as folder, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+        warnings.simplefilter("ignore")  # the exporter warns of its own code
         program = torch.onnx.export(
             Logits(decoder), (ids,), dynamo=True, dynamic_shapes=sizes, verbose=False, input_names=["ids"],
             output_names=["logits"],
@@ -79,5 +79,5 @@ def export_onnx(model: Path, out: Path) -> Path:
         program.save(folder / "model.onnx", external_data=weights > LARGEST_FILE)
         tok.save(folder)
         settings = {"bos_token_id": tok.bos_id, "vocab_size": tok.vocab_size, "context": decoder.config.context}
-        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "config.json", settings)
     return out / "model.onnx"

@@ -1,4 +1,4 @@
-"""A folder that is there when it is whole, and not before."""
+"""How exports and imports write: a result appears when it is complete, and not before."""
 
 from __future__ import annotations
 
@@ -13,26 +13,38 @@ from safetensors import SafetensorError
 from nutshell.files import FULL_DISK, FullDiskError, fsync, sole_writer
 
 TEMPERATURE, TOP_K = 0.4, 50
-"""What exported models sample with unless told otherwise."""
+"""Sampling settings of exported models."""
 
 
 def refuse_existing(path: Path) -> None:
-    """FileExistsError where `path` exists: an export never writes over anything."""
+    """FileExistsError if `path` exists: an export never overwrites anything."""
     if os.path.lexists(path):  # a link to nothing too
-        raise FileExistsError(f"{path} exists. Accepted: a folder that does not exist yet. Choose another, or delete it first.")
+        raise FileExistsError(f"{path} exists. Accepted: a name that nothing has yet. Choose another, or delete it first.")
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Turns errors for lack of room into FullDiskError with the name `path`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL_DISK:
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FullDiskError(f"cannot write {path}: {reason}. Nothing was left behind. Make room on the disk.") from error
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty temporary folder to write into, which gets the name `path` at the end. After an error nothing is left.
+    """Yields an empty temporary folder to write into, and renames it to `path` at the end. After an error nothing is left.
 
-    FileExistsError where `path` exists; FullDiskError where there is no room.
+    FileExistsError if `path` exists; FullDiskError if there is no room.
     """
     refuse_existing(path)
-    with sole_writer(path):
-        refuse_existing(path)  # another process has just made it
+    with room_for(path), sole_writer(path):
+        refuse_existing(path)  # another process may have just made it
         temporary = path.parent / f".tmp-{path.name}"
-        shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
         temporary.mkdir()
         try:
             yield temporary
@@ -40,10 +52,5 @@ def new_folder(path: Path) -> Iterator[Path]:
                 fsync(file)
             os.rename(temporary, path)
             fsync(path.parent)
-        except (OSError, SafetensorError) as error:
-            if isinstance(error, OSError) and error.errno not in FULL_DISK:
-                raise
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise FullDiskError(f"cannot write {path}: {reason}. Nothing was left behind. Make room on the disk.") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A model onto the hub, with a card that says what it is."""
+"""Upload a model to the hub, with a model card."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ GGUF_CARD = "# {name}\n\nA language model trained with nutshell, as GGUF for lla
 
 
 def push(model: Path, repository: str, *, private: bool = False, tags: tuple[str, ...] = (), licence: str = "") -> str:
-    """Upload a run, a model folder or a folder that `nutshell export` made; the address of the commit.
+    """Upload a run, a model folder, or a folder that `nutshell export` made; returns the address of the commit.
 
-    A run or model folder goes up as `export hf` writes it. `tags` and `licence` join the card's. ValueError for a name that is
-    none, a folder that is no model, offline mode, and what the hub refuses.
+    A run or model folder is uploaded as `export hf` writes it. `tags` and `licence` are added to the card. ValueError for a bad
+    name, a folder that is not a model, offline mode, and what the hub refuses.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository, re.ASCII):
         raise ValueError(f"repository is {repository!r}; accepted: OWNER/NAME of letters, digits, - _ and .")
@@ -36,13 +36,13 @@ def push(model: Path, repository: str, *, private: bool = False, tags: tuple[str
 
 
 def is_export(folder: Path) -> bool:
-    """Whether `nutshell export`, or the user, made the folder for others: it has a card or is GGUF."""
+    """Whether the folder was made for others, by `nutshell export` or the user: it has a card, or GGUF files."""
     ours = (folder / "manifest.json").exists() or (folder / "plan.json").exists()
     return not ours and ((folder / "README.md").is_file() or any(folder.glob("*.gguf")))
 
 
 def with_metadata(card: str, tags: tuple[str, ...], licence: str) -> str:
-    """The card with more tags and a licence at its head."""
+    """The card with more tags and a licence in its header."""
     if not card.startswith("---\n"):
         card = f"---\ntags: [nutshell]\n---\n\n{card}"
     known = re.search(r"^tags: \[(.*)\]$", card, re.MULTILINE)

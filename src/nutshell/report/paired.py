@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nutshell.files import json_rows
+from nutshell.text_files import json_rows
 
 Graded = dict[tuple[int, str], tuple[float, Any]]
 """{(index, hash of the prompt): (grade from 0 to 1, what was picked)} of a task; another prompt is another item."""

@@ -8,7 +8,8 @@ from collections import Counter
 from functools import cache
 
 from nutshell.data import primer
-from nutshell.data.primer.letters import SPELL_QUESTIONS, spelling
+from nutshell.data.primer.book import phrases
+from nutshell.data.primer.letters import spelling
 from nutshell.data.primer.words import held_out_words
 from nutshell.tasks.task import Item, Task, guessing, last_number, same_text, subsample
 
@@ -50,7 +51,7 @@ def spelling_items() -> list[Item]:
     rng = random.Random(f"spelling {TEST_SEED}")
     return [
         Item(
-            messages=[{"role": "user", "content": rng.choice(SPELL_QUESTIONS).format(w=word)}],
+            messages=[{"role": "user", "content": rng.choice(phrases("letters", "spell")).format(w=word)}],
             answer=word, solution=spelling(word), index=index,
         )
         for index, word in enumerate(sorted(held_out_words()))

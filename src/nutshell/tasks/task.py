@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nutshell.files import json_kind, json_rows
+from nutshell.files import json_kind
+from nutshell.text_files import json_rows
 
 Message = dict[str, Any]
 T = TypeVar("T")

@@ -44,7 +44,7 @@ def feed(
     progress: Callable[[str, int], object] | None = None,
 ) -> None:
     """Count the pieces of every text and file of `source`. `progress("read", bytes)` is called on the way."""
-    from nutshell.files import text_blocks
+    from nutshell.text_files import text_blocks
 
     done = held = 0
     batch: list[str] = []

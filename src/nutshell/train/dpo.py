@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from nutshell.data.preferences import Pair, read_pairs
 from nutshell.eval.score import score
-from nutshell.files import json_rows, write_text
+from nutshell.files import write_text
 from nutshell.model.decoder import Decoder
 from nutshell.run.folder import Run
 from nutshell.runtime import Runtime
+from nutshell.text_files import json_rows
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.prefetch import MicroBatch

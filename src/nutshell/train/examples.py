@@ -14,13 +14,14 @@ import numpy as np
 
 from nutshell.data import primer
 from nutshell.data.conversations import Example, Found, find_conversations, refuse_bad
-from nutshell.files import json_rows, write_text
+from nutshell.files import write_text
 from nutshell.metrics import MetricsLog
 from nutshell.plan.mixture import GENERATED, SHORT_CONVERSATION_TOKENS, Size, parts_of, plan_parts
 from nutshell.plan.recipe import Recipe, parse_identity
 from nutshell.plan.stages import MixturePart
 from nutshell.run.folder import Run, copy_of
 from nutshell.tasks.teach import conversations_of
+from nutshell.text_files import json_rows
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages, render_example, split_example
 

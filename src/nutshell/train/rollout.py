@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nutshell.eval.chat import pass_at_k
-from nutshell.files import json_rows, naming, write_text
+from nutshell.files import naming, write_text
 from nutshell.infer.conversation import fit_conversation
 from nutshell.infer.engine import Engine
 from nutshell.infer.request import Completion
@@ -24,6 +24,7 @@ from nutshell.runtime import Runtime
 from nutshell.tasks.practice import Practice, Problem
 from nutshell.tasks.reward import Grader
 from nutshell.tasks.task import Item
+from nutshell.text_files import json_rows
 from nutshell.train.stage import Stage
 
 FILE_NAME = "rollouts.jsonl"

@@ -8,21 +8,10 @@
     chats = list(primer.conversations(seed=0, count=1000))
 """
 
-from nutshell.data.primer.conversations import CONVERSATION_WEIGHTS, KINDS, conversations
-from nutshell.data.primer.documents import DOCUMENT_SHARES, documents
+from nutshell.data.primer.conversations import conversations
+from nutshell.data.primer.documents import documents
 from nutshell.data.primer.held_out import RL_SHARES, held_out, rl_problems
 from nutshell.data.primer.identity import Identity
 from nutshell.data.primer.problem import Problem
 
-__all__ = [
-    "CONVERSATION_WEIGHTS",
-    "DOCUMENT_SHARES",
-    "KINDS",
-    "RL_SHARES",
-    "Identity",
-    "Problem",
-    "conversations",
-    "documents",
-    "held_out",
-    "rl_problems",
-]
+__all__ = ["RL_SHARES", "Identity", "Problem", "conversations", "documents", "held_out", "rl_problems"]

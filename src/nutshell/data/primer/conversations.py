@@ -1,12 +1,11 @@
 """Conversations for midtraining and fine-tuning: one to seven exchanges of mixed kinds, worded as people type."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from nutshell.data.primer.facts import choices_turns, facts_turns
 from nutshell.data.primer.identity import NUTSHELL, Identity, identity_turns, smalltalk_turns
 from nutshell.data.primer.letters import letters_turns, spelling_turns
-from nutshell.data.primer.names import NAMES
 from nutshell.data.primer.problem import Message
 from nutshell.data.primer.stories import story_turns
 from nutshell.data.primer.sums import sums_turns
@@ -49,60 +48,37 @@ HELLO = 0.04
 TYPO = 0.03
 """... says please or hello, or has two letters swapped."""
 
-WRITERS: dict[str, Callable[[random.Random, int], list[Message]]] = {
-    "facts": facts_turns,
-    "choices": lambda rng, turns: choices_turns(rng),
-    "sums": sums_turns,
-    "letters": letters_turns,
-    "spelling": spelling_turns,
-    "identity": lambda rng, turns: identity_turns(rng),
-    "smalltalk": lambda rng, turns: smalltalk_turns(rng, NAMES),
-    "unknown": lambda rng, turns: unknown_turns(rng),
-    "story": lambda rng, turns: story_turns(rng),
-    "vowels": lambda rng, turns: vowels_turns(rng),
-}
-KINDS = tuple(WRITERS)
-_WITH_FOLLOW_UPS = ("facts", "sums", "letters", "spelling")
+SINGLE = {
+    "choices": choices_turns, "identity": identity_turns, "smalltalk": smalltalk_turns, "unknown": unknown_turns,
+    "story": story_turns, "vowels": vowels_turns,
+}  # fmt: skip
+WITH_FOLLOW_UPS = {"facts": facts_turns, "sums": sums_turns, "letters": letters_turns, "spelling": spelling_turns}
+KINDS = tuple(CONVERSATION_WEIGHTS)
 _ABOUT_ITSELF = ("identity", "smalltalk")
 _EXACT_WORDS = ("letters", "spelling", "choices")
 """Kinds whose questions keep their words: a swapped letter would change what is asked."""
 
 
 def conversations(
-    seed: int,
-    count: int,
-    kinds: Sequence[str] | None = None,
-    weights: dict[str, float] | None = None,
-    exchanges: Sequence[int] = EXCHANGES,
-    identity: Identity = NUTSHELL,
+    seed: int, count: int, kinds: Sequence[str] | None = None, identity: Identity = NUTSHELL
 ) -> Iterator[dict[str, list[Message]]]:
     """`count` conversations as `{"messages": [...]}`; assistant messages with a tool call have a list of parts.
 
-    The same seed gives the same conversations; a larger count only goes on. `kinds` restricts the kinds of exchange,
-    `weights` replaces `CONVERSATION_WEIGHTS`, `exchanges` are the lengths to draw from, `identity` is who the model says it is.
-
-    Raises ValueError for a negative count, an unknown kind, or weights without a positive one.
+    The same seed gives the same conversations; a larger count only goes on. `kinds` restricts the kinds of exchange, `identity`
+    is who the model says it is. ValueError for a negative count and for an unknown kind.
     """
-    weights = CONVERSATION_WEIGHTS if weights is None else weights
-    kinds = tuple(weights) if kinds is None else tuple(kinds)
     if count < 0:
         raise ValueError(f"count must be 0 or more, got {count}")
-    unknown = sorted((set(kinds) | set(weights)) - set(KINDS))
-    if unknown or not kinds:
-        raise ValueError(f"kinds must be one or more of {', '.join(KINDS)}, got {', '.join(unknown) or 'none'}")
-    chosen = [weights.get(kind, CONVERSATION_WEIGHTS[kind]) for kind in kinds]
-    if min(chosen) < 0 or sum(chosen) <= 0:
-        raise ValueError(f"weights must be >= 0 with at least one above 0 among the kinds used, got {weights}")
-    if not exchanges or min(exchanges) < 1:
-        raise ValueError(f"exchanges must be one or more numbers >= 1, got {list(exchanges)}")
+    kinds = KINDS if kinds is None else kinds
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f"kinds must be one or more of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}")
     rng = random.Random(f"primer conversations {seed}")
-    return ({"messages": _converse(rng, kinds, chosen, exchanges, identity)} for _ in range(count))
+    return ({"messages": _converse(rng, kinds, identity)} for _ in range(count))
 
 
-def _converse(
-    rng: random.Random, kinds: Sequence[str], weights: Sequence[float], exchanges: Sequence[int], identity: Identity
-) -> list[Message]:
-    wanted = 2 * rng.choice(exchanges)
+def _converse(rng: random.Random, kinds: Sequence[str], identity: Identity) -> list[Message]:
+    weights = [CONVERSATION_WEIGHTS[kind] for kind in kinds]
+    wanted = 2 * rng.choice(EXCHANGES)
     messages: list[Message] = []
     system: list[Message] = []
     if rng.random() < SYSTEM:
@@ -113,8 +89,11 @@ def _converse(
         if kind == "story" and told_story and len(kinds) > 1:
             continue  # one story a conversation keeps it within a small context
         told_story = told_story or kind == "story"
-        turns = 2 if kind in _WITH_FOLLOW_UPS and wanted - len(messages) > 2 and rng.random() < FOLLOW_UP else 1
-        exchange = WRITERS[kind](rng, turns)
+        if kind in WITH_FOLLOW_UPS:
+            more = wanted - len(messages) > 2 and rng.random() < FOLLOW_UP
+            exchange = WITH_FOLLOW_UPS[kind](rng, turns=2 if more else 1)
+        else:
+            exchange = SINGLE[kind](rng)
         if kind in _ABOUT_ITSELF:
             exchange = [{**message, "content": identity.fill(str(message["content"]))} for message in exchange]
         messages += [_as_typed(rng, message, kind, identity) for message in exchange]

@@ -21,35 +21,27 @@ WRITERS: dict[str, Callable[[random.Random], str]] = {
 }
 
 
-def documents(seed: int, characters: int, shares: dict[str, float] | None = None, identity: Identity = NUTSHELL) -> Iterator[str]:
-    """Pages of the primer until at least `characters` characters are written.
+def documents(seed: int, characters: int, identity: Identity = NUTSHELL) -> Iterator[str]:
+    """Pages of the primer until at least `characters` characters are written. ValueError for a negative number.
 
-    The same seed gives the same pages; a larger `characters` only goes on. `shares` replaces `DOCUMENT_SHARES`,
-    `identity` is who the model says it is.
+    The same seed gives the same pages; a larger `characters` only goes on. `identity` is who the model says it is.
     Each page is of the kind that is furthest behind its share, so that every stretch of text holds the mixture.
-
-    Raises ValueError for a negative number of characters or an unknown kind.
     """
-    shares = DOCUMENT_SHARES if shares is None else shares
     if characters < 0:
         raise ValueError(f"characters must be 0 or more, got {characters}")
-    unknown = sorted(set(shares) - set(WRITERS))
-    if unknown or not shares or min(shares.values()) < 0 or sum(shares.values()) <= 0:
-        raise ValueError(f"shares must give weights >= 0 for kinds among {', '.join(WRITERS)}, got {shares}")
-    rng = random.Random(f"primer documents {seed}")
-    return _write(rng, characters, {kind: share for kind, share in shares.items() if share > 0}, identity)
+    return _write(random.Random(f"primer documents {seed}"), characters, identity)
 
 
-def _write(rng: random.Random, characters: int, shares: dict[str, float], identity: Identity) -> Iterator[str]:
+def _write(rng: random.Random, characters: int, identity: Identity) -> Iterator[str]:
     # Written characters over share: the kind with the least is due. A random start keeps the order from being the same
     # for every seed.
-    progress = {kind: rng.random() * 2000 / share for kind, share in shares.items()}
+    progress = {kind: rng.random() * 2000 / share for kind, share in DOCUMENT_SHARES.items()}
     written = 0
     while written < characters:
         kind = min(progress, key=progress.__getitem__)
         text = WRITERS[kind](rng)
         if kind == "identity":
             text = identity.fill(text)
-        progress[kind] += len(text) / shares[kind]
+        progress[kind] += len(text) / DOCUMENT_SHARES[kind]
         written += len(text)
         yield text

@@ -4,14 +4,9 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nutshell.data.primer.facts_animals import ANIMALS
-from nutshell.data.primer.facts_language import LANGUAGE
-from nutshell.data.primer.facts_things import THINGS
-from nutshell.data.primer.facts_world import WORLD
 from nutshell.data.primer.problem import Message, Problem, assistant, user
-from nutshell.data.primer.relation import Relation, capital
+from nutshell.data.primer.relation import Relation, capital, relations
 
-RELATIONS: tuple[Relation, ...] = WORLD + ANIMALS + THINGS + LANGUAGE
 OPTION_LETTERS = "ABCDE"
 YES_OR_NO = 0.08
 TELL_ABOUT = 0.05
@@ -52,7 +47,7 @@ class Fact:
 @lru_cache(maxsize=1)
 def facts() -> tuple[Fact, ...]:
     """Every fact, relation by relation."""
-    return tuple(_fact(relation, *pair) for relation in RELATIONS for pair in relation.pairs)
+    return tuple(_fact(relation, *pair) for relation in relations() for pair in relation.pairs)
 
 
 def _fact(relation: Relation, subject: str, answer: str) -> Fact:
@@ -75,7 +70,7 @@ def _fact(relation: Relation, subject: str, answer: str) -> Fact:
 
 @lru_cache(maxsize=1)
 def _by_relation() -> tuple[tuple[Fact, ...], ...]:
-    return tuple(tuple(fact for fact in facts() if fact.relation is relation) for relation in RELATIONS)
+    return tuple(tuple(fact for fact in facts() if fact.relation is relation) for relation in relations())
 
 
 @lru_cache(maxsize=1)
@@ -97,7 +92,7 @@ def facts_turns(rng: random.Random, turns: int = 1) -> list[Message]:
         return _tell_about(rng, rng.choice(_by_subject()))
     messages = [user(rng.choice(fact.questions)), assistant(fact.reply)]
     if turns > 1 and fact.follow_ups:
-        group = _by_relation()[RELATIONS.index(fact.relation)]
+        group = _by_relation()[relations().index(fact.relation)]
         for other in rng.sample(group, min(turns - 1, len(group) - 1)):
             if other is not fact:
                 messages += [user(rng.choice(other.follow_ups)), assistant(other.reply)]
@@ -114,7 +109,7 @@ def _yes_or_no(rng: random.Random, fact: Fact) -> list[Message]:
 
 def _tell_about(rng: random.Random, group: tuple[Fact, ...]) -> list[Message]:
     """Up to three things about a country or an animal."""
-    subject = group[0].subject if group[0].relation in WORLD else f"the {group[0].subject}"
+    subject = group[0].subject if group[0].relation.chapter == "world" else f"the {group[0].subject}"
     told = " ".join(fact.reply for fact in group[:3])
     return [user(rng.choice(ABOUT_REQUESTS).format(s=subject)), assistant(told)]
 
@@ -164,11 +159,6 @@ def facts_document(rng: random.Random) -> str:
 def _asked(rng: random.Random, fact: Fact) -> str:
     question = rng.choice(fact.questions)
     return question.lower().rstrip(".?") if rng.random() < LOWER_CASE_IN_DOCUMENTS else question
-
-
-def held_out_questions() -> tuple[str, ...]:
-    """Every test question of every fact."""
-    return tuple(question for fact in facts() for question in fact.test_questions)
 
 
 def held_out_facts(rng: random.Random) -> Problem:

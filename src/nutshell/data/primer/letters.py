@@ -16,6 +16,7 @@ Words always follow a space (`training_word` says which), so they are cut into t
 import random
 from collections import Counter
 
+from nutshell.data.primer.book import phrases
 from nutshell.data.primer.problem import Message, Problem, assistant, user
 from nutshell.data.primer.words import held_out_words, invented_word, training_word
 
@@ -33,83 +34,6 @@ INVENTED_WORDS_IN_TESTS = 0.2
 CAPITAL_LETTER = 0.05
 QUOTED_WORD = 0.05
 """How often a user asks for the letter R instead of r, and puts the word in quotation marks."""
-
-COUNT_QUESTIONS = (
-    "How many times does the letter {l} appear in the word {w}?",
-    "How many times does the letter {l} appear in {w}?",
-    "How many times does {l} appear in {w}?",
-    "How often does the letter {l} occur in {w}?",
-    "How often does {l} appear in the word {w}?",
-    "How many {l} are in {w}?",
-    "How many {l} are there in the word {w}?",
-    "How many {l}'s are in {w}?",
-    "How many {l}'s in {w}?",
-    "How many {l} in {w}?",
-    "How many letters {l} are in the word {w}?",
-    "How many times is the letter {l} in {w}?",
-    "How many times do you see {l} in {w}?",
-    "Count the letter {l} in {w}.",
-    "Count the letter {l} in the word {w}.",
-    "Count how many times {l} appears in {w}.",
-    "Count the {l}'s in {w}.",
-    "Please count the letter {l} in {w}.",
-    "Can you count the letter {l} in {w}?",
-    "Can you tell me how many {l} are in {w}?",
-    "Tell me how many times {l} is in the word {w}.",
-    "In the word {w}, how many times does the letter {l} appear?",
-    "Look at the word {w}. How many {l} does it have?",
-    "What is the number of {l} in {w}?",
-    "Does the word {w} have the letter {l}? How many times?",
-)
-COUNT_FOLLOW_UPS = (
-    "And the letter {l}?",
-    "And {l}?",
-    "How many {l}?",
-    "What about {l}?",
-    "What about the letter {l}?",
-    "Now count {l}.",
-)
-SPELL_QUESTIONS = (
-    "How do you spell {w}?",
-    "How do you spell the word {w}?",
-    "How is {w} spelled?",
-    "How is the word {w} spelled?",
-    "Spell {w}.",
-    "Spell the word {w}.",
-    "Please spell {w}.",
-    "Can you spell {w}?",
-    "Can you spell the word {w} for me?",
-    "Spell the word {w} please",
-    "What are the letters of {w}?",
-    "Which letters are in the word {w}?",
-    "Write {w} letter by letter.",
-    "Say the letters of {w}.",
-)
-SPELL_FOLLOW_UPS = ("And {w}?", "And the word {w}?", "What about {w}?", "Now spell {w}.", "Now {w}.")
-LENGTH_QUESTIONS = (
-    "How many letters are in {w}?",
-    "How many letters are in the word {w}?",
-    "How many letters does {w} have?",
-    "How many letters does the word {w} have?",
-    "How long is the word {w}?",
-    "Count the letters of {w}.",
-    "Count the letters in the word {w}.",
-    "What is the number of letters in {w}?",
-)
-FIRST_QUESTIONS = (
-    "What is the first letter of {w}?",
-    "Which letter does {w} start with?",
-    "Tell me the first letter of the word {w}.",
-    "What letter does the word {w} begin with?",
-)
-LAST_QUESTIONS = (
-    "What is the last letter of {w}?",
-    "Which letter does {w} end with?",
-    "Tell me the last letter of the word {w}.",
-    "What letter does the word {w} end in?",
-)
-TEST_COUNT_QUESTIONS = COUNT_QUESTIONS[:6] + COUNT_QUESTIONS[13:15] + COUNT_QUESTIONS[21:22]
-"""Letters are held out by word, not by phrasing: the tests ask in the commonest of the trained ways."""
 
 
 def times(count: int) -> str:
@@ -158,23 +82,23 @@ def draw_balanced_letter(rng: random.Random, word: str) -> str:
     return rng.choice(by_count[rng.choices(counts, [COUNT_WEIGHTS[min(count, 3)] for count in counts])[0]])
 
 
-def _ask(rng: random.Random, questions: tuple[str, ...], word: str, letter: str = "") -> str:
+def _ask(rng: random.Random, kind: str, word: str, letter: str = "") -> str:
     """A question as people write it, now and then with R for r or with the word in quotation marks."""
     letter = letter.upper() if rng.random() < CAPITAL_LETTER else letter
     word = f'"{word}"' if rng.random() < QUOTED_WORD else word
-    return rng.choice(questions).format(l=letter, w=word)
+    return rng.choice(phrases("letters", kind)).format(l=letter, w=word)
 
 
 def letters_turns(rng: random.Random, turns: int = 1) -> list[Message]:
     """Questions about the letters of a word; later turns may ask about the same word again."""
     word = training_word(rng, INVENTED_WORDS_IN_CHAT)
     if rng.random() < 0.12:
-        return [user(rng.choice(LENGTH_QUESTIONS).format(w=word)), assistant(measuring(word))]
+        return [user(rng.choice(phrases("letters", "length")).format(w=word)), assistant(measuring(word))]
     letter = draw_letter(rng, word)
-    messages = [user(_ask(rng, COUNT_QUESTIONS, word, letter)), assistant(counting(word, letter))]
+    messages = [user(_ask(rng, "count", word, letter)), assistant(counting(word, letter))]
     for _ in range(turns - 1):
         letter = draw_letter(rng, word)
-        messages += [user(rng.choice(COUNT_FOLLOW_UPS).format(l=letter)), assistant(counting(word, letter))]
+        messages += [user(rng.choice(phrases("letters", "count again")).format(l=letter)), assistant(counting(word, letter))]
     return messages
 
 
@@ -184,14 +108,14 @@ def spelling_turns(rng: random.Random, turns: int = 1) -> list[Message]:
     chance = rng.random()
     if chance < 0.1:
         reply = f"I spell {word}: {' '.join(word)}. The first letter is {word[0]}."
-        return [user(rng.choice(FIRST_QUESTIONS).format(w=word)), assistant(reply)]
+        return [user(rng.choice(phrases("letters", "first")).format(w=word)), assistant(reply)]
     if chance < 0.2:
         reply = f"I spell {word}: {' '.join(word)}. The last letter is {word[-1]}."
-        return [user(rng.choice(LAST_QUESTIONS).format(w=word)), assistant(reply)]
-    messages = [user(_ask(rng, SPELL_QUESTIONS, word)), assistant(spelling(word))]
+        return [user(rng.choice(phrases("letters", "last")).format(w=word)), assistant(reply)]
+    messages = [user(_ask(rng, "spell", word)), assistant(spelling(word))]
     for _ in range(turns - 1):
         word = training_word(rng, INVENTED_WORDS_IN_CHAT)
-        messages += [user(rng.choice(SPELL_FOLLOW_UPS).format(w=word)), assistant(spelling(word))]
+        messages += [user(rng.choice(phrases("letters", "spell again")).format(w=word)), assistant(spelling(word))]
     return messages
 
 
@@ -203,13 +127,13 @@ def letters_document(rng: random.Random) -> str:
         word = training_word(rng, INVENTED_WORDS_IN_DOCUMENTS)
         chance = rng.random()
         if chance < 0.35:
-            question, reply = rng.choice(SPELL_QUESTIONS), spelling(word)
+            question, reply = rng.choice(phrases("letters", "spell")), spelling(word)
             letter = ""
         elif chance < 0.92:
             letter = draw_letter(rng, word)
-            question, reply = rng.choice(COUNT_QUESTIONS), counting(word, letter)
+            question, reply = rng.choice(phrases("letters", "count")), counting(word, letter)
         else:
-            question, reply, letter = rng.choice(LENGTH_QUESTIONS), measuring(word), ""
+            question, reply, letter = rng.choice(phrases("letters", "length")), measuring(word), ""
         lines.append(f"Question: {question.format(l=letter, w=word)}\nAnswer: {reply}" if asked else reply)
     return "\n".join(lines)
 
@@ -217,14 +141,14 @@ def letters_document(rng: random.Random) -> str:
 def letters_problem(rng: random.Random) -> Problem:
     """A training problem for RL, never with a held-out word."""
     word = training_word(rng, INVENTED_WORDS_IN_RL)
-    return _problem(rng, word, rng.choice(COUNT_QUESTIONS))
+    return _problem(rng, word, rng.choice(phrases("letters", "count")))
 
 
 def held_out_letters(rng: random.Random) -> Problem:
     """A test problem with a held-out word, mostly a real one."""
     made_up = rng.random() < INVENTED_WORDS_IN_TESTS
     word = invented_word(rng, held_out=True) if made_up else rng.choice(held_out_words())
-    return _problem(rng, word, rng.choice(TEST_COUNT_QUESTIONS))
+    return _problem(rng, word, rng.choice(phrases("letters", "count in a test")))
 
 
 def _problem(rng: random.Random, word: str, question: str) -> Problem:

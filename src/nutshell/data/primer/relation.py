@@ -1,13 +1,26 @@
 """One kind of fact: its pairs of subject and answer, and the ways to state it and to ask for it.
 
+They are read from book/*.ini, a section a relation:
+
+    noun = the capital of {s}            what is asked for; `clause` where that is a clause, as in "how many legs {an_s} has"
+    reply = The capital of {s} is {a}.   the assistant's sentence, also a statement of the documents
+    pairs = France: Paris; Italy: Rome   subject: answer; or groups = two: duck, hen (answer: subjects); or turned = capital,
+                                         which are the pairs of that relation, the answer for the subject
+    statements, questions, held out, follow-ups: templates, one a line
+    also true = bread: milk, cream       by subject, answers that are not given but would not be wrong either
+
 Placeholders of every template: {s} subject, {a} answer, {S} and {A} with a capital first letter, {an_s} and {an_a} with
 "a" or "an" in front, {An_s} and {An_a} likewise with a capital, {s0} and {s1} the subject's first word and the rest,
-{np} the relation's noun phrase (or clause), {Np} the same with a capital.
+{np} what is asked for, {Np} the same with a capital.
 """
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from configparser import ConfigParser
+from dataclasses import dataclass
+from functools import cache, cached_property
 
+from nutshell.data.primer.book import BOOK, entries
+
+CHAPTERS = ("world", "animals", "things", "language")
 NOUN_QUESTIONS = (
     "What is {np}?",
     "Tell me {np}.",
@@ -29,17 +42,6 @@ NOUN_HELD_OUT = "I am curious what {np} is."
 CLAUSE_HELD_OUT = "I am curious {np}."
 
 
-def lines(text: str) -> tuple[tuple[str, str], ...]:
-    """Pairs from lines of the form "subject: answer"."""
-    pairs = (line.split(": ", 1) for line in text.strip().splitlines())
-    return tuple((subject, answer) for subject, answer in pairs)
-
-
-def same_for(answer: str, subjects: str) -> tuple[tuple[str, str], ...]:
-    """Pairs of every subject, separated by spaces (an underscore stands for a space), with the one answer."""
-    return tuple((subject.replace("_", " "), answer) for subject in subjects.split())
-
-
 def with_article(noun: str) -> str:
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
@@ -50,23 +52,21 @@ def capital(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Relation:
-    """A kind of fact. All templates may use the placeholders of the module's docstring."""
+    """A kind of fact; the fields are those of its section."""
 
-    name: str
-    pairs: tuple[tuple[str, str], ...]
+    chapter: str
     np: str
-    """What is asked for, as in "the capital of {s}"; with `clause`, as in "how many legs {an_s} has"."""
+    clause: bool
     reply: str
-    """The assistant's sentence, also a statement of the documents."""
+    pairs: tuple[tuple[str, str], ...]
     statements: tuple[str, ...]
     questions: tuple[str, ...]
     held_out: tuple[str, ...]
     """Questions of the tests only. They occur in no training text."""
-    follow_ups: tuple[str, ...] = ()
+    follow_ups: tuple[str, ...]
     """Short questions that make sense after a question of the same relation."""
-    clause: bool = False
-    also_true: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By subject: answers that are not given but would not be wrong either, so never offered as wrong options."""
+    also_true: dict[str, tuple[str, ...]]
+    """Never offered as wrong options."""
 
     @cached_property
     def training_questions(self) -> tuple[str, ...]:
@@ -102,3 +102,38 @@ class Relation:
         }
         phrase = self.np.format(**values)
         return capital(template.format(**values, np=phrase, Np=capital(phrase)))
+
+
+@cache
+def relations() -> tuple[Relation, ...]:
+    """All of the book, chapter by chapter."""
+    found: dict[str, Relation] = {}
+    for chapter in CHAPTERS:
+        sections = ConfigParser(interpolation=None, delimiters=("=",), comment_prefixes=("#",))
+        sections.read_string((BOOK / f"{chapter}.ini").read_text(encoding="utf-8"))
+        for name in sections.sections():
+            fields = dict(sections[name])
+            if "turned" in fields:
+                pairs = [(answer, subject) for subject, answer in found[fields["turned"]].pairs]
+            else:
+                pairs = [(s, answer) for answer, several in _pairs(fields.get("groups", "")) for s in several.split(", ")]
+                pairs += _pairs(fields.get("pairs", ""))
+            found[name] = Relation(
+                chapter=chapter,
+                np=fields.get("clause") or fields["noun"],
+                clause="clause" in fields,
+                reply=fields["reply"],
+                pairs=tuple(pairs),
+                statements=entries(fields["statements"]),
+                questions=entries(fields["questions"]),
+                held_out=entries(fields["held out"]),
+                follow_ups=entries(fields["follow-ups"]),
+                also_true={subject: tuple(others.split(", ")) for subject, others in _pairs(fields.get("also true", ""))},
+            )
+    return tuple(found.values())
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    """The two sides of each "left: right"."""
+    sides = (entry.partition(": ") for entry in entries(text))
+    return [(left, right) for left, _, right in sides]

@@ -11,9 +11,9 @@ as the two operands of one sum. Divisions are practised but not tested.
 import random
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
-from nutshell.data.primer.names import NAMES, listed
+from nutshell.data.primer.book import names, phrases
 from nutshell.data.primer.problem import Message, Problem, assistant, user
 
 HELD_OUT_ONE_IN = 12
@@ -24,119 +24,6 @@ NEGATIVE = 0.04
 """How often a difference may fall below zero."""
 WORD_PROBLEMS = 0.25
 
-QUESTIONS = {
-    "+": (
-        "What is {a} + {b}?",
-        "What is {a} plus {b}?",
-        "What is {a}+{b}?",
-        "{a} + {b}",
-        "{a}+{b}",
-        "{a} + {b} = ?",
-        "{a} plus {b}",
-        "How much is {a} + {b}?",
-        "How much is {a} plus {b}?",
-        "Add {a} and {b}.",
-        "Please add {a} and {b}.",
-        "What is the sum of {a} and {b}?",
-        "Calculate {a} + {b}.",
-        "Compute {a} + {b}.",
-        "Work out {a} + {b}.",
-        "Can you add {a} and {b}?",
-        "Can you tell me what {a} plus {b} is?",
-        "Tell me {a} plus {b}.",
-        "What do you get when you add {a} to {b}?",
-        "I need the sum of {a} and {b}.",
-    ),
-    "-": (
-        "What is {a} - {b}?",
-        "What is {a} minus {b}?",
-        "What is {a}-{b}?",
-        "{a} - {b}",
-        "{a}-{b}",
-        "{a} - {b} = ?",
-        "{a} minus {b}",
-        "How much is {a} - {b}?",
-        "How much is {a} minus {b}?",
-        "Take {b} from {a}.",
-        "Subtract {b} from {a}.",
-        "What is {a} take away {b}?",
-        "What is left of {a} if you take away {b}?",
-        "What is the difference between {a} and {b}?",
-        "Calculate {a} - {b}.",
-        "Compute {a} - {b}.",
-        "Work out {a} - {b}.",
-        "Can you tell me what {a} minus {b} is?",
-        "Tell me {a} minus {b}.",
-        "How much is left when you take {b} from {a}?",
-    ),
-    "*": (
-        "What is {a} * {b}?",
-        "What is {a} times {b}?",
-        "What is {a} x {b}?",
-        "What is {a}*{b}?",
-        "{a} * {b}",
-        "{a}*{b}",
-        "{a} x {b}",
-        "{a} * {b} = ?",
-        "{a} times {b}",
-        "How much is {a} * {b}?",
-        "How much is {a} times {b}?",
-        "Multiply {a} by {b}.",
-        "Multiply {a} and {b}.",
-        "What is {a} multiplied by {b}?",
-        "What is the product of {a} and {b}?",
-        "Calculate {a} * {b}.",
-        "Compute {a} * {b}.",
-        "Work out {a} times {b}.",
-        "Can you multiply {a} by {b}?",
-        "Tell me {a} times {b}.",
-    ),
-    "/": (
-        "What is {a} / {b}?",
-        "What is {a} divided by {b}?",
-        "{a} / {b}",
-        "{a}/{b}",
-        "{a} divided by {b}",
-        "How much is {a} divided by {b}?",
-        "Divide {a} by {b}.",
-        "Calculate {a} / {b}.",
-    ),
-}
-STORIES = {
-    "+": (
-        "{n} has {a} {t} and gets {b} more. How many {t} does {n} have now?",
-        "{n} has {a} {t} and finds {b} more. How many {t} is that?",
-        "{n} has {a} {t}. {m} gives {n} {b} more. How many {t} does {n} have?",
-        "{n} has {a} {t} and {m} has {b} {t}. How many {t} do they have together?",
-        "There are {a} {t} in one box and {b} {t} in another box. How many {t} are there in all?",
-        "{n} picks {a} {t} in the morning and {b} {t} at noon. How many {t} is that in all?",
-        "I have {a} {t} and buy {b} more. How many {t} do I have?",
-    ),
-    "-": (
-        "{n} has {a} {t} and gives {b} to {m}. How many {t} does {n} have left?",
-        "{n} has {a} {t} and loses {b} of them. How many {t} are left?",
-        "There are {a} {t} on the table. {n} takes {b} of them. How many {t} are left?",
-        "{n} has {a} {t}. {m} takes {b}. How many {t} does {n} still have?",
-        "I have {a} {t} and sell {b} of them. How many {t} do I have left?",
-        "A shop has {a} {t} and sells {b}. How many {t} are left in the shop?",
-    ),
-    "*": (
-        "There are {a} boxes with {b} {t} in each box. How many {t} are there?",
-        "{n} has {a} bags with {b} {t} in each bag. How many {t} does {n} have?",
-        "{a} children have {b} {t} each. How many {t} do they have in all?",
-        "{n} buys {a} bags of {t}. Each bag has {b} {t}. How many {t} is that?",
-        "There are {a} rows of {b} {t}. How many {t} are there in all?",
-    ),
-    "/": (
-        "{n} shares {a} {t} with {b} children so that each child gets the same. How many {t} does each child get?",
-        "There are {a} {t} in {b} boxes, the same number in each box. How many {t} are in each box?",
-    ),
-}
-THINGS = listed(
-    """apples pears plums nuts eggs books stones shells balls cards coins stars pens cakes cookies sweets buttons beads
-    flowers seeds carrots berries cherries oranges lemons peaches bricks blocks marbles stamps hats cups toys"""
-)
-FOLLOW_UPS = ("And {x}?", "And what is {x}?", "What about {x}?", "Now {x}.", "ok, and {x}?", "And now {x}?")
 SPOKEN = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 
 
@@ -220,12 +107,12 @@ def draw_sum(rng: random.Random, hard: bool = False) -> Sum:
             return total
 
 
-@lru_cache(maxsize=1)
+@cache
 def held_out_numbers() -> tuple[int, ...]:
     return tuple(number for number in range(100, 1000) if is_held_out_number(number))
 
 
-@lru_cache(maxsize=1)
+@cache
 def held_out_pairs() -> tuple[tuple[int, int], ...]:
     return tuple((a, b) for a in range(10, 100) for b in range(a, 100) if is_held_out_pair(a, b))
 
@@ -247,10 +134,10 @@ def draw_held_out_sum(rng: random.Random) -> Sum:
 def ask(rng: random.Random, total: Sum, story: float = WORD_PROBLEMS) -> str:
     """A question whose answer is the sum; with probability `story` a tiny word problem, where its numbers suit one."""
     if rng.random() < story and total.a > 1 and total.b > 1 and total.result >= 0:
-        name, other = rng.sample(NAMES, 2)
-        template = rng.choice(STORIES[total.operator])
-        return template.format(a=total.a, b=total.b, n=name, m=other, t=rng.choice(THINGS))
-    return rng.choice(QUESTIONS[total.operator]).format(a=total.a, b=total.b)
+        name, other = rng.sample(names(), 2)
+        template = rng.choice(phrases("sums", f"{SPOKEN[total.operator]}, a story"))
+        return template.format(a=total.a, b=total.b, n=name, m=other, t=rng.choice(phrases("sums", "things")))
+    return rng.choice(phrases("sums", SPOKEN[total.operator])).format(a=total.a, b=total.b)
 
 
 def sums_turns(rng: random.Random, turns: int = 1) -> list[Message]:
@@ -259,7 +146,7 @@ def sums_turns(rng: random.Random, turns: int = 1) -> list[Message]:
     for _ in range(turns - 1):
         total = draw_sum(rng)
         spoken = rng.choice((total.expression, f"{total.a} {total.operator} {total.b}", _spoken(total)))
-        messages += [user(rng.choice(FOLLOW_UPS).format(x=spoken)), total.reply()]
+        messages += [user(rng.choice(phrases("sums", "another sum")).format(x=spoken)), total.reply()]
     return messages
 
 
