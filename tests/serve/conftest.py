@@ -15,6 +15,7 @@ from nutshell.infer.engine import Engine
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.serve.app import create_app
+from nutshell.serve.models import Models
 from nutshell.serve.server import Server
 from nutshell.tokenizer import Tokenizer
 
@@ -148,7 +149,10 @@ def serving():
     with contextlib.ExitStack() as stack:
 
         def start(engine, name="tiny", drain_seconds=5.0, wrap=lambda app: app, open_engine=None, **options):
-            app = create_app(engine, name, **options)
+            models = options.pop("models", None) or Models(name, max_queue=options.pop("max_queue", 64))
+            if engine is not None:
+                models.open(engine)
+            app = create_app(models, **options)
             return stack.enter_context(running(wrap(app), drain_seconds, open_engine))
 
         yield start

@@ -407,7 +407,7 @@ def test_loading_is_503_everywhere_but_the_page(serving, engine, ask, tok):
     error_of(response, 503)
     assert response.headers["Retry-After"]
     assert client.get("/").status_code == 200
-    client.service.open(engine)
+    client.service.models.open(engine)
     assert client.get("/health").json() == {"status": "ok"}
     assert ask(client, max_tokens=2).status_code == 200
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from nutshell.serve.api import APIError
+from nutshell.serve.errors import APIError
 
 log = logging.getLogger("nutshell.serve")
 

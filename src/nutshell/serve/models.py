@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nutshell.serve.api import APIError
+from nutshell.serve.errors import APIError
 from nutshell.serve.offers import Key, Offer, offers
 from nutshell.serve.worker import Worker
 

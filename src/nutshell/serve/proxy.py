@@ -19,8 +19,8 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from nutshell.serve.api import APIError
 from nutshell.serve.completions import sse
+from nutshell.serve.errors import APIError, not_ready
 from nutshell.serve.guard import Receive, Scope, Send
 
 ASK_SECONDS = 5.0
@@ -127,8 +127,7 @@ class Front:
 
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.draining:  # at once: a worker hears of it a tenth of a second later
-            message = "the server is not ready: shutting down"
-            raise APIError(503, message, type="server_error", code="not_ready", retry_after_seconds=10)
+            raise not_ready("shutting down", 10)
         body: bytes = (await receive())["body"]  # all of it: the guard has read it
         for server in self.order(body):
             try:
@@ -145,7 +144,7 @@ class Front:
             finally:
                 server.in_flight -= 1
                 exchange.close()
-        raise APIError(503, "no worker is ready", type="server_error", code="not_ready", retry_after_seconds=2)
+        raise not_ready("no worker answers", 2)
 
     def order(self, beginning: bytes) -> list[Upstream]:
         """The servers in the order to try: those that are ready first, of them the least busy."""

@@ -19,8 +19,8 @@ import uvicorn.config
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nutshell.serve.api import APIError
 from nutshell.serve.app import create_app
+from nutshell.serve.errors import APIError
 from nutshell.serve.feedback import FeedbackStore
 from nutshell.serve.guard import is_loopback
 from nutshell.serve.logs import log_to_stderr
@@ -190,7 +190,7 @@ def serve(
         raise ValueError(f"--max-models is {max_models}; accepted: 1 or more models in memory")
     models = Models(run_name(folder), max_queue=max_queue, folder=folder, max_loaded=max_models)
     app = create_app(
-        None, models.name, models=models, api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins,
+        models, api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins,
         feedback_store=FeedbackStore(feedback) if feedback else None, ignore_tools=ignore_tools,
     )  # fmt: skip
     listeners = listen(host, port) if worker_socket is None else _listen_as_worker(worker_socket)

@@ -11,9 +11,10 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from nutshell.infer.grammar import Grammar
-from nutshell.serve.api import APIError, TextRequest
+from nutshell.serve.api import TextRequest
 from nutshell.serve.chat import check_biases, json_grammar, sampling_of
 from nutshell.serve.completions import Completion, Logprob
+from nutshell.serve.errors import APIError
 from nutshell.serve.models import LoadedModel
 from nutshell.serve.scoring import Scored, score_prompt
 from nutshell.serve.service import Service
@@ -22,7 +23,7 @@ from nutshell.serve.worker import RequestHandle
 
 async def answer_texts(service: Service, request: Request) -> Response:
     """Take a slot for each choice of each prompt, tokenize off the event loop, and answer."""
-    body, _ = await service.read(request, TextRequest, lambda body: None)
+    body = await service.read(request, TextRequest)
     offer, model = await service.model(body.model)
     check_biases(body, model)
     handle = service.reserve(model.worker, len(body.prompt) * (body.n or 1), "prompt" if len(body.prompt) > 1 else "n", request)
