@@ -127,7 +127,7 @@ def _every_server_ends():
 @contextlib.contextmanager
 def running(app, drain_seconds=5.0, open_engine=None):
     listener = socket.create_server(("127.0.0.1", 0))
-    server = Server(app, open_engine=open_engine, drain_seconds=drain_seconds, log_level="warning")
+    server = Server(app, open_engine=open_engine, drain_seconds=drain_seconds)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

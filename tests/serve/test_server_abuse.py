@@ -11,6 +11,7 @@ import time
 import httpx
 import pytest
 
+from nutshell.checkpoint import load
 from nutshell.serve.completions import EventStream
 from nutshell.serve.guard import Guard
 from nutshell.serve.server import is_loopback, listen, serve
@@ -443,11 +444,11 @@ def test_shutdown_gives_up_after_its_deadline(serving, scripted, ask, eventually
 def test_serve_refuses_a_public_bind_without_a_key():
     for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
         with pytest.raises(ValueError, match="no API key"):
-            serve("nothing", host=host)
+            serve("nothing", load, host=host)
     with pytest.raises(ValueError, match="key is empty"):
-        serve("nothing", api_key=" ")
+        serve("nothing", load, api_key=" ")
     with pytest.raises(ValueError, match="port is 70000"):
-        serve("nothing", port=70000)
+        serve("nothing", load, port=70000)
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.3.2.1", "::1")))
 
 
@@ -460,7 +461,7 @@ def test_f30_serve_says_when_the_port_is_taken(host, taken):
     except OSError:
         pytest.skip("needs IPv6")
     with other, pytest.raises(OSError, match=rf"cannot listen on \[?{taken}\]?:\d+ \(Address already in use"):
-        serve("nothing", host=host, port=other.getsockname()[1])
+        serve("nothing", load, host=host, port=other.getsockname()[1])
 
 
 def test_every_address_is_of_both_families():
@@ -474,7 +475,7 @@ def test_every_address_is_of_both_families():
 
 def test_serve_raises_what_loading_raised(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        serve(tmp_path / "nothing", port=0, log_level="error")
+        serve(tmp_path / "nothing", load, port=0)
 
 
 @pytest.mark.parametrize("kind", ["text/plain; json", "text/plain;charset=json", "application/x-www-form-urlencoded; a=json"])

@@ -199,7 +199,7 @@ def serve(arguments: list[str]) -> Any:
         return engine
 
     return run_server(
-        options.model, open_engine=open_engine, host=options.host, port=options.port, api_key=api_key,
+        options.model, open_engine, host=options.host, port=options.port, api_key=api_key,
         allow_hosts=options.allow_host, cors_origins=options.allow_origin, max_models=options.max_models,
         max_queue=options.max_queue, json_log=options.log == "json", feedback=options.feedback,
         ignore_tools=options.ignore_tools, worker_socket=options.worker_socket,

@@ -46,9 +46,7 @@ async def answer_chat(service: Service, request: Request) -> Response:
     except BaseException:
         handle.close()
         raise
-    if body.stream:
-        return service.stream(completion, body.include_usage(), request)
-    return await service.whole(completion, request)
+    return await service.answer(completion, body, request)
 
 
 async def _fit(service: Service, body: ChatRequest, model: LoadedModel, max_tokens: int) -> FittedConversation:

@@ -89,13 +89,13 @@ class HeaderDeadline(H11Protocol):
             self.deadline = None
 
 
-def http_config(app: Any, *, log_level: str = "info", json_log: bool = False) -> uvicorn.Config:
+def http_config(app: Any, *, json_log: bool = False) -> uvicorn.Config:
     """How uvicorn serves an application of ours."""
     return uvicorn.Config(
         app,
         http=HeaderDeadline,
         ws="none",
-        log_level=log_level,
+        log_level="info",
         log_config=None if json_log else uvicorn.config.LOGGING_CONFIG,
         server_header=False,
         access_log=False,  # the guard logs each request, with its id
@@ -115,10 +115,9 @@ class Server(uvicorn.Server):
         open_engine: Callable[[Path], Any] | None = None,
         address: str = "",
         drain_seconds: float = 20.0,
-        log_level: str = "info",
         json_log: bool = False,
     ):
-        super().__init__(http_config(app, log_level=log_level, json_log=json_log))
+        super().__init__(http_config(app, json_log=json_log))
         self.service: Service = app.state.service
         self.open_engine, self.address = open_engine, address
         self.drain_seconds = drain_seconds
@@ -158,8 +157,8 @@ class Server(uvicorn.Server):
 
 def serve(
     folder: str | Path,
+    open_engine: Callable[[Path], Any],
     *,
-    open_engine: Callable[[Path], Any] | None = None,
     max_models: int = MAX_LOADED,
     max_queue: int = 64,
     host: str = "127.0.0.1",
@@ -169,17 +168,15 @@ def serve(
     cors_origins: Sequence[str] = (),
     feedback: str | None = None,
     ignore_tools: bool = False,
-    drain_seconds: float = 20.0,
-    log_level: str = "info",
     json_log: bool = False,
     worker_socket: str | None = None,
 ) -> None:
     """Serve the models of a run, or the one of a model folder. Blocks until it is told to end.
 
-    Listens at once and answers 503 while `open_engine(model_folder)` makes the first engine (without it: on CPU, in the dtype
-    that is stored). At most `max_models` are in memory at a time. `feedback` is a file that keeps what users say of answers.
-    SIGTERM, SIGHUP and Ctrl-C let running answers finish for `drain_seconds`. With `worker_socket`, the path of a Unix socket, it
-    is a worker behind a front (`front.py`): it listens there, and ends when its stdin does.
+    Listens at once and answers 503 while `open_engine(model_folder)` makes the first engine. At most `max_models` are in memory
+    at a time. `feedback` is a file that keeps what users say of answers. SIGTERM, SIGHUP and Ctrl-C let running answers finish.
+    With `worker_socket`, the path of a Unix socket, it is a worker behind a front (`front.py`): it listens there, and ends when
+    its stdin does.
     Raises ValueError for a public `host` without an `api_key`, and whatever loading raised.
     """
     api_key = checked_key(api_key, host, port)
@@ -195,11 +192,8 @@ def serve(
     )  # fmt: skip
     listeners = listen(host, port) if worker_socket is None else _listen_as_worker(worker_socket)
     address = address_of(host, listeners) if worker_socket is None else worker_socket
-    server = Server(
-        app, open_engine=open_engine or _open_engine, address=address, drain_seconds=drain_seconds, log_level=log_level,
-        json_log=json_log,
-    )  # fmt: skip
-    log_to_stderr(log_level, json_log)
+    server = Server(app, open_engine=open_engine, address=address, json_log=json_log)
+    log_to_stderr("info", json_log)
     end_on_hangup()
     log.info("Listening on %s; the model loads", address)
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -212,14 +206,6 @@ def serve(
             listener.close()
     if server.failure is not None:
         raise server.failure
-
-
-def _open_engine(folder: Path) -> Any:
-    from nutshell.checkpoint import load
-    from nutshell.infer.engine import Engine
-
-    model, tok = load(folder)
-    return Engine(model.for_inference(), tok)
 
 
 def checked_key(key: str | None, host: str, port: int) -> str | None:
@@ -261,16 +247,19 @@ def address_of(host: str, listeners: list[socket.socket]) -> str:
 
 def _listen_as_worker(path: str) -> list[socket.socket]:
     """A Unix socket. When the front is gone, stdin ends, and so does this process. The front's /health is not logged."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
 
     def end_with_the_front() -> None:
         while os.read(0, 1):  # sys.stdin has a lock, which the end of the interpreter would find taken
             pass
+        with contextlib.suppress(OSError):  # a front that was killed could not: the last of its workers removes the folder
+            os.unlink(path)
+            os.rmdir(os.path.dirname(path))
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end_with_the_front, daemon=True).start()
     logging.getLogger("nutshell.serve").addFilter(lambda record: getattr(record, "access", {}).get("path") != "/health")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
     return [listener]
 
 

@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from nutshell.serve.api import SamplingFields
 from nutshell.serve.completions import Completion, EventStream, sse
 from nutshell.serve.errors import APIError, as_api_error, not_ready
 from nutshell.serve.models import LoadedModel, Models
@@ -113,8 +114,10 @@ class Service:
         handle.request_id = request.scope["nutshell"]["id"]
         return handle
 
-    async def whole(self, completion: Completion, request: Request) -> Response:
-        """The whole answer as JSON. Ends when the client leaves."""
+    async def answer(self, completion: Completion, body: SamplingFields, request: Request) -> Response:
+        """The answer as server-sent events where `stream` asks for them, else whole as JSON. Ends when the client leaves."""
+        if body.stream:
+            return EventStream(self._events(completion, body.include_usage(), request), completion.handle.close)
         whole = asyncio.ensure_future(completion.whole())
         gone = asyncio.ensure_future(request.receive())  # the body was read, so what comes next is the client's leaving
         try:
@@ -127,9 +130,6 @@ class Service:
             gone.cancel()
             await asyncio.gather(whole, gone, return_exceptions=True)
             self.count(completion, request)
-
-    def stream(self, completion: Completion, include_usage: bool, request: Request) -> Response:
-        return EventStream(self._events(completion, include_usage, request), completion.handle.close)
 
     async def _events(self, completion: Completion, include_usage: bool, request: Request) -> AsyncIterator[bytes]:
         try:

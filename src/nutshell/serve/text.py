@@ -37,9 +37,7 @@ async def answer_texts(service: Service, request: Request) -> Response:
     except BaseException:
         handle.close()
         raise
-    if body.stream:
-        return service.stream(completion, body.include_usage(), request)
-    return await service.whole(completion, request)
+    return await service.answer(completion, body, request)
 
 
 def _to_ids(body: TextRequest, model: LoadedModel) -> tuple[list[list[int]], int]:
