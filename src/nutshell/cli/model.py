@@ -1,4 +1,4 @@
-"""The verbs that use a model: eval, report, chat, serve."""
+"""The verbs that talk: chat and serve; and how every verb opens a model to answer with."""
 
 from __future__ import annotations
 
@@ -24,60 +24,6 @@ ENGINE = {
     "help": "what computes replies: native code on CPU (in the model's dtype, or weights in int8) or torch",
 }
 MODEL = {"nargs": "?", "type": os.path.expanduser, "default": "runs/demo", "help": "run folder or model folder"}
-
-
-def evaluate(arguments: list[str]) -> Any:
-    """Score a model on tasks."""
-    options = parse_arguments(
-        "eval", arguments, evaluate.__doc__, _model=MODEL, device=dict(DEVICE),
-        dtype={"default": "auto", "help": "auto (float32 on CPU, so that scores are the same on every machine), bfloat16, ..."},
-        text={"nargs": "+", "type": os.path.expanduser, "default": [], "metavar": "PATH",
-              "help": "score files and folders of text in bits per byte; alone, no task is scored"},
-        tasks={"nargs": "+", "default": [], "metavar": "TASK",
-               "help": "names or groups, a function in a file as my_task.py:task, a .jsonl file; docs/evaluation.md lists them"},
-        limit={"type": int, "default": 200, "help": "items of each task; 0 takes all"},
-        data={"short": ["--eval-data"], "type": os.path.expanduser, "default": None,
-              "help": "folder with core/, arc/, mmlu/, gsm8k/, as the tasks need; a recipe calls it eval_data"},
-        shots={"type": int, "default": 0, "help": "solved examples before each question of arc, mmlu and gsm8k"},
-        samples={"type": int, "default": 1, "help": "replies to each item that is answered in writing, for pass@k"},
-        temperature={"type": float, "default": None, "help": "of these replies; 0 with one sample, else 0.8"},
-        max_tokens={"type": int, "default": 0, "help": "longest reply; 0 leaves it to the task"},
-        seed={"type": int, "default": 42, "help": "which items a limit takes"},
-        out={"type": os.path.expanduser, "default": None, "metavar": "FOLDER",
-             "help": "write items.jsonl and results.json there"},
-        report={"type": os.path.expanduser, "default": None, "metavar": "FILE", "help": "write the results as Markdown"},
-    )  # fmt: skip
-    from nutshell.cli.evaluation import run
-
-    return run(options, given_model=options.model != MODEL["default"])
-
-
-def report(arguments: list[str]) -> Any:
-    """Write the report of a run, or one page that compares several."""
-    options = parse_arguments(
-        "report", arguments, report.__doc__,
-        _run={"nargs": "+", "type": Path, "metavar": "RUN", "help": "run folder, finished or not; several are compared"},
-        usd_per_hour={"type": float, "default": 0.0, "help": "price of the machine, for the cost table"},
-        out={"type": Path, "default": None, "metavar": "FILE.html", "help": "the page of a comparison; else compare.html"},
-    )  # fmt: skip
-    folders = [path.expanduser() for path in options.run]
-    price = options.usd_per_hour or None
-    if len(folders) > 1:
-        from nutshell.report.compare import compare
-
-        compared = compare(folders, (options.out or Path("compare.html")).expanduser(), price)
-        print(compared["page"])
-        return compared
-    if options.out is not None:
-        raise ValueError(
-            "--out names the page that compares runs. Accepted: two or more runs; one run's report lies in its folder."
-        )
-
-    from nutshell.report.facts import build_report
-
-    built = build_report(folders[0], usd_per_hour=price)
-    print(f"{folders[0]}/report.md")
-    return built
 
 
 def open_model(folder: str, device: str, engine: str = "auto") -> tuple[Any, Any]:
