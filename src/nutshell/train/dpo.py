@@ -31,7 +31,7 @@ from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.prefetch import MicroBatch
 from nutshell.train.scoring import evaluate_stage, refuse_diverged
 from nutshell.train.stage import Stage, open_stage, starting_model
-from nutshell.train.step import pad_to_same_count, target_logprobs
+from nutshell.train.step import pad_rows, pad_to_same_count, target_logprobs
 
 VALIDATIONS = 3  # during the stage, after its first and before its last
 LOGITS_AT_ONCE = 1 << 26  # elements in fp32 of one micro-batch
@@ -127,13 +127,8 @@ def pair_stats(rewards: Tensor) -> dict[str, float]:
 
 def pack_pairs(pairs: list[Answers], reference: Tensor, device: torch.device) -> MicroBatch:
     """Rows of prompt + answer, chosen and rejected in turn, padded on the right; the answers' tokens are the targets."""
-    rows = [(pair.prompt, answer) for pair in pairs for answer in pair[1:]]
-    T = max(len(prompt) + len(answer) for prompt, answer in rows) - 1
-    ids, targets = torch.zeros(len(rows), T, dtype=torch.long), torch.full((len(rows), T), -1)
-    for i, (prompt, answer) in enumerate(rows):
-        tokens = torch.tensor(prompt + answer)
-        ids[i, : len(tokens) - 1] = tokens[:-1]
-        targets[i, len(prompt) - 1 : len(tokens) - 1] = tokens[len(prompt) :]
+    rows = [(pair.prompt + answer, [0] * len(pair.prompt) + [1] * len(answer)) for pair in pairs for answer in pair[1:]]
+    ids, targets = pad_rows(rows, max(pair.length for pair in pairs))
     return MicroBatch(ids.to(device), targets.to(device), len(pairs), reference=reference.to(device))
 
 

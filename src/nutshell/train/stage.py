@@ -87,7 +87,8 @@ class Stage:
             self.scaler,
             clip_norm=plan.optimizer.clip_norm,
             loss_of=loss_of,
-            flags=self.flags(),
+            save_due=self.save_due(),
+            stop=bool(self.run.stop),
         )
 
     def record(self, result: StepResult, sources: list[str], **more: Any) -> None:
@@ -137,20 +138,21 @@ class Stage:
         flops = result.tokens / result.seconds * self.run.plan.flops_per_token
         return flops / (runtime.peak_flops * runtime.world_size)
 
-    def flags(self) -> tuple[bool, bool]:
-        """Whether a save is due by time, and whether to stop. The ranks agree on both in each step."""
+    def save_due(self) -> bool:
+        """Whether a save is due by rank 0's clock; not while the last one is still being written."""
         over = time.monotonic() - self.last_save >= self.run.plan.save_every_seconds
-        return self.run.runtime.is_main and over and not self.run.writer.busy, bool(self.run.stop)
+        return self.run.runtime.is_main and over and not self.run.writer.busy
 
     def save_if_due(self, result: StepResult, loader: PackedStream | None = None, *, anyway: bool = False) -> None:
         """Save when `save_every_seconds` are over, at the last step, when told to stop (then Preempted is raised), or `anyway`.
 
-        Rank 0's clock decides. A save that is only due by time is put off while the last one is still being written. A signal to
-        any rank stops all of them.
+        A signal to any rank stops all of them.
         """
         run = self.run
         run.writer.check()
-        due, stopping = result.flags if run.runtime.world_size > 1 else self.flags()
+        due, stopping = self.save_due(), bool(run.stop)
+        if run.runtime.world_size > 1:  # what all of them know: a rank that looks again may see what the others do not
+            due, stopping = result.save_due, result.stop
         if due or stopping or anyway or self.step == self.steps:
             self.save(loader.state_dict() if loader else None)
         if stopping and not run.stop:
@@ -203,14 +205,9 @@ class Stage:
         self.run.runtime.barrier()
 
 
-def stages_before(name: str) -> tuple[str, ...]:
-    """The stages before `name`."""
-    return STAGES[: STAGES.index(name)]
-
-
 def last_of_previous(run: Run, name: str) -> Path:
     """The last checkpoint of the stage before `name`; stages without steps are passed over."""
-    previous = [stage for stage in stages_before(name) if run.plan.stages[stage].steps][-1]
+    previous = [stage for stage in STAGES[: STAGES.index(name)] if run.plan.stages[stage].steps][-1]
     saved, steps = checkpoint.checkpoints(run.stage_folder(previous)), run.plan.stages[previous].steps
     done, source = saved[-1] if saved else (0, Path())
     if done < steps:
@@ -278,7 +275,8 @@ def load_or_build(run: Run, name: str) -> tuple[Decoder, dict, dict | None, list
 def starting_model(run: Run, name: str, device: torch.device | None = None) -> tuple[Decoder, Tokenizer]:
     """The model that a stage begins with: the last one of the stage before it, that of --init-from, or drawn weights."""
     recipe, device = run.plan.recipe, device or run.runtime.device
-    if recipe.init_from and not any(checkpoint.checkpoints(run.stage_folder(stage)) for stage in stages_before(name)):
+    before = STAGES[: STAGES.index(name)]
+    if recipe.init_from and not any(checkpoint.checkpoints(run.stage_folder(stage)) for stage in before):
         return checkpoint.load_model(checkpoint.find(recipe.init_from), device)[:2]
     if name != "pretrain":
         return checkpoint.load_model(last_of_previous(run, name), device)[:2]
