@@ -29,7 +29,7 @@ from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages, render
 from nutshell.train.prefetch import MicroBatch
-from nutshell.train.scoring import evaluate_stage, refuse_diverged
+from nutshell.train.scoring import evaluate_stage, validate_if_due
 from nutshell.train.stage import Stage, open_stage, starting_model
 from nutshell.train.step import pad_rows, pad_to_same_count, target_logprobs
 
@@ -152,7 +152,7 @@ def pair_at(seed: int, pairs: int, place: int) -> int:
     return int(np.random.default_rng([seed, epoch]).permutation(pairs)[place])
 
 
-def validate(stage: Stage, pairs: list[Answers], reference: Tensor) -> dict[str, float]:
+def held_out_stats(stage: Stage, pairs: list[Answers], reference: Tensor) -> dict[str, float]:
     """`pair_stats` of the held-out pairs now, as metrics; nothing where there are none."""
     if not pairs:
         return {}
@@ -171,10 +171,8 @@ def dpo(run: Run) -> None:
     pairs, reference = [pairs[i] for i in learned], reference[learned]
     interval = -(-stage.steps // (VALIDATIONS + 1))
     while stage.step < stage.steps:
-        if tests and stage.step % interval == 0 and not run.log.has_evaluation("dpo", stage.step):
-            values = validate(stage, tests, tests_reference)
-            refuse_diverged(stage, values)
-            run.log.evaluation("dpo", stage.step, values)
+        if tests:
+            validate_if_due(stage, interval, lambda: held_out_stats(stage, tests, tests_reference))
         loss = PairLoss(settings.beta)
         result = stage.learn(step_batches(stage, pairs, reference), loss_of=loss)
         seen = torch.cat(run.runtime.gather(torch.cat([torch.zeros(0, 2), *(rewards.cpu() for rewards in loss.rewards)])))
@@ -182,4 +180,4 @@ def dpo(run: Run) -> None:
         stats.pop("loss")  # the step's own
         stage.record(result, [f"pairs of {settings.pairs}"], **stats)
         stage.save_if_due(result)
-    evaluate_stage(run, stage, **validate(stage, tests, tests_reference))
+    evaluate_stage(run, stage, **held_out_stats(stage, tests, tests_reference))

@@ -28,7 +28,7 @@ from nutshell.tasks.practice import open_practice
 from nutshell.tasks.reward import Grader
 from nutshell.train.prefetch import MicroBatch
 from nutshell.train.rollout import Group, Policy, Watch, log_rollouts, open_rollouts, pass_rates, roll_out, rollout_stats
-from nutshell.train.scoring import evaluate_stage
+from nutshell.train.scoring import evaluate_stage, validate_if_due
 from nutshell.train.stage import Stage, open_stage, starting_model
 from nutshell.train.step import StepResult, merge_results, next_token_loss, pad_rows, pad_to_same_count, target_logprobs
 
@@ -165,8 +165,8 @@ def reinforce(run: Run) -> None:
     tests = practice.held_out(settings.held_out) if settings.validations else []
     interval = -(-stage.steps // max(1, settings.validations - 1))
     while stage.step < stage.steps:
-        if tests and settings.validations > 1 and stage.step % interval == 0 and not run.log.has_evaluation("rl", stage.step):
-            run.log.evaluation("rl", stage.step, pass_rates(policy, tests))
+        if tests and settings.validations > 1:
+            validate_if_due(stage, interval, lambda: pass_rates(policy, tests))
         start = time.perf_counter()
         rollout = roll_out(policy, practice)
         stats = rollout_stats(rollout, run.runtime)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nutshell.data.mixed import open_corpus
@@ -73,6 +73,22 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
         )
         run.log.sync()
     run.runtime.barrier()
+
+
+def validate_if_due(stage: Stage, interval: int, score: Callable[[], dict[str, float]]) -> bool:
+    """Score and log the model after every `interval` steps, once its checkpoint is on the disk; whether it was done.
+
+    Called before a step and not after one: a run that was stopped between saving and validating goes on with validating.
+    """
+    run = stage.run
+    if stage.step % interval or run.runtime.agree(run.log.has_evaluation(stage.name, stage.step)):
+        return False
+    stage.wait_for_save()
+    start = time.monotonic()
+    values = score()
+    refuse_diverged(stage, values)
+    run.log.evaluation(stage.name, stage.step, values, eval_seconds=time.monotonic() - start)
+    return True
 
 
 def refuse_diverged(stage: Stage, metrics: Mapping[str, float]) -> None:
