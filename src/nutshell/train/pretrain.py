@@ -40,12 +40,14 @@ def pretrain(run: Run) -> None:
     loader = make_loader(shards)
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
-    validation: Validation = {"": (1.0, loader.val_batches(plan.validation_tokens))}
+    validation: Validation
     if isinstance(shards, MixedShards):  # several corpora, each validated by itself
-        validation = {}
-        for part in plan.stages["pretrain"].parts:
-            held_out = make_loader(shards.parts[part.name]).val_batches(int(plan.validation_tokens * part.share))
-            validation[part.name] = part.share, held_out
+        validation = {
+            part.name: (part.share, make_loader(shards.parts[part.name]).val_batches(int(plan.validation_tokens * part.share)))
+            for part in plan.stages["pretrain"].parts
+        }
+    else:
+        validation = {"": (1.0, loader.val_batches(plan.validation_tokens))}
     interval = max(1, -(-stage.steps // plan.validations))
     noted = 0  # damaged blocks of the data that the log has named
     with loader:
