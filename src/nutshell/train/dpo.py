@@ -28,9 +28,10 @@ from nutshell.run.folder import Run
 from nutshell.runtime import Runtime
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages, render
+from nutshell.train.build import open_stage, starting_model
 from nutshell.train.prefetch import MicroBatch
 from nutshell.train.scoring import evaluate_stage, validate_if_due
-from nutshell.train.stage import Stage, open_stage, starting_model
+from nutshell.train.stage import Stage
 from nutshell.train.step import pad_rows, pad_to_same_count, target_logprobs
 
 VALIDATIONS = 3  # during the stage, after its first and before its last

@@ -12,9 +12,10 @@ from nutshell.data.stream import Batch
 from nutshell.eval.bpb import bits_per_byte
 from nutshell.run.checkpoints import keep_best
 from nutshell.run.folder import Run
+from nutshell.train.build import open_stage
 from nutshell.train.prefetch import ToDevice
 from nutshell.train.scoring import evaluate_stage, validate_if_due
-from nutshell.train.stage import Stage, open_stage
+from nutshell.train.stage import Stage
 
 Validation = dict[str, tuple[float, list[Batch]]]
 """Share and held-out batches of each corpus by its name; one without a name where there is only one."""

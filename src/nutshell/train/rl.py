@@ -26,10 +26,11 @@ from nutshell.plan.stages import RLConfig
 from nutshell.run.folder import Run
 from nutshell.tasks.practice import open_practice
 from nutshell.tasks.reward import Grader
+from nutshell.train.build import open_stage, starting_model
 from nutshell.train.prefetch import MicroBatch
 from nutshell.train.rollout import Group, Policy, Watch, log_rollouts, open_rollouts, pass_rates, roll_out, rollout_stats
 from nutshell.train.scoring import evaluate_stage, validate_if_due
-from nutshell.train.stage import Stage, open_stage, starting_model
+from nutshell.train.stage import Stage
 from nutshell.train.step import StepResult, merge_results, next_token_loss, pad_rows, pad_to_same_count, target_logprobs
 
 Row = tuple[list[int], Completion, float]

@@ -12,10 +12,11 @@ from nutshell.metrics import read_metrics
 from nutshell.plan.mixture import GENERATED, parts_of
 from nutshell.run.folder import Run
 from nutshell.tokenizer.chat import render_example
+from nutshell.train.build import open_stage
 from nutshell.train.examples import examples_for
 from nutshell.train.prefetch import ToDevice
 from nutshell.train.scoring import evaluate_stage, validate_if_due
-from nutshell.train.stage import Stage, open_stage
+from nutshell.train.stage import Stage
 
 RISES = 2  # evaluations in a row whose loss rose before a warning
 
