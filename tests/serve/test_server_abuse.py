@@ -13,8 +13,9 @@ import pytest
 
 from nutshell.checkpoint import load
 from nutshell.serve.completions import EventStream
-from nutshell.serve.guard import Guard
-from nutshell.serve.server import is_loopback, listen, serve
+from nutshell.serve.guard import Guard, is_loopback
+from nutshell.serve.http import listen
+from nutshell.serve.server import serve
 from nutshell.serve.service import has_too_many_objects
 
 CHAT = "/v1/chat/completions"
@@ -173,7 +174,7 @@ def test_a_slow_sender_is_cut_off(serving, engine):
 
 
 def test_slow_headers_are_cut_off(serving, engine, monkeypatch):
-    monkeypatch.setattr("nutshell.serve.server.HEADER_SECONDS", 0.3)
+    monkeypatch.setattr("nutshell.serve.http.HEADER_SECONDS", 0.3)
     client = serving(engine)
     with socket.create_connection(("127.0.0.1", int(client.url.rsplit(":", 1)[1]))) as connection:
         connection.settimeout(5)
@@ -194,7 +195,7 @@ def test_slow_headers_are_cut_off(serving, engine, monkeypatch):
 
 
 def test_f22_connections_are_bounded_and_idle_ones_make_room(serving, engine, monkeypatch):
-    monkeypatch.setattr("nutshell.serve.server.MOST_CONNECTIONS", 8)
+    monkeypatch.setattr("nutshell.serve.http.MOST_CONNECTIONS", 8)
     client = serving(engine)
     with contextlib.ExitStack() as stack:
         for _ in range(40):
@@ -206,7 +207,7 @@ def test_f22_connections_are_bounded_and_idle_ones_make_room(serving, engine, mo
 def test_where_all_connections_are_busy_a_new_one_is_refused_and_answers_go_on(
     serving, scripted, eventually, unread, monkeypatch
 ):
-    monkeypatch.setattr("nutshell.serve.server.MOST_CONNECTIONS", 2)
+    monkeypatch.setattr("nutshell.serve.http.MOST_CONNECTIONS", 2)
     client = serving(scripted("a b c d e f g h", delay_seconds=0.05))
     body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
     busy = [unread(client, CHAT, body) for _ in range(2)]

@@ -1,7 +1,5 @@
 """`POST /v1/chat/completions`: a conversation becomes a prompt that fits, and the engine's reply an answer."""
 
-import time
-import uuid
 from dataclasses import replace
 
 from fastapi import Request
@@ -30,15 +28,12 @@ async def answer_chat(service: Service, request: Request) -> Response:
     try:
         budget = min(body.wanted_tokens() or model.context, model.context)
         fitted = await _fit(service, body, model, budget)
-        base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "", "created": int(time.time()), "model": offer.id}
-        prompt_tokens = len(fitted.ids)
-        began = request.scope["nutshell"]["began"]
-        completion = Completion(handle, model.tok, base, prompt_tokens, bool(body.logprobs), began)
+        completion = Completion(handle, model.tok, offer.id, len(fitted.ids), bool(body.logprobs))
         if body.include_tool_calls and model.engine.tool is not None:
             completion.tool = tool_name(model.engine.tool)
         if fitted.dropped:
             completion.note = {"nutshell": {"dropped_messages": fitted.dropped}}
-        max_tokens = min(budget, model.context - prompt_tokens)
+        max_tokens = min(budget, model.context - len(fitted.ids))
         top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
         grammar = await json_grammar(service, body, model)
         samplings = [sampling_of(body, max_tokens, index, top_logprobs, grammar) for index in range(choices)]

@@ -111,7 +111,7 @@ class Service:
             self.metrics.rejected.inc()
             message = f"the server is busy: {worker.in_flight} answers run or wait; try again"
             raise APIError(429, message, type="rate_limit_error", code="queue_full", retry_after_seconds=RETRY_SECONDS)
-        handle.request_id = request.scope["nutshell"]["id"]
+        handle.request_id, handle.arrived = request.scope["nutshell"]["id"], request.scope["nutshell"]["began"]
         return handle
 
     async def answer(self, completion: Completion, body: SamplingFields, request: Request) -> Response:
@@ -153,7 +153,7 @@ class Service:
             self.metrics.first_token_seconds.observe(completion.first_token_seconds)
             longest = max(choice.tokens for choice in completion.choices)
             if longest > 1:
-                since = time.monotonic() - completion.began - completion.first_token_seconds
+                since = time.monotonic() - completion.handle.arrived - completion.first_token_seconds
                 self.metrics.token_seconds.observe(since / (longest - 1))
         if completion.handle.queue_seconds is not None:
             self.metrics.queue_seconds.observe(completion.handle.queue_seconds)
