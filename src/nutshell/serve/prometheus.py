@@ -34,10 +34,10 @@ class CacheCollector(Collector):
 
 class Metrics:
     def __init__(self, caches: Callable[[], dict[str, Any]]) -> None:
-        self.registry = CollectorRegistry()
-        self.registry.register(CacheCollector(caches))
-        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
-        histogram = partial(Histogram, registry=self.registry)
+        self.collectors = CollectorRegistry()
+        self.collectors.register(CacheCollector(caches))
+        counter, gauge = partial(Counter, registry=self.collectors), partial(Gauge, registry=self.collectors)
+        histogram = partial(Histogram, registry=self.collectors)
         self.requests = counter("nutshell_requests", "HTTP requests answered", ["path", "status"])
         self.request_seconds = histogram(
             "nutshell_request_seconds", "Time from request to the end of its answer", ["path"], buckets=SECONDS
@@ -57,4 +57,4 @@ class Metrics:
         self.waiting = gauge("nutshell_answers_waiting", "Answers that wait for a row")
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        return generate_latest(self.collectors)
