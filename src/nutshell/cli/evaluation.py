@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def evaluate(arguments: list[str]) -> Any:
     """Score a model on tasks."""
     options = parse_arguments(
-        "eval", arguments, evaluate.__doc__, _model=MODEL, device=dict(DEVICE),
+        "eval", arguments, evaluate.__doc__, _model=MODEL, device=DEVICE,
         dtype={"default": "auto", "help": "auto (float32 on CPU, so that scores are the same on every machine), bfloat16, ..."},
         text={"nargs": "+", "type": os.path.expanduser, "default": [], "metavar": "PATH",
               "help": "score files and folders of text in bits per byte; alone, no task is scored"},

@@ -43,10 +43,6 @@ def open_model(folder: str, device: str, engine: str = "auto") -> tuple[Any, Any
         stored, tok = open_latest(folder, read)
         if why_not(stored) is None:
             return stored, tok
-    return _open_in_torch(folder, device)
-
-
-def _open_in_torch(folder: str | Path, device: str) -> tuple[Any, Any]:
     from nutshell.checkpoint import load
     from nutshell.runtime import start_runtime
 
@@ -70,7 +66,7 @@ def _open_tool(options: Any) -> Any:
 def chat(arguments: list[str]) -> Any:
     """Talk to a model in the terminal."""
     options = parse_arguments(
-        "chat", arguments, chat.__doc__, _model=MODEL, device=dict(DEVICE), engine=dict(ENGINE),
+        "chat", arguments, chat.__doc__, _model=MODEL, device=DEVICE, engine=ENGINE,
         prompt={"short": ["-p"], "default": None, "help": "answer this and leave"},
         temperature={"type": float, "default": 0.4, "help": "0 always takes the most likely token"},
         top_k={"type": int, "default": 50, "help": "draw among this many tokens; 0 is off"},
@@ -102,7 +98,7 @@ def chat(arguments: list[str]) -> Any:
 def serve(arguments: list[str]) -> Any:
     """Talk to a model in the browser; an OpenAI-compatible API."""
     options = parse_arguments(
-        "serve", arguments, serve.__doc__, _model=MODEL, device=dict(DEVICE), engine=dict(ENGINE),
+        "serve", arguments, serve.__doc__, _model=MODEL, device=DEVICE, engine=ENGINE,
         host={"default": "127.0.0.1", "help": "address to listen on; any other than loopback needs --api-key"},
         port={"type": int, "default": 8000, "help": "port to listen on"},
         api_key={"default": None, "help": "key that clients must send; NUTSHELL_API_KEY does not show in ps"},

@@ -59,8 +59,10 @@ class Message(BaseModel):
 
 
 def conversation_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages with tool calls as parts of the answers that made them. A call without its result, which the model would wait for
-    in vain, is left out; so is what makes no sense as a call, and a result without a call is text."""
+    """Messages with tool calls as parts of the answers that made them.
+
+    Left out are calls without a result, for which the model would wait, and what is no call. A result without a call is text.
+    """
     dumped = [message.model_dump(exclude_none=True) for message in messages]
     with contextlib.suppress(ValueError):
         dumped = join_tool_calls(dumped)

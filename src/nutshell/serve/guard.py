@@ -19,7 +19,7 @@ MAX_BODY_BYTES = 2 * 1024 * 1024
 BODY_SECONDS = 30.0
 """Deadline for a whole request body."""
 LINGER_SECONDS = 2.0
-"""So long the rest of a body that is refused is read and forgotten: a client that is cut off while it sends sees no answer."""
+"""The rest of a refused body is read and dropped for this long: a client that is cut off while it sends sees no answer."""
 SEND_SECONDS = 30.0
 """Deadline for the client to take one chunk of an answer."""
 

@@ -1,7 +1,7 @@
 """The front of several servers: an ASGI application that passes each request to one of them, and tells how all of them do.
 
-It computes and parses nothing: keys and refusals are the servers' own, sizes and deadlines the `Guard`'s around it. It adds
-which server gets a request, and one answer of all to `/health` and `/metrics`.
+It parses nothing: the servers check keys and refuse, and the `Guard` around it checks sizes and deadlines. It chooses the server
+of each request, and answers `/health` and `/metrics` for all of them.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Upstream:
-    """A server on a Unix socket, and how it does: "loading", "down", or what its /health says."""
+    """A server on a Unix socket, and its status: "loading", "down", or what its /health says."""
 
     def __init__(self, number: int, socket: Path):
         self.number, self.socket = number, socket

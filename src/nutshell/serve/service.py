@@ -30,8 +30,10 @@ Result = TypeVar("Result")
 
 
 def has_too_many_objects(raw: bytes) -> bool:
-    """Whether JSON has more than MAX_OBJECTS objects and lists outside its texts. In pieces: to cut a whole body at its quotes
-    would keep the interpreter from the event loop for 100 ms."""
+    """Whether JSON has more than MAX_OBJECTS objects and lists outside its texts.
+
+    The body is split at its quotes in pieces, because splitting it whole would hold the interpreter for 100 ms.
+    """
     plain, count, inside = raw.replace(rb"\\", b"").replace(rb"\"", b""), 0, 0
     for start in range(0, len(plain), 1 << 15):
         pieces = plain[start : start + (1 << 15)].split(b'"')

@@ -29,7 +29,7 @@ from nutshell.train.prepare_tokenizer import expected_vocab_size
 from nutshell.train.stage import TrainingDiverged
 
 OUTSIDE_THE_PLAN = {"tokenizer", "fp8", "dtype", "shard"}
-"""Settings worth varying although two plans that differ in them look alike."""
+"""Settings that may be varied although the plan does not show them."""
 
 
 def plan_cells(variants: list[Variant], out: Path, runtime: Runtime) -> list[dict[str, Any]]:

@@ -92,9 +92,9 @@ def validate_if_due(stage: Stage, interval: int, score: Callable[[], dict[str, f
 
 
 def refuse_diverged(stage: Stage, metrics: Mapping[str, float]) -> None:
-    """TrainingDiverged where what the model was validated by is not finite: neither steps nor stages can go on from it.
+    """TrainingDiverged where a score is not finite: no later step or stage could use the model.
 
-    Where steps fail too, they are counted, and `Stage.record` names their data.
+    Where steps are skipped too, `Stage.record` counts them and names their data.
     """
     if stage.skipped_in_a_row and stage.step < stage.steps:
         return
