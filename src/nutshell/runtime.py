@@ -190,13 +190,10 @@ def start_runtime(
     if capability:
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
-    meeting = join_ranks(rank, world, "nccl" if chosen.type == "cuda" else "gloo") if world > 1 else None
-    peak: float | None = None
     if chosen.type == "cpu":
         keep_freed_memory()
-        peak = matmul_flops(chosen, DTYPES[dtype]) if choose_attention else None  # MFU is of training
-    elif capability and gpu_peak_flops and dtype != "float32":
-        peak = gpu_peak_flops(torch.cuda.get_device_name(chosen))
+    meeting = join_ranks(rank, world, "nccl" if chosen.type == "cuda" else "gloo") if world > 1 else None
+    peak = _peak_flops(chosen, dtype, gpu_peak_flops) if choose_attention else None  # MFU is of training
     attention, why = choose_attention(chosen, DTYPES[dtype]) if choose_attention else ("blocked", "plain products in blocks")
     memory = device_memory_bytes(chosen, int(os.environ.get("LOCAL_WORLD_SIZE", world)) if ranks else 1)
     if meeting:  # every rank computes alike, whatever it found itself
@@ -220,6 +217,13 @@ def start_runtime(
         fp8=fp8,
         meeting=meeting,
     )
+
+
+def _peak_flops(device: torch.device, dtype: str, of_gpu: Callable[[str], float | None] | None) -> float | None:
+    """Measured on a CPU, from the table on a GPU, which has no float32; None where that is not known."""
+    if device.type == "cpu":
+        return matmul_flops(device, DTYPES[dtype])
+    return of_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" and of_gpu and dtype != "float32" else None
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nutshell.cli import tokens as tools
+from nutshell.cli import compression as tools
 from nutshell.tokenizer import Tokenizer
 
 TEXT = "the cat sat on the mat, naïve café"
@@ -67,7 +67,7 @@ def test_eval_reads_a_runs_own_text(command, tok):
 
 
 def test_eval_takes_the_head_of_a_long_text_and_cuts_no_character(command, tok, monkeypatch):
-    monkeypatch.setattr("nutshell.cli.tokenizer.HEAD_BYTES", 10)
+    monkeypatch.setattr("nutshell.cli.compression.HEAD_BYTES", 10)
     Path("a.txt").write_text("漢" * 20, encoding="utf-8")
     Path("b.jsonl").write_text('{"text": "12345678"}\n' * 5)
     texts = json.loads(command("eval", "run", "a.txt", "b.jsonl", "--json")[1])["texts"]

@@ -2,8 +2,9 @@ import re
 
 import pytest
 
-from nutshell.cli import tokens as tools
-from nutshell.cli.tokens import measure, show, show_ids, spell, table
+from nutshell.cli import compression as tools
+from nutshell.cli.compression import measure, table
+from nutshell.cli.tokens import show, show_ids, spell
 from nutshell.tokenizer import Tokenizer
 
 

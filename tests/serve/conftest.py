@@ -15,6 +15,7 @@ from nutshell.infer.engine import Engine
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.serve.app import create_app
+from nutshell.serve.models import Models
 from nutshell.serve.server import Server
 from nutshell.tokenizer import Tokenizer
 
@@ -126,7 +127,7 @@ def _every_server_ends():
 @contextlib.contextmanager
 def running(app, drain_seconds=5.0, open_engine=None):
     listener = socket.create_server(("127.0.0.1", 0))
-    server = Server(app, open_engine=open_engine, drain_seconds=drain_seconds, log_level="warning")
+    server = Server(app, open_engine=open_engine, drain_seconds=drain_seconds)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -148,7 +149,10 @@ def serving():
     with contextlib.ExitStack() as stack:
 
         def start(engine, name="tiny", drain_seconds=5.0, wrap=lambda app: app, open_engine=None, **options):
-            app = create_app(engine, name, **options)
+            models = options.pop("models", None) or Models(name, max_queue=options.pop("max_queue", 64))
+            if engine is not None:
+                models.open(engine)
+            app = create_app(models, **options)
             return stack.enter_context(running(wrap(app), drain_seconds, open_engine))
 
         yield start

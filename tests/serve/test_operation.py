@@ -71,7 +71,7 @@ def test_metrics_tell_of_the_kv_cache(serving, engine, ask):
 
 def test_the_key_may_come_from_a_file(run_command, tmp_path, monkeypatch):
     asked = {}
-    monkeypatch.setattr("nutshell.serve.server.serve", lambda folder, **options: asked.update(options))
+    monkeypatch.setattr("nutshell.serve.server.serve", lambda folder, open_engine, **options: asked.update(options))
     (tmp_path / "key").write_text("s3cret\n")
     assert run_command("serve run --api-key-file key --log json --allow-origin https://a.example")[0] == 0
     assert (asked["api_key"].strip(), asked["json_log"], asked["cors_origins"]) == ("s3cret", True, ["https://a.example"])

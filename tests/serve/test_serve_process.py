@@ -28,7 +28,7 @@ def slow_load(folder):
         time.sleep(0.01)
     return Engine(GPT(config).eval(), tok)
 
-server.serve(sys.argv[1], port=0, drain_seconds=20, open_engine=slow_load)
+server.serve(sys.argv[1], slow_load, port=0)
 """
 
 

@@ -11,9 +11,11 @@ import time
 import httpx
 import pytest
 
+from nutshell.checkpoint import load
 from nutshell.serve.completions import EventStream
-from nutshell.serve.guard import Guard
-from nutshell.serve.server import is_loopback, listen, serve
+from nutshell.serve.guard import Guard, is_loopback
+from nutshell.serve.http import listen
+from nutshell.serve.server import serve
 from nutshell.serve.service import has_too_many_objects
 
 CHAT = "/v1/chat/completions"
@@ -172,7 +174,7 @@ def test_a_slow_sender_is_cut_off(serving, engine):
 
 
 def test_slow_headers_are_cut_off(serving, engine, monkeypatch):
-    monkeypatch.setattr("nutshell.serve.server.HEADER_SECONDS", 0.3)
+    monkeypatch.setattr("nutshell.serve.http.HEADER_SECONDS", 0.3)
     client = serving(engine)
     with socket.create_connection(("127.0.0.1", int(client.url.rsplit(":", 1)[1]))) as connection:
         connection.settimeout(5)
@@ -193,7 +195,7 @@ def test_slow_headers_are_cut_off(serving, engine, monkeypatch):
 
 
 def test_f22_connections_are_bounded_and_idle_ones_make_room(serving, engine, monkeypatch):
-    monkeypatch.setattr("nutshell.serve.server.MOST_CONNECTIONS", 8)
+    monkeypatch.setattr("nutshell.serve.http.MOST_CONNECTIONS", 8)
     client = serving(engine)
     with contextlib.ExitStack() as stack:
         for _ in range(40):
@@ -205,7 +207,7 @@ def test_f22_connections_are_bounded_and_idle_ones_make_room(serving, engine, mo
 def test_where_all_connections_are_busy_a_new_one_is_refused_and_answers_go_on(
     serving, scripted, eventually, unread, monkeypatch
 ):
-    monkeypatch.setattr("nutshell.serve.server.MOST_CONNECTIONS", 2)
+    monkeypatch.setattr("nutshell.serve.http.MOST_CONNECTIONS", 2)
     client = serving(scripted("a b c d e f g h", delay_seconds=0.05))
     body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
     busy = [unread(client, CHAT, body) for _ in range(2)]
@@ -407,7 +409,7 @@ def test_loading_is_503_everywhere_but_the_page(serving, engine, ask, tok):
     error_of(response, 503)
     assert response.headers["Retry-After"]
     assert client.get("/").status_code == 200
-    client.service.open(engine)
+    client.service.models.open(engine)
     assert client.get("/health").json() == {"status": "ok"}
     assert ask(client, max_tokens=2).status_code == 200
 
@@ -443,11 +445,11 @@ def test_shutdown_gives_up_after_its_deadline(serving, scripted, ask, eventually
 def test_serve_refuses_a_public_bind_without_a_key():
     for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
         with pytest.raises(ValueError, match="no API key"):
-            serve("nothing", host=host)
+            serve("nothing", load, host=host)
     with pytest.raises(ValueError, match="key is empty"):
-        serve("nothing", api_key=" ")
+        serve("nothing", load, api_key=" ")
     with pytest.raises(ValueError, match="port is 70000"):
-        serve("nothing", port=70000)
+        serve("nothing", load, port=70000)
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.3.2.1", "::1")))
 
 
@@ -460,7 +462,7 @@ def test_f30_serve_says_when_the_port_is_taken(host, taken):
     except OSError:
         pytest.skip("needs IPv6")
     with other, pytest.raises(OSError, match=rf"cannot listen on \[?{taken}\]?:\d+ \(Address already in use"):
-        serve("nothing", host=host, port=other.getsockname()[1])
+        serve("nothing", load, host=host, port=other.getsockname()[1])
 
 
 def test_every_address_is_of_both_families():
@@ -474,7 +476,7 @@ def test_every_address_is_of_both_families():
 
 def test_serve_raises_what_loading_raised(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        serve(tmp_path / "nothing", port=0, log_level="error")
+        serve(tmp_path / "nothing", load, port=0)
 
 
 @pytest.mark.parametrize("kind", ["text/plain; json", "text/plain;charset=json", "application/x-www-form-urlencoded; a=json"])

@@ -29,7 +29,7 @@ def app_options(monkeypatch):
 
         monkeypatch.setattr(server, "create_app", create_app)
         with pytest.raises(StartedError):
-            server.serve("nothing", **options)
+            server.serve("nothing", print, **options)
         return made
 
     return ask

@@ -188,6 +188,18 @@ def test_a_worker_that_cannot_start_ends_the_front_with_its_exit_code(tmp_path):
     assert "and could not start" in ended.stderr
 
 
+def test_workers_of_a_front_that_is_killed_end_and_leave_nothing(tmp_path):
+    """The folder of their sockets stayed in the temp folder for ever."""
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "pretrain", "step": 1, "loss": 2.0}\n')  # they wait for a checkpoint
+    command = [sys.executable, "-m", "nutshell", "serve", ".", "--workers", "2", "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: len(list(tmp_path.glob("nutshell-*/*"))) == 2)
+        process.kill()
+        until(lambda: not list(tmp_path.glob("nutshell-*")))
+        assert "Traceback" not in process.stderr.read()  # which ends when both workers have: they hold its other end
+
+
 @pytest.mark.slow
 def test_sigterm_finishes_what_both_answer(tmp_path, make_model, tok):
     with (

@@ -18,13 +18,22 @@ from nutshell.plan.studies import Ablation
 from nutshell.plan.variants import read_variants, read_vary
 from nutshell.report.ablation import page, summarise
 from nutshell.run.folder import Preempted
-from nutshell.train import cells
+from nutshell.train import ablate, cells
 from nutshell.train.ablate import plan_cells, run_ablation
 from nutshell.train.stage import TrainingDiverged
 
 
 def ablation(out, *vary: str, **changes) -> Ablation:
     return Ablation(**{**vars(recipe(out)), "vary": vary, "seeds": 2, **changes})
+
+
+def test_a_variant_in_another_dtype_knows_the_peak_of_its_gpu(tmp_path, monkeypatch):
+    """Its cells had no MFU on a GPU, whose peak comes from a table that nobody passed on."""
+    asked: dict = {}
+    monkeypatch.setattr(ablate, "start_runtime", lambda **settings: asked.update(settings) or RUNTIME)
+    variant = read_variants(ablation(tmp_path / "out", "dtype=bfloat16,float32"))[0]
+    assert ablate.runtime_for(variant, RUNTIME) == RUNTIME
+    assert asked["gpu_peak_flops"]("NVIDIA H100 80GB HBM3") > 5e14
 
 
 def test_an_ablation_compares_variants_and_goes_on(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from nutshell.plan.stages import RLConfig
 from nutshell.tasks.task import Item
 from nutshell.train import rollout
 from nutshell.train.pipeline import run_stages
-from nutshell.train.rl import PolicyLoss, advantages, micro_batch, pack_rows, rows_of
+from nutshell.train.rl import PolicyLoss, advantages, micro_batch, rows_of
 from nutshell.train.rollout import Group, Watch
 from nutshell.train.step import target_logprobs
 
@@ -53,7 +53,7 @@ def test_advantages_of_a_group_add_up_to_nothing(rewards):
 def test_only_what_the_model_sampled_is_learned():
     """nc 570, 582: the prompt and forced tool output carry no gradient."""
     prompt, answer = [1, 2, 3], completion([10, 11, 20, 21, 12], [1, 1, 0, 0, 1])
-    ids, targets, weights = pack_rows([(prompt, answer, 0.5), (prompt, completion([13]), -0.5)], context=32)
+    ids, targets, _, weights = micro_batch([(prompt, answer, 0.5), (prompt, completion([13]), -0.5)], 32, RLConfig(), CPU)[:4]
     assert ids.tolist() == [[1, 2, 3, 10, 11, 20, 21], [1, 2, 3, 0, 0, 0, 0]]
     assert targets.tolist() == [[-1, -1, 10, 11, -1, -1, 12], [-1, -1, 13, -1, -1, -1, -1]]
     assert (weights * (targets >= 0)).tolist() == [[0, 0, 0.5, 0.5, 0, 0, 0.5], [0, 0, -0.5, 0, 0, 0, 0]]
@@ -71,7 +71,8 @@ def test_answers_without_an_advantage_are_left_out():
 
 
 def test_rows_never_exceed_the_context():
-    ids, targets, _ = pack_rows([([1] * 6, completion([2] * 6), 0.5), ([1] * 6, completion([3]), -0.5)], context=8)
+    rows = [([1] * 6, completion([2] * 6), 0.5), ([1] * 6, completion([3]), -0.5)]
+    ids, targets = micro_batch(rows, 8, RLConfig(), CPU)[:2]
     assert ids.shape == (2, 8)
     assert (targets >= 0).sum(1).tolist() == [3, 1]
 

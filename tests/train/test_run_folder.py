@@ -14,11 +14,11 @@ from tiny_run import RUNTIME, recipe
 from nutshell import checkpoint
 from nutshell.cli.recipe import with_shape_of
 from nutshell.data.shards import prepare_shards
+from nutshell.train.build import open_stage
 from nutshell.train.examples import examples_for
 from nutshell.train.pipeline import TRAIN, run_stages
 from nutshell.train.prepare import open_run
 from nutshell.train.prepare_tokenizer import prepare_tokenizer
-from nutshell.train.stage import open_stage
 
 
 def test_a_second_job_on_the_run_folder_is_refused(opened):

@@ -16,8 +16,8 @@ from nutshell.run import checkpoints as saving
 from nutshell.run.checkpoints import Writer
 from nutshell.run.folder import Preempted
 from nutshell.train import scoring
+from nutshell.train.build import open_stage
 from nutshell.train.pipeline import run_stages
-from nutshell.train.stage import open_stage
 
 
 @pytest.fixture

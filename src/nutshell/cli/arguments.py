@@ -1,4 +1,4 @@
-"""Flags of the small verbs, and the texts they name. Verbs that train take the fields of a recipe (recipe.py)."""
+"""Flags of the small verbs, and the texts and tokenizers they name. Verbs that train take the fields of a recipe (recipe.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nutshell.tokenizer import Tokenizer
+
+
+FOLDER = {"metavar": "FOLDER", "help": "run folder, tokenizer folder, tokenizer.json, or a .tiktoken rank file"}
+PATTERN = {
+    "metavar": "P",
+    "help": "split pattern of a rank file whose name does not tell it: gpt2, cl100k, o200k, qwen2, nanochat or a regex",
+}
 
 
 def parse_arguments(verb: str, arguments: list[str], description: str | None, **options: Any) -> argparse.Namespace:
@@ -69,3 +79,11 @@ def utf8(content: bytes, what: str, *, final: bool = True) -> str:
         return codecs.getincrementaldecoder("utf-8")().decode(content, final)
     except UnicodeDecodeError as error:
         raise ValueError(f"{what} is not UTF-8 text (byte {error.start} is 0x{content[error.start]:02x}); convert it") from None
+
+
+def open_tokenizer(folder: str, pattern: str | None = None) -> Tokenizer:
+    """The tokenizer of a run, or what `Tokenizer.load` opens."""
+    from nutshell.tokenizer import Tokenizer
+
+    path = Path(folder)
+    return Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path, pattern)

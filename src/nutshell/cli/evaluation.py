@@ -1,84 +1,140 @@
-"""What `nutshell eval` does: its checks before anything is computed, its table, its files."""
+"""The verb `eval`: a model's scores on tasks, and bits per byte of texts."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nutshell.cli.arguments import check_output
-from nutshell.data.text import read_documents
-from nutshell.tasks import GROUPS, READ_DATA, TAKE_SHOTS, TASK_NAMES, load_task, task_names
+from nutshell.cli.arguments import check_output, parse_arguments
+from nutshell.cli.model import DEVICE, MODEL
+
+if TYPE_CHECKING:
+    from nutshell.tasks import Core, Task
 
 
-def run(options: argparse.Namespace, *, given_model: bool) -> dict[str, Any]:
-    """Score the model that the options name; the results by task, without their items."""
-    folders = [word for word in options.tasks if word and Path(word).is_dir() and word not in (*TASK_NAMES, *GROUPS)]
-    words = [word for word in options.tasks if word not in folders]
-    models = folders + [options.model] * given_model
-    if len(models) > 1:
-        raise ValueError(f"two models are named, {models[0]} and {models[1]}; accepted: one a command.")
-    for flag, least in (("limit", 0), ("shots", 0), ("samples", 1), ("max_tokens", 0), ("seed", 0)):
-        if getattr(options, flag) < least:
-            raise ValueError(f"--{flag.replace('_', '-')} is {getattr(options, flag)}; accepted: {least} or more.")
-    temperature = options.temperature if options.temperature is not None else 0.8 * (options.samples > 1)
-    if temperature < 0 or (temperature == 0 and options.samples > 1):
-        raise ValueError(f"--temperature is {temperature}; accepted: 0 or more; above 0 for several samples, or they are equal.")
-    names = task_names(words or ([] if options.text else ["primer"]))
-    if words and not names:
-        raise ValueError(f"--tasks is {' '.join(words)!r}, which names none; leave it out for the primer's.")
+def evaluate(arguments: list[str]) -> Any:
+    """Score a model on tasks."""
+    options = parse_arguments(
+        "eval", arguments, evaluate.__doc__, _model=MODEL, device=DEVICE,
+        dtype={"default": "auto", "help": "auto (float32 on CPU, so that scores are the same on every machine), bfloat16, ..."},
+        text={"nargs": "+", "type": os.path.expanduser, "default": [], "metavar": "PATH",
+              "help": "score files and folders of text in bits per byte; alone, no task is scored"},
+        tasks={"nargs": "+", "default": [], "metavar": "TASK",
+               "help": "names or groups, a function in a file as my_task.py:task, a .jsonl file; docs/evaluation.md lists them"},
+        limit={"type": int, "default": 200, "help": "items of each task; 0 takes all"},
+        data={"short": ["--eval-data"], "type": os.path.expanduser, "default": None,
+              "help": "folder with core/, arc/, mmlu/, gsm8k/, as the tasks need; a recipe calls it eval_data"},
+        shots={"type": int, "default": 0, "help": "solved examples before each question of arc, mmlu and gsm8k"},
+        samples={"type": int, "default": 1, "help": "replies to each item that is answered in writing, for pass@k"},
+        temperature={"type": float, "default": None, "help": "of these replies; 0 with one sample, else 0.8"},
+        max_tokens={"type": int, "default": 0, "help": "longest reply; 0 leaves it to the task"},
+        seed={"type": int, "default": 42, "help": "which items a limit takes"},
+        out={"type": _path, "default": None, "metavar": "FOLDER",
+             "help": "write items.jsonl and results.json there"},
+        report={"type": _path, "default": None, "metavar": "FILE", "help": "write the results as Markdown"},
+    )  # fmt: skip
+    from nutshell.data.text import read_documents
+    from nutshell.tasks import load_task
+
+    folder, names = _model_and_tasks(options)
+    _check_numbers(options)
     tasks = [
         load_task(name, limit=options.limit or None, seed=options.seed, data_folder=options.data, shots=options.shots)
         for name in names
     ]
-    for flag, given, users in (("shots", options.shots, TAKE_SHOTS), ("data", options.data, READ_DATA)):
-        if given and (others := [name for name in names if name not in users]):
-            print(
-                f"note: --{flag} {given} changes nothing for {', '.join(others)}; it is for {', '.join(users)}", file=sys.stderr
-            )
-    out, report_file = (Path(path) if path else None for path in (options.out, options.report))
-    for flag, path in (("--out", out), ("--report", report_file)):
+    _note_what_changes_nothing(options, names)
+    for flag, path in (("--out", options.out), ("--report", options.report)):
         if path is not None:
-            check_output(flag, path, folder=path is out)
+            check_output(flag, path, folder=flag == "--out")
     if options.text:
-        next(read_documents(options.text))
-    folder = models[0] if models else options.model
-    runtime, model, tok = open_any(folder, options.device, options.dtype)
+        next(read_documents(options.text))  # what cannot be read is said before anything is computed
+    return _score(options, folder, tasks)
 
+
+def _path(name: str) -> Path | None:
+    return Path(name).expanduser() if name else None
+
+
+def _score(options: argparse.Namespace, folder: str, tasks: list[Task | Core]) -> dict[str, Any]:
+    """Score, print and write; the results by task, without their items."""
+    runtime, model, tok = open_any(folder, options.device, options.dtype)
     from nutshell.eval.run import evaluate_tasks
     from nutshell.files import write_json, write_text
+    from nutshell.report.evaluation import page
     from nutshell.runtime import leave_ranks
 
+    out = options.out
     if out is not None and runtime.is_main:
         out.mkdir(parents=True, exist_ok=True)
     with progress_bars(quiet=not runtime.is_main) as progress:
         results = evaluate_tasks(
             tasks, model, tok, runtime=runtime, out=out, progress=progress, show=show if runtime.is_main else None,
-            samples=options.samples, temperature=temperature, max_tokens=options.max_tokens,
+            samples=options.samples, temperature=options.temperature, max_tokens=options.max_tokens,
         )  # fmt: skip
     settings = {
-        "limit": options.limit or "none", "shots": options.shots, "samples": options.samples, "temperature": temperature,
+        "limit": options.limit or "none", "shots": options.shots, "samples": options.samples, "temperature": options.temperature,
         "dtype": runtime.dtype_name, "seed": options.seed,
     }  # fmt: skip
     short = {name: {k: v for k, v in result.items() if k not in ("examples", "records")} for name, result in results.items()}
     if options.text:
         short["text"] = {"bpb": text_bpb(options.text, model, tok)}
-        print(f"{'text':16} {short['text']['bpb']:8.4f}  bits per byte")
+        if runtime.is_main:
+            print(f"{'text':16} {short['text']['bpb']:8.4f}  bits per byte")
     if out is not None and runtime.is_main:
-        write_json(out / "results.json", {"model": str(folder), "settings": settings, "results": short})
-    if report_file is not None and runtime.is_main:
-        report_file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(report_file, page(str(folder), results, settings))
+        write_json(out / "results.json", {"model": folder, "settings": settings, "results": short})
+    if options.report is not None and runtime.is_main:
+        options.report.parent.mkdir(parents=True, exist_ok=True)
+        write_text(options.report, page(folder, results, settings))
     leave_ranks(runtime)
     return short
 
 
+def _model_and_tasks(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """The model's folder, which may stand behind --tasks, and the names of the tasks."""
+    from nutshell.tasks import GROUPS, TASK_NAMES, task_names
+
+    folders = [word for word in options.tasks if word and Path(word).is_dir() and word not in (*TASK_NAMES, *GROUPS)]
+    words = [word for word in options.tasks if word not in folders]
+    models = folders + [options.model] * (options.model != MODEL["default"])
+    if len(models) > 1:
+        raise ValueError(f"two models are named, {models[0]} and {models[1]}; accepted: one a command.")
+    names = task_names(words or ([] if options.text else ["primer"]))
+    if words and not names:
+        raise ValueError(f"--tasks is {' '.join(words)!r}, which names none; leave it out for the primer's.")
+    return (models[0] if models else options.model), names
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """ValueError for a number that is out of range. Fills in the temperature of written replies."""
+    for flag, least in (("limit", 0), ("shots", 0), ("samples", 1), ("max_tokens", 0), ("seed", 0)):
+        if getattr(options, flag) < least:
+            raise ValueError(f"--{flag.replace('_', '-')} is {getattr(options, flag)}; accepted: {least} or more.")
+    if options.temperature is None:
+        options.temperature = 0.8 * (options.samples > 1)
+    if options.temperature < 0 or (options.temperature == 0 and options.samples > 1):
+        given = f"--temperature is {options.temperature}"
+        raise ValueError(f"{given}; accepted: 0 or more; above 0 for several samples, or they are equal.")
+
+
+def _note_what_changes_nothing(options: argparse.Namespace, names: list[str]) -> None:
+    from nutshell.tasks import READ_DATA, TAKE_SHOTS
+
+    for flag, given, users in (("shots", options.shots, TAKE_SHOTS), ("data", options.data, READ_DATA)):
+        if given and (others := [name for name in names if name not in users]):
+            print(
+                f"note: --{flag} {given} changes nothing for {', '.join(others)}; it is for {', '.join(users)}", file=sys.stderr
+            )
+
+
 def text_bpb(path: str, model: Any, tok: Any) -> float:
     """Bits per byte of files of text. DamagedModelError where they are no number."""
+    from nutshell.data.text import read_documents
     from nutshell.eval.bpb import bits_per_byte, packed_rows
     from nutshell.infer.sampling import DamagedModelError
 
@@ -112,34 +168,6 @@ def show(name: str, result: dict[str, Any]) -> None:
         print(f"  {label:34} {part['accuracy']:8.2%}   centred {part['centered']:8.4f}   {part['count']} items")
     for note in result["notes"]:
         print(f"  note: {note}")
-
-
-def page(model: str, results: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    from nutshell.report.document import Block, Heading, Sample, Table, Text, markdown
-
-    blocks: list[Block] = [Heading(f"Evaluation of {model}", 1), Text(", ".join(f"{k} {v}" for k, v in settings.items()))]
-    rows = []
-    for name, result in results.items():
-        low, high = result["interval"]
-        numbers = (f"{result['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{result['baseline']:.4f}", str(result["count"]))
-        rows.append([name, *numbers])
-    blocks.append(Table(["task", "accuracy", "95% interval", "guessing", "items"], rows))
-    for name, result in results.items():
-        if "pass_at_k" in result:
-            chances = ", ".join(f"pass@{k} {value:.4f}" for k, value in result["pass_at_k"].items())
-            blocks.append(Text(f"{name}: {chances}"))
-        blocks += [Text(f"{name}: {note}.") for note in result["notes"]]
-    if "core" in results:
-        parts = results["core"]["tasks"].items()
-        rows = [[label, f"{part['accuracy']:.4f}", f"{part['centered']:.4f}", str(part["count"])] for label, part in parts]
-        blocks += [Heading("CORE"), Table(["task", "accuracy", "centred", "items"], rows)]
-    examples = [(name, example) for name, result in results.items() for example in result["examples"]]
-    blocks += [Heading("Examples")] if examples else []
-    for name, example in examples:
-        verdict = "right" if example["right"] else f"wrong, the answer is {example['answer']}"
-        blocks.append(Sample(f"{name}, {verdict}", f"{example['question']}\n\n> {example['reply']}"))
-    return markdown(blocks)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def generate(arguments: list[str]) -> Any:
         temperature={"type": float, "default": 0.8, "help": "0 always takes the most likely token"},
         top_k={"type": int, "default": 200, "help": "draw among this many tokens; 0 is off"},
         top_p={"type": float, "default": 1.0, "help": "draw among the tokens that together reach this probability; 1 is off"},
-        seed={"type": int, "default": None, "help": "the same seed draws the same texts"}, device=dict(DEVICE),
+        seed={"type": int, "default": None, "help": "the same seed draws the same texts"}, device=DEVICE,
     )  # fmt: skip
     if options.prompt is not None and options.file is not None:
         raise ValueError("the text is given twice. Accepted: one of -p TEXT, --file FILE and - (standard input).")

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nutshell.cli import bench, data, doctor, feedback, generate, hub, interop, model, tokenizer, train
+from nutshell.cli import bench, data, doctor, evaluation, feedback, generate, hub, interop, model, report, tokenizer, train
 from nutshell.machine import die_with_torchrun
 
 BAD_INPUT = (ValueError, MemoryError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -34,8 +34,8 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "sft": train.sft,
     "dpo": train.dpo,
     "rl": train.rl,
-    "eval": model.evaluate,
-    "report": model.report,
+    "eval": evaluation.evaluate,
+    "report": report.report,
     "bench": bench.bench,
     "chat": model.chat,
     "generate": generate.generate,

@@ -1,4 +1,4 @@
-"""The verbs that use a model: eval, report, chat, serve."""
+"""The verbs that talk: chat and serve; and how every verb opens a model to answer with."""
 
 from __future__ import annotations
 
@@ -26,60 +26,6 @@ ENGINE = {
 MODEL = {"nargs": "?", "type": os.path.expanduser, "default": "runs/demo", "help": "run folder or model folder"}
 
 
-def evaluate(arguments: list[str]) -> Any:
-    """Score a model on tasks."""
-    options = parse_arguments(
-        "eval", arguments, evaluate.__doc__, _model=MODEL, device=dict(DEVICE),
-        dtype={"default": "auto", "help": "auto (float32 on CPU, so that scores are the same on every machine), bfloat16, ..."},
-        text={"nargs": "+", "type": os.path.expanduser, "default": [], "metavar": "PATH",
-              "help": "score files and folders of text in bits per byte; alone, no task is scored"},
-        tasks={"nargs": "+", "default": [], "metavar": "TASK",
-               "help": "names or groups, a function in a file as my_task.py:task, a .jsonl file; docs/evaluation.md lists them"},
-        limit={"type": int, "default": 200, "help": "items of each task; 0 takes all"},
-        data={"short": ["--eval-data"], "type": os.path.expanduser, "default": None,
-              "help": "folder with core/, arc/, mmlu/, gsm8k/, as the tasks need; a recipe calls it eval_data"},
-        shots={"type": int, "default": 0, "help": "solved examples before each question of arc, mmlu and gsm8k"},
-        samples={"type": int, "default": 1, "help": "replies to each item that is answered in writing, for pass@k"},
-        temperature={"type": float, "default": None, "help": "of these replies; 0 with one sample, else 0.8"},
-        max_tokens={"type": int, "default": 0, "help": "longest reply; 0 leaves it to the task"},
-        seed={"type": int, "default": 42, "help": "which items a limit takes"},
-        out={"type": os.path.expanduser, "default": None, "metavar": "FOLDER",
-             "help": "write items.jsonl and results.json there"},
-        report={"type": os.path.expanduser, "default": None, "metavar": "FILE", "help": "write the results as Markdown"},
-    )  # fmt: skip
-    from nutshell.cli.evaluation import run
-
-    return run(options, given_model=options.model != MODEL["default"])
-
-
-def report(arguments: list[str]) -> Any:
-    """Write the report of a run, or one page that compares several."""
-    options = parse_arguments(
-        "report", arguments, report.__doc__,
-        _run={"nargs": "+", "type": Path, "metavar": "RUN", "help": "run folder, finished or not; several are compared"},
-        usd_per_hour={"type": float, "default": 0.0, "help": "price of the machine, for the cost table"},
-        out={"type": Path, "default": None, "metavar": "FILE.html", "help": "the page of a comparison; else compare.html"},
-    )  # fmt: skip
-    folders = [path.expanduser() for path in options.run]
-    price = options.usd_per_hour or None
-    if len(folders) > 1:
-        from nutshell.report.compare import compare
-
-        compared = compare(folders, (options.out or Path("compare.html")).expanduser(), price)
-        print(compared["page"])
-        return compared
-    if options.out is not None:
-        raise ValueError(
-            "--out names the page that compares runs. Accepted: two or more runs; one run's report lies in its folder."
-        )
-
-    from nutshell.report.facts import build_report
-
-    built = build_report(folders[0], usd_per_hour=price)
-    print(f"{folders[0]}/report.md")
-    return built
-
-
 def open_model(folder: str, device: str, engine: str = "auto") -> tuple[Any, Any]:
     """A frozen model in the dtype that is fast on this machine, and its tokenizer. Where native code on the CPU answers, torch is
     not imported: it would take most of the start and of the memory."""
@@ -97,10 +43,6 @@ def open_model(folder: str, device: str, engine: str = "auto") -> tuple[Any, Any
         stored, tok = open_latest(folder, read)
         if why_not(stored) is None:
             return stored, tok
-    return _open_in_torch(folder, device)
-
-
-def _open_in_torch(folder: str | Path, device: str) -> tuple[Any, Any]:
     from nutshell.checkpoint import load
     from nutshell.runtime import start_runtime
 
@@ -124,7 +66,7 @@ def _open_tool(options: Any) -> Any:
 def chat(arguments: list[str]) -> Any:
     """Talk to a model in the terminal."""
     options = parse_arguments(
-        "chat", arguments, chat.__doc__, _model=MODEL, device=dict(DEVICE), engine=dict(ENGINE),
+        "chat", arguments, chat.__doc__, _model=MODEL, device=DEVICE, engine=ENGINE,
         prompt={"short": ["-p"], "type": typed, "default": None, "help": "answer this and leave"},
         temperature={"type": float, "default": 0.4, "help": "0 always takes the most likely token"},
         top_k={"type": int, "default": 50, "help": "draw among this many tokens; 0 is off"},
@@ -156,7 +98,7 @@ def chat(arguments: list[str]) -> Any:
 def serve(arguments: list[str]) -> Any:
     """Talk to a model in the browser; an OpenAI-compatible API."""
     options = parse_arguments(
-        "serve", arguments, serve.__doc__, _model=MODEL, device=dict(DEVICE), engine=dict(ENGINE),
+        "serve", arguments, serve.__doc__, _model=MODEL, device=DEVICE, engine=ENGINE,
         host={"default": "127.0.0.1", "help": "address to listen on; any other than loopback needs --api-key"},
         port={"type": int, "default": 8000, "help": "port to listen on"},
         api_key={"default": None, "help": "key that clients must send; NUTSHELL_API_KEY does not show in ps"},
@@ -199,7 +141,7 @@ def serve(arguments: list[str]) -> Any:
         return engine
 
     return run_server(
-        options.model, open_engine=open_engine, host=options.host, port=options.port, api_key=api_key,
+        options.model, open_engine, host=options.host, port=options.port, api_key=api_key,
         allow_hosts=options.allow_host, cors_origins=options.allow_origin, max_models=options.max_models,
         max_queue=options.max_queue, json_log=options.log == "json", feedback=options.feedback,
         ignore_tools=options.ignore_tools, worker_socket=options.worker_socket,

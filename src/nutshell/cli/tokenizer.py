@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nutshell.cli.arguments import check_output, existing, parse_arguments, read_text, utf8
-from nutshell.text_files import COMPRESSED, kind_of
+from nutshell.cli import compression, tokens
+from nutshell.cli.arguments import FOLDER, PATTERN, check_output, open_tokenizer, parse_arguments, read_text
 
 if TYPE_CHECKING:
     from nutshell.data.find import Files
     from nutshell.tokenizer import Tokenizer
-
-HEAD_BYTES = 4_000_000
-"""How much of a long text is measured: enough for three digits."""
-FOLDER = {"metavar": "FOLDER", "help": "run folder, tokenizer folder, tokenizer.json, or a .tiktoken rank file"}
-PATTERN = {
-    "metavar": "P",
-    "help": "split pattern of a rank file whose name does not tell it: gpt2, cl100k, o200k, qwen2, nanochat or a regex",
-}
 
 
 def tokenizer(arguments: list[str]) -> Any:
@@ -42,14 +33,6 @@ def tokenizer(arguments: list[str]) -> Any:
     if action not in ACTIONS:
         raise ValueError(f"nutshell tokenizer {action}: unknown. Accepted: {', '.join(ACTIONS)}.")
     return ACTIONS[action](arguments[1:])
-
-
-def open_tokenizer(folder: str, pattern: str | None = None) -> Tokenizer:
-    """The tokenizer of a run, or what `Tokenizer.load` opens."""
-    from nutshell.tokenizer import Tokenizer
-
-    path = Path(folder)
-    return Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path, pattern)
 
 
 # ---- train ---------------------------------------------------------------------------------------------------------
@@ -82,27 +65,12 @@ def train(arguments: list[str]) -> Any:
     if not options.files and options.out and (Path(options.out) / "plan.json").exists():
         return train_tokenizer(arguments)  # the run's own recipe
     found = _check(options)
-    from rich.console import Console
-
-    from nutshell.tokenizer import Tokenizer
-
-    started, size = time.perf_counter(), 0
-    with Console(stderr=True).status("starting") as status:
-
-        def progress(stage: str, done: int) -> None:
-            nonlocal size
-            size = done if stage == "read" else size
-            status.update(f"read {done / 1e6:,.1f} MB" if stage == "read" else f"learned {done:,} merges")
-
-        if options.kind == "char":
-            tok = Tokenizer.train_characters(found.train)
-            size = sum(file.stat().st_size for file in found.train)
-        else:
-            tok = Tokenizer.train(found.train, options.vocab_size, options.pattern, threads=options.threads, progress=progress)
+    started = time.perf_counter()
+    tok, size = _learn(options, found.train)
     seconds = time.perf_counter() - started
     tok.save(options.out)
     print(found.summary(), file=sys.stderr)
-    head = list(_head(chain.from_iterable(map(documents, map(str, found.train)))))
+    head = list(compression.beginning(chain.from_iterable(map(compression.documents, map(str, found.train)))))
     bytes_per_token = sum(len(text.encode()) for text in head) / max(len(tok.encode_batch(head)[0]), 1)
     folder, fewer = shlex.quote(options.out), ""
     if options.kind == "bpe" and tok.vocab_size < options.vocab_size:
@@ -115,6 +83,26 @@ def train(arguments: list[str]) -> Any:
         "folder": options.out, "vocab_size": tok.vocab_size, "bytes": size, "seconds": seconds,
         "megabytes_per_second": size / seconds / 1e6, "bytes_per_token": bytes_per_token,
     }  # fmt: skip
+
+
+def _learn(options: argparse.Namespace, files: list[Path]) -> tuple[Tokenizer, int]:
+    """The tokenizer of these files, and how many bytes of text they hold."""
+    from rich.console import Console
+
+    from nutshell.tokenizer import Tokenizer
+
+    if options.kind == "char":
+        return Tokenizer.train_characters(files), sum(file.stat().st_size for file in files)
+    size = 0
+    with Console(stderr=True).status("starting") as status:
+
+        def progress(stage: str, done: int) -> None:
+            nonlocal size
+            size = done if stage == "read" else size
+            status.update(f"read {done / 1e6:,.1f} MB" if stage == "read" else f"learned {done:,} merges")
+
+        tok = Tokenizer.train(files, options.vocab_size, options.pattern, threads=options.threads, progress=progress)
+    return tok, size
 
 
 def _names_a_recipe(arguments: list[str]) -> bool:
@@ -180,9 +168,7 @@ def show(arguments: list[str]) -> Any:
                "help": "auto: on a terminal without NO_COLOR; without colours │ stands between tokens"},
     )  # fmt: skip
     tok, text, ids = _encode(options)
-    from nutshell.cli import tokens
-
-    colour = in_colour(options.color)
+    colour = tokens.in_colour(options.color)
     if options.ids:
         print(tokens.show_ids(tok, ids, colour=colour, width=shutil.get_terminal_size().columns))
     else:
@@ -238,130 +224,10 @@ def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def in_colour(when: str = "auto") -> bool:
-    """Whether to colour what goes to standard output (https://no-color.org)."""
-    if when != "auto":
-        return when == "always"
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-# ---- eval ----------------------------------------------------------------------------------------------------------
-
-
-def evaluate(arguments: list[str]) -> Any:
-    """Print bytes per token on many kinds of text, side by side with other tokenizers.
-
-    Measured are sample texts of six kinds, the first 4 MB of a run's own
-    training and validation text, and of each FILE. GPT-2 and GPT-4 are measured
-    too where their rank files are found; nothing is downloaded.
-    """
-    options = parse_arguments(
-        "tokenizer eval", arguments, evaluate.__doc__, _folder=FOLDER, pattern=PATTERN,
-        _files={"metavar": "FILE", "nargs": "*", "help": "text to measure: plain text, .jsonl, .parquet, or a folder"},
-        against={"metavar": "PATH", "nargs": "+", "action": "extend", "default": [],
-                 "help": "other tokenizers, of any kind that FOLDER may be"},
-        ranks={"metavar": "FOLDER", "help": "where gpt2.tiktoken and cl100k_base.tiktoken lie (or set NUTSHELL_RANKS); then "
-               "tiktoken's own cache is looked through"},
-    )  # fmt: skip
-    from nutshell.cli import tokens
-
-    texts = {**tokens.samples(), **_run_texts(Path(options.folder))}
-    texts |= {f"./{file}" if file in texts else file: list(documents(file)) for file in options.files}
-    empty = next((name for name, documents in texts.items() if not any(documents)), None)
-    if empty is not None:
-        raise ValueError(f"{empty} holds no text to measure")
-    opened: dict[str, tuple[str, Tokenizer]] = {}  # label: path, tokenizer
-    for path in (options.folder, *options.against):
-        opened[_label(path, opened)] = path, _open(path, options.pattern)
-    given = {Path(path).resolve() for path, _ in opened.values()}
-    folders, missing = _rank_folders(options.ranks), []
-    for known in tokens.KNOWN:
-        ranks = tokens.find_ranks(known, folders)
-        if ranks is None:
-            missing.append(known)
-        elif ranks.resolve() not in given:
-            opened[known.label] = str(ranks), open_tokenizer(str(ranks), known.pattern)
-    measured = tokens.measure({label: tok for label, (_, tok) in opened.items()}, texts)
-    sizes = {label: tok.vocab_size for label, (_, tok) in opened.items()}
-    print(tokens.table(measured, sizes, colour=in_colour()))
-    if missing:
-        print(
-            f"\nNo column for {' and '.join(m.label for m in missing)}: put {' and '.join(m.files[0] for m in missing)} "
-            "into a folder named by --ranks or NUTSHELL_RANKS (tiktoken's cache is looked through too)."
-        )
-    tokenizers = {label: {"path": path, "vocab_size": sizes[label]} for label, (path, _) in opened.items()}
-    return {"tokenizers": tokenizers, "texts": measured}
-
-
-def _open(path: str, pattern: str | None) -> Tokenizer:
-    """A tokenizer; `pattern` is for rank files that can't be opened without one, for no other."""
-    try:
-        return open_tokenizer(path)
-    except ValueError:
-        if pattern is None:
-            raise
-        return open_tokenizer(path, pattern)
-
-
-def _label(path: str, taken: Iterable[str]) -> str:
-    """A short name for a column: runs/demo/tokenizer is demo; the whole path where that name is taken."""
-    whole = Path(path).resolve()
-    while whole.name in ("tokenizer.json", "tokenizer") and whole.parent.name:
-        whole = whole.parent
-    name = whole.name.removesuffix(".tiktoken").removesuffix(".json")
-    return next(label for label in (name, path, *(f"{path} ({n})" for n in range(2, 100))) if label not in taken)
-
-
-def _rank_folders(option: str | None) -> list[Path]:
-    folders = []
-    for name, value in (("--ranks", option), ("NUTSHELL_RANKS", os.environ.get("NUTSHELL_RANKS"))):
-        if value and not Path(value).is_dir():
-            raise NotADirectoryError(f"{name} is {value}, which is not a folder; give the one with gpt2.tiktoken")
-        folders += [Path(value)] if value else []
-    return folders
-
-
-def _run_texts(run: Path) -> dict[str, list[str]]:
-    """The beginnings of a run's own training and validation text; none where `run` is no run folder."""
-    from nutshell.data.mixed import open_corpus
-    from nutshell.data.shards import SPLITS, is_shard_folder
-
-    if not is_shard_folder(run / "data"):
-        return {}
-    shards = open_corpus(run / "data")
-    texts = {}
-    for split in SPLITS:
-        blocks = (shards.read(split, block) for block in range(shards.blocks(split)))
-        texts[split] = list(_head(chain.from_iterable(blocks)))
-    return texts
-
-
-def documents(file: str) -> Iterator[str]:
-    """The first `HEAD_BYTES` of a plain text file of any name to the byte, or of the documents in other files or a folder."""
-    path = Path(file)
-    if path.is_dir() or kind_of(path) in (".jsonl", ".ndjson", ".json", ".parquet") or path.suffix.lower() in COMPRESSED:
-        from nutshell.data.text import read_documents
-
-        yield from _head(read_documents(path))
-        return
-    with existing(file).open("rb") as content:
-        head = content.read(HEAD_BYTES)
-        yield utf8(head, file, final=not content.read(1))
-
-
-def _head(documents: Iterable[str]) -> Iterator[str]:
-    size = 0
-    for document in documents:
-        yield document
-        size += len(document.encode())
-        if size >= HEAD_BYTES:
-            return
-
-
 ACTIONS: dict[str, Callable[[list[str]], Any]] = {
     "train": train,
     "encode": encode,
     "decode": decode,
     "show": show,
-    "eval": evaluate,
+    "eval": compression.evaluate,
 }

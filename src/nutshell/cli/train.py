@@ -17,40 +17,40 @@ DEMO = Path(__file__).parent / "demo.toml"
 
 def pretrain(arguments: list[str]) -> Any:
     """Learn language from text."""
-    return _run(("pretrain",), arguments, pretrain.__doc__)
+    return _run("pretrain", arguments, pretrain.__doc__)
 
 
 def midtrain(arguments: list[str]) -> Any:
     """Learn the form of conversations and tools."""
-    return _run(("midtrain",), arguments, midtrain.__doc__)
+    return _run("midtrain", arguments, midtrain.__doc__)
 
 
 def sft(arguments: list[str]) -> Any:
     """Fine-tune on conversations."""
-    return _run(("sft",), arguments, sft.__doc__)
+    return _run("sft", arguments, sft.__doc__)
 
 
 def dpo(arguments: list[str]) -> Any:
     """Learn which of two answers is preferred: nutshell dpo --init FOLDER --pairs FILE --out RUN."""
-    return _run(("dpo",), arguments, dpo.__doc__)
+    return _run("dpo", arguments, dpo.__doc__)
 
 
 def rl(arguments: list[str]) -> Any:
     """Reinforce answers that can be checked."""
-    return _run(("rl",), arguments, rl.__doc__)
+    return _run("rl", arguments, rl.__doc__)
 
 
-def _run(stages: tuple[str, ...], arguments: list[str], description: str | None) -> Any:
-    recipe = read_recipe(stages[0], arguments, description)
-    if stages == ("dpo",) and not recipe.stages.dpo.pairs:
+def _run(stage: str, arguments: list[str], description: str | None) -> Any:
+    recipe = read_recipe(stage, arguments, description)
+    if stage == "dpo" and not recipe.stages.dpo.pairs:
         raise ValueError(
             "dpo learns from pairs of answers, and none are named. Give --pairs FILE, rows with chosen and rejected."
         )
     from nutshell.train.pipeline import run_stages
 
     with open_runtime(recipe) as runtime:
-        run = run_stages(recipe, runtime, stages)
-    return {"run": str(run.folder), "stages": list(stages)}
+        run = run_stages(recipe, runtime, (stage,))
+    return {"run": str(run.folder), "stages": [stage]}
 
 
 def demo(arguments: list[str]) -> Any:

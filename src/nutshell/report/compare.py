@@ -22,7 +22,7 @@ SIGNIFICANT = 0.05
 
 @dataclass
 class RunFacts:
-    """What the page takes of one run."""
+    """What the page shows of one run."""
 
     name: str
     folder: Path

@@ -1,13 +1,12 @@
-"""The OpenAI-compatible request as pydantic models, and the one shape of every error."""
+"""The bodies of requests as pydantic models: OpenAI's fields, and those of vLLM that clients use."""
 
 import contextlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationInfo, field_validator, model_validator
 
+from nutshell.serve.errors import APIError, shortened
 from nutshell.tokenizer.chat import tidy_messages
 from nutshell.tokenizer.tool_calls import join_tool_calls
 
@@ -47,7 +46,7 @@ class Message(BaseModel):
         for part in content:
             if not isinstance(part, dict) or "type" not in part:
                 raise ValueError(
-                    f"a part of a message is an object such as {{'type': 'text', 'text': '...'}}, not {_short(part)}"
+                    f"a part of a message is an object such as {{'type': 'text', 'text': '...'}}, not {shortened(part)}"
                 )
             kind = part["type"]
             if kind not in ("text", *TOOL_PARTS):
@@ -60,8 +59,10 @@ class Message(BaseModel):
 
 
 def conversation_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages with tool calls as parts of the answers that made them. A call without its result, which the model would wait for
-    in vain, is left out; so is what makes no sense as a call, and a result without a call is text."""
+    """Messages with tool calls as parts of the answers that made them.
+
+    Left out are calls without a result, for which the model would wait, and what is no call. A result without a call is text.
+    """
     dumped = [message.model_dump(exclude_none=True) for message in messages]
     with contextlib.suppress(ValueError):
         dumped = join_tool_calls(dumped)
@@ -108,7 +109,7 @@ class SamplingFields(BaseModel):
     def _known_format(cls, wanted: dict[str, Any] | None) -> dict[str, Any] | None:
         kind = wanted.get("type") if wanted else "text"
         if kind not in ("text", "json_object", "json_schema"):
-            raise ValueError(f"type is {_short(kind)}; accepted: 'text', 'json_object', 'json_schema'")
+            raise ValueError(f"type is {shortened(kind)}; accepted: 'text', 'json_object', 'json_schema'")
         if kind == "json_schema" and not isinstance(_schema_of(wanted), dict):
             raise ValueError("type json_schema needs the schema, an object, as json_schema.schema")
         return wanted
@@ -253,57 +254,3 @@ def _schema_of(response_format: dict[str, Any] | None) -> Any:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-class APIError(Exception):
-    """An answer other than 200, in the API's own shape."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        type: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_seconds: int | None = None,
-    ):
-        super().__init__(message)
-        self.status = status
-        self.body = {"error": {"message": message, "type": type, "param": param, "code": code}}
-        self.headers = {} if retry_after_seconds is None else {"Retry-After": str(retry_after_seconds)}
-
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
-
-
-def validation_error(errors: ValidationError | RequestValidationError) -> APIError:
-    """The first of pydantic's errors as a 400 that names the field and what it received."""
-    error: dict[str, Any] = {**errors.errors()[0]}
-    if error["type"] == "json_invalid":
-        reason = error.get("ctx", {}).get("error", "it cannot be parsed")
-        return APIError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
-    param = ""
-    for step in error["loc"]:
-        if isinstance(step, int):
-            param += f"[{step}]"
-        elif step == "query":
-            continue  # where FastAPI found it
-        elif step in ("str", "float", "int", "bool", "[key]") or step.startswith("list["):
-            break  # pydantic's name for a member of a union, no field
-        else:
-            param += f".{step}" if param else step
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        message = "this field is required" if param else "a JSON object is expected as the body"
-    elif "value_error" not in error["type"] and not isinstance(error.get("input"), (dict, list)):
-        message += f"; received {_short(error.get('input'))}"
-    return APIError(400, f"{param}: {message}" if param else message, param=param or None, code=error["type"])
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return "a number too large to print"
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -8,25 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from nutshell.infer.grammar import GrammarError
 from nutshell.serve import feedback, runs
-from nutshell.serve.api import APIError, ChatRequest, DetokenizeRequest, TextRequest, TokenizeRequest, validation_error
+from nutshell.serve.api import ChatRequest, DetokenizeRequest, TextRequest, TokenizeRequest
 from nutshell.serve.chat import answer_chat
+from nutshell.serve.errors import HANDLERS
 from nutshell.serve.guard import Guard
 from nutshell.serve.models import Models
 from nutshell.serve.offers import Offer
 from nutshell.serve.service import Service
 from nutshell.serve.text import answer_texts
 from nutshell.serve.tokens import detokenize, tokenize, tokenizer_info
-from nutshell.serve.worker import StoppedError
 
 WEB_FOLDER = Path(__file__).parent / "web"
 MEDIA_TYPES = {
@@ -38,44 +35,32 @@ MEDIA_TYPES = {
 
 
 def create_app(
-    engine: Any,
-    model_name: str,
+    models: Models,
     *,
     api_key: str | None = None,
-    max_queue: int = 64,
-    models: Models | None = None,
     allowed_hosts: Iterable[str] | None = None,
     cors_origins: Sequence[str] = (),
     feedback_store: feedback.FeedbackStore | None = None,
     ignore_tools: bool = False,
     **limits: Any,
 ) -> FastAPI:
-    """The application for one model, or for `models`.
+    """The application for these models; /health says "loading" until the first of them is loaded.
 
-    `engine` may be None: then health says "loading" until `app.state.service.open(engine)` is called. At most
-    `engine.max_rows + max_queue` answers of a model are accepted at a time. With `ignore_tools` functions that a client
-    offers are passed over. `limits` are those of `Guard`.
+    With `ignore_tools` functions that a client offers are passed over. `limits` are those of `Guard`.
     """
-    service = Service(models or Models(model_name, max_queue=max_queue), ignore_tools=ignore_tools)
-    if engine is not None:
-        service.open(engine)
+    service = Service(models, ignore_tools=ignore_tools)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         service.close()
 
-    app = FastAPI(title="nutshell", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="nutshell", docs_url=None, redoc_url=None, lifespan=lifespan, exception_handlers=HANDLERS)
     app.state.service = service
-    app.add_exception_handler(APIError, _api_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(StoppedError, _stopped)
-    app.add_exception_handler(GrammarError, _too_complex)
-    app.add_exception_handler(RequestValidationError, _bad_query)
     static_paths = _add_page(app)
     _add_routes(app, service)
-    feedback.add_routes(app, feedback_store, service.tokenizers)
-    runs.add_routes(app, Path(service.models.folder) if service.models.folder else None)
+    feedback.add_routes(app, feedback_store, service)
+    runs.add_routes(app, Path(models.folder) if models.folder else None)
 
     for route in [route for route in app.routes if isinstance(route, APIRoute) and route.methods == {"GET"}]:
         app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
@@ -180,33 +165,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/tokenizer_info")
     async def about_tokenizer(model: str | None = None) -> dict[str, Any]:
         return await tokenizer_info(service, model)
-
-
-async def _api_error(request: Request, error: Any) -> Response:
-    return error.response()
-
-
-async def _bad_query(request: Request, error: Any) -> Response:
-    return validation_error(error).response()
-
-
-async def _stopped(request: Request, error: Any) -> Response:
-    return APIError(503, str(error), type="server_error", code="not_ready", retry_after_seconds=10).response()
-
-
-async def _too_complex(request: Request, error: Any) -> Response:
-    return APIError(400, str(error), param="response_format").response()
-
-
-async def _http_error(request: Request, error: Any) -> Response:
-    if error.status_code == 404:
-        path = request.url.path
-        below = f"/v1{path}" in {getattr(route, "path", "") for route in request.app.routes}
-        hint = "; the API lies below /v1, so base_url ends with it" if below else ""
-        return APIError(404, f"there is nothing at {path[:100]!r}{hint}", code="not_found").response()
-    response = APIError(error.status_code, str(error.detail)).response()
-    response.headers.update(error.headers or {})
-    return response
 
 
 def _add_page(app: FastAPI) -> list[str]:

@@ -1,9 +1,6 @@
 """`POST /v1/chat/completions`: a conversation becomes a prompt that fits, and the engine's reply an answer."""
 
-import time
-import uuid
 from dataclasses import replace
-from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -12,8 +9,9 @@ from nutshell.infer.conversation import FittedConversation, fit_conversation
 from nutshell.infer.grammar import Grammar
 from nutshell.infer.sampling import Sampling
 from nutshell.infer.tools import tool_name
-from nutshell.serve.api import APIError, ChatRequest, SamplingFields
+from nutshell.serve.api import ChatRequest, SamplingFields
 from nutshell.serve.completions import Completion
+from nutshell.serve.errors import APIError
 from nutshell.serve.models import LoadedModel
 from nutshell.serve.service import Service
 from nutshell.tokenizer.chat import BLANK
@@ -21,7 +19,7 @@ from nutshell.tokenizer.chat import BLANK
 
 async def answer_chat(service: Service, request: Request) -> Response:
     """Take the request's slots, tokenize off the event loop, hand the prompt to the worker, and answer."""
-    body, messages = await service.read(request, ChatRequest, ChatRequest.conversation)
+    body = await service.read(request, ChatRequest)
     body.refuse_tools(service.ignore_tools)
     offer, model = await service.model(body.model)
     check_biases(body, model)
@@ -29,16 +27,13 @@ async def answer_chat(service: Service, request: Request) -> Response:
     handle = service.reserve(model.worker, choices, "n", request)
     try:
         budget = min(body.wanted_tokens() or model.context, model.context)
-        fitted = await _fit(service, messages, model, budget)
-        base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "", "created": int(time.time()), "model": offer.id}
-        prompt_tokens = len(fitted.ids)
-        began = request.scope["nutshell"]["began"]
-        completion = Completion(handle, model.tok, base, prompt_tokens, bool(body.logprobs), began)
+        fitted = await _fit(service, body, model, budget)
+        completion = Completion(handle, model.tok, offer.id, len(fitted.ids), bool(body.logprobs))
         if body.include_tool_calls and model.engine.tool is not None:
             completion.tool = tool_name(model.engine.tool)
         if fitted.dropped:
             completion.note = {"nutshell": {"dropped_messages": fitted.dropped}}
-        max_tokens = min(budget, model.context - prompt_tokens)
+        max_tokens = min(budget, model.context - len(fitted.ids))
         top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
         grammar = await json_grammar(service, body, model)
         samplings = [sampling_of(body, max_tokens, index, top_logprobs, grammar) for index in range(choices)]
@@ -46,13 +41,12 @@ async def answer_chat(service: Service, request: Request) -> Response:
     except BaseException:
         handle.close()
         raise
-    if body.stream:
-        return service.stream(completion, body.include_usage(), request)
-    return await service.whole(completion, request)
+    return await service.answer(completion, body, request)
 
 
-async def _fit(service: Service, messages: list[dict[str, Any]], model: LoadedModel, max_tokens: int) -> FittedConversation:
+async def _fit(service: Service, body: ChatRequest, model: LoadedModel, max_tokens: int) -> FittedConversation:
     """The conversation as a prompt that leaves room for an answer."""
+    messages = await service.off_loop(body.conversation)
     try:
         fitted = await service.off_loop(fit_conversation, messages, model.tok, model.context, max_tokens)
     except ValueError as error:

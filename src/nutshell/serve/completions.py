@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -75,13 +76,14 @@ def chat_logprobs(entries: Sequence[Logprob], tok: Any) -> list[dict[str, Any]]:
 class Completion:
     """The answer to one request: its choices, and the queue that the worker's thread fills."""
 
-    def __init__(
-        self, handle: RequestHandle, tok: Any, base: dict[str, Any], prompt_tokens: int, want_logprobs: bool, began: float
-    ):
-        self.handle, self.tok, self.base = handle, tok, base
+    kind, id_prefix = "chat.completion", "chatcmpl"
+
+    def __init__(self, handle: RequestHandle, tok: Any, model_id: str, prompt_tokens: int, want_logprobs: bool):
+        self.handle, self.tok = handle, tok
+        id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        self.base: dict[str, Any] = {"id": id, "object": self.kind, "created": int(time.time()), "model": model_id}
         self.choices = [Choice() for _ in range(handle.slots)]
         self.prompt_tokens, self.want_logprobs = prompt_tokens, want_logprobs
-        self.began = began  # when the request arrived
         self.first_token_seconds: float | None = None
         self.note: dict[str, Any] = {}  # for the first chunk, or the whole object
         self.tool: str | None = None  # its name, where calls are to be reported in OpenAI's form too
@@ -105,7 +107,7 @@ class Completion:
                     raise deltas
                 merged += deltas
             if self.first_token_seconds is None:
-                self.first_token_seconds = time.monotonic() - self.began
+                self.first_token_seconds = time.monotonic() - self.handle.arrived
             unfinished -= sum(delta.finish is not None for _, delta in merged)
             yield merged
 
@@ -137,7 +139,7 @@ class Completion:
             }
             for index, choice in enumerate(self.choices)
         ]
-        return {**self.base, "object": "chat.completion", "choices": choices, "usage": self.usage(), **self.note}
+        return {**self.base, "choices": choices, "usage": self.usage(), **self.note}
 
     async def chunks(self, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
         """`chat.completion.chunk` objects: the role, the text as it comes, the reason it ended, and the usage."""

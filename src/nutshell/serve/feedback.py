@@ -18,23 +18,23 @@ answer it is forgotten. The answer is `{"stored": true}`, or false where it was 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
 import sqlite3
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, FailFast, Field, ValidationError, model_validator
+from pydantic import BaseModel, FailFast, Field, model_validator
 
 from nutshell.files import write_text
-from nutshell.serve.api import MAX_MESSAGES, APIError, Message, validation_error
+from nutshell.serve.api import MAX_MESSAGES, Message
+from nutshell.serve.errors import APIError
+from nutshell.serve.service import Service
 from nutshell.tokenizer.chat import parse_messages, tidy_messages
 
 log = logging.getLogger("nutshell.serve")
@@ -145,25 +145,19 @@ class FeedbackStore:
             return int(database.execute("SELECT count(*) FROM feedback").fetchone()[0])
 
 
-def add_routes(app: FastAPI, store: FeedbackStore | None, threads: Executor) -> None:
-    """`GET` and `POST /feedback`; parsing and SQLite run in `threads`, off the event loop."""
+def add_routes(app: FastAPI, store: FeedbackStore | None, service: Service) -> None:
+    """`GET` and `POST /feedback`; SQLite runs in threads, off the event loop."""
 
     @app.get("/feedback")
     async def state() -> dict[str, Any]:
-        count = await asyncio.get_running_loop().run_in_executor(threads, store.count) if store else 0
-        return {"enabled": store is not None, "count": count}
+        return {"enabled": store is not None, "count": await service.off_loop(store.count) if store else 0}
 
     @app.post("/feedback")
     async def say(request: Request) -> dict[str, bool]:
         """Keep a thumb or a better answer. The body is a `Feedback`."""
         if store is None:
             raise APIError(404, "this server keeps no feedback; start it with --feedback FILE.db", code="feedback_off")
-        raw = await request.body()
-        try:
-            kept = await asyncio.get_running_loop().run_in_executor(threads, lambda: store.put(Feedback.model_validate_json(raw)))
-        except ValidationError as error:
-            raise validation_error(error) from None
-        return {"stored": kept}
+        return {"stored": await service.off_loop(store.put, await service.read(request, Feedback))}
 
 
 def export(store: FeedbackStore, folder: Path) -> dict[str, int]:

@@ -19,9 +19,10 @@ from typing import Any
 import uvicorn
 
 from nutshell.serve.guard import Guard
+from nutshell.serve.http import address_of, http_config, listen
 from nutshell.serve.logs import log_to_stderr
 from nutshell.serve.proxy import Front, Upstream
-from nutshell.serve.server import address_of, checked_key, end_on_hangup, http_config, listen, names_of
+from nutshell.serve.server import checked_key, end_on_hangup, names_of
 
 log = logging.getLogger("uvicorn.error")
 

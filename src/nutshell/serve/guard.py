@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from nutshell.serve.api import APIError
+from nutshell.serve.errors import APIError
 
 log = logging.getLogger("nutshell.serve")
 
@@ -19,7 +19,7 @@ MAX_BODY_BYTES = 2 * 1024 * 1024
 BODY_SECONDS = 30.0
 """Deadline for a whole request body."""
 LINGER_SECONDS = 2.0
-"""So long the rest of a body that is refused is read and forgotten: a client that is cut off while it sends sees no answer."""
+"""The rest of a refused body is read and dropped for this long: a client that is cut off while it sends sees no answer."""
 SEND_SECONDS = 30.0
 """Deadline for the client to take one chunk of an answer."""
 
@@ -102,36 +102,31 @@ class Guard:
             await _send_within(self.send_seconds, send(event))
 
         try:
-            try:
-                try:
-                    self._check_host(scope)
-                    self._check_key(scope)
-                    self._check_length(scope)
-                except APIError:
-                    if not _header(scope, b"expect"):  # who asks before sending is told before sending
-                        await _forget_body(receive)
-                    raise
-                body = await self._read_body(scope, receive)
-                await self.app(scope, _replay(body, receive), guarded_send)
-            except APIError as error:
-                await error.response()(scope, receive, guarded_send)
-            except ClientGoneError:
-                raise
-            except Exception:
-                log.exception("request %s failed", request_id)
-                if status:
-                    raise
-                failure = APIError(500, "the server failed on this request; its log says why", type="server_error")
-                await failure.response()(scope, receive, guarded_send)
+            await self._answer(scope, receive, guarded_send)
         except ClientGoneError:
             log.info("request %s: the client is gone", request_id)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if status:
+                raise
+            failure = APIError(500, "the server failed on this request; its log says why", type="server_error")
+            with contextlib.suppress(ClientGoneError):
+                await failure.response()(scope, receive, guarded_send)
         finally:
-            seconds, path = time.monotonic() - began, scope["path"].encode("unicode_escape").decode()[:100]
-            self._log(scope, request_id, path, status, seconds)
+            seconds = time.monotonic() - began
+            self._log(scope, request_id, status, seconds)
             self.observe(scope["path"], status, seconds)
 
-    def _log(self, scope: Scope, request_id: str, path: str, status: int, seconds: float) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await self._read_body(scope, receive)
+            await self.app(scope, _replay(body, receive), send)
+        except APIError as error:
+            await error.response()(scope, receive, send)
+
+    def _log(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         """One line for each request: no prompts, answers or keys."""
+        path = scope["path"].encode("unicode_escape").decode()[:100]
         answer = {name: value for name, value in scope["nutshell"].get("answer", {}).items() if value is not None}
         rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in answer.items()}
         access = {"request_id": request_id, "method": scope["method"], "path": path, "status": status or 499, "seconds": seconds}
@@ -177,6 +172,15 @@ class Guard:
         return APIError(413, message, code="request_too_large")
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body of a request that this server takes; APIError for any other."""
+        try:
+            self._check_host(scope)
+            self._check_key(scope)
+            self._check_length(scope)
+        except APIError:
+            if not _header(scope, b"expect"):  # who asks before sending is told before sending
+                await _forget_body(receive)
+            raise
         chunks: list[bytes] = []
         size = 0
         deadline = time.monotonic() + self.body_seconds

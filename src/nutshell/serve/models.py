@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nutshell.serve.api import APIError
+from nutshell.serve.errors import APIError
 from nutshell.serve.offers import Key, Offer, offers
 from nutshell.serve.worker import Worker
 
@@ -26,7 +26,7 @@ log = logging.getLogger("nutshell.serve")
 
 MAX_LOADED = 3
 FRESH_SECONDS = 1.0
-"""For so long a list of the folders is used again: a run that trains gets new steps."""
+"""After this long the folders are looked through again: a run that trains gets new steps."""
 
 
 class LoadedModel:
@@ -46,7 +46,7 @@ class LoadedModel:
 
 
 class Models:
-    """Finds, loads and unloads models. Its methods belong to the event loop, but `open`, which tests and `_load` share."""
+    """Finds, loads and unloads models, all of it on the event loop."""
 
     def __init__(self, name: str, *, max_queue: int, folder: str | Path | None = None, max_loaded: int = MAX_LOADED):
         self.name, self.folder, self.max_queue, self.max_loaded = name, folder, max_queue, max_loaded

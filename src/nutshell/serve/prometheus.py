@@ -1,6 +1,7 @@
 """What `GET /metrics` shows, in a registry of its own so that two servers in one process do not collide."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -33,30 +34,27 @@ class CacheCollector(Collector):
 
 class Metrics:
     def __init__(self, caches: Callable[[], dict[str, Any]]) -> None:
-        collectors = self.registry = CollectorRegistry()
-        self.requests = Counter("nutshell_requests", "HTTP requests answered", ["path", "status"], registry=self.registry)
-        self.request_seconds = Histogram(
-            "nutshell_request_seconds", "Time from request to the end of its answer", ["path"],
-            buckets=SECONDS, registry=self.registry,
-        )  # fmt: skip
-        self.first_token_seconds = Histogram(
-            "nutshell_first_token_seconds", "Time from request to first token", buckets=SECONDS, registry=self.registry
+        self.collectors = CollectorRegistry()
+        self.collectors.register(CacheCollector(caches))
+        counter, gauge = partial(Counter, registry=self.collectors), partial(Gauge, registry=self.collectors)
+        histogram = partial(Histogram, registry=self.collectors)
+        self.requests = counter("nutshell_requests", "HTTP requests answered", ["path", "status"])
+        self.request_seconds = histogram(
+            "nutshell_request_seconds", "Time from request to the end of its answer", ["path"], buckets=SECONDS
         )
-        self.token_seconds = Histogram(
-            "nutshell_token_seconds", "Mean time between the tokens of an answer", buckets=TOKEN_SECONDS, registry=self.registry
+        self.first_token_seconds = histogram("nutshell_first_token_seconds", "Time from request to first token", buckets=SECONDS)
+        self.token_seconds = histogram(
+            "nutshell_token_seconds", "Mean time between the tokens of an answer", buckets=TOKEN_SECONDS
         )
-        self.queue_seconds = Histogram(
-            "nutshell_queue_seconds", "Time from arrival to the step that began with its prompt",
-            buckets=SECONDS, registry=self.registry,
-        )  # fmt: skip
-        self.prompt_tokens = Counter("nutshell_prompt_tokens", "Prompt tokens accepted", registry=self.registry)
-        self.completion_tokens = Counter("nutshell_completion_tokens", "Tokens generated", registry=self.registry)
-        self.rejected = Counter("nutshell_rejected", "Requests refused with 429", registry=self.registry)
-        self.in_flight = Gauge("nutshell_answers_in_flight", "Answers waiting or running", registry=self.registry)
-        self.loaded = Gauge("nutshell_models_loaded", "Models in memory", registry=self.registry)
-        self.waiting = Gauge("nutshell_answers_waiting", "Answers that wait for a row", registry=self.registry)
-
-        collectors.register(CacheCollector(caches))
+        self.queue_seconds = histogram(
+            "nutshell_queue_seconds", "Time from arrival to the step that began with its prompt", buckets=SECONDS
+        )
+        self.prompt_tokens = counter("nutshell_prompt_tokens", "Prompt tokens accepted")
+        self.completion_tokens = counter("nutshell_completion_tokens", "Tokens generated")
+        self.rejected = counter("nutshell_rejected", "Requests refused with 429")
+        self.in_flight = gauge("nutshell_answers_in_flight", "Answers waiting or running")
+        self.loaded = gauge("nutshell_models_loaded", "Models in memory")
+        self.waiting = gauge("nutshell_answers_waiting", "Answers that wait for a row")
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        return generate_latest(self.collectors)

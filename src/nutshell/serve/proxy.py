@@ -1,7 +1,7 @@
 """The front of several servers: an ASGI application that passes each request to one of them, and tells how all of them do.
 
-It computes and parses nothing: keys and refusals are the servers' own, sizes and deadlines the `Guard`'s around it. It adds
-which server gets a request, and one answer of all to `/health` and `/metrics`.
+It parses nothing: the servers check keys and refuse, and the `Guard` around it checks sizes and deadlines. It chooses the server
+of each request, and answers `/health` and `/metrics` for all of them.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from nutshell.serve.api import APIError
 from nutshell.serve.completions import sse
+from nutshell.serve.errors import APIError, not_ready
 from nutshell.serve.guard import Receive, Scope, Send
 
 ASK_SECONDS = 5.0
@@ -33,7 +33,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Upstream:
-    """A server on a Unix socket, and how it does: "loading", "down", or what its /health says."""
+    """A server on a Unix socket, and its status: "loading", "down", or what its /health says."""
 
     def __init__(self, number: int, socket: Path):
         self.number, self.socket = number, socket
@@ -127,8 +127,7 @@ class Front:
 
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.draining:  # at once: a worker hears of it a tenth of a second later
-            message = "the server is not ready: shutting down"
-            raise APIError(503, message, type="server_error", code="not_ready", retry_after_seconds=10)
+            raise not_ready("shutting down", 10)
         body: bytes = (await receive())["body"]  # all of it: the guard has read it
         for server in self.order(body):
             try:
@@ -145,7 +144,7 @@ class Front:
             finally:
                 server.in_flight -= 1
                 exchange.close()
-        raise APIError(503, "no worker is ready", type="server_error", code="not_ready", retry_after_seconds=2)
+        raise not_ready("no worker answers", 2)
 
     def order(self, beginning: bytes) -> list[Upstream]:
         """The servers in the order to try: those that are ready first, of them the least busy."""

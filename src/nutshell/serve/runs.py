@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-from nutshell.serve.api import APIError
+from nutshell.serve.errors import APIError
 from nutshell.serve.offers import run_of, shown_name
 
 METRICS = "metrics.jsonl"

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import signal
@@ -11,18 +10,15 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import h11
 import uvicorn
-import uvicorn.config
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nutshell.serve.api import APIError
 from nutshell.serve.app import create_app
 from nutshell.serve.feedback import FeedbackStore
 from nutshell.serve.guard import is_loopback
+from nutshell.serve.http import address_of, http_config, listen
 from nutshell.serve.logs import log_to_stderr
 from nutshell.serve.models import MAX_LOADED, Models
 from nutshell.serve.offers import run_name
@@ -30,78 +26,8 @@ from nutshell.serve.service import Service
 
 log = logging.getLogger("uvicorn.error")
 
-HEADER_SECONDS = 15.0
-"""Deadline for a request's headers: from their first byte, or for the first request from when the connection opened."""
-KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep an idle connection, so that the server never closes one that a client is about to use."""
-MOST_CONNECTIONS = 256
-"""Beyond this an idle connection is closed to make room; where none is idle, the new one is refused."""
-
 SWITCH_SECONDS = 0.0005
 """How long the engine's thread may keep the interpreter from the event loop; Python's 5 ms add up under load."""
-
-
-class HeaderDeadline(H11Protocol):
-    """HTTP/1.1 that closes a connection when the headers of a request, the first or a later one, do not arrive in time."""
-
-    deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        if len(self.connections) >= MOST_CONNECTIONS:
-            others = cast("set[HeaderDeadline]", self.connections)
-            idle = next((one for one in others if one.cycle is None or one.cycle.response_complete), None)
-            self.connections.discard(cast("HeaderDeadline", idle))  # aborting takes effect later
-            (idle.transport if idle else transport).abort()
-        super().connection_made(transport)
-        self.deadline = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:  # the headers are there
-            self._cancel_deadline()
-        else:
-            self._expect_headers()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._expect_headers()  # of a request that had begun to arrive before the answer ended
-
-    def send_400_response(self, msg: str) -> None:
-        """To what is no HTTP, in the shape of all errors."""
-        answer = APIError(400, "this is no valid HTTP request", code="invalid_http").response()
-        headers = [*answer.raw_headers, (b"connection", b"close")]
-        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
-
-    def _expect_headers(self) -> None:
-        waiting = self.cycle is None or self.cycle.response_complete
-        if waiting and self.deadline is None and not self.transport.is_closing() and self.conn.trailing_data[0]:
-            self.deadline = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_deadline()
-        super().connection_lost(exc)
-
-    def _cancel_deadline(self) -> None:
-        if self.deadline is not None:
-            self.deadline.cancel()
-            self.deadline = None
-
-
-def http_config(app: Any, *, log_level: str = "info", json_log: bool = False) -> uvicorn.Config:
-    """How uvicorn serves an application of ours."""
-    return uvicorn.Config(
-        app,
-        http=HeaderDeadline,
-        ws="none",
-        log_level=log_level,
-        log_config=None if json_log else uvicorn.config.LOGGING_CONFIG,
-        server_header=False,
-        access_log=False,  # the guard logs each request, with its id
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=5,
-    )
 
 
 class Server(uvicorn.Server):
@@ -115,10 +41,9 @@ class Server(uvicorn.Server):
         open_engine: Callable[[Path], Any] | None = None,
         address: str = "",
         drain_seconds: float = 20.0,
-        log_level: str = "info",
         json_log: bool = False,
     ):
-        super().__init__(http_config(app, log_level=log_level, json_log=json_log))
+        super().__init__(http_config(app, json_log=json_log))
         self.service: Service = app.state.service
         self.open_engine, self.address = open_engine, address
         self.drain_seconds = drain_seconds
@@ -158,8 +83,8 @@ class Server(uvicorn.Server):
 
 def serve(
     folder: str | Path,
+    open_engine: Callable[[Path], Any],
     *,
-    open_engine: Callable[[Path], Any] | None = None,
     max_models: int = MAX_LOADED,
     max_queue: int = 64,
     host: str = "127.0.0.1",
@@ -169,17 +94,15 @@ def serve(
     cors_origins: Sequence[str] = (),
     feedback: str | None = None,
     ignore_tools: bool = False,
-    drain_seconds: float = 20.0,
-    log_level: str = "info",
     json_log: bool = False,
     worker_socket: str | None = None,
 ) -> None:
     """Serve the models of a run, or the one of a model folder. Blocks until it is told to end.
 
-    Listens at once and answers 503 while `open_engine(model_folder)` makes the first engine (without it: on CPU, in the dtype
-    that is stored). At most `max_models` are in memory at a time. `feedback` is a file that keeps what users say of answers.
-    SIGTERM, SIGHUP and Ctrl-C let running answers finish for `drain_seconds`. With `worker_socket`, the path of a Unix socket, it
-    is a worker behind a front (`front.py`): it listens there, and ends when its stdin does.
+    Listens at once and answers 503 while `open_engine(model_folder)` makes the first engine. At most `max_models` are in memory
+    at a time. `feedback` is a file that keeps what users say of answers. SIGTERM, SIGHUP and Ctrl-C let running answers finish.
+    With `worker_socket`, the path of a Unix socket, it is a worker behind a front (`front.py`): it listens there, and ends when
+    its stdin does.
     Raises ValueError for a public `host` without an `api_key`, and whatever loading raised.
     """
     api_key = checked_key(api_key, host, port)
@@ -190,16 +113,13 @@ def serve(
         raise ValueError(f"--max-models is {max_models}; accepted: 1 or more models in memory")
     models = Models(run_name(folder), max_queue=max_queue, folder=folder, max_loaded=max_models)
     app = create_app(
-        None, models.name, models=models, api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins,
+        models, api_key=api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins,
         feedback_store=FeedbackStore(feedback) if feedback else None, ignore_tools=ignore_tools,
     )  # fmt: skip
     listeners = listen(host, port) if worker_socket is None else _listen_as_worker(worker_socket)
     address = address_of(host, listeners) if worker_socket is None else worker_socket
-    server = Server(
-        app, open_engine=open_engine or _open_engine, address=address, drain_seconds=drain_seconds, log_level=log_level,
-        json_log=json_log,
-    )  # fmt: skip
-    log_to_stderr(log_level, json_log)
+    server = Server(app, open_engine=open_engine, address=address, json_log=json_log)
+    log_to_stderr("info", json_log)
     end_on_hangup()
     log.info("Listening on %s; the model loads", address)
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -212,14 +132,6 @@ def serve(
             listener.close()
     if server.failure is not None:
         raise server.failure
-
-
-def _open_engine(folder: Path) -> Any:
-    from nutshell.checkpoint import load
-    from nutshell.infer.engine import Engine
-
-    model, tok = load(folder)
-    return Engine(model.for_inference(), tok)
 
 
 def checked_key(key: str | None, host: str, port: int) -> str | None:
@@ -255,45 +167,19 @@ def end_on_hangup() -> None:
             signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
 
 
-def address_of(host: str, listeners: list[socket.socket]) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
-
-
 def _listen_as_worker(path: str) -> list[socket.socket]:
     """A Unix socket. When the front is gone, stdin ends, and so does this process. The front's /health is not logged."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
 
     def end_with_the_front() -> None:
         while os.read(0, 1):  # sys.stdin has a lock, which the end of the interpreter would find taken
             pass
+        with contextlib.suppress(OSError):  # a front that was killed could not: the last of its workers removes the folder
+            os.unlink(path)
+            os.rmdir(os.path.dirname(path))
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end_with_the_front, daemon=True).start()
     logging.getLogger("nutshell.serve").addFilter(lambda record: getattr(record, "access", {}).get("path") != "/health")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
     return [listener]
-
-
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets on `host`: on both loopbacks for localhost or 127.0.0.1, since localhost may mean either; on every address of IPv4
-    and IPv6 for `::`. OSError where the port is taken."""
-    hosts = ["127.0.0.1", "::1"] if host in ("localhost", "127.0.0.1") else [host]
-    listeners: list[socket.socket] = []
-    for name in hosts:
-        number = port or (listeners[0].getsockname()[1] if listeners else 0)
-        try:
-            family = socket.AF_INET6 if ":" in name else socket.AF_INET
-            both = name == "::" and socket.has_dualstack_ipv6()
-            listeners.append(socket.create_server((name, number), family=family, backlog=2048, dualstack_ipv6=both))
-        except OSError as error:
-            if listeners and not (port and error.errno == errno.EADDRINUSE):
-                continue  # no IPv6 here
-            for listener in listeners:
-                listener.close()
-            shown = f"[{name}]:{number}" if ":" in name else f"{name}:{number}"
-            wrong = f"cannot listen on {shown} ({error.strerror or error})"
-            raise OSError(f"{wrong}; end the other server there, or choose another --port") from error
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: a client that reads nothing for a minute is cut off
-        for listener in listeners:
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
-    return listeners

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from nutshell.infer.grammar import GrammarError
-from nutshell.serve.api import APIError, validation_error
+from nutshell.serve.api import SamplingFields
 from nutshell.serve.completions import Completion, EventStream, sse
+from nutshell.serve.errors import APIError, as_api_error, not_ready
 from nutshell.serve.models import LoadedModel, Models
 from nutshell.serve.offers import Offer
 from nutshell.serve.prometheus import Metrics
@@ -30,8 +30,10 @@ Result = TypeVar("Result")
 
 
 def has_too_many_objects(raw: bytes) -> bool:
-    """Whether JSON has more than MAX_OBJECTS objects and lists outside its texts. In pieces: to cut a whole body at its quotes
-    would keep the interpreter from the event loop for 100 ms."""
+    """Whether JSON has more than MAX_OBJECTS objects and lists outside its texts.
+
+    The body is split at its quotes in pieces, because splitting it whole would hold the interpreter for 100 ms.
+    """
     plain, count, inside = raw.replace(rb"\\", b"").replace(rb"\"", b""), 0, 0
     for start in range(0, len(plain), 1 << 15):
         pieces = plain[start : start + (1 << 15)].split(b'"')
@@ -64,10 +66,6 @@ class Service:
         """Of the default model, where it is loaded."""
         return self.models.default.worker if self.models.default else None
 
-    def open(self, engine: Any) -> None:
-        """Begin to answer with this engine."""
-        self.models.open(engine)
-
     def status(self) -> str:
         """Of the default model: another one that fails does not take this server out of a balancer."""
         if self.draining:
@@ -87,29 +85,23 @@ class Service:
     async def model(self, id: str | None) -> tuple[Offer, LoadedModel]:
         """The model that a request names; one that failed is tried again, as it may recover."""
         if (status := self.status()) in ("loading", "shutting down"):
-            wait = {"loading": 2, "shutting down": 10}[status]
-            message = f"the server is not ready: {status}"
-            raise APIError(503, message, type="server_error", code="not_ready", retry_after_seconds=wait)
+            raise not_ready(status, {"loading": 2, "shutting down": 10}[status])
         return await self.models.get(id)
 
     async def off_loop(self, work: Callable[..., Result], *args: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.tokenizers, work, *args)
 
-    async def read(self, request: Request, shape: type[Body], then: Callable[[Body], Result]) -> tuple[Body, Result]:
-        """The body as `shape`, and `then(body)`. Bodies are parsed one at a time, in a thread: they grow twentyfold in memory."""
+    async def read(self, request: Request, shape: type[Body]) -> Body:
+        """The body as `shape`. Bodies are parsed one at a time, in a thread: they grow twentyfold in memory."""
         raw = await request.body()
 
-        def unpack() -> tuple[Body, Result]:
+        def unpack() -> Body:
             if raw.count(b"{") + raw.count(b"[") > MAX_OBJECTS and has_too_many_objects(raw):
                 raise APIError(400, f"the body has more than {MAX_OBJECTS} objects; send fewer parts", param="messages")
-            body = shape.model_validate_json(raw)
-            return body, then(body)
+            return shape.model_validate_json(raw)
 
         async with self.unpacking:
-            try:
-                return await self.off_loop(unpack)
-            except ValidationError as error:
-                raise validation_error(error) from None
+            return await self.off_loop(unpack)
 
     def reserve(self, worker: Worker, slots: int, param: str, request: Request) -> RequestHandle:
         """Slots for this many answers; 429 where the queue is full."""
@@ -121,11 +113,13 @@ class Service:
             self.metrics.rejected.inc()
             message = f"the server is busy: {worker.in_flight} answers run or wait; try again"
             raise APIError(429, message, type="rate_limit_error", code="queue_full", retry_after_seconds=RETRY_SECONDS)
-        handle.request_id = request.scope["nutshell"]["id"]
+        handle.request_id, handle.arrived = request.scope["nutshell"]["id"], request.scope["nutshell"]["began"]
         return handle
 
-    async def whole(self, completion: Completion, request: Request) -> Response:
-        """The whole answer as JSON. Ends when the client leaves."""
+    async def answer(self, completion: Completion, body: SamplingFields, request: Request) -> Response:
+        """The answer as server-sent events where `stream` asks for them, else whole as JSON. Ends when the client leaves."""
+        if body.stream:
+            return EventStream(self._events(completion, body.include_usage(), request), completion.handle.close)
         whole = asyncio.ensure_future(completion.whole())
         gone = asyncio.ensure_future(request.receive())  # the body was read, so what comes next is the client's leaving
         try:
@@ -139,19 +133,16 @@ class Service:
             await asyncio.gather(whole, gone, return_exceptions=True)
             self.count(completion, request)
 
-    def stream(self, completion: Completion, include_usage: bool, request: Request) -> Response:
-        return EventStream(self._events(completion, include_usage, request), completion.handle.close)
-
     async def _events(self, completion: Completion, include_usage: bool, request: Request) -> AsyncIterator[bytes]:
         try:
             async for chunk in completion.chunks(include_usage):
                 yield sse(chunk)
             yield b"data: [DONE]\n\n"
-        except GrammarError as error:
-            yield sse(APIError(400, str(error), param="response_format").body)
-        except Exception:
-            log.exception("an answer failed while it was streamed")
-            yield sse(APIError(500, "the server failed in the middle of this answer", type="server_error").body)
+        except Exception as error:
+            if (told := as_api_error(error)) is None:
+                log.exception("an answer failed while it was streamed")
+                told = APIError(500, "the server failed in the middle of this answer", type="server_error")
+            yield sse(told.body)
         finally:
             self.count(completion, request)
 
@@ -164,7 +155,7 @@ class Service:
             self.metrics.first_token_seconds.observe(completion.first_token_seconds)
             longest = max(choice.tokens for choice in completion.choices)
             if longest > 1:
-                since = time.monotonic() - completion.began - completion.first_token_seconds
+                since = time.monotonic() - completion.handle.arrived - completion.first_token_seconds
                 self.metrics.token_seconds.observe(since / (longest - 1))
         if completion.handle.queue_seconds is not None:
             self.metrics.queue_seconds.observe(completion.handle.queue_seconds)

@@ -1,8 +1,6 @@
 """`POST /v1/completions`: texts are continued as they are, and their own tokens scored where `echo` asks for `logprobs`."""
 
 import asyncio
-import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
@@ -11,9 +9,10 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from nutshell.infer.grammar import Grammar
-from nutshell.serve.api import APIError, TextRequest
+from nutshell.serve.api import TextRequest
 from nutshell.serve.chat import check_biases, json_grammar, sampling_of
 from nutshell.serve.completions import Completion, Logprob
+from nutshell.serve.errors import APIError
 from nutshell.serve.models import LoadedModel
 from nutshell.serve.scoring import Scored, score_prompt
 from nutshell.serve.service import Service
@@ -22,23 +21,20 @@ from nutshell.serve.worker import RequestHandle
 
 async def answer_texts(service: Service, request: Request) -> Response:
     """Take a slot for each choice of each prompt, tokenize off the event loop, and answer."""
-    body, _ = await service.read(request, TextRequest, lambda body: None)
+    body = await service.read(request, TextRequest)
     offer, model = await service.model(body.model)
     check_biases(body, model)
     handle = service.reserve(model.worker, len(body.prompt) * (body.n or 1), "prompt" if len(body.prompt) > 1 else "n", request)
     try:
         prompts, dropped = await service.off_loop(_to_ids, body, model)
-        base = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": offer.id}
         grammar = await json_grammar(service, body, model)
-        completion = TextCompletion(handle, model, base, body, prompts, request.scope["nutshell"]["began"])
+        completion = TextCompletion(handle, model, offer.id, body, prompts)
         completion.note = {"nutshell": {"dropped_tokens": dropped}} if dropped else {}
         await completion.begin(grammar)
     except BaseException:
         handle.close()
         raise
-    if body.stream:
-        return service.stream(completion, body.include_usage(), request)
-    return await service.whole(completion, request)
+    return await service.answer(completion, body, request)
 
 
 def _to_ids(body: TextRequest, model: LoadedModel) -> tuple[list[list[int]], int]:
@@ -65,11 +61,10 @@ def _to_ids(body: TextRequest, model: LoadedModel) -> tuple[list[list[int]], int
 class TextCompletion(Completion):
     """Answers to some prompts: choice i of n to prompt p has the index p n + i."""
 
-    def __init__(
-        self, handle: RequestHandle, model: LoadedModel, base: dict[str, Any], body: TextRequest, prompts: list[list[int]],
-        began: float,
-    ):  # fmt: skip
-        super().__init__(handle, model.tok, base, sum(map(len, prompts)), body.logprobs is not None, began)
+    kind, id_prefix = "text_completion", "cmpl"
+
+    def __init__(self, handle: RequestHandle, model: LoadedModel, model_id: str, body: TextRequest, prompts: list[list[int]]):
+        super().__init__(handle, model.tok, model_id, sum(map(len, prompts)), body.logprobs is not None)
         self.model, self.body, self.prompts, self.n = model, body, prompts, body.n or 1
         self.echoed: list[list[Scored]] = []  # of each prompt, without the <|bos|> that was put before a text
 

@@ -7,14 +7,15 @@ from typing import Any
 
 from fastapi import Request
 
-from nutshell.serve.api import APIError, DetokenizeRequest, TokenizeRequest, conversation_of
+from nutshell.serve.api import DetokenizeRequest, TokenizeRequest, conversation_of
+from nutshell.serve.errors import APIError
 from nutshell.serve.models import LoadedModel
 from nutshell.serve.service import Service
 from nutshell.tokenizer.chat import CHAT_TEMPLATE, render, render_prompt, tidy_messages
 
 
 async def tokenize(service: Service, request: Request) -> dict[str, Any]:
-    body, _ = await service.read(request, TokenizeRequest, lambda body: None)
+    body = await service.read(request, TokenizeRequest)
     _, model = await service.model(body.model)
     tokens = await service.off_loop(_to_ids, body, model)
     return {"tokens": tokens, "count": len(tokens), "max_model_len": model.context}
@@ -32,7 +33,7 @@ def _to_ids(body: TokenizeRequest, model: LoadedModel) -> list[int]:
 
 
 async def detokenize(service: Service, request: Request) -> dict[str, Any]:
-    body, _ = await service.read(request, DetokenizeRequest, lambda body: None)
+    body = await service.read(request, DetokenizeRequest)
     _, model = await service.model(body.model)
     if body.tokens and max(body.tokens) >= model.tok.vocab_size:
         message = f"the token {max(body.tokens)} is not in the vocabulary; accepted: 0 to {model.tok.vocab_size - 1}"

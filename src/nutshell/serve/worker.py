@@ -41,6 +41,7 @@ class RequestHandle:
         self.slots = slots
         self.closed = False
         self.request_id = ""
+        self.arrived = 0.0  # by time.monotonic
         self.taken = time.monotonic()
         self.queue_seconds: float | None = None
         """From taking the slots to the first delta: what tokenizing, the queue and the prompt took."""

@@ -14,6 +14,7 @@ from typing import Any
 from nutshell.data.mixed import open_corpus
 from nutshell.files import read_record, write_json, write_text
 from nutshell.model.probe import choose_attention
+from nutshell.plan.hardware import peak_flops
 from nutshell.plan.plan import make_plan
 from nutshell.plan.record import Plan
 from nutshell.plan.studies import Ablation
@@ -28,7 +29,7 @@ from nutshell.train.prepare_tokenizer import expected_vocab_size
 from nutshell.train.stage import TrainingDiverged
 
 OUTSIDE_THE_PLAN = {"tokenizer", "fp8", "dtype", "shard"}
-"""Settings worth varying although two plans that differ in them look alike."""
+"""Settings that may be varied although the plan does not show them."""
 
 
 def plan_cells(variants: list[Variant], out: Path, runtime: Runtime) -> list[dict[str, Any]]:
@@ -74,8 +75,9 @@ def runtime_for(variant: Variant, runtime: Runtime) -> Runtime:
     if not {"dtype", "fp8"} & variant.values.keys():
         return runtime
     own = start_runtime(
-        device=str(runtime.device), dtype=recipe.dtype, threads=runtime.threads, fp8=recipe.fp8, choose_attention=choose_attention
-    )
+        device=str(runtime.device), dtype=recipe.dtype, threads=runtime.threads, fp8=recipe.fp8,
+        choose_attention=choose_attention, gpu_peak_flops=peak_flops,
+    )  # fmt: skip
     return replace(runtime, dtype=own.dtype, fp8=own.fp8, peak_flops=own.peak_flops, attention=runtime.agree(own.attention))
 
 

@@ -31,9 +31,9 @@ from nutshell.plan.record import Plan
 from nutshell.plan.schedule import Rates
 from nutshell.plan.shape import make_shape, named_depth
 from nutshell.runtime import Runtime
+from nutshell.train.build import compile_model, parallelize
 from nutshell.train.optim import MuonAdamW, group_parameters
 from nutshell.train.prefetch import ToDevice
-from nutshell.train.stage import compile_model, parallelize
 from nutshell.train.step import LossScaler, next_token_loss, train_step
 
 T = TypeVar("T")

@@ -29,10 +29,11 @@ from nutshell.runtime import Runtime
 from nutshell.text_files import json_rows
 from nutshell.tokenizer import Tokenizer
 from nutshell.tokenizer.chat import parse_messages, render
+from nutshell.train.build import open_stage, starting_model
 from nutshell.train.prefetch import MicroBatch
-from nutshell.train.scoring import evaluate_stage, refuse_diverged
-from nutshell.train.stage import Stage, open_stage, starting_model
-from nutshell.train.step import pad_to_same_count, target_logprobs
+from nutshell.train.scoring import evaluate_stage, validate_if_due
+from nutshell.train.stage import Stage
+from nutshell.train.step import pad_rows, pad_to_same_count, target_logprobs
 
 VALIDATIONS = 3  # during the stage, after its first and before its last
 LOGITS_AT_ONCE = 1 << 26  # elements in fp32 of one micro-batch
@@ -128,13 +129,8 @@ def pair_stats(rewards: Tensor) -> dict[str, float]:
 
 def pack_pairs(pairs: list[Answers], reference: Tensor, device: torch.device) -> MicroBatch:
     """Rows of prompt + answer, chosen and rejected in turn, padded on the right; the answers' tokens are the targets."""
-    rows = [(pair.prompt, answer) for pair in pairs for answer in pair[1:]]
-    T = max(len(prompt) + len(answer) for prompt, answer in rows) - 1
-    ids, targets = torch.zeros(len(rows), T, dtype=torch.long), torch.full((len(rows), T), -1)
-    for i, (prompt, answer) in enumerate(rows):
-        tokens = torch.tensor(prompt + answer)
-        ids[i, : len(tokens) - 1] = tokens[:-1]
-        targets[i, len(prompt) - 1 : len(tokens) - 1] = tokens[len(prompt) :]
+    rows = [(pair.prompt + answer, [0] * len(pair.prompt) + [1] * len(answer)) for pair in pairs for answer in pair[1:]]
+    ids, targets = pad_rows(rows, max(pair.length for pair in pairs))
     return MicroBatch(ids.to(device), targets.to(device), len(pairs), reference=reference.to(device))
 
 
@@ -158,7 +154,7 @@ def pair_at(seed: int, pairs: int, place: int) -> int:
     return int(np.random.default_rng([seed, epoch]).permutation(pairs)[place])
 
 
-def validate(stage: Stage, pairs: list[Answers], reference: Tensor) -> dict[str, float]:
+def held_out_stats(stage: Stage, pairs: list[Answers], reference: Tensor) -> dict[str, float]:
     """`pair_stats` of the held-out pairs now, as metrics; nothing where there are none."""
     if not pairs:
         return {}
@@ -177,10 +173,8 @@ def dpo(run: Run) -> None:
     pairs, reference = [pairs[i] for i in learned], reference[learned]
     interval = -(-stage.steps // (VALIDATIONS + 1))
     while stage.step < stage.steps:
-        if tests and stage.step % interval == 0 and not run.log.has_evaluation("dpo", stage.step):
-            values = validate(stage, tests, tests_reference)
-            refuse_diverged(stage, values)
-            run.log.evaluation("dpo", stage.step, values)
+        if tests:
+            validate_if_due(stage, interval, lambda: held_out_stats(stage, tests, tests_reference))
         loss = PairLoss(settings.beta)
         result = stage.learn(step_batches(stage, pairs, reference), loss_of=loss)
         seen = torch.cat(run.runtime.gather(torch.cat([torch.zeros(0, 2), *(rewards.cpu() for rewards in loss.rewards)])))
@@ -188,4 +182,4 @@ def dpo(run: Run) -> None:
         stats.pop("loss")  # the step's own
         stage.record(result, [f"pairs of {settings.pairs}"], **stats)
         stage.save_if_due(result)
-    evaluate_stage(run, stage, **validate(stage, tests, tests_reference))
+    evaluate_stage(run, stage, **held_out_stats(stage, tests, tests_reference))

@@ -127,7 +127,7 @@ def hold_out(rows: list[Example], share: float) -> tuple[list[Example], list[Exa
 
 
 def _times(rows: list[Example], times: float, seed: int) -> Iterator[Example]:
-    """The rows `times` times; for the fraction a sample of them, which the seed decides."""
+    """Each row `times` times; for the fraction, a random sample of the rows, drawn by the seed."""
     for _ in range(math.floor(times)):
         yield from rows
     chosen = np.random.default_rng(seed).permutation(len(rows))[: round((times % 1) * len(rows))]

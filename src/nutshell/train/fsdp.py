@@ -108,20 +108,24 @@ class Fsdp(Zero):
         """Nothing to wait for."""
 
     def on_whole_matrices(self, function: Callable[[Tensor], Tensor], matrices: Tensor, rows: int) -> Tensor:
-        """Matrix i goes to rank i % world_size, `function` maps those of a rank (M, rows, columns), and the rows return."""
-        count, own_rows, columns = matrices.shape
-        ranks = self.world_size
-        each, owned = -(-count // ranks), len(range(self.rank, count, ranks))
-        held = [len(range(rows)[rank * -(-rows // ranks) :][: -(-rows // ranks)]) for rank in range(ranks)]  # rows by rank
-        there, here = [each * own_rows * columns] * ranks, [each * n * columns for n in held]
-        send = torch.cat([matrices, matrices.new_zeros(each * ranks - count, own_rows, columns)])
-        send = send.view(each, ranks, own_rows, columns).transpose(0, 1).flatten()  # by owner
-        received = matrices.new_empty(sum(here))
-        dist.all_to_all_single(received, send, here, there)
-        pieces = zip(received.split(here), held, strict=True)
-        whole = torch.cat([piece.view(each, n, columns) for piece, n in pieces], dim=1)  # (each, rows, columns)
+        """`function` of whole matrices of which every rank holds some rows: `matrices` is (N, own rows, columns).
+
+        Rank r gets all rows of matrix r, r + world_size, ..., maps them as (M, rows, columns), and sends each rank its rows back.
+        """
+        world_size, (count, own_rows, columns) = self.world_size, matrices.shape
+        per_owner, per_rank = -(-count // world_size), -(-rows // world_size)  # matrices and rows, the last ones padded
+        row_counts = [max(0, min(per_rank, rows - rank * per_rank)) for rank in range(world_size)]
+        own_splits = [per_owner * own_rows * columns] * world_size  # elements for each owner
+        row_splits = [per_owner * n * columns for n in row_counts]  # elements from each rank
+        padded = torch.cat([matrices, matrices.new_zeros(per_owner * world_size - count, own_rows, columns)])
+        send = padded.view(per_owner, world_size, own_rows, columns).transpose(0, 1).flatten()  # by owner
+        received = matrices.new_empty(sum(row_splits))
+        dist.all_to_all_single(received, send, row_splits, own_splits)
+        parts = zip(received.split(row_splits), row_counts, strict=True)
+        whole = torch.cat([part.view(per_owner, n, columns) for part, n in parts], dim=1)  # (M, rows, columns)
+        owned = len(range(self.rank, count, world_size))
         whole[:owned] = function(whole[:owned])
-        send = torch.cat([piece.flatten() for piece in whole.split(held, dim=1)])
-        received = matrices.new_empty(sum(there))
-        dist.all_to_all_single(received, send, there, here)
-        return received.view(ranks, each, own_rows, columns).transpose(0, 1).reshape(each * ranks, own_rows, columns)[:count]
+        send = torch.cat([part.flatten() for part in whole.split(row_counts, dim=1)])
+        received = matrices.new_empty(sum(own_splits))
+        dist.all_to_all_single(received, send, own_splits, row_splits)
+        return received.view(world_size, per_owner, own_rows, columns).transpose(0, 1).flatten(0, 1)[:count]

@@ -127,7 +127,7 @@ def _prepare_text(recipe: Recipe, data: str, folder: Path, note: Callable[[str],
 
 
 def hardware_of(runtime: Runtime) -> Hardware:
-    """What a plan knows of this machine before anything is timed."""
+    """This machine as a plan sees it, before anything is timed."""
     return Hardware(
         device=runtime.device.type,
         dtype=runtime.dtype_name,
@@ -138,7 +138,7 @@ def hardware_of(runtime: Runtime) -> Hardware:
 
 
 def data_facts(recipe: Recipe, folder: Path, tok: Tokenizer) -> Data:
-    """What a plan knows of the data: which text it is, and about how many tokens, estimated from a sample."""
+    """The data as a plan sees it: which text it is, and about how many tokens, estimated from a sample."""
     pairs = read_pairs(recipe.stages.dpo.pairs, parse_messages) if recipe.stages.dpo.pairs else []
     answers = [len(render(messages, tok)[0]) for pair in pairs[:100] for messages in pair]
     pair_tokens = 2 * sum(answers) / max(1, len(answers))

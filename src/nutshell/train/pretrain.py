@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 
 import torch
@@ -13,9 +12,10 @@ from nutshell.data.stream import Batch
 from nutshell.eval.bpb import bits_per_byte
 from nutshell.run.checkpoints import keep_best
 from nutshell.run.folder import Run
+from nutshell.train.build import open_stage
 from nutshell.train.prefetch import ToDevice
-from nutshell.train.scoring import evaluate_stage, refuse_diverged
-from nutshell.train.stage import Stage, open_stage
+from nutshell.train.scoring import evaluate_stage, validate_if_due
+from nutshell.train.stage import Stage
 
 Validation = dict[str, tuple[float, list[Batch]]]
 """Share and held-out batches of each corpus by its name; one without a name where there is only one."""
@@ -41,29 +41,27 @@ def pretrain(run: Run) -> None:
     loader = make_loader(shards)
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
-    validation: Validation = {"": (1.0, loader.val_batches(plan.validation_tokens))}
+    validation: Validation
     if isinstance(shards, MixedShards):  # several corpora, each validated by itself
-        validation = {}
-        for part in plan.stages["pretrain"].parts:
-            held_out = make_loader(shards.parts[part.name]).val_batches(int(plan.validation_tokens * part.share))
-            validation[part.name] = part.share, held_out
+        validation = {
+            part.name: (part.share, make_loader(shards.parts[part.name]).val_batches(int(plan.validation_tokens * part.share)))
+            for part in plan.stages["pretrain"].parts
+        }
+    else:
+        validation = {"": (1.0, loader.val_batches(plan.validation_tokens))}
     interval = max(1, -(-stage.steps // plan.validations))
-    if 0 < stage.step < stage.steps and stage.step % interval == 0 and not run.log.has_evaluation("pretrain", stage.step):
-        validate(stage, validation)  # the run was stopped between saving and validating
-
     noted = 0  # damaged blocks of the data that the log has named
     with loader:
         while stage.step < stage.steps:
+            if stage.step:
+                validate_if_due(stage, interval, lambda: validation_bpb(stage, validation))
             batches = [next(loader) for _ in range(plan.grad_accum_steps)]
             result = stage.learn(batches)
             for problem in shards.problems[noted:]:
                 run.log.note(f"skipped: {problem}")
             noted = len(shards.problems)
             stage.record(result, loader.sources, **({"damaged_blocks": noted} if noted else {}))
-            validated = stage.step % interval == 0
-            stage.save_if_due(result, loader, anyway=validated)  # before validating, and so that the best can be kept
-            if validated and stage.step < stage.steps:
-                validate(stage, validation)
+            stage.save_if_due(result, loader, anyway=stage.step % interval == 0)  # so that the best can be kept
     stage.wait_for_save()
     evaluate_stage(run, stage, **validation_bpb(stage, validation))
 
@@ -80,12 +78,3 @@ def validation_bpb(stage: Stage, validation: Validation) -> dict[str, float]:
     if stage.run.runtime.is_main:
         keep_best(stage.run.stage_folder("pretrain"), stage.step, bpb)
     return {"val_bpb": bpb, **{f"val_bpb-{name}": value for name, value in found.items() if name}}
-
-
-def validate(stage: Stage, validation: Validation) -> None:
-    """Score and log a step in the middle of the stage, once its checkpoint is on the disk."""
-    stage.wait_for_save()
-    start = time.monotonic()
-    values = validation_bpb(stage, validation)
-    refuse_diverged(stage, values)
-    stage.run.log.evaluation("pretrain", stage.step, values, eval_seconds=time.monotonic() - start)

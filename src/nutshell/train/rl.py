@@ -26,11 +26,12 @@ from nutshell.plan.stages import RLConfig
 from nutshell.run.folder import Run
 from nutshell.tasks.practice import open_practice
 from nutshell.tasks.reward import Grader
+from nutshell.train.build import open_stage, starting_model
 from nutshell.train.prefetch import MicroBatch
 from nutshell.train.rollout import Group, Policy, Watch, log_rollouts, open_rollouts, pass_rates, roll_out, rollout_stats
-from nutshell.train.scoring import evaluate_stage
-from nutshell.train.stage import Stage, open_stage, starting_model
-from nutshell.train.step import StepResult, merge_results, next_token_loss, pad_to_same_count, target_logprobs
+from nutshell.train.scoring import evaluate_stage, validate_if_due
+from nutshell.train.stage import Stage
+from nutshell.train.step import StepResult, merge_results, next_token_loss, pad_rows, pad_to_same_count, target_logprobs
 
 Row = tuple[list[int], Completion, float]
 """Prompt, answer, advantage."""
@@ -53,28 +54,14 @@ def rows_of(groups: list[Group]) -> list[Row]:
     ]
 
 
-def pack_rows(rows: list[Row], context: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompt + answer, padded on the right: ids, targets (-1 but for sampled tokens) and advantages as weights, all (N, T)."""
-    T = min(context, max(len(prompt) + len(answer.ids) for prompt, answer, _ in rows) - 1)
-    ids = torch.zeros(len(rows), T, dtype=torch.long)
-    targets = torch.full((len(rows), T), -1, dtype=torch.long)
-    weights = torch.zeros(len(rows), T)
-    for i, (prompt, answer, weight) in enumerate(rows):
-        tokens = torch.tensor(prompt + answer.ids)
-        learned = torch.tensor([0] * len(prompt) + answer.mask, dtype=torch.bool)
-        length = min(T, len(tokens) - 1)
-        ids[i, :length] = tokens[:length]
-        targets[i, :length] = torch.where(learned[1 : length + 1], tokens[1 : length + 1], -1)
-        weights[i, :length] = weight
-    return ids, targets, weights
-
-
 def micro_batch(rows: list[Row], context: int, settings: RLConfig, device: torch.device) -> MicroBatch:
     """Rows with weights such that the step's loss is a mean over what `settings.mean_over` says.
 
     A step divides the sum of weighted losses by the number of targets of a micro-batch, and micro-batches count by target_count.
     """
-    ids, targets, weights = pack_rows(rows, context)
+    masked = [(prompt + answer.ids, [0] * len(prompt) + answer.mask) for prompt, answer, _ in rows]
+    ids, targets = pad_rows(masked, context)
+    weights = torch.tensor([[advantage] for _, _, advantage in rows]).repeat(1, ids.size(1))
     learned = (targets >= 0).sum(1, keepdim=True)  # of each answer, (N, 1)
     count = int(learned.sum())
     if settings.mean_over != "tokens":
@@ -179,8 +166,8 @@ def reinforce(run: Run) -> None:
     tests = practice.held_out(settings.held_out) if settings.validations else []
     interval = -(-stage.steps // max(1, settings.validations - 1))
     while stage.step < stage.steps:
-        if tests and settings.validations > 1 and stage.step % interval == 0 and not run.log.has_evaluation("rl", stage.step):
-            run.log.evaluation("rl", stage.step, pass_rates(policy, tests))
+        if tests and settings.validations > 1:
+            validate_if_due(stage, interval, lambda: pass_rates(policy, tests))
         start = time.perf_counter()
         rollout = roll_out(policy, practice)
         stats = rollout_stats(rollout, run.runtime)

@@ -26,6 +26,7 @@ from nutshell.tasks.reward import Grader
 from nutshell.tasks.task import Item
 from nutshell.text_files import json_rows
 from nutshell.train.stage import Stage
+from nutshell.train.step import pad_rows
 
 FILE_NAME = "rollouts.jsonl"
 MOST_BYTES = 16 << 20
@@ -115,14 +116,10 @@ def token_entropies(model: Decoder, groups: list[Group]) -> list[float]:
     some = [(group.prompt, group.answers[0]) for group in groups[:ENTROPY_ANSWERS]]
     if not some:
         return []
-    T = min(model.config.context, max(len(prompt) + len(reply.ids) for prompt, reply in some))
-    ids, sampled = torch.zeros(len(some), T, dtype=torch.long), torch.zeros(len(some), T, dtype=torch.bool)
-    for i, (prompt, reply) in enumerate(some):
-        tokens, mask = torch.tensor([*prompt, *reply.ids][:T]), torch.tensor([0] * len(prompt) + reply.mask).bool()
-        ids[i, : len(tokens)] = tokens
-        sampled[i, : len(tokens) - 1] = mask[1 : len(tokens)]
+    masked = [(prompt + reply.ids, [0] * len(prompt) + reply.mask) for prompt, reply in some]
+    ids, targets = pad_rows(masked, model.config.context)
     device = next(model.parameters()).device
-    logprobs = model(ids.to(device))[sampled.to(device)].log_softmax(-1)  # (tokens, V)
+    logprobs = model(ids.to(device))[(targets >= 0).to(device)].log_softmax(-1)  # (tokens, V)
     return (-(logprobs.exp() * logprobs).sum(-1)).tolist()
 
 

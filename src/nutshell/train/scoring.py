@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nutshell.data.mixed import open_corpus
@@ -75,10 +75,26 @@ def evaluate_stage(run: Run, stage: Stage, **metrics: float) -> None:
     run.runtime.barrier()
 
 
-def refuse_diverged(stage: Stage, metrics: Mapping[str, float]) -> None:
-    """TrainingDiverged where what the model was validated by is not finite: neither steps nor stages can go on from it.
+def validate_if_due(stage: Stage, interval: int, score: Callable[[], dict[str, float]]) -> bool:
+    """Score and log the model after every `interval` steps, once its checkpoint is on the disk; whether it was done.
 
-    Where steps fail too, they are counted, and `Stage.record` names their data.
+    Called before a step and not after one: a run that was stopped between saving and validating goes on with validating.
+    """
+    run = stage.run
+    if stage.step % interval or run.runtime.agree(run.log.has_evaluation(stage.name, stage.step)):
+        return False
+    stage.wait_for_save()
+    start = time.monotonic()
+    values = score()
+    refuse_diverged(stage, values)
+    run.log.evaluation(stage.name, stage.step, values, eval_seconds=time.monotonic() - start)
+    return True
+
+
+def refuse_diverged(stage: Stage, metrics: Mapping[str, float]) -> None:
+    """TrainingDiverged where a score is not finite: no later step or stage could use the model.
+
+    Where steps are skipped too, `Stage.record` counts them and names their data.
     """
     if stage.skipped_in_a_row and stage.step < stage.steps:
         return

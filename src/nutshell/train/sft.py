@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import pairwise
 
 import torch
@@ -13,10 +12,11 @@ from nutshell.metrics import read_metrics
 from nutshell.plan.mixture import GENERATED, parts_of
 from nutshell.run.folder import Run
 from nutshell.tokenizer.chat import render_example
+from nutshell.train.build import open_stage
 from nutshell.train.examples import examples_for
 from nutshell.train.prefetch import ToDevice
-from nutshell.train.scoring import evaluate_stage, refuse_diverged
-from nutshell.train.stage import Stage, open_stage
+from nutshell.train.scoring import evaluate_stage, validate_if_due
+from nutshell.train.stage import Stage
 
 RISES = 2  # evaluations in a row whose loss rose before a warning
 
@@ -41,21 +41,17 @@ def sft(run: Run, name: str) -> None:
     if stage.loader_state:
         loader.load_state_dict(stage.loader_state)
     validation = loader.val_batches(held_out, plan.validation_tokens) if held_out else []
-    interval = max(1, -(-stage.steps // plan.validations)) if validation else stage.steps
-    if 0 < stage.step < stage.steps and stage.step % interval == 0 and not run.log.has_evaluation(name, stage.step):
-        validate(stage, validation)  # the run was stopped between saving and validating
-
+    interval = max(1, -(-stage.steps // plan.validations)) if validation else stage.steps  # never, but for the end
     cropping = loader.losses() if reads_own_data(run, name) else {}
     remark_on_data(run, name, loader, len(held_out), cropping)
     with loader:
         while stage.step < stage.steps:
+            if stage.step and validate_if_due(stage, interval, lambda: {"val_loss": validation_loss(stage, validation)}):
+                warn_of_rises(stage)
             batches = [next(loader) for _ in range(plan.grad_accum_steps)]
             result = stage.learn(batches)
             stage.record(result, loader.sources, **cropping)
-            validated = stage.step % interval == 0
-            stage.save_if_due(result, loader, anyway=validated)  # before validating
-            if validated and stage.step < stage.steps:
-                validate(stage, validation)
+            stage.save_if_due(result, loader, anyway=stage.step % interval == 0)  # before it is validated
     stage.wait_for_save()
     evaluate_stage(run, stage, **({"val_loss": validation_loss(stage, validation)} if validation else {}))
     warn_of_rises(stage)
@@ -93,16 +89,6 @@ def validation_loss(stage: Stage, batches: list[Batch]) -> float:
         total += torch.tensor([loss * count if count else 0.0, count], dtype=torch.float64)
     nats, count = stage.run.runtime.total(total).tolist()
     return nats / count
-
-
-def validate(stage: Stage, batches: list[Batch]) -> None:
-    """Score and log a step in the middle of the stage, once its checkpoint is on the disk."""
-    stage.wait_for_save()
-    start = time.monotonic()
-    values = {"val_loss": validation_loss(stage, batches)}
-    refuse_diverged(stage, values)
-    stage.run.log.evaluation(stage.name, stage.step, values, eval_seconds=time.monotonic() - start)
-    warn_of_rises(stage)
 
 
 def warn_of_rises(stage: Stage) -> None:

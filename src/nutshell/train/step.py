@@ -29,7 +29,8 @@ class StepResult:
     targets: int
     seconds: float
     finite: bool  # False: the loss or a gradient was not finite, so nothing was changed but the loss scale
-    flags: tuple[bool, ...] = ()  # for each flag that was passed in: whether it is set on any rank
+    save_due: bool = False  # whether any rank wants to save, or to stop
+    stop: bool = False
 
     @property
     def updated(self) -> bool:
@@ -49,6 +50,20 @@ def target_logprobs(model: nn.Module, batch: MicroBatch) -> Tensor:
     return -losses.view_as(batch.targets)
 
 
+def pad_rows(rows: Sequence[tuple[list[int], list[int]]], longest: int) -> tuple[Tensor, Tensor]:
+    """Ids and targets (N, T), padded on the right, of rows (tokens, mask): what the mask does not mark has no target (-1).
+
+    T is that of the longest row, at most `longest`: what is beyond it is cut off.
+    """
+    T = min(longest, max(len(tokens) for tokens, _ in rows) - 1)
+    ids, targets = torch.zeros(len(rows), T, dtype=torch.long), torch.full((len(rows), T), -1)
+    for i, (tokens, mask) in enumerate(rows):
+        length = min(T, len(tokens) - 1)
+        ids[i, :length] = torch.tensor(tokens[:length])
+        targets[i, :length] = torch.where(torch.tensor(mask[1 : length + 1]) > 0, torch.tensor(tokens[1 : length + 1]), -1)
+    return ids, targets
+
+
 def pad_to_same_count(batches: list[MicroBatch], spare: MicroBatch, runtime: Runtime) -> list[MicroBatch]:
     """The micro-batches, and copies of `spare` without targets until every rank has as many: FSDP2 gathers weights in each."""
     most = max(runtime.gather(len(batches)))
@@ -65,12 +80,13 @@ def train_step(
     *,
     clip_norm: float = 0.0,
     loss_of: Callable[[nn.Module, MicroBatch], Tensor] = next_token_loss,
-    flags: Sequence[bool] = (),
+    save_due: bool = False,
+    stop: bool = False,
 ) -> StepResult:
     """Learn from micro-batches: one update by the mean loss over all their targets on all ranks.
 
     A step without a single target, or with a loss or gradient that is not finite, changes nothing: no weight, no momentum.
-    The ranks agree on `flags` (whether one of them wants to stop, or to save) in an exchange that they need anyway.
+    Whether one of the ranks wants to save or to stop is summed along with the loss, so all of them know it without another wait.
     """
     start = time.perf_counter()
     optimizer.zero_grad()
@@ -88,8 +104,10 @@ def train_step(
         own_loss += loss.detach()
     own_norm = optimizer.reduce() / scaler.scale
     own = torch.stack([own_norm.to(runtime.wire).double().square(), own_loss.to(runtime.wire).double()])
-    sums = runtime.total(torch.cat([own, own.new_tensor([float(flag) for flag in flags])]))
-    norm_squared, loss_sum, *flag_sums, targets, tokens = torch.cat([sums, counts]).tolist()  # the only wait for other ranks
+    sums = runtime.total(torch.cat([own, own.new_tensor([save_due, stop])]))
+    norm_squared, loss_sum, saving, stopping, targets, tokens = torch.cat(
+        [sums, counts]
+    ).tolist()  # the only wait for other ranks
     norm = math.sqrt(norm_squared) if norm_squared >= 0 else math.nan
     finite = math.isfinite(norm) and math.isfinite(loss_sum)
     if finite and targets:
@@ -105,7 +123,8 @@ def train_step(
         targets=int(targets),
         seconds=time.perf_counter() - start,
         finite=finite,
-        flags=tuple(count > 0 for count in flag_sums),
+        save_due=saving > 0,
+        stop=stopping > 0,
     )
 
 
@@ -118,7 +137,8 @@ def merge_results(results: list[StepResult]) -> StepResult:
         targets=sum(result.targets for result in results),
         seconds=sum(result.seconds for result in results),
         finite=all(result.finite for result in results),
-        flags=results[-1].flags,
+        save_due=results[-1].save_due,
+        stop=results[-1].stop,
     )
 
 

@@ -201,7 +201,7 @@ def test_loading_is_shown_until_the_model_is_there(open_page, serving, scripted,
     client = serving(None)
     page = open_page(client=client)
     page.wait_for_selector("#notice:text('loading')")
-    client.service.open(scripted(answer))
+    client.service.models.open(scripted(answer))
     ready(page)
     assert page.is_hidden("#notice")
 
@@ -242,7 +242,7 @@ def test_a_question_asked_while_the_model_loads_is_sent_when_it_is_ready(open_pa
     page = open_page(client=client)
     say(page, "early", wait=False)
     page.wait_for_selector(".note:text('as soon as it is ready')")
-    client.service.open(scripted(answer))
+    client.service.models.open(scripted(answer))
     done(page)
     assert last_answer(page) == "You said: early"
     assert page.locator("article").count() == 2
