@@ -103,8 +103,10 @@ def test_requests_that_arrive_later_join_the_batch(model, tok):
         assert ids_of(tokens[request]) == greedy_by_full_forward(model, tok, prompt, 40)
 
 
-def test_a_seed_gives_the_same_text_whatever_else_is_in_the_batch(model, tok):
-    options = Sampling(seed=11, temperature=0.9, top_p=0.95, max_tokens=20)
+@pytest.mark.parametrize("restricted", [{}, {"top_k": 9}, {"temperature": 0.9, "top_p": 0.95}])
+def test_a_seed_gives_the_same_text_whatever_else_is_in_the_batch(model, tok, restricted):
+    """In torch a row that leaves nothing out was drawn otherwise beside one that does."""
+    options = Sampling(seed=11, max_tokens=20, **restricted)
     alone = Engine(model, tok)
     request = alone.submit(prompt_of(7), options)
     expected = ids_of(run(alone)[request])

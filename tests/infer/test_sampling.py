@@ -153,9 +153,9 @@ def test_greedy_log_probability_is_exactly_the_top_one():
 OPTIONS = st.builds(
     Sampling,
     temperature=st.sampled_from([0.05, 0.7, 1.0, 3.0]),
-    top_k=st.integers(0, 60),
-    top_p=st.sampled_from([1.0, 0.9, 0.5, 1e-9]),
-    min_p=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    top_k=st.just(0) | st.integers(0, 60),
+    top_p=st.sampled_from([1.0, 1.0, 1.0, 0.9, 0.5, 1e-9]),
+    min_p=st.sampled_from([0.0, 0.0, 0.0, 0.02, 0.3, 1.0]),
 )
 
 

@@ -39,7 +39,12 @@ def draw_in_torch(logits: Tensor, draws: Tensor, candidates: int | None) -> Tens
     temperature, top_k, top_p, min_p, uniform = draws.unsqueeze(2).unbind(1)  # (B, 1) each
     logits, order = logits.float(), None
     if candidates:
-        logits, order = logits.topk(candidates, dim=-1)  # most likely first
+        likeliest, order = logits.topk(candidates, dim=-1)  # most likely first
+        if candidates == logits.size(-1):  # rows that leave nothing out stay as they stand, and so draw the same as by themselves
+            restricted = (top_k > 0) | (top_p < 1) | (min_p > 0)
+            order = torch.where(restricted, order, torch.arange(candidates, device=logits.device))
+            likeliest = torch.where(restricted, likeliest, logits)
+        logits = likeliest
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature.clamp(min=1e-6).float()
     if order is not None:
         place = torch.arange(candidates, device=logits.device)
