@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -53,8 +54,12 @@ def test_stop_accepts_what_apis_send():
 
 def sample(logits, settings, randoms):
     """Next tokens of logits (B, V), each row with settings and random numbers of its own."""
-    found = [setting.draw(random) for setting, random in zip(settings, randoms, strict=True)]
-    return [int(row.argmax()) if how is None else draw(row[None], [how])[0] for row, how in zip(logits, found, strict=True)]
+    hows = [setting.draw(random) for setting, random in zip(settings, randoms, strict=True)]
+    tokens, drawn = logits.argmax(-1).tolist(), [row for row, how in enumerate(hows) if how]
+    if drawn:
+        for row, token in zip(drawn, draw(logits[drawn], [how for how in hows if how]), strict=True):
+            tokens[row] = token
+    return tokens
 
 
 def draws(logits, count=4000, **options):
@@ -87,6 +92,11 @@ def test_samples_of_one_prompt_are_independent_from_the_first_token():
     options = Sampling(seed=3)
     first = sample(logits.expand(64, -1).numpy(), [options] * 64, [options.random(0, i) for i in range(64)])
     assert len(set(first)) > 50
+
+
+def test_more_tokens_than_there_are_is_all():
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(1))
+    assert draws(logits, top_k=10**400) == draws(logits, top_k=50)
 
 
 def test_top_k_zero_is_off():
@@ -202,4 +212,5 @@ def test_penalties_and_biases_are_what_their_papers_say():
     assert after(frequency_penalty=0.5) == [2.0, -2.5, 1.0, -0.5, 0.0]
     assert after(logit_bias={4: 3.0, 99: 1.0}) == [2.0, -2.0, 1.0, 0.5, 3.0]
     assert logits.tolist() == [2.0, -2.0, 1.0, 0.5, 0.0]
+    assert np.isfinite(after(repetition_penalty=1e-300)).all()
     assert not Sampling().adjusts

@@ -22,6 +22,8 @@ from nutshell.tokenizer._bpe import draw as native_draw
 Logits = NDArray[np.float32]
 
 MIN_TEMPERATURE = 1e-6  # below it fp32 cannot tell the second best from impossible
+MIN_PENALTY = 1e-6  # below it fp32 logits become infinite
+MOST_TOKENS = 1 << 31  # that a vocabulary could have
 MAX_TOP_LOGPROBS = 100
 
 
@@ -120,7 +122,8 @@ class Sampling:
         the same on every device."""
         if self.temperature == 0:
             return None
-        return Draw(max(self.temperature, MIN_TEMPERATURE), self.top_k, self.top_p, self.min_p, random.random())
+        top_k = min(self.top_k, MOST_TOKENS)
+        return Draw(max(self.temperature, MIN_TEMPERATURE), top_k, self.top_p, self.min_p, random.random())
 
     def random(self, *stream: int) -> Random:
         """The random numbers of one row: of the seed and `stream`, or of the machine's entropy without a seed."""
@@ -149,7 +152,7 @@ def adjusted(logits: Logits, sampling: Sampling, prompt: Sequence[int], reply: S
     logits = logits.copy()
     if sampling.repetition_penalty != 1:
         seen = sorted({*prompt, *reply})
-        values, penalty = logits[seen], np.float32(sampling.repetition_penalty)
+        values, penalty = logits[seen], np.float32(max(sampling.repetition_penalty, MIN_PENALTY))
         logits[seen] = np.where(values > 0, values / penalty, values * penalty)
     if reply and (sampling.presence_penalty or sampling.frequency_penalty):
         counts = Counter(reply)
