@@ -305,6 +305,8 @@ def test_f27_a_failed_step_is_everybodys_error(model, tok, monkeypatch):
     waiting = engine.submit([1, 2, 3])
     with pytest.raises(RuntimeError, match="a broken step"):
         engine.sample([[1, 2, 3]], 1)
+    with pytest.raises(RuntimeError, match="a broken step"):
+        list(engine.chat([{"role": "user", "content": "Hi"}]))
     assert isinstance(waiting.error, RuntimeError)
 
 

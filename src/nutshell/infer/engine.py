@@ -284,7 +284,8 @@ class Engine:
                     finished = delta.finish is not None
                     yield delta
             if request.error or not finished:
-                raise RuntimeError(f"a step of the engine failed while this reply was made ({request.error}).") from request.error
+                reason = request.error or "a step of the engine failed."
+                raise RuntimeError(f"this reply could not be finished: {reason}") from request.error
         finally:
             self._withdraw([request])
             del self._inboxes[request]
@@ -341,5 +342,5 @@ class Engine:
         finally:
             self._withdraw(requests)
         if failed := next((request.error for request in requests if request.error), None):
-            raise RuntimeError(f"a step of the engine failed while these replies were made ({failed}).") from failed
+            raise RuntimeError(f"a reply could not be finished: {failed}") from failed
         return [[request.completion() for request in group] for group in groups]
