@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from decoding import Rows
 
 from nutshell.machine import cpu_dtype
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
-from nutshell.model.kv_cache import KVCache
 from nutshell.plan.hardware import peak_flops
 from nutshell.plan.recipe import OptimizerConfig
 from nutshell.plan.schedule import Schedule
@@ -117,8 +117,8 @@ def train_and_decode(device: torch.device, dtype: torch.dtype) -> tuple[list[flo
     rates = [Schedule().at(step, 5) for step in range(5)]
     losses = [train_step(model, optimizer, [batch], rate, runtime, LossScaler()).loss for rate in rates]
     frozen = model.for_inference()
-    cache = KVCache(frozen.config, rows=1, device=device, dtype=dtype)
-    logits = [frozen.decode(rows[:1, t : t + 1], cache, torch.tensor([0], device=device)) for t in range(3)]
+    decoding = Rows(frozen, 1, device, dtype)
+    logits = [decoding.feed(rows[:1, t : t + 1]) for t in range(3)]
     return losses, torch.cat(logits).cpu()
 
 

@@ -42,11 +42,10 @@ class ScriptedGPT(GPT):
         self.script: dict[int, int] = {}
         self.calls: list[tuple[int, int]] = []  # (rows, tokens per row)
 
-    def decode(self, ids, cache, rows, *, last_only=False, reach=None):
-        start = cache.lengths[rows].tolist()
-        logits = super().decode(ids, cache, rows, reach=reach).clone()
+    def decode(self, ids, cache, tables, start, previous, *, last_only=False):
+        logits = super().decode(ids, cache, tables, start, previous).clone()
         self.calls.append(tuple(ids.shape))
-        for row, position in enumerate(start):
+        for row, position in enumerate(start.tolist()):
             for t in range(ids.size(1)):
                 if position + t + 1 in self.script:
                     logits[row, t, self.script[position + t + 1]] += 1000

@@ -6,12 +6,13 @@ from nutshell import machine
 from nutshell.infer import cache_memory
 from nutshell.infer.cache_memory import bytes_per_token, cache_blocks, describe_cache, free_memory
 from nutshell.infer.native import NativeRunner
+from nutshell.model.kv_blocks import BLOCK
 from nutshell.model.kv_cache import KVCache
 
 
 def test_bytes_of_a_token_are_those_of_the_tensors(model):
-    cache = KVCache(model.config, rows=2)
-    tokens = 2 * model.config.context
+    cache = KVCache(model.config, blocks=7)
+    tokens = 7 * BLOCK
     assert bytes_per_token(model.config, "float32") * tokens == cache.keys.nbytes + cache.values.nbytes
     assert describe_cache(model, 10_000) == "10,000 tokens of 384 bytes, 4 MiB"
 

@@ -1,11 +1,11 @@
 """Small models whose every weight matters, as folders."""
 
 import torch
+from decoding import Rows
 
 from nutshell import checkpoint
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
-from nutshell.model.kv_cache import KVCache
 from nutshell.tokenizer import Tokenizer
 
 TEXTS = ["the cat sat on the mat, naïve café; 日本語 and 12 + 345 = 357\n\n  so it is, isn't it", "lower lowest low"] * 9
@@ -42,6 +42,6 @@ def greedy(model, prompt, count):
     token hides what is before it, in decoding, as elsewhere, it does not.)"""
     ids = list(prompt)
     for _ in range(count):
-        logits = model.decode(torch.tensor([ids]), KVCache(model.config, 1), torch.tensor([0]), last_only=True)
+        logits = Rows(model, 1).feed(torch.tensor([ids]), last_only=True)
         ids.append(int(logits[0, -1].argmax()))
     return ids[len(prompt) :]

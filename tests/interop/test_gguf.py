@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from decoding import Rows
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import CHATS, greedy, save_folder
@@ -18,7 +19,6 @@ import nutshell
 from nutshell import checkpoint
 from nutshell.interop.gguf import TEMPLATE, export_gguf
 from nutshell.interop.quantize import q4_0, q8_0
-from nutshell.model.kv_cache import KVCache
 from nutshell.tokenizer.chat import render_prompt
 
 blocks = st.lists(st.floats(-100, 100, width=32).map(lambda x: x if abs(x) > 1e-30 else 0.0), min_size=32, max_size=32)
@@ -109,8 +109,7 @@ def test_llama_cpp_answers_the_same(tmp_path, changes, kind):
 
 def nearly_greedy(model, prompt, reply, tie):
     """Whether each token of a reply is the most likely one, or within `tie` logits of it."""
-    cache, rows = KVCache(model.config, 1), torch.tensor([0])
-    logits = model.decode(torch.tensor([prompt + reply]), cache, rows)[0, len(prompt) - 1 : -1]
+    logits = Rows(model, 1).feed(torch.tensor([prompt + reply]))[0, len(prompt) - 1 : -1]
     return (logits.max(1).values - logits.gather(1, torch.tensor(reply).unsqueeze(1)).squeeze(1)).max() < tie
 
 

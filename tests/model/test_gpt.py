@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from decoding import Rows
 
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
 from nutshell.model.kv_blocks import BLOCK
-from nutshell.model.kv_cache import KVCache
 
 
 def tiny(**changes) -> GPT:
@@ -108,20 +108,19 @@ def test_decoding_one_token_at_a_time_equals_the_whole_row_past_the_window():
     ids = documents(30)
     with torch.no_grad():
         whole = model(ids[None])[0]
-    cache = KVCache(model.config, rows=3, capacity=32)
-    row = torch.tensor([1])
-    steps = [model.decode(ids[None, :5], cache, row)[0]]
-    steps += [model.decode(ids[None, t : t + 1], cache, row)[0] for t in range(5, 30)]
+    rows, row = Rows(model, 3), slice(1, 2)
+    steps = [rows.feed(ids[None, :5], row)[0]]
+    steps += [rows.feed(ids[None, t : t + 1], row)[0] for t in range(5, 30)]
     assert torch.allclose(torch.cat(steps), whole, atol=1e-4)
 
 
 def test_decoding_rows_of_different_length_equals_each_row_alone():
     model = tiny()
     first, second = documents(20, 5), documents(32, 6)
-    cache, rows = KVCache(model.config, rows=2, capacity=32), torch.tensor([0, 1])
-    model.decode(first[None, :15], cache, rows[:1])
-    model.decode(second[None, :27], cache, rows[1:])
-    got = model.decode(torch.stack([first[15:], second[27:]]), cache, rows)
+    rows = Rows(model, 2)
+    rows.feed(first[None, :15], slice(0, 1))
+    rows.feed(second[None, :27], slice(1, 2))
+    got = rows.feed(torch.stack([first[15:], second[27:]]))
     with torch.no_grad():
         assert torch.allclose(got[0], model(first[None])[0, 15:], atol=1e-4)
         assert torch.allclose(got[1], model(second[None])[0, 27:], atol=1e-4)
@@ -132,11 +131,11 @@ def test_rows_go_on_from_a_block_that_they_share():
     model = tiny()
     ids, other = documents(20), documents(20, 3)
     other[:BLOCK] = ids[:BLOCK]
-    cache, rows = KVCache(model.config, rows=3, capacity=32, blocks=5), torch.arange(3)
-    model.decode(ids[None, :BLOCK], cache, rows[:1])
-    cache.tables[:] = torch.tensor([[0, 3], [0, 1], [0, 4]])
-    cache.lengths[:], cache.previous[:] = BLOCK, ids[BLOCK - 1]
-    got = model.decode(torch.stack([ids, other, ids])[:, BLOCK:], cache, rows)
+    rows = Rows(model, 3)
+    rows.feed(ids[None, :BLOCK], slice(0, 1))
+    rows.tables[:] = torch.tensor([[0, 3], [0, 1], [0, 4]])
+    rows.lengths[:], rows.previous[:] = BLOCK, ids[BLOCK - 1]
+    got = rows.feed(torch.stack([ids, other, ids])[:, BLOCK:])
     with torch.no_grad():
         assert torch.allclose(got, model(torch.stack([ids, other, ids]))[:, BLOCK:], atol=1e-4)
     assert torch.equal(got[0], got[2])

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from decoding import Rows
 from portable_models import SHAPES, portable, portable_config, row
 from torch.utils.flop_counter import FlopCounterMode
 
 from nutshell.model.build import build_model
 from nutshell.model.config_file import config_from_json, config_to_json
 from nutshell.model.flops import flops_per_token, matrix_parameters, parameters_by_group
-from nutshell.model.kv_cache import KVCache
 
 
 @pytest.mark.parametrize("changes", SHAPES)
@@ -49,9 +49,9 @@ def test_decoding_one_token_at_a_time_equals_the_whole_row(changes):
     ids = row(50)
     with torch.no_grad():
         whole = model(ids[None])[0]
-    cache = KVCache(model.config, rows=3)
-    steps = [model.decode(ids[None, :5], cache, torch.tensor([1]))[0]]
-    steps += [model.decode(ids[None, t : t + 1], cache, torch.tensor([1]))[0] for t in range(5, 50)]
+    rows, one = Rows(model, 3), slice(1, 2)
+    steps = [rows.feed(ids[None, :5], one)[0]]
+    steps += [rows.feed(ids[None, t : t + 1], one)[0] for t in range(5, 50)]
     assert torch.allclose(torch.cat(steps), whole, atol=1e-4)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from decoding import Rows
 from tiny_run import RUNTIME, STEPS, lines, quick_evaluations, recipe
 
 import nutshell
@@ -14,7 +15,6 @@ from nutshell.cli.recipe import with_shape_of
 from nutshell.config import load_toml
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
-from nutshell.model.kv_cache import KVCache
 from nutshell.plan.plan import draft_plan
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.shape import make_shape
@@ -71,14 +71,14 @@ def test_decoding_equals_whole_rows():
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn(parameter.shape))
     ids = torch.randint(1, 50, (3, 32))
-    whole, cache, rows = model(ids), KVCache(model.config, 3), torch.arange(3)
+    whole, decoding, rows = model(ids), Rows(model, 3), torch.arange(3)
     counts = torch.tensor([5, 20, 1])
     for row, count in enumerate(counts.tolist()):
-        first = model.decode(ids[row : row + 1, :count], cache, rows[row : row + 1], last_only=True)
+        first = decoding.feed(ids[row : row + 1, :count], slice(row, row + 1), last_only=True)
         assert torch.allclose(first[0, 0], whole[row, count - 1], atol=1e-5)
     for _ in range(12):
         new = ids[rows, counts].unsqueeze(1)
-        assert torch.allclose(model.decode(new, cache, rows)[:, 0], whole[rows, counts], atol=1e-5)
+        assert torch.allclose(decoding.feed(new)[:, 0], whole[rows, counts], atol=1e-5)
         counts += 1
     frozen = model.for_inference()
     assert torch.equal(frozen(ids), whole)

@@ -17,7 +17,7 @@ from nutshell.infer.cuda_graphs import DecodeGraphs
 from nutshell.infer.runner import LOGITS_AT_ONCE
 from nutshell.infer.sampling import Logits
 from nutshell.infer.torch_sampling import GREEDY, candidates_of, draw_in_torch
-from nutshell.model.kv_blocks import BLOCK, blocks_of
+from nutshell.model.kv_blocks import blocks_of
 from nutshell.model.kv_cache import KVCache
 from nutshell.model.probe import why_not_paged
 
@@ -33,7 +33,8 @@ class TorchRunner:
     ) -> None:
         self.model, self.vocab_size = model, vocab_size
         self.device = next(model.parameters()).device
-        self.cache = KVCache(model.config, rows, context, self.device, model.compute_dtype, blocks=blocks)
+        self.columns = blocks_of(context)
+        self.cache = KVCache(model.config, blocks or rows * self.columns, self.device, model.compute_dtype)
         self.graphs: DecodeGraphs | None = None
         if kernels and self.device.type == "cuda":
             reason = why_not_paged(model.config, self.device, model.compute_dtype)
@@ -69,11 +70,12 @@ class TorchRunner:
     def _call(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
         """Logits (B, V) and next tokens (B,) of chunks of one length."""
         used = [list(chunk.blocks[: blocks_of(chunk.start + len(chunk.ids))]) for chunk in chunks]
-        fresh = [block for chunk, blocks in zip(chunks, used, strict=True) for block in blocks[blocks_of(chunk.start) :]]
-        self.cache.clear(torch.tensor(fresh, dtype=torch.long, device=self.device))
+        if not self.cache.paged:
+            fresh = [block for chunk, blocks in zip(chunks, used, strict=True) for block in blocks[blocks_of(chunk.start) :]]
+            self.cache.clear(torch.tensor(fresh, dtype=torch.long, device=self.device))
         tokens = len(chunks[0].ids)
         graphs = self.graphs if tokens == 1 else None
-        columns = self.cache.tables.size(1) if graphs else max(map(len, used))
+        columns = self.columns if graphs else max(map(len, used))
         table = torch.tensor(  # what lies behind a row's last block is not looked at, or masked
             [
                 [*chunk.ids, chunk.start, chunk.previous, *blocks, *blocks[-1:] * (columns - len(blocks))]
@@ -91,10 +93,6 @@ class TorchRunner:
         """Logits (B, V) and next tokens (B,). A row of the table for each sequence: its new tokens, how many the cache holds, the
         token before, its blocks. How tokens are drawn: see `draw_in_torch`."""
         ids, start, previous, blocks = table.split([tokens, 1, 1, table.size(1) - tokens - FIXED], dim=1)
-        rows = torch.arange(len(table), device=self.device)
-        self.cache.tables[: len(table), : blocks.size(1)] = blocks
-        self.cache.lengths[: len(table)] = start[:, 0]
-        self.cache.previous[: len(table)] = previous[:, 0]
-        reach = BLOCK * blocks.size(1)
-        logits = self.model.decode(ids, self.cache, rows, last_only=True, reach=reach)[:, 0, : self.vocab_size]
+        places = blocks, start.squeeze(1), previous.squeeze(1)
+        logits = self.model.decode(ids, self.cache, *places, last_only=True)[:, 0, : self.vocab_size]
         return logits, draw_in_torch(logits, draws, candidates)

@@ -121,16 +121,15 @@ class Decoder(nn.Module):
         return self.loss(hidden.flatten(0, 1), targets.flatten(), None if weights is None else weights.flatten())
 
     @torch.inference_mode()
-    def decode(self, ids: Tensor, cache: KVCache, rows: Tensor, *, last_only: bool = False, reach: int | None = None) -> Tensor:
-        """Append tokens ids (B, T) to the cache rows `rows` (B,), each at its own length: fp32 logits (B, T, V).
+    def decode(
+        self, ids: Tensor, cache: KVCache, tables: Tensor, start: Tensor, previous: Tensor, *, last_only: bool = False
+    ) -> Tensor:
+        """Tokens ids (B, T) of rows that hold `start` (B,) tokens, written into the rows' blocks: fp32 logits (B, T, V).
 
-        With `last_only` just the logits of each row's last token are computed: (B, 1, V). The caller keeps a row within the
-        cache's capacity, and may say how far the longest reaches (`KVCache.slots`).
+        tables (B, n) names each row's blocks, the new tokens' included. previous (B,) is the token before each row's first new
+        one, -1 where there is none. With `last_only` just the logits of each row's last token are computed: (B, 1, V).
         """
-        slots = cache.slots(rows, ids.size(1), reach)
+        slots = cache.slots(tables, start, ids.size(1))
         cos, sin = (table[slots.positions].to(self.compute_dtype) for table in (self.cos, self.sin))  # (B, T, 1, D)
-        x = self.hidden_states(
-            ids, AttentionContext(positions=slots.positions, cos=cos, sin=sin, slots=slots), cache.previous[rows]
-        )
-        cache.advance(rows, ids)
+        x = self.hidden_states(ids, AttentionContext(positions=slots.positions, cos=cos, sin=sin, slots=slots), previous)
         return self.head(x[:, -1:] if last_only else x)

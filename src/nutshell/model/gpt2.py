@@ -108,8 +108,7 @@ class GPT2(Decoder):
 
     def hidden_states(self, ids: Tensor, ctx: AttentionContext, previous: Tensor | None = None) -> Tensor:
         """Embedding, all blocks and the last norm: (B, T, C). The token before a row's first does not matter here."""
-        positions = ctx.positions.clamp(max=self.config.context - 1)  # padding may run over the end
-        x = (self.embedding(ids) + self.positions(positions)).to(self.compute_dtype)
+        x = (self.embedding(ids) + self.positions(ctx.positions)).to(self.compute_dtype)
         for block in self.blocks:
             x = block(x, ctx)
         return self.final_norm(x)

@@ -11,6 +11,7 @@ from torch import Tensor
 from nutshell.model.attention import causal_attention, decode_attention, make_mask
 from nutshell.model.config import ModelConfig
 from nutshell.model.flash import load_kernel
+from nutshell.model.kv_blocks import BLOCK, blocks_of
 from nutshell.model.kv_cache import KVCache
 
 PREFERENCE = ("flash3", "flex", "varlen", "blocked")
@@ -68,17 +69,17 @@ def why_not_paged(config: ModelConfig, device: torch.device, dtype: torch.dtype)
     except ImportError:
         return "Triton is not installed"
     generator = torch.Generator().manual_seed(0)
-    cache = KVCache(replace(config, depth=1), 2, min(config.context, 600), device, dtype)
-    start = torch.tensor([cache.capacity - 3, min(20, cache.capacity - 3)], device=device)
-    cache.lengths[:] = start
+    columns = blocks_of(min(config.context, 600))
+    cache = KVCache(replace(config, depth=1), 2 * columns, device, dtype)
+    tables = torch.randperm(2 * columns, generator=generator).view(2, columns).to(device)
     try:
-        for tokens, window in ((1, cache.capacity), (3, 17)):
+        for tokens, window in ((1, config.context), (3, 17)):
             for numbers in (cache.keys, cache.values):
                 numbers.copy_(torch.randn(numbers.shape, generator=generator))
             q = torch.randn(2, tokens, config.heads, config.head_dim, generator=generator).to(device, dtype)
-            slots = cache.slots(torch.arange(2, device=device), tokens)
-            found = paged_attention(q, cache.keys[0], cache.values[0], slots.tables, start, window)
-            keys, values = slots.gather(0)
+            start = torch.tensor([BLOCK * columns - tokens, 5], device=device)
+            keys, values = cache.slots(tables, start, tokens).gather(0)
+            found = paged_attention(q, cache.keys[0], cache.values[0], tables, start, window)
             _compare(found, decode_attention(q.float(), keys.float(), values.float(), start, window))
     except Exception as error:  # whatever a compiler or a driver raises, copies still work
         return _in_short(error)
