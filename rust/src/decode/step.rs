@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use super::batch::{check, chunks, Chunk, Sequence, Token, Wanted, TOKENS_AT_ONCE};
 use super::cache::{Cache, Element};
 use super::math::{self, inverse_rms, sigmoid};
-use super::matrix::{Input, Matrix, PANEL};
+use super::matrix::{Input, Matrix, PAIR, PANEL};
 use super::model::{Decoder, Layer, Shape};
 use super::output::{Output, Store};
 use super::sampling::highest;
@@ -227,8 +227,8 @@ impl<E: Element> Part<'_, E> {
 
     /// This thread's columns of what a product with so many outputs has written.
     fn columns(&self, outputs: usize) -> Range<usize> {
-        let panels = self.share(outputs.div_ceil(PANEL));
-        panels.start * PANEL..(panels.end * PANEL).min(outputs)
+        let pairs = self.share(outputs.div_ceil(PAIR * PANEL));
+        pairs.start * PAIR * PANEL..(pairs.end * PAIR * PANEL).min(outputs)
     }
 
     /// Norms the residual stream of some tokens and makes it the input of products.
@@ -252,7 +252,7 @@ impl<E: Element> Part<'_, E> {
     /// This thread's panels of a product.
     fn product(&self, matrix: &Matrix, input: &Input, output: &Output<'_>) {
         // SAFETY: `dot::kernel` has found the kernel's instructions on this processor.
-        unsafe { (self.model.product)(matrix, &self.model.lines, self.share(matrix.panels()), input, output) }
+        unsafe { (self.model.product)(matrix, &self.model.lines, self.share(matrix.pairs()), input, output) }
     }
 
     /// This thread's panels of a product with some tokens, into a buffer.

@@ -30,7 +30,7 @@ fn product(kind: Kind, level: Level, outputs: usize, inputs: usize, tokens: usiz
     // SAFETY: the numbers are there, and `kernel` has found the instructions.
     unsafe {
         let output = Output::new((found.as_mut_ptr(), found.len()), stride, &rows, Store::Set);
-        kernel(kind, level).0(&matrix, &lines, 0..matrix.panels(), &input, &output);
+        kernel(kind, level).0(&matrix, &lines, 0..matrix.pairs(), &input, &output);
     }
     found.chunks_exact(stride).map(<[f32]>::to_vec).collect()
 }
