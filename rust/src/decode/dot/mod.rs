@@ -89,10 +89,10 @@ fn strip<D: Dot, const PANELS: usize, const SUMS: usize>(
     }
 }
 
-/// With up to `FEW` tokens whole groups of panels are taken, which is in the order of memory, with more of them pairs, so that
-/// weights are loaded half as often from the cache.
+/// With up to `FEW` tokens tiles have whole groups of panels, which reads memory in order, with more of them `PANELS`, one or
+/// two, so that more tokens share a load of the weights.
 #[inline(always)]
-fn product<D: Dot, const FEW: usize, const SUMS: usize>(
+fn product<D: Dot, const FEW: usize, const PANELS: usize, const SUMS: usize>(
     matrix: &Matrix,
     lines: &Lines,
     pairs: Range<usize>,
@@ -105,29 +105,29 @@ fn product<D: Dot, const FEW: usize, const SUMS: usize>(
             strip::<D, GROUP, SUMS>((matrix, lines, panel), input, output);
             panel += GROUP;
         } else {
-            strip::<D, PAIR, SUMS>((matrix, lines, panel), input, output);
-            panel += PAIR;
+            strip::<D, PANELS, SUMS>((matrix, lines, panel), input, output);
+            panel += PANELS;
         }
     }
 }
 
 /// A kernel with its instructions enabled: without the attribute intrinsics are calls, ten times slower.
 macro_rules! entry {
-    ($name:ident, $features:literal, $dot:ty, $few:literal, $sums:literal) => {
+    ($name:ident, $features:literal, $dot:ty, $few:literal, $panels:literal, $sums:literal) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = $features)]
         fn $name(matrix: &Matrix, lines: &Lines, pairs: Range<usize>, input: &Input, output: &Output<'_>) {
-            product::<$dot, $few, $sums>(matrix, lines, pairs, input, output);
+            product::<$dot, $few, $panels, $sums>(matrix, lines, pairs, input, output);
         }
     };
 }
 
-entry!(avx512_f32, "avx512f", avx512::F32, 32, 24);
-entry!(avx512_bf16, "avx512f,avx512bf16", avx512::Bf16, 32, 24);
-entry!(avx512_int8, "avx512f,avx512bw,avx512vnni", avx512::Int8, 32, 24);
-entry!(avx2_f32, "avx2,fma", avx2::F32, 1, 6);
-entry!(avx2_bf16, "avx2,fma", avx2::Bf16, 1, 6);
-entry!(avx2_int8, "avx2,fma", avx2::Int8, 1, 6);
+entry!(avx512_f32, "avx512f", avx512::F32, 32, 2, 24);
+entry!(avx512_bf16, "avx512f,avx512bf16", avx512::Bf16, 32, 2, 24);
+entry!(avx512_int8, "avx512f,avx512bw,avx512vnni", avx512::Int8, 32, 2, 24);
+entry!(avx2_f32, "avx2,fma", avx2::F32, 12, 1, 6);
+entry!(avx2_bf16, "avx2,fma", avx2::Bf16, 1, 1, 4);
+entry!(avx2_int8, "avx2,fma", avx2::Int8, 12, 1, 4);
 
 /// The fastest kernel that this processor has for matrices of this kind, not above `level`, and its name.
 pub fn kernel(kind: Kind, level: Level) -> (Product, &'static str) {
@@ -153,9 +153,9 @@ pub fn kernel(kind: Kind, level: Level) -> (Product, &'static str) {
     }
     let _ = level;
     match kind {
-        Kind::F32 => (product::<portable::F32, 1, 4>, "plain"),
-        Kind::Bf16 => (product::<portable::Bf16, 1, 4>, "plain"),
-        Kind::Int8 => (product::<portable::Int8, 1, 4>, "plain"),
+        Kind::F32 => (product::<portable::F32, 1, 1, 4>, "plain"),
+        Kind::Bf16 => (product::<portable::Bf16, 1, 1, 4>, "plain"),
+        Kind::Int8 => (product::<portable::Int8, 1, 1, 4>, "plain"),
     }
 }
 
