@@ -6,6 +6,8 @@ use super::math::{bf16, largest, rounded};
 pub const PANEL: usize = 16;
 /// Panels whose lines lie side by side, so that a token alone reads memory in order while four sums run at once.
 pub const GROUP: usize = 4;
+/// Panels that products take at least; threads share matrices by pairs.
+pub const PAIR: usize = 2;
 /// Words of a token that lie side by side: a tile of tokens finds the words of all at fixed distances from the first.
 pub const WORDS: usize = 256;
 
@@ -115,8 +117,14 @@ impl Matrix {
     }
 
     /// How many panels it has.
+    #[inline(always)]
     pub fn panels(&self) -> usize {
         self.scales.len()
+    }
+
+    /// How many pairs of panels it has; the last may be of one.
+    pub fn pairs(&self) -> usize {
+        self.panels().div_ceil(PAIR)
     }
 
     /// The lines of the group that a panel is in: (words, GROUP).

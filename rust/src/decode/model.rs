@@ -4,8 +4,8 @@
 
 use super::dot::{self, Level, Product};
 use super::matrix::{lines_of, Kind, Lines, Matrix, PANEL};
-use super::step::Workspace;
 use super::table::Table;
+use super::workspace::Workspace;
 
 const SMEAR_CHANNELS: usize = 24;
 pub(super) const VALUE_GATE_CHANNELS: usize = 12;

@@ -1,58 +1,16 @@
 //! One step: the next tokens of some sequences through all layers, divided among the threads.
 
 use std::ops::Range;
-use std::sync::Mutex;
 
 use super::batch::{check, chunks, Chunk, Sequence, Token, Wanted, TOKENS_AT_ONCE};
 use super::cache::{Cache, Element};
 use super::math::{self, inverse_rms, sigmoid};
-use super::matrix::{Input, Matrix, PANEL};
-use super::model::{Decoder, Layer, Shape};
+use super::matrix::{Input, Matrix, PAIR, PANEL};
+use super::model::{Decoder, Layer};
 use super::output::{Output, Store};
 use super::sampling::highest;
-use super::team::{share, Barrier, Shared, Team};
-
-/// Buffers (TOKENS_AT_ONCE, columns) that all threads share in a step, what each has for itself, and the threads.
-pub(super) struct Workspace {
-    /// The residual stream, the embedding it began with, and what it was after the middle layer.
-    x: Shared,
-    x0: Shared,
-    middle: Shared,
-    pub(super) queries: Shared,
-    pub(super) keys_values: Shared,
-    pub(super) attended: Shared,
-    hidden: Shared,
-    scratch: Vec<Mutex<Scratch>>,
-    team: Option<Team>,
-}
-
-/// What a thread has for itself.
-#[derive(Default)]
-struct Scratch {
-    normed: Vec<f32>,
-    /// Of an embedding.
-    row: Vec<f32>,
-    input: Input,
-    scores: Vec<f32>,
-}
-
-impl Workspace {
-    /// Of a model of this shape.
-    pub(super) fn new(shape: &Shape, threads: usize) -> Result<Workspace, String> {
-        let buffer = |columns: usize| Shared::new(TOKENS_AT_ONCE, columns.next_multiple_of(PANEL));
-        Ok(Workspace {
-            x: buffer(shape.width),
-            x0: buffer(shape.width),
-            middle: buffer(shape.width),
-            queries: buffer(shape.heads * shape.head_dim),
-            keys_values: buffer(2 * shape.kv_heads * shape.head_dim),
-            attended: buffer(shape.heads * shape.head_dim),
-            hidden: buffer(shape.mlp_width),
-            scratch: (0..threads).map(|_| Mutex::default()).collect(),
-            team: Some(Team::new(threads).map_err(|error| format!("no thread could be started ({error})"))?),
-        })
-    }
-}
+use super::team::{share, Barrier};
+use super::workspace::{Scratch, Shared, Workspace};
 
 impl Decoder {
     /// Runs the next tokens of some sequences: their keys and values go into the cache, the logits after the wanted tokens, in
@@ -227,8 +185,8 @@ impl<E: Element> Part<'_, E> {
 
     /// This thread's columns of what a product with so many outputs has written.
     fn columns(&self, outputs: usize) -> Range<usize> {
-        let panels = self.share(outputs.div_ceil(PANEL));
-        panels.start * PANEL..(panels.end * PANEL).min(outputs)
+        let pairs = self.share(outputs.div_ceil(PAIR * PANEL));
+        pairs.start * PAIR * PANEL..(pairs.end * PAIR * PANEL).min(outputs)
     }
 
     /// Norms the residual stream of some tokens and makes it the input of products.
@@ -252,7 +210,7 @@ impl<E: Element> Part<'_, E> {
     /// This thread's panels of a product.
     fn product(&self, matrix: &Matrix, input: &Input, output: &Output<'_>) {
         // SAFETY: `dot::kernel` has found the kernel's instructions on this processor.
-        unsafe { (self.model.product)(matrix, &self.model.lines, self.share(matrix.panels()), input, output) }
+        unsafe { (self.model.product)(matrix, &self.model.lines, self.share(matrix.pairs()), input, output) }
     }
 
     /// This thread's panels of a product with some tokens, into a buffer.

@@ -1,4 +1,4 @@
-//! Threads that run one function together, and what they share meanwhile.
+//! Threads that run one function together.
 
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
@@ -194,49 +194,6 @@ fn work(board: &Board, index: usize) {
 /// A part of 0..count for one of `threads`.
 pub fn share(count: usize, threads: usize, thread: usize) -> Range<usize> {
     count * thread / threads..count * (thread + 1) / threads
-}
-
-/// A matrix of activations (tokens, stride) that all threads read and each writes its own columns or tokens of.
-pub struct Shared {
-    data: Box<[UnsafeCell<f32>]>,
-    stride: usize,
-}
-
-// SAFETY: the methods below say what their callers keep to; with it no two threads touch one number while one of them writes.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// Zeros.
-    pub fn new(tokens: usize, stride: usize) -> Shared {
-        Shared { data: (0..tokens * stride).map(|_| UnsafeCell::new(0.0)).collect(), stride }
-    }
-
-    /// Where the numbers begin and how many they are, and from one token to the next.
-    pub fn raw(&self) -> ((*mut f32, usize), usize) {
-        ((UnsafeCell::raw_get(self.data.as_ptr()), self.data.len()), self.stride)
-    }
-
-    fn cells(&self, token: usize, columns: Range<usize>) -> &[UnsafeCell<f32>] {
-        &self.data[token * self.stride..(token + 1) * self.stride][columns]
-    }
-
-    /// # Safety
-    /// From the last barrier to the next no thread writes these columns of this token while the slice is alive.
-    pub unsafe fn get(&self, token: usize, columns: Range<usize>) -> &[f32] {
-        let cells = self.cells(token, columns);
-        // SAFETY: the cells are neighbours in memory, and by the caller's promise nobody writes them.
-        unsafe { std::slice::from_raw_parts(UnsafeCell::raw_get(cells.as_ptr()), cells.len()) }
-    }
-
-    /// # Safety
-    /// From the last barrier to the next no other thread reads or writes these columns of this token, and this thread holds no
-    /// other slice of them.
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn get_mut(&self, token: usize, columns: Range<usize>) -> &mut [f32] {
-        let cells = self.cells(token, columns);
-        // SAFETY: the cells are neighbours in memory, and by the caller's promise nobody else touches them.
-        unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len()) }
-    }
 }
 
 #[cfg(test)]

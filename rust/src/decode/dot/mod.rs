@@ -13,11 +13,11 @@ mod portable;
 
 use std::ops::Range;
 
-use super::matrix::{Input, Kind, Line, Lines, Matrix, GROUP, PANEL, WORDS};
+use super::matrix::{Input, Kind, Line, Lines, Matrix, GROUP, PAIR, PANEL, WORDS};
 use super::output::Output;
 use super::team::share;
 
-/// Multiplies panels with all tokens of an input.
+/// Multiplies pairs of panels with all tokens of an input.
 pub type Product = unsafe fn(&Matrix, &Lines, Range<usize>, &Input, &Output<'_>);
 
 /// One instruction set's way to multiply words of one kind.
@@ -55,12 +55,13 @@ fn tile<D: Dot, const PANELS: usize, const TOKENS: usize>(
         }
     }
     for (index, sums) in sums.into_iter().enumerate() {
-        for (place, sum) in sums.into_iter().enumerate() {
-            let mut outputs = D::finish(sum, input.sums[token + index]);
-            for (output, scale) in outputs.iter_mut().zip(&matrix.scales[panel + place]) {
-                *output *= scale * input.scales[token + index];
+        let token = token + index;
+        for (sum, panel) in sums.into_iter().zip(panel..matrix.panels()) {
+            let mut outputs = D::finish(sum, input.sums[token]);
+            for (output, scale) in outputs.iter_mut().zip(&matrix.scales[panel]) {
+                *output *= scale * input.scales[token];
             }
-            output.write(token + index, panel + place, outputs);
+            output.write(token, panel, outputs);
         }
     }
 }
@@ -88,52 +89,45 @@ fn strip<D: Dot, const PANELS: usize, const SUMS: usize>(
     }
 }
 
-/// With few tokens a tile has a whole group of panels, with more of them `PANELS`: `SUMS` sums fit into registers. What is
-/// left of a group that threads share or that is not full is multiplied panel by panel.
+/// With up to `FEW` tokens tiles have whole groups of panels, which reads memory in order, with more of them `PANELS`, one or
+/// two, so that more tokens share a load of the weights.
 #[inline(always)]
-fn product<D: Dot, const PANELS: usize, const SUMS: usize>(
+fn product<D: Dot, const FEW: usize, const PANELS: usize, const SUMS: usize>(
     matrix: &Matrix,
     lines: &Lines,
-    panels: Range<usize>,
+    pairs: Range<usize>,
     input: &Input,
     output: &Output<'_>,
 ) {
-    let mut panel = panels.start;
-    while panel < panels.end {
-        let left = (GROUP - panel % GROUP).min(panels.end - panel);
-        let at = (matrix, lines, panel);
-        if left == GROUP && GROUP * input.rows() <= SUMS {
-            strip::<D, GROUP, SUMS>(at, input, output);
+    let (mut panel, end) = (pairs.start * PAIR, pairs.end * PAIR);
+    while panel < end {
+        if input.rows() <= FEW && panel.is_multiple_of(GROUP) && panel + GROUP <= end {
+            strip::<D, GROUP, SUMS>((matrix, lines, panel), input, output);
             panel += GROUP;
-        } else if left >= PANELS {
-            strip::<D, PANELS, SUMS>(at, input, output);
-            panel += PANELS;
         } else {
-            for token in 0..input.rows() {
-                tile::<D, 1, 1>(at, (input, token), output);
-            }
-            panel += 1;
+            strip::<D, PANELS, SUMS>((matrix, lines, panel), input, output);
+            panel += PANELS;
         }
     }
 }
 
 /// A kernel with its instructions enabled: without the attribute intrinsics are calls, ten times slower.
 macro_rules! entry {
-    ($name:ident, $features:literal, $dot:ty, $panels:literal, $sums:literal) => {
+    ($name:ident, $features:literal, $dot:ty, $few:literal, $panels:literal, $sums:literal) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = $features)]
-        fn $name(matrix: &Matrix, lines: &Lines, panels: Range<usize>, input: &Input, output: &Output<'_>) {
-            product::<$dot, $panels, $sums>(matrix, lines, panels, input, output);
+        fn $name(matrix: &Matrix, lines: &Lines, pairs: Range<usize>, input: &Input, output: &Output<'_>) {
+            product::<$dot, $few, $panels, $sums>(matrix, lines, pairs, input, output);
         }
     };
 }
 
-entry!(avx512_f32, "avx512f", avx512::F32, 2, 24);
-entry!(avx512_bf16, "avx512f,avx512bf16", avx512::Bf16, 2, 24);
-entry!(avx512_int8, "avx512f,avx512bw,avx512vnni", avx512::Int8, 2, 24);
-entry!(avx2_f32, "avx2,fma", avx2::F32, 2, 6);
-entry!(avx2_bf16, "avx2,fma", avx2::Bf16, 2, 6);
-entry!(avx2_int8, "avx2,fma", avx2::Int8, 2, 6);
+entry!(avx512_f32, "avx512f", avx512::F32, 32, 2, 24);
+entry!(avx512_bf16, "avx512f,avx512bf16", avx512::Bf16, 32, 2, 24);
+entry!(avx512_int8, "avx512f,avx512bw,avx512vnni", avx512::Int8, 32, 2, 24);
+entry!(avx2_f32, "avx2,fma", avx2::F32, 12, 1, 6);
+entry!(avx2_bf16, "avx2,fma", avx2::Bf16, 1, 1, 4);
+entry!(avx2_int8, "avx2,fma", avx2::Int8, 12, 1, 4);
 
 /// The fastest kernel that this processor has for matrices of this kind, not above `level`, and its name.
 pub fn kernel(kind: Kind, level: Level) -> (Product, &'static str) {
@@ -159,9 +153,9 @@ pub fn kernel(kind: Kind, level: Level) -> (Product, &'static str) {
     }
     let _ = level;
     match kind {
-        Kind::F32 => (product::<portable::F32, 1, 4>, "plain"),
-        Kind::Bf16 => (product::<portable::Bf16, 1, 4>, "plain"),
-        Kind::Int8 => (product::<portable::Int8, 1, 4>, "plain"),
+        Kind::F32 => (product::<portable::F32, 1, 1, 4>, "plain"),
+        Kind::Bf16 => (product::<portable::Bf16, 1, 1, 4>, "plain"),
+        Kind::Int8 => (product::<portable::Int8, 1, 1, 4>, "plain"),
     }
 }
 
