@@ -78,9 +78,12 @@ def write_shards(documents: Iterable[str], folder: Path | str, *, source: Any = 
 
 
 def refuse_filled(folder: Path) -> None:
-    """ValueError if the folder for new shards holds something already, is a file, or has a name that Arrow cannot open."""
+    """ValueError if the folder for new shards holds something already, is a file or the current folder, or has a name that
+    Arrow cannot open."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder; delete it or choose another folder for the shards")
+    if folder.exists() and folder.samefile(Path.cwd()):
+        raise ValueError(f"{folder} is the folder that this runs in, which cannot be replaced; choose another")
     try:
         str(folder.absolute()).encode("utf-8")
     except UnicodeEncodeError:
