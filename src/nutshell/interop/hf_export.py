@@ -18,7 +18,7 @@ from nutshell.checkpoint import load_model
 from nutshell.files import read_record, write_json
 from nutshell.interop.gpt2 import config_to_gpt2, weights_to_gpt2
 from nutshell.interop.hf_nanochat import config_to_nanochat, weights_to_nanochat
-from nutshell.interop.output import TEMPERATURE, TOP_K, new_folder
+from nutshell.interop.output import new_folder
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
@@ -32,6 +32,8 @@ OWN_CODE = {
     },
 }
 """Fields of `config.json` by which transformers finds the code of an architecture that it does not have."""
+TEMPERATURE, TOP_K = 0.4, 50
+"""How exported models sample unless told otherwise."""
 
 
 def export_hf(model: Path, out: Path, *, nanochat: bool = False) -> Path:
