@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,25 +25,28 @@ def kind_of(path: Path) -> str:
     return Path(name).suffix
 
 
-def read_blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
-    """The bytes of a file in blocks, decompressed."""
-    return _read(path, lambda stream: stream.read(size))
-
-
-def _read(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file as a stream, decompressed. ValueError if it cannot be unpacked."""
     codec = COMPRESSED.get(path.suffix.lower(), ("", ""))[0]
     if not codec:
         with open(path, "rb") as plain:
-            yield from iter(lambda: read(plain), b"")
+            yield plain
         return
     import pyarrow
 
     try:
         with open(path, "rb") as plain, pyarrow.input_stream(plain, compression=codec) as packed:
             stream: Any = io.BufferedReader(packed)
-            yield from iter(lambda: read(stream), b"")
+            yield stream
     except (pyarrow.ArrowException, OSError, EOFError) as error:
         raise ValueError(f"{shown(path)} cannot be unpacked ({error}): it is damaged, incomplete or not {codec}") from error
+
+
+def read_blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    """The bytes of a file in blocks, decompressed."""
+    with opened(path) as stream:
+        yield from iter(lambda: stream.read(size), b"")
 
 
 _MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -90,24 +94,26 @@ def json_rows(path: Path, bad: Callable[[str, ValueError], object] | None = None
         yield from ((f"{shown(path)}, item {number}", item) for number, item in enumerate(items, 1))
         return
     position, name = 0, shown(path)
-    for number, line in enumerate(_read(path, lambda stream: stream.readline()), 1):
-        place = f"{name}, line {number}"
-        if line.strip(b"\xef\xbb\xbf \t\r\n"):
-            try:
-                value = _parse(path, place, line, position)
-            except ValueError as error:
-                if bad is None:
-                    raise
-                bad(place, error)
-            else:
-                yield place, value
-        position += len(line)
+    with opened(path) as lines:
+        for number, line in enumerate(lines, 1):
+            place = f"{name}, line {number}"
+            if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                try:
+                    value = _parse(path, place, line, position)
+                except ValueError as error:
+                    if bad is None:
+                        raise
+                    bad(place, error)
+                else:
+                    yield place, value
+            position += len(line)
 
 
 def _has_values_by_line(path: Path) -> bool:
     """Whether a .json file, as many do, holds JSON lines: it has several lines, and the first is a whole value."""
-    lines = (line for line in _read(path, lambda stream: stream.readline()) if line.strip())
-    first, second = next(lines, b""), next(lines, b"")
+    with opened(path) as stream:
+        lines = (line for line in stream if line.strip())
+        first, second = next(lines, b""), next(lines, b"")
     if not second:
         return False
     try:

@@ -178,12 +178,12 @@ def test_a_damaged_shard_stops_or_is_skipped(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"row_tokens": 34}])
-def test_a_state_of_other_settings_is_refused(shards, change):
+def test_a_state_of_other_settings_is_refused(shards, change, tmp_path):
     state = loader(shards).state_dict()
     with pytest.raises(ValueError, match=f"cannot be resumed: {next(iter(change))} was"):
         loader(shards, **change).load_state_dict(state)
     with pytest.raises(ValueError, match="data was"):
-        loader(shards, split="val").load_state_dict(state)
+        loader(open_shards(write_shards(["other text"] * 2 + ["and more"], tmp_path / "other"))).load_state_dict(state)
 
 
 def test_validation_batches_are_finite_and_always_the_same(shards):

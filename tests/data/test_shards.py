@@ -72,6 +72,12 @@ def test_a_manifest_of_somebody_else_is_no_damage(tmp_path):
     assert is_shard_folder(prepare_shards(tmp_path / "in", tmp_path / "shards"))
 
 
+def test_the_folder_that_it_runs_in_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is the folder that this runs in"):
+        write_shards(DOCUMENTS, ".")
+
+
 def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"caf\ufffd is not UTF-8"):
         write_shards(DOCUMENTS, tmp_path / os.fsdecode(b"caf\xe9"))

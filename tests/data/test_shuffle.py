@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nutshell.cli.main import exit_code
 from nutshell.data import shuffle
-from nutshell.data.shards import open_shards, prepare_shards, write_with
+from nutshell.data.shards import build_shards, open_shards, prepare_shards
 from nutshell.data.shuffle import Layout, scatter, shuffle_files
 
 texts = st.text(alphabet="ab 天\n", min_size=1, max_size=12).filter(lambda text: not text.isspace())
@@ -114,7 +114,7 @@ def test_a_process_that_is_killed_is_told_and_what_is_done_stays(tmp_path, monke
         return shuffle_files(files, [], beside, Layout(), defaultdict(Counter), read=killed)
 
     with pytest.raises(MemoryError, match="was killed, probably for lack of memory"):
-        write_with(shuffled, tmp_path / "out", "source", Layout())
+        build_shards(shuffled, tmp_path / "out", "source", Layout())
     assert (tmp_path / ".out.partial" / "parts" / "source.json").exists()
 
 

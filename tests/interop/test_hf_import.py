@@ -246,7 +246,7 @@ def test_what_is_no_model_is_refused(refused, portable, tmp_path):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
     refused(tmp_path, "index.json does not say which file has which tensor", "import", "hf", folder, "--out", out)
     (folder / "config.json").write_text("{")
-    refused(tmp_path, "config.json is not JSON", "import", "hf", folder, "--out", out)
+    refused(tmp_path, "config.json is damaged (Expecting", "import", "hf", folder, "--out", out)
 
 
 def test_the_command_imports(command, portable, tmp_path):

@@ -3,6 +3,7 @@
 import base64
 
 import pytest
+from huggingface_hub import ModelCard
 
 import nutshell
 from nutshell import checkpoint
@@ -31,8 +32,8 @@ def test_what_arrives_is_the_model_with_a_card(hub_server, command, portable, tm
     folder = arrived(hub_server, tmp_path / "arrived")
     assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
     card = (folder / "README.md").read_text()
-    head = ["license: mit", "library_name: transformers", "pipeline_tag: text-generation", 'tags: [nutshell, "tiny"]']
-    assert card.splitlines()[:6] == ["---", *head, "---"]
+    head = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- nutshell", "- tiny", "license: mit"]
+    assert card.splitlines()[:8] == ["---", *head, "---"]
     assert (folder / "model.safetensors").read_bytes() == (portable / "model.safetensors").read_bytes()
     if exported:
         assert (model / "README.md").read_text() != card, "the user's folder stays as it is"
@@ -53,7 +54,7 @@ def test_gguf_goes_up_as_it_is(hub_server, command, portable, tmp_path):
     assert code == 0, err
     folder = arrived(hub_server, tmp_path / "arrived")
     assert {path.name for path in folder.iterdir()} == {"README.md", *(path.name for path in (tmp_path / "gguf").iterdir())}
-    assert "tags: [nutshell]" in (folder / "README.md").read_text()
+    assert (folder / "README.md").read_text().startswith("---\ntags:\n- nutshell\n---\n")
 
 
 @pytest.mark.parametrize(
@@ -95,5 +96,22 @@ def test_a_folder_that_is_no_model(hub_server, refused, tmp_path):
     refused(tmp_path, "empty", "push", tmp_path / "empty", "me/acorn")
 
 
-def test_a_card_without_a_head_gets_one():
-    assert with_metadata("# Mine", ("a",), "mit") == '---\nlicense: mit\ntags: [nutshell, "a"]\n---\n\n# Mine'
+@pytest.mark.parametrize(
+    ("head", "known"),
+    [
+        ("", ["nutshell"]),
+        ("---\ntags: [b, a]\nlicense: gpl\n---\n", ["b", "a"]),
+        ("---\ntags:\n  - b\n---\n", ["b"]),
+        ("---\nlicense: x\n---\n", []),
+    ],
+)
+def test_a_card_gets_tags_and_a_licence_whatever_its_head(head, known):
+    """A list of tags on lines of its own was left as it was, and a licence stood twice, which the hub refuses."""
+    card = ModelCard(with_metadata(f"{head}# Mine\n", ("a", "yes"), "mit"))
+    assert (card.data["tags"], card.data["license"]) == ([*dict.fromkeys([*known, "a", "yes"])], "mit")
+    assert card.text.strip() == "# Mine"
+
+
+def test_a_card_whose_head_is_no_yaml_is_refused():
+    with pytest.raises(ValueError, match=r"the header of README\.md cannot be read"):
+        with_metadata("---\n: : [\n---\n# Mine\n", ("a",), "mit")

@@ -23,7 +23,7 @@ from nutshell.data.find import Notes, find_files
 from nutshell.data.html import html_text
 from nutshell.data.near_duplicates import NearDuplicates
 from nutshell.data.rows import ROW_KINDS, TABLES, Bad, kind_of_error, lines_of
-from nutshell.data.shards import read_manifest, refuse_filled, write_with
+from nutshell.data.shards import build_shards, read_manifest, refuse_filled
 from nutshell.data.shuffle import Layout, shuffle_files
 from nutshell.data.text import TEXT_KINDS, find_column, read_file, split_text
 from nutshell.files import shown
@@ -90,24 +90,28 @@ def import_files(
         found = find_files(named, KINDS, fits, choice.encoding)
         files = [[shown(file), file.stat().st_size, file.stat().st_mtime_ns] for file in (*found.val, *found.train)]
         seen = NearDuplicates(choice.near_duplicates) if choice.near_duplicates else None
-        read = partial(read_chosen, choice=choice, seen=seen)
-
-        def shuffle(beside: Path) -> dict[str, Any]:
-            try:
-                return shuffle_files(found.train, found.val, beside, layout, found.notes, read=read, alone=bool(seen))
-            except ValueError as error:
-                why = {**found.notes["left out"], **found.notes["bad"]}
-                if found.notes["taken"] or not why:
-                    raise
-                first = "".join([*found.notes["first bad"]][:1])
-                raise ValueError(f"no document is left of these files: {_counts(why)}" + f"; {first}" * bool(first)) from error
-
-        write_with(shuffle, folder, {"files": files, "choice": asdict(choice)}, layout, resume=not seen)
-    manifest, notes = read_manifest(folder), found.notes
+        notes, read = found.notes, partial(read_chosen, choice=choice, seen=seen)
+        shuffle = partial(shuffle_files, found.train, found.val, layout=layout, notes=notes, read=read, alone=bool(seen))
+        try:
+            build_shards(shuffle, folder, {"files": files, "choice": asdict(choice)}, layout, resume=not seen)
+        except ValueError as error:
+            reasons = {**notes["left out"], **notes["bad"]}
+            if notes["taken"] or not reasons:
+                raise
+            first = "".join(f"; {bad}" for bad in [*notes["first bad"]][:1])
+            raise ValueError(f"no document is left of these files: {_counts(reasons)}{first}") from error
+    manifest = read_manifest(folder)
     notes["left out"]["equal documents"] = manifest["duplicates_dropped"]
-    facts = {"files": len(files), "taken": dict(notes["taken"]), "documents": manifest["documents"]}
-    facts |= {"characters": manifest["characters"], "left_out": dict(+notes["left out"]), "bad": dict(notes["bad"])}
-    facts |= {"first_bad": next(iter(notes["first bad"]), ""), "files_left_out": dict(+found.left_out)}
+    facts = {
+        "files": len(files),
+        "taken": dict(notes["taken"]),
+        "documents": manifest["documents"],
+        "characters": manifest["characters"],
+        "left_out": dict(+notes["left out"]),
+        "bad": dict(notes["bad"]),
+        "first_bad": next(iter(notes["first bad"]), ""),
+        "files_left_out": dict(+found.left_out),
+    }
     note(_summary(facts, sorted(notes["column"])))
     return facts
 

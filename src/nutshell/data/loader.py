@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nutshell.data.mixed import MixedShards
-from nutshell.data.packing import Document, pack
+from nutshell.data.packing import Document, Packed, pack
 from nutshell.data.shards import Shards
 from nutshell.data.stream import Batch, PackedStream
 
@@ -31,31 +31,27 @@ class PretrainLoader(PackedStream):
 
     def __init__(
         self, shards: Shards | MixedShards, encode_batch: Callable[[list[str]], tuple[np.ndarray, np.ndarray]], bos_id: int,
-        rows: int, row_tokens: int, split: str = "train", **options: Any,
+        rows: int, row_tokens: int, **options: Any,
     ):  # fmt: skip
         super().__init__(bos_id, rows, row_tokens, **options)
-        self.shards, self.encode_batch, self.split = shards, encode_batch, split
+        self.shards, self.encode_batch = shards, encode_batch
 
-    def val_batches(self, max_tokens: int | None = None, split: str = "val") -> list[Batch]:
+    def val_batches(self, max_tokens: int | None = None) -> list[Batch]:
         """Batches for validation, the same at every call: about `max_tokens` targets over all ranks, at least one row.
 
         Blocks and rows come in a fixed random order, so that even a few are spread over the whole split.
         """
-        if self.shards.blocks(split) == 0:
-            raise ValueError(f"{self.shards.folder} has no {split}-*.parquet; prepare the data again (nutshell data)")
+        if self.shards.blocks("val") == 0:
+            raise ValueError(f"{self.shards.folder} has no val-*.parquet; prepare the data again (nutshell data)")
         wanted = None if max_tokens is None else max(1, max_tokens // (self.row_tokens - 1))
-        ids, mask = np.empty((0, self.row_tokens), np.uint32), np.empty((0, self.row_tokens), bool)
-        carry: list[Document] = []
-        order = np.random.default_rng(0).permutation(self.shards.blocks(split)).tolist()
+        order = np.random.default_rng(0).permutation(self.shards.blocks("val")).tolist()
+        parts: list[Packed] = []
         for block in order:
-            documents = self._encode(self.shards.read(split, block))
-            packed = pack(documents, self.row_tokens, carry, bos_id=self.bos_id, flush=block == order[-1])
-            carry = packed.carry
-            ids = np.concatenate([ids, packed.ids])
-            mask = np.concatenate([mask, packed.mask])
-            if wanted is not None and len(ids) >= wanted:
+            documents, carry = self._encode(self.shards.read("val", block)), parts[-1].carry if parts else []
+            parts.append(pack(documents, self.row_tokens, carry, bos_id=self.bos_id, flush=block == order[-1]))
+            if wanted is not None and sum(len(part.ids) for part in parts) >= wanted:
                 break
-        return self._fixed_batches(ids, mask, wanted)
+        return self._fixed_batches(np.concatenate([p.ids for p in parts]), np.concatenate([p.mask for p in parts]), wanted)
 
     def _encode(self, texts: list[str]) -> list[Document]:
         if not texts:
@@ -67,21 +63,21 @@ class PretrainLoader(PackedStream):
         return [(ids[start:end], mask[start:end]) for start, end in itertools.pairwise(starts)]
 
     def _blocks(self) -> int:
-        return self.shards.blocks(self.split)
+        return self.shards.blocks("train")
 
     def _block_name(self, block: int) -> str:
-        return self.shards.block_name(self.split, block)
+        return self.shards.block_name("train", block)
 
     def _documents(self, block: int, epoch: int) -> list[Document]:
-        return self._encode(self.shards.read(self.split, block))
+        return self._encode(self.shards.read("train", block))
 
     def _fingerprint(self) -> str:
-        return self.shards.fingerprint(self.split)
+        return self.shards.fingerprint("train")
 
     def _check_epoch(self, tokens: int) -> None:
         if tokens < self.row_tokens:
             raise ValueError(
-                f"the {self.split} part of {self.shards.folder} has {tokens} tokens, less than one row of {self.row_tokens}; "
+                f"the train part of {self.shards.folder} has {tokens} tokens, less than one row of {self.row_tokens}; "
                 "give more text or a shorter context"
             )
 

@@ -47,7 +47,7 @@ def prepare_shards(
             return folder
         raise ValueError(f"{folder} holds shards of other data or settings; delete it or choose another folder")
     layout = Layout(**options)
-    write_with(lambda beside: shuffle_files(found.train, found.val, beside, layout, found.notes), folder, source, layout)
+    build_shards(lambda beside: shuffle_files(found.train, found.val, beside, layout, found.notes), folder, source, layout)
     manifest = read_manifest(folder)
     documents, dropped = manifest["documents"], manifest["duplicates_dropped"]
     line = f"{found.summary()}; {documents['train']} documents to train on, {documents['val']} held out"
@@ -73,21 +73,24 @@ def write_shards(documents: Iterable[str], folder: Path | str, *, source: Any = 
     def shuffle(beside: Path) -> dict[str, Any]:
         return shards_of(beside, [scatter(documents, beside / "parts", "train-00000", 1, layout.seed)], 1, layout, workers=1)
 
-    write_with(shuffle, folder, source, layout, resume=False)
+    build_shards(shuffle, folder, source, layout, resume=False)
     return folder
 
 
 def refuse_filled(folder: Path) -> None:
-    """ValueError if the folder for new shards holds something already, is a file, or has a name that Arrow cannot open."""
+    """ValueError if the folder for new shards holds something already, is a file or the current folder, or has a name that
+    Arrow cannot open."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder; delete it or choose another folder for the shards")
+    if folder.exists() and folder.samefile(Path.cwd()):
+        raise ValueError(f"{folder} is the folder that this runs in, which cannot be replaced; choose another")
     try:
         str(folder.absolute()).encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError(f"{shown(folder.absolute())} is not UTF-8, as names of shards are; choose another folder") from None
 
 
-def write_with(
+def build_shards(
     shuffle: Callable[[Path], dict[str, Any]], folder: Path, source: Any, layout: Layout, *, resume: bool = True
 ) -> None:
     """Let `shuffle` make shards in a folder beside `folder`, and rename it when they are complete.

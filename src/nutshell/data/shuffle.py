@@ -40,6 +40,8 @@ PART_CHARACTERS = 32_000_000
 """Of a part file: a process of pass 1 collects this many while it writes as many."""
 PARALLEL_BYTES = 64 << 20
 """Less input than this is read by one process, since others take seconds to start."""
+GATHER_THREADS = 16
+"""At most, in pass 2: each takes about 420 MB, whatever the number of cores."""
 UNPACKED = 5
 """Text is about this many times the size of its compressed file."""
 MOST_VAL_CHARACTERS = 20_000_000
@@ -223,7 +225,7 @@ def shards_of(folder: Path, scattered: list[dict[str, Any]], buckets: int, layou
     wanted = min(max(1, wanted, min(LEAST_VAL_CHARACTERS, characters // 10)), MOST_VAL_CHARACTERS)
     first = next(b for b in range(buckets) if any(record["documents"][b] for record in scattered))
     jobs = [(folder, names, b, buckets, layout, 0 if names["val"] or b > first else wanted) for b in range(buckets)]
-    with ThreadPoolExecutor(workers) as pool:  # Arrow does the work without the GIL
+    with ThreadPoolExecutor(min(workers, GATHER_THREADS)) as pool:  # Arrow does the work without the GIL
         found = list(pool.map(gather, *zip(*jobs, strict=True)))
     total: dict[str, Any] = {"duplicates_dropped": sum(record["dropped"] for record in found), "files": {}}
     for split in SPLITS:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nutshell.data.shards import refuse_filled, write_with
+from nutshell.data.shards import build_shards, refuse_filled
 from nutshell.data.shuffle import Layout, scatter, shards_of
 from nutshell.files import write_text
 
@@ -62,5 +62,5 @@ def gather_parts(parts: Path | str, out: Path | str, **options: Any) -> Path:
             (folder / "parts" / path.name).symlink_to(path.absolute())
         return shards_of(folder, records, buckets.pop(), layout, os.cpu_count() or 1)
 
-    write_with(gather, out, {"datatrove": str(parts)}, layout, resume=False)
+    build_shards(gather, out, {"datatrove": str(parts)}, layout, resume=False)
     return out

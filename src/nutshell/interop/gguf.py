@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from nutshell.checkpoint import load_model
-from nutshell.interop.hf_export import card_facts
-from nutshell.interop.output import TEMPERATURE, TOP_K, new_folder
+from nutshell.interop.hf_export import TEMPERATURE, TOP_K, card_facts
+from nutshell.interop.output import new_folder
 from nutshell.interop.quantize import BLOCK, q4_0, q8_0
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt2 import GPT2, LAYER_NORM_EPS

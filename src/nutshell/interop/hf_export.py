@@ -18,12 +18,22 @@ from nutshell.checkpoint import load_model
 from nutshell.files import read_record, write_json
 from nutshell.interop.gpt2 import config_to_gpt2, weights_to_gpt2
 from nutshell.interop.hf_nanochat import config_to_nanochat, weights_to_nanochat
-from nutshell.interop.output import TEMPERATURE, TOP_K, new_folder
+from nutshell.interop.output import new_folder
 from nutshell.model.decoder import Decoder
 from nutshell.tokenizer import Tokenizer
 
 CODE = "modeling_nutshell.py"
-CLASS = "NutshellForCausalLM"
+OWN_CODE = {
+    "model_type": "nutshell",
+    "architectures": ["NutshellForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "modeling_nutshell.NutshellConfig",
+        "AutoModelForCausalLM": "modeling_nutshell.NutshellForCausalLM",
+    },
+}
+"""Fields of `config.json` by which transformers finds the code of an architecture that it does not have."""
+TEMPERATURE, TOP_K = 0.4, 50
+"""How exported models sample unless told otherwise."""
 
 
 def export_hf(model: Path, out: Path, *, nanochat: bool = False) -> Path:
@@ -32,33 +42,27 @@ def export_hf(model: Path, out: Path, *, nanochat: bool = False) -> Path:
     ValueError if the model folder is damaged, or if the model has something that the class lacks.
     """
     decoder, tok, manifest = load_model(model)
-    nanochat_config = config_to_nanochat(decoder.config) if nanochat else None
-    own_code = decoder.config.architecture == "speed" and not nanochat
+    shape, weights, own_code = decoder.config, None, False
+    if nanochat:
+        config, weights = config_to_nanochat(shape), weights_to_nanochat(decoder.state_dict())
+    elif shape.architecture == "gpt2":
+        config, weights = config_to_gpt2(shape), weights_to_gpt2(decoder.state_dict(), shape.depth)
+    else:
+        config, own_code = json.loads((model / "config.json").read_text(encoding="utf-8")), shape.architecture == "speed"
     with new_folder(out) as folder:
-        for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(model / name, folder / name)
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-        if decoder.config.architecture == "gpt2":
-            config = config_to_gpt2(decoder.config)
-            weights = weights_to_gpt2(decoder.state_dict(), decoder.config.depth)
+        if weights is None:
+            shutil.copyfile(model / "model.safetensors", folder / "model.safetensors")
+        else:
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        if nanochat_config:
-            config = nanochat_config
-            save_file(weights_to_nanochat(decoder.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
         if own_code:
-            config = {**config, **foreign_config(decoder)}
+            config |= OWN_CODE
             shutil.copyfile(Path(__file__).parent / CODE, folder / CODE)
         write_json(folder / "config.json", {**config, "dtype": "float32"})
         write_json(folder / "generation_config.json", generation_config(tok))
         (folder / "README.md").write_text(model_card(decoder, tok, manifest["meta"], model, own_code), encoding="utf-8")
     return out
-
-
-def foreign_config(decoder: Decoder) -> dict[str, Any]:
-    """Fields of `config.json` by which transformers finds the code of an architecture that it does not have."""
-    names = {"AutoConfig": "NutshellConfig", "AutoModelForCausalLM": CLASS}
-    auto_map = {key: f"{CODE.removesuffix('.py')}.{name}" for key, name in names.items()}
-    return {"model_type": "nutshell", "architectures": [CLASS], "auto_map": auto_map}
 
 
 def generation_config(tok: Tokenizer) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nutshell.checkpoint import take_snapshot, write_files
+from nutshell.files import read_record
 from nutshell.interop.gpt2 import config_from_gpt2, weights_from_gpt2
 from nutshell.interop.hf_nanochat import config_from_nanochat, weights_from_nanochat
 from nutshell.interop.output import new_folder, refuse_existing
@@ -58,7 +59,10 @@ def import_hf(folder: Path, out: Path, *, chat: bool = False) -> Decoder:
         raise ValueError(f"{folder}/config.json is of no shape of nutshell's: {error}") from None
     weights = read_weights(folder)
     if config.architecture == "gpt2":
-        weights = _from_gpt2(weights, config, folder)
+        try:
+            weights = weights_from_gpt2(weights, config.depth)
+        except KeyError as error:
+            raise ValueError(f"{folder} has no tensor for {error.args[0]}, which its config.json asks for.") from None
     if values["model_type"] == "nanochat":
         weights = weights_from_nanochat(weights)
     return save(out, config, weights, tok, source=str(folder), chat=chat)
@@ -74,24 +78,11 @@ def _config(values: dict[str, Any], tok: Tokenizer) -> ModelConfig:
     return ModelConfig(**{name: values[name] for name in ModelConfig.__dataclass_fields__ if name in values})
 
 
-def _from_gpt2(weights: dict[str, Tensor], config: ModelConfig, folder: Path) -> dict[str, Tensor]:
-    try:
-        return weights_from_gpt2(weights, config.depth)
-    except KeyError as error:
-        raise ValueError(f"{folder} has no tensor for {error.args[0]}, which its config.json asks for.") from None
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. FileNotFoundError or ValueError says what is wrong with the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Give a folder that holds one.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}. Accepted: a JSON object.")
-    return values
+    return read_record(path, "Fetch it again.")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -21,8 +21,8 @@ from nutshell.checkpoint import load_model
 from nutshell.files import sole_writer, write_text
 from nutshell.infer.native import native_shape
 from nutshell.infer.weights import named_weights
-from nutshell.interop.hf_export import card_facts
-from nutshell.interop.output import TEMPERATURE, TOP_K, refuse_existing, room_for
+from nutshell.interop.hf_export import TEMPERATURE, TOP_K, card_facts
+from nutshell.interop.output import refuse_existing, room_for
 from nutshell.interop.quantize import int8_rows
 from nutshell.model.config import ModelConfig
 from nutshell.model.decoder import Decoder

@@ -12,9 +12,6 @@ from safetensors import SafetensorError
 
 from nutshell.files import FULL_DISK, FullDiskError, fsync, sole_writer
 
-TEMPERATURE, TOP_K = 0.4, 50
-"""Sampling settings of exported models."""
-
 
 def refuse_existing(path: Path) -> None:
     """FileExistsError if `path` exists: an export never overwrites anything."""

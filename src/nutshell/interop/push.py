@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -42,11 +41,15 @@ def is_export(folder: Path) -> bool:
 
 
 def with_metadata(card: str, tags: tuple[str, ...], licence: str) -> str:
-    """The card with more tags and a licence in its header."""
-    if not card.startswith("---\n"):
-        card = f"---\ntags: [nutshell]\n---\n\n{card}"
-    known = re.search(r"^tags: \[(.*)\]$", card, re.MULTILINE)
-    if known and tags:
-        names = dict.fromkeys([*filter(None, re.split(r",\s*", known[1])), *map(json.dumps, tags)])
-        card = card.replace(known[0], f"tags: [{', '.join(names)}]", 1)
-    return card.replace("---\n", f"---\nlicense: {licence}\n", 1) if licence else card
+    """The card with more tags and a licence in its header. ValueError if the header is not YAML."""
+    from huggingface_hub import ModelCard
+
+    try:
+        found = ModelCard(card if card.startswith("---\n") else f"---\ntags: [nutshell]\n---\n\n{card}")
+    except Exception as error:  # of the YAML reader
+        raise ValueError(f"the header of README.md cannot be read ({error}). Mend it: YAML between two lines of ---.") from error
+    if tags:
+        found.data["tags"] = list(dict.fromkeys([*(found.data.get("tags") or []), *tags]))
+    if licence:
+        found.data["license"] = licence
+    return str(found)

@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from nutshell.data.primer.problem import Message, Problem, assistant, user
 from nutshell.data.primer.relation import Relation, capital, relations
@@ -10,9 +10,9 @@ from nutshell.data.primer.relation import Relation, capital, relations
 OPTION_LETTERS = "ABCDE"
 YES_OR_NO = 0.08
 TELL_ABOUT = 0.05
-"""How often a question of facts asks whether a statement is true, or for all that is known about a subject."""
+"""How often a question asks whether a statement is true, or for everything known about a subject."""
 LOWER_CASE_IN_DOCUMENTS = 0.2
-"""How often a question of a page is lower case without its last mark, as many users write."""
+"""How often a question on a page is lower case without its last mark, as many users write."""
 LETTER_ONLY = 0.35
 """How often a multiple-choice question asks for the letter alone."""
 LETTER_ONLY_REQUESTS = ("Reply with the letter only.", "Answer with the letter.", "Only the letter, please.")
@@ -27,7 +27,7 @@ CHOICE_REQUESTS = ("", "", "", "Which one is right?", "Choose one.", "Pick the r
 
 @dataclass(frozen=True, eq=False)
 class Fact:
-    """A subject and its answer in a relation, with every sentence about it written out once."""
+    """A subject and its answer in a relation, with every sentence about it, made once."""
 
     relation: Relation
     subject: str
@@ -44,7 +44,7 @@ class Fact:
         return self.relation.fill(self.relation.reply, self.subject, wrong)
 
 
-@lru_cache(maxsize=1)
+@cache
 def facts() -> tuple[Fact, ...]:
     """Every fact, relation by relation."""
     return tuple(_fact(relation, *pair) for relation in relations() for pair in relation.pairs)
@@ -68,14 +68,14 @@ def _fact(relation: Relation, subject: str, answer: str) -> Fact:
     )
 
 
-@lru_cache(maxsize=1)
+@cache
 def _by_relation() -> tuple[tuple[Fact, ...], ...]:
     return tuple(tuple(fact for fact in facts() if fact.relation is relation) for relation in relations())
 
 
-@lru_cache(maxsize=1)
+@cache
 def _by_subject() -> tuple[tuple[Fact, ...], ...]:
-    """Subjects that several relations know something about, such as France or the dog."""
+    """Facts about subjects that are in several relations, such as France or the dog."""
     groups: dict[str, list[Fact]] = {}
     for fact in facts():
         groups.setdefault(fact.subject, []).append(fact)
@@ -100,7 +100,7 @@ def facts_turns(rng: random.Random, turns: int = 1) -> list[Message]:
 
 
 def _yes_or_no(rng: random.Random, fact: Fact) -> list[Message]:
-    """A statement to confirm or to put right."""
+    """A statement to confirm or to correct."""
     if rng.random() < 0.5:
         return [user(f"Is this true? {fact.reply}"), assistant(f"Yes, that is true. {fact.reply}")]
     wrong = fact.wrong_reply(rng.choice(fact.wrong))

@@ -22,18 +22,18 @@ from nutshell.data.primer.words import held_out_words, invented_word, training_w
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 ABSENT_LETTER = 0.15
-"""How often the asked letter does not occur in the word."""
+"""How often the letter to count does not occur in the word."""
 REPEATED_LETTER = 0.45
-"""How often a letter that occurs more than once is asked for, where the word has one."""
+"""How often it is one that occurs more than once, if the word has such a letter."""
 COUNT_WEIGHTS = (1.0, 1.5, 4.0, 8.0)
-"""How often a problem asks for a letter that occurs 0, 1, 2, 3 or more times, among those that its word offers."""
+"""Weights with which a problem asks for a letter that occurs 0, 1, 2, or 3 and more times."""
 INVENTED_WORDS_IN_CHAT = 0.35
 INVENTED_WORDS_IN_DOCUMENTS = 0.6
 INVENTED_WORDS_IN_RL = 0.3
 INVENTED_WORDS_IN_TESTS = 0.2
 CAPITAL_LETTER = 0.05
 QUOTED_WORD = 0.05
-"""How often a user asks for the letter R instead of r, and puts the word in quotation marks."""
+"""How often a user writes R instead of r, and puts the word in quotation marks."""
 
 
 def times(count: int) -> str:
@@ -60,7 +60,7 @@ def measuring(word: str) -> str:
 
 
 def draw_letter(rng: random.Random, word: str) -> str:
-    """A letter to count in the word: sometimes absent, often repeated, else any letter of it."""
+    """A letter to count in the word: sometimes absent, often repeated, else any of its letters."""
     chance = rng.random()
     if chance < ABSENT_LETTER:
         while (letter := rng.choice(LETTERS)) in word:
@@ -74,7 +74,7 @@ def draw_letter(rng: random.Random, word: str) -> str:
 
 
 def draw_balanced_letter(rng: random.Random, word: str) -> str:
-    """A letter for a problem: every count that the word offers comes up, so that no one count is a good guess."""
+    """A letter for a problem, so that every count comes up and none is a good guess."""
     by_count: dict[int, list[str]] = {0: [letter for letter in LETTERS if letter not in word]}
     for letter, count in sorted(Counter(word).items()):
         by_count.setdefault(count, []).append(letter)
@@ -83,7 +83,7 @@ def draw_balanced_letter(rng: random.Random, word: str) -> str:
 
 
 def _ask(rng: random.Random, kind: str, word: str, letter: str = "") -> str:
-    """A question as people write it, now and then with R for r or with the word in quotation marks."""
+    """A question as people write it, now and then with R for r or the word in quotation marks."""
     letter = letter.upper() if rng.random() < CAPITAL_LETTER else letter
     word = f'"{word}"' if rng.random() < QUOTED_WORD else word
     return rng.choice(phrases("letters", kind)).format(l=letter, w=word)
@@ -103,7 +103,7 @@ def letters_turns(rng: random.Random, turns: int = 1) -> list[Message]:
 
 
 def spelling_turns(rng: random.Random, turns: int = 1) -> list[Message]:
-    """Questions how a word is spelled, or for its first or last letter."""
+    """Questions about the spelling of a word, or its first or last letter."""
     word = training_word(rng, INVENTED_WORDS_IN_CHAT)
     chance = rng.random()
     if chance < 0.1:

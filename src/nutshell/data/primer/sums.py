@@ -19,11 +19,11 @@ from nutshell.data.primer.problem import Message, Problem, assistant, user
 HELD_OUT_ONE_IN = 12
 OPERATORS = "++++++-----***/"
 TEST_OPERATORS = "+++--*"
-"""Drawn uniformly: the share of each operator is its share of this text. Divisions leave no rest."""
+"""One is drawn at random, so each is asked as often as it stands here. Divisions leave no remainder."""
 NEGATIVE = 0.04
 """How often a difference may fall below zero."""
 WORD_PROBLEMS = 0.25
-
+"""How often a question is a little story."""
 SPOKEN = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 
 
@@ -45,7 +45,7 @@ class Sum:
 
     @property
     def expression(self) -> str:
-        """What the calculator is given: no spaces, as in 473+58."""
+        """Input of the calculator, without spaces: 473+58."""
         return f"{self.a}{self.operator}{self.b}"
 
     @property
@@ -88,7 +88,7 @@ def _operand(rng: random.Random, hard: bool) -> int:
 
 
 def draw_sum(rng: random.Random, hard: bool = False) -> Sum:
-    """A sum of training; `hard` asks for three digits on both sides of + and -, and two on both sides of *."""
+    """A sum for training; a `hard` one has three digits on both sides of + and -, and two on the right of *."""
     while True:
         operator = rng.choice(OPERATORS)
         if operator == "*":
@@ -118,7 +118,7 @@ def held_out_pairs() -> tuple[tuple[int, int], ...]:
 
 
 def draw_held_out_sum(rng: random.Random) -> Sum:
-    """A sum of the tests: a held-out number with any other for + and -, a held-out pair for * and for some + and -."""
+    """A sum for the tests: + and - of a held-out number and any other, or, as all * are, of a held-out pair."""
     operator = rng.choice(TEST_OPERATORS)
     if operator == "*" or rng.random() < 0.15:
         a, b = rng.choice(held_out_pairs())
@@ -132,7 +132,7 @@ def draw_held_out_sum(rng: random.Random) -> Sum:
 
 
 def ask(rng: random.Random, total: Sum, story: float = WORD_PROBLEMS) -> str:
-    """A question whose answer is the sum; with probability `story` a tiny word problem, where its numbers suit one."""
+    """A question for the sum; with probability `story` a tiny word problem, if the numbers suit one."""
     if rng.random() < story and total.a > 1 and total.b > 1 and total.result >= 0:
         name, other = rng.sample(names(), 2)
         template = rng.choice(phrases("sums", f"{SPOKEN[total.operator]}, a story"))
@@ -170,7 +170,7 @@ def sums_document(rng: random.Random) -> str:
 
 
 def _table(rng: random.Random) -> str:
-    """The sums of one small number with 1 to 10, which are also worth knowing by heart."""
+    """The sums or products of one small number with 1 to 10, which are worth knowing by heart."""
     a, operator = rng.randint(1, 10), rng.choice("+*")
     rows = (Sum(b, operator, a) for b in range(1, 11))
     return "\n".join(row.sentence for row in rows if not is_held_out_sum(row) and not is_held_out_number(row.result))

@@ -4,9 +4,9 @@
     assistant: The word banana has 3 vowels.
     assistant: I count the vowels of banana: b0 a1 n1 a2 n2 a3. The word banana has 3 vowels.
 
-Most of the conversations answer at once, as most people would, and some work it out. Both ways are right in the text, but a small
-model gets the second right far more often than the first. Fine-tuning imitates the usual way; rewarded for right answers alone,
-the model comes to work all of them out, which nobody told it to. Words are held out as in letters.py.
+Most of the conversations answer at once, as most people would, and some work it out. Both are right in the text, but a small
+model gets the second way right far more often. Fine-tuning imitates the usual way. Rewarded for right answers alone, the model
+learns to work all of them out, though nobody told it to. Words are held out as in letters.py.
 """
 
 import random
@@ -18,7 +18,7 @@ from nutshell.data.primer.words import held_out_words, training_word
 
 VOWELS = "aeiou"
 WORKED_OUT = 0.3
-"""How often an answer of the conversations works it out."""
+"""How often an answer in the conversations works it out."""
 QUESTIONS = (
     "How many vowels are in {w}?",
     "How many vowels are in the word {w}?",
@@ -56,8 +56,8 @@ def vowels_problem(rng: random.Random) -> Problem:
 
 
 def held_out_vowels(rng: random.Random) -> Problem:
-    """A test problem, with a word that no training text contains. One, two and three vowels are as frequent, so that no one count
-    is a good guess."""
+    """A test problem, with a word that no training text contains. One, two and three vowels are equally frequent, so that no
+    count is a good guess."""
     return _problem(rng, rng.choice(_held_out_words(rng.randint(1, 3))))
 
 
