@@ -306,7 +306,7 @@ def test_f26_a_long_question_without_max_tokens_is_answered_and_a_long_system_pr
 
 
 @pytest.mark.parametrize("place", ["first token", "second token", "cache", "queue", "inbox"])
-def test_f21_health_tells_of_failures_in_a_row_and_of_recovery(serving, engine, ask, monkeypatch, place, tok):
+def test_f21_health_tells_of_failures_in_a_row_and_of_recovery(serving, engine, ask, monkeypatch, place, tok, eventually):
     """F21: /health said ok for ever while every answer was a 500, wherever in an answer's life it broke."""
     client = serving(engine)
 
@@ -329,6 +329,7 @@ def test_f21_health_tells_of_failures_in_a_row_and_of_recovery(serving, engine, 
                 with contextlib.suppress(httpx.TimeoutException):
                     ask(client, max_tokens=3)
             client.timeout = 20
+            eventually(lambda: client.service.worker.failed, seconds=20)
         else:
             no_end = {str(token): -100 for token in tok.special_tokens.values()}  # so that there is a second token
             assert [ask(client, max_tokens=3, logit_bias=no_end).status_code for _ in range(3)] == [500] * 3

@@ -92,7 +92,8 @@ def test_a_stalled_reader_is_cut_off_over_a_real_socket(serving, engine, eventua
         return listener
 
     monkeypatch.setattr(socket, "create_server", create_server)
-    client = serving(engine, send_seconds=0.3)
+    monkeypatch.setattr("nutshell.serve.guard.SEND_SECONDS", 0.3)
+    client = serving(engine)
     fields = {"logprobs": True, "top_logprobs": 20, "messages": [{"role": "user", "content": "x"}]}
     if path == "/v1/completions":
         fields = {"logprobs": 20, "prompt": "x"}

@@ -117,8 +117,9 @@ def test_unknown_paths_and_methods(serving, engine):
     assert error_of(client.post(CHAT, json={"messages": USER, "model": "gpt-4"}), 404)["param"] == "model"
 
 
-def test_large_bodies_are_413_whether_or_not_they_say_so(serving, engine):
-    client = serving(engine, max_body_bytes=10_000)
+def test_large_bodies_are_413_whether_or_not_they_say_so(serving, engine, monkeypatch):
+    monkeypatch.setattr("nutshell.serve.guard.MAX_BODY_BYTES", 10_000)
+    client = serving(engine)
     big = json.dumps({"messages": [{"role": "user", "content": "x" * 20_000}]}).encode()
     error_of(client.post(CHAT, content=big, headers={"Content-Type": "application/json"}), 413)
 
@@ -163,8 +164,9 @@ def test_a_client_that_leaves_ends_its_answer_within_a_second(serving, scripted,
     assert client.service.worker.steps < 200
 
 
-def test_a_slow_sender_is_cut_off(serving, engine):
-    client = serving(engine, body_seconds=0.3)
+def test_a_slow_sender_is_cut_off(serving, engine, monkeypatch):
+    monkeypatch.setattr("nutshell.serve.guard.BODY_SECONDS", 0.3)
+    client = serving(engine)
     connection = socket.create_connection(("127.0.0.1", int(client.url.rsplit(":", 1)[1])))
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
     connection.sendall(head.encode() + b"{")
@@ -223,7 +225,7 @@ def test_where_all_connections_are_busy_a_new_one_is_refused_and_answers_go_on(
     assert client.get("/health").status_code == 200  # they are idle now
 
 
-def test_a_reader_that_stalls_is_given_up():
+def test_a_reader_that_stalls_is_given_up(monkeypatch):
     """The connection takes nothing any more: the stream ends and its slot is freed."""
     closed = []
 
@@ -239,7 +241,8 @@ def test_a_reader_that_stalls_is_given_up():
         await asyncio.sleep(60)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    guard = Guard(EventStream(words(), lambda: closed.append(True)), send_seconds=0.1)
+    monkeypatch.setattr("nutshell.serve.guard.SEND_SECONDS", 0.1)
+    guard = Guard(EventStream(words(), lambda: closed.append(True)))
     body = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
     async def receive():
@@ -253,10 +256,11 @@ def test_a_reader_that_stalls_is_given_up():
     assert time.monotonic() - began < 5
 
 
-def test_a_stalled_reader_over_a_real_socket_frees_its_answers(serving, scripted, eventually, unread):
+def test_a_stalled_reader_over_a_real_socket_frees_its_answers(serving, scripted, eventually, unread, monkeypatch):
     """Its buffers fill, nothing is taken any more: the answers end long before they would have been made."""
     engine = scripted(SLOW, delay_seconds=0.02, max_rows=16)
-    client = serving(engine, send_seconds=0.5)
+    monkeypatch.setattr("nutshell.serve.guard.SEND_SECONDS", 0.5)
+    client = serving(engine)
     client.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what it accepts has it too
     body = json.dumps({"messages": USER, "stream": True, "n": 16, "logprobs": True}).encode()
     unread(client, CHAT, body)

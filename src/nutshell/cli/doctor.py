@@ -40,7 +40,7 @@ def device() -> Finding:
     import torch
 
     from nutshell.machine import cpu_dtype, cpu_quota
-    from nutshell.report.facts import processor
+    from nutshell.report.provenance import processor
     from nutshell.runtime import gpu_dtype
 
     if torch.cuda.is_available():

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from nutshell.plan.recipe import Recipe
-    from nutshell.plan.stages import MixturePart
     from nutshell.runtime import Runtime
 
 Study = TypeVar("Study", bound="Recipe")
@@ -73,18 +72,18 @@ def read_recipe(verb: str, arguments: list[str], description: str | None) -> Rec
     description = f"{description} In a run that goes on these may change: {free}."
     usage = f"nutshell {verb}" if verb == "demo" else f"nutshell {verb} [RECIPE]"
     recipe = parse(Recipe, arguments, prog=usage, description=description, default=default)
-    recipe = with_whole_paths(recipe)
+    recipe = with_absolute_paths(recipe)
     if recipe.init_from and (given or plan is None or recipe.init_from != plan.recipe.init_from):
         recipe = with_shape_of(recipe, recipe.init_from)
     if recipe.init_from:
         first = verb if plan is None else next(name for name, stage in plan.stages.items() if stage.steps)
-        recipe = begun_with(recipe, first)
+        recipe = without_earlier_stages(recipe, first)
     if plan and standing_plan(recipe) is None:
         print(f"{recipe.out}: nothing was trained yet, so the plan is made anew with these settings.", file=sys.stderr)
     return recipe
 
 
-def begun_with(recipe: Recipe, stage: str) -> Recipe:
+def without_earlier_stages(recipe: Recipe, stage: str) -> Recipe:
     """The recipe of a run that begins with another model at this stage: what comes before it is left out."""
     names = list(vars(recipe.stages))
     earlier = names[: names.index(stage)] if stage in names else []
@@ -99,39 +98,36 @@ def before_parsing(verb: str, arguments: list[str], flag: str, **settings: Any) 
     return parser.parse_known_args(arguments)
 
 
-def with_whole_paths(recipe: Study) -> Study:
+def with_absolute_paths(recipe: Study) -> Study:
     """Expand ~ in a recipe and in --flag=~/x; make sources absolute, so that a run can be resumed from any folder.
 
     ValueError where the run's folder has a name that is not UTF-8: the formats of weights and shards take no other.
     """
     from nutshell.files import shown
-    from nutshell.plan.recipe import PRIMER, SOURCES
+    from nutshell.plan.recipe import SOURCES
 
-    paths = {name: os.path.expanduser(getattr(recipe, name)) for name in ("out", *SOURCES, "eval_data", "scaling")}
-    whole = {name: os.path.abspath(path) for name, path in paths.items() if name != "out" and path not in ("", PRIMER)}
-    if (path := os.path.abspath(paths["out"])) != (text := shown(path)):
+    out = os.path.expanduser(recipe.out)
+    paths: dict[str, Any] = {name: _absolute(getattr(recipe, name)) for name in (*SOURCES, "eval_data", "scaling")}
+    if (path := os.path.abspath(out)) != (text := shown(path)):
         raise ValueError(
             f"--out {text} is not UTF-8 as this terminal gives it; accepted: names in UTF-8. Give another --out, "
             "or, where the locale is not UTF-8, set PYTHONUTF8=1."
         )
     stages = {
-        name: replace(stage, mixture=tuple(with_whole_path(part) for part in stage.mixture))
+        name: replace(stage, mixture=tuple(replace(part, data=_absolute(part.data)) for part in stage.mixture))
         for name, stage in vars(recipe.stages).items()
     }
-    stages["dpo"] = replace(stages["dpo"], pairs=_whole_path(stages["dpo"].pairs))
-    tasks, scored = (tuple(_whole_path(t) if "." in t else t for t in names) for names in (stages["rl"].tasks, recipe.eval_tasks))
-    stages["rl"] = replace(stages["rl"], tasks=tasks, reward=_whole_path(stages["rl"].reward))
-    return replace(recipe, stages=replace(recipe.stages, **stages), eval_tasks=scored, **{**paths, **whole})
+    stages["dpo"] = replace(stages["dpo"], pairs=_absolute(stages["dpo"].pairs))
+    tasks, scored = (tuple(_absolute(t) if "." in t else t for t in names) for names in (stages["rl"].tasks, recipe.eval_tasks))
+    stages["rl"] = replace(stages["rl"], tasks=tasks, reward=_absolute(stages["rl"].reward))
+    return replace(recipe, stages=replace(recipe.stages, **stages), out=out, eval_tasks=scored, **paths)
 
 
-def with_whole_path(part: MixturePart) -> MixturePart:
+def _absolute(path: str) -> str:
+    """Of a path; "primer" and nothing are none."""
     from nutshell.plan.recipe import PRIMER
 
-    return part if part.data == PRIMER else replace(part, data=_whole_path(part.data))
-
-
-def _whole_path(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path)) if path else ""
+    return os.path.abspath(os.path.expanduser(path)) if path not in ("", PRIMER) else path
 
 
 def with_shape_of(recipe: Recipe, model: str) -> Recipe:
@@ -166,7 +162,7 @@ def read_study(cls: type[Study], verb: str, arguments: list[str], description: s
         arguments = arguments[1:]
     given, arguments = before_parsing(verb, arguments, "--vary", nargs="+", action="extend")  # --vary a --vary b is --vary a b
     arguments += ["--vary", *given.vary] if given.vary else []
-    return with_whole_paths(parse(cls, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default))
+    return with_absolute_paths(parse(cls, arguments, prog=f"nutshell {verb} [RECIPE]", description=description, default=default))
 
 
 @contextlib.contextmanager

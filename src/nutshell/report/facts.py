@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import re
 import statistics
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from nutshell.metrics import read_metrics, seconds_by_stage
 from nutshell.report.document import Figure, html, markdown
 from nutshell.report.page import ordered, run_page
 from nutshell.report.plots import CAPTIONS, caption, run_plots, shares, smoothed
+from nutshell.report.provenance import gather_provenance
 from nutshell.report.svg import draw, draw_shares
 
 COUNTED = re.compile(r"(damaged|cropped|left_out|dropped|truncated)_")
@@ -31,7 +29,7 @@ def build_report(
     Returns what is in report.json.
 
     `usd_per_hour` is the price of the machine (default: the plan's recipe has it, or no costs). `environment` replaces
-    what `gather_environment` finds. Raises ValueError if the folder is no run or holds no metrics yet.
+    what `gather_provenance` finds. Raises ValueError if the folder is no run or holds no metrics yet.
     """
     folder = Path(run_folder)
     if not folder.is_dir():
@@ -42,7 +40,7 @@ def build_report(
     plan = read_json(folder / "plan.json")
     if usd_per_hour is None:
         usd_per_hour = (plan.get("recipe") or {}).get("usd_per_hour") or None
-    report = summarise(lines, plan, environment or gather_environment(), usd_per_hour) | {"evaluations": _evaluations(folder)}
+    report = summarise(lines, plan, environment or gather_provenance(), usd_per_hour) | {"evaluations": _evaluations(folder)}
     table = metric_table(report)
     blocks = run_page(folder.resolve().name, report, table, _figures(folder / "report", report, table, lines), lines)
     write_json(folder / "report.json", report)
@@ -115,51 +113,6 @@ def metric_table(report: dict[str, Any]) -> dict[str, Any]:
             metrics.setdefault(name, {})[stage] = value
     targets = {name: verdict["target"] for wanted in report["targets"].values() for name, verdict in wanted.items()}
     return {"metrics": metrics, "baselines": report["baselines"], "targets": targets}
-
-
-def gather_environment() -> dict[str, Any]:
-    """Versions and hardware of this machine; None for what is not known."""
-    import torch
-
-    memory = None
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.release()}",
-        "cpu": processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": memory,
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "git_commit": _git_commit(),
-    }
-
-
-def processor() -> str:
-    """The CPU's name, and whether it multiplies bf16 itself (AVX512-BF16), which decides how quick training is."""
-    try:
-        info = Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    name = re.search(r"(?m)^model name\s*:\s*(.+)$", info)
-    flags = " with AVX512-BF16" if "avx512_bf16" in info else " without AVX512-BF16" if "avx" in info else ""
-    return (name[1].strip() if name else platform.machine()) + flags
-
-
-def _git_commit() -> str | None:
-    """The commit of this code, and whether it was changed since; None where it lies in no checkout of its own."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie below somebody else's checkout
-        changed = git("status", "--porcelain", "--untracked-files=no", "..")
-        return git("rev-parse", "--short", "HEAD") + (f" with {len(changed.splitlines())} changed files" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _evaluations(folder: Path) -> dict[str, Any]:

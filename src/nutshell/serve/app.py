@@ -42,11 +42,10 @@ def create_app(
     cors_origins: Sequence[str] = (),
     feedback_store: feedback.FeedbackStore | None = None,
     ignore_tools: bool = False,
-    **limits: Any,
 ) -> FastAPI:
     """The application for these models; /health says "loading" until the first of them is loaded.
 
-    With `ignore_tools` functions that a client offers are passed over. `limits` are those of `Guard`.
+    With `ignore_tools` functions that a client offers are passed over.
     """
     service = Service(models, ignore_tools=ignore_tools)
 
@@ -78,7 +77,6 @@ def create_app(
         open_paths={*static_paths, "/health"},
         allowed_hosts=allowed_hosts,
         observe=observe,
-        **limits,
     )
     if cors_origins:  # outermost: a browser asks for leave without a key
         app.add_middleware(

@@ -65,18 +65,12 @@ class Guard:
         api_key: str | None = None,
         open_paths: Iterable[str] = (),
         allowed_hosts: Iterable[str] | None = None,
-        max_body_bytes: int = MAX_BODY_BYTES,
-        body_seconds: float = BODY_SECONDS,
-        send_seconds: float = SEND_SECONDS,
         observe: Callable[[str, int, float], None] = lambda path, status, seconds: None,
     ):
         self.app = app
         self.key_hash = None if api_key is None else hashlib.sha256(api_key.encode()).digest()
         self.open_paths = frozenset(open_paths)
         self.allowed_hosts = None if allowed_hosts is None else frozenset(allowed_hosts)
-        self.max_body_bytes = max_body_bytes
-        self.body_seconds = body_seconds
-        self.send_seconds = send_seconds
         self.observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,7 +93,7 @@ class Guard:
                 ours = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
                 extra = [header for header in ours if header[0] not in names]
                 event = {**event, "headers": [*own, *extra]}
-            await _send_within(self.send_seconds, send(event))
+            await _send_within(SEND_SECONDS, send(event))
 
         try:
             await self._answer(scope, receive, guarded_send)
@@ -164,11 +158,12 @@ class Guard:
 
     def _check_length(self, scope: Scope) -> None:
         length = _header(scope, b"content-length")
-        if length.isdigit() and int(length[:20]) > self.max_body_bytes:
+        if length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
             raise self._too_large()
 
-    def _too_large(self) -> APIError:
-        message = f"the body is larger than {self.max_body_bytes} bytes; send less text"
+    @staticmethod
+    def _too_large() -> APIError:
+        message = f"the body is larger than {MAX_BODY_BYTES} bytes; send less text"
         return APIError(413, message, code="request_too_large")
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
@@ -183,19 +178,19 @@ class Guard:
             raise
         chunks: list[bytes] = []
         size = 0
-        deadline = time.monotonic() + self.body_seconds
+        deadline = time.monotonic() + BODY_SECONDS
         while True:
             try:
                 event = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
             except asyncio.TimeoutError:
-                message = f"the body did not arrive within {self.body_seconds:g} seconds"
+                message = f"the body did not arrive within {BODY_SECONDS:g} seconds"
                 raise APIError(408, message, code="request_timeout") from None
             if event["type"] == "http.disconnect":
                 raise ClientGoneError
             chunks.append(event.get("body", b""))
             size += len(chunks[-1])
             more = event.get("more_body", False)
-            if size > self.max_body_bytes:
+            if size > MAX_BODY_BYTES:
                 if more:
                     await _forget_body(receive)
                 raise self._too_large()

@@ -57,7 +57,9 @@ class RequestHandle:
 
     def compute(self, work: Callable[[], Any]) -> "Future[Any]":
         """Run `work` on the engine's thread, one such piece between two steps; cancelled where the handle is closed by then."""
-        return self.worker.compute(self, work)
+        future: Future[Any] = Future()
+        self.worker.post(lambda: self.worker.jobs.append((self, work, future)))
+        return future
 
     def close(self) -> None:
         """Give the slots back and stop what still runs. May be called twice, and from any thread."""
@@ -77,7 +79,7 @@ class Worker:
         self.steps = 0
         self._lock = threading.Lock()
         self._inbox: deque[Callable[[], None]] = deque()
-        self._jobs: deque[tuple[RequestHandle, Callable[[], Any], Future[Any]]] = deque()
+        self.jobs: deque[tuple[RequestHandle, Callable[[], Any], Future[Any]]] = deque()
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -114,18 +116,13 @@ class Worker:
                 self._thread.start()
         self._wake.set()
 
-    def compute(self, handle: RequestHandle, work: Callable[[], Any]) -> "Future[Any]":
-        future: Future[Any] = Future()
-        self.post(lambda: self._jobs.append((handle, work, future)))
-        return future
-
-    def stop(self, timeout_seconds: float = 10.0) -> None:
+    def stop(self) -> None:
         """Stop after the step that is running; answers that are not finished get an error."""
         with self._lock:
             self._stopping = True
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(timeout_seconds)
+            self._thread.join(10.0)
 
     # ---- the worker's thread
 
@@ -150,10 +147,10 @@ class Worker:
         while not self._stopping:
             self._wake.wait()
             self._wake.clear()
-            while not self._stopping and (self._inbox or self._jobs or self.engine.busy):
+            while not self._stopping and (self._inbox or self.jobs or self.engine.busy):
                 try:  # nothing may end this thread: the server would look well and answer nobody
                     self._empty_inbox()
-                    if self._jobs:
+                    if self.jobs:
                         self._compute_one()
                     if self.engine.busy:
                         self.steps += 1
@@ -170,12 +167,12 @@ class Worker:
         self._give_up(stopped)
         with contextlib.suppress(Exception):
             self._empty_inbox()  # answers that had not begun
-        for handle, _, future in self._jobs:
+        for handle, _, future in self.jobs:
             self._send(handle, stopped)
             future.set_exception(stopped)
 
     def _compute_one(self) -> None:
-        handle, work, future = self._jobs.popleft()
+        handle, work, future = self.jobs.popleft()
         if handle.closed or not future.set_running_or_notify_cancel():
             future.cancel()
             return

@@ -157,19 +157,9 @@ def data_facts(recipe: Recipe, folder: Path, tok: Tokenizer) -> Data:
     return replace(known, text=text_fingerprint(recipe, manifest), texts=texts)
 
 
-def prepare_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, saved: Plan | None, started: float) -> Plan:
-    """The run's plan: the saved one on this machine, or a new one, fitted to what is left of the budget since `started`."""
-    hardware = hardware_of(runtime)
-    if saved:
-        free = {name: getattr(recipe, name) for name in FREE_IN_A_RUN}
-        here = for_hardware(saved, hardware, replace(saved.recipe, **free))
-        if same_machine(saved.hardware, hardware) and here.micro_batch_size == saved.micro_batch_size:
-            return here
-        if runtime.is_main:
-            planned = f"{saved.hardware.describe()}, micro-batches of {saved.micro_batch_size} rows"
-            print(f"Planned for {planned}; going on with {hardware.describe()}, {here.micro_batch_size} rows.", file=sys.stderr)
-        return save_plan(probed(here, runtime), runtime)
-    facts = data_facts(recipe, data, tok)
+def make_new_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, started: float) -> Plan:
+    """The plan of a run that begins. A budget is fitted to timed steps and to what is left of it since `started`."""
+    hardware, facts = hardware_of(runtime), data_facts(recipe, data, tok)
     if budget := recipe.budget_seconds():
         left = runtime.agree(budget - (time.monotonic() - started))
         hardware = measure(recipe, runtime, hardware, tok.vocab_size, left, facts)
@@ -180,16 +170,26 @@ def prepare_plan(recipe: Recipe, runtime: Runtime, data: Path, tok: Tokenizer, s
         copied = {name: getattr(recipe, name) for name in SOURCES if name != "init_from"}
         prints = {name: fingerprint(path) for name, path in copied.items() if path not in ("", PRIMER)}
         write_json(Path(recipe.out) / "sources.json", prints)
-    return save_plan(probed(plan, runtime), runtime)
+    return save_plan(plan, runtime)
 
 
-def probed(plan: Plan, runtime: Runtime) -> Plan:
-    """The plan; on a GPU with micro-batches that a real step has fitted the memory with."""
-    return probe_micro_batch(plan, runtime) if runtime.device.type == "cuda" else plan
+def move_plan(saved: Plan, recipe: Recipe, runtime: Runtime) -> Plan:
+    """A saved plan on the machine at hand, with the settings of `recipe` that may change in a run; batches keep their size."""
+    hardware = hardware_of(runtime)
+    here = for_hardware(saved, hardware, replace(saved.recipe, **{name: getattr(recipe, name) for name in FREE_IN_A_RUN}))
+    if same_machine(saved.hardware, hardware) and here.micro_batch_size == saved.micro_batch_size:
+        return here
+    if runtime.is_main:
+        planned = f"{saved.hardware.describe()}, micro-batches of {saved.micro_batch_size} rows"
+        print(f"Planned for {planned}; going on with {hardware.describe()}, {here.micro_batch_size} rows.", file=sys.stderr)
+    return save_plan(here, runtime)
 
 
 def save_plan(plan: Plan, runtime: Runtime) -> Plan:
-    """Write plan.json. Every rank trains by rank 0's plan, with the numbers as they are in the file."""
+    """Write plan.json, on a GPU with micro-batches that a real step has fitted the memory with. Every rank trains by rank 0's
+    plan, with the numbers as they are in the file."""
+    if runtime.device.type == "cuda":
+        plan = probe_micro_batch(plan, runtime)
     if runtime.is_main:
         write_json(Path(plan.recipe.out) / "plan.json", plan.to_dict())
     return from_dict(Plan, runtime.agree(json.loads(json.dumps(plan.to_dict()))), "plan.json")
@@ -233,7 +233,7 @@ def open_run(recipe: Recipe, runtime: Runtime) -> Iterator[Run]:
         with timed(log, "tokenizer"):
             tok = prepare_tokenizer(recipe, runtime, data, planned=saved is not None)
         with timed(log, "plan"):
-            plan = prepare_plan(recipe, runtime, data, tok, saved, started)
+            plan = move_plan(saved, recipe, runtime) if saved else make_new_plan(recipe, runtime, data, tok, started)
         run = Run(folder=folder, data=data, plan=plan, runtime=runtime, tok=tok, log=log)
         stack.enter_context(stop_signals(run.stop))
         stack.enter_context(run.writer)

@@ -1,4 +1,4 @@
-"""What is measured after each stage, on the model that was just saved."""
+"""Scores of the model that was just saved: validation in the middle of a stage, and all that is measured at its end."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ def sft(run: Run, name: str) -> None:
     loader = ConversationLoader(
         examples,
         lambda example: render_example(example, run.tok),
-        run.tok.bos_id,
-        plan.micro_batch_size,
-        plan.model.context + 1,
+        bos_id=run.tok.bos_id,
+        rows=plan.micro_batch_size,
+        row_tokens=plan.model.context + 1,
         seed=plan.recipe.seed,
         rank=runtime.rank,
         world_size=runtime.world_size,
