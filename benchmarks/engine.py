@@ -33,7 +33,7 @@ from nutshell.interop.gguf import export_gguf
 from nutshell.model.build import build_model
 from nutshell.model.config import ModelConfig
 from nutshell.model.config_file import config_to_json
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 from nutshell.tokenizer import Tokenizer
 
 KINDS = {"float32": (torch.float32, "native"), "bfloat16": (torch.bfloat16, "native"), "int8": (torch.bfloat16, "native-int8")}

@@ -25,7 +25,7 @@ from nutshell.eval.core import evaluate_core
 from nutshell.eval.score import score
 from nutshell.model.config import ModelConfig
 from nutshell.model.gpt import GPT
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 from nutshell.tasks import Core, load_task
 from nutshell.tasks.core import CoreTask
 from nutshell.tokenizer import Tokenizer

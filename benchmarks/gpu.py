@@ -20,7 +20,7 @@ from nutshell.model.probe import PREFERENCE, choose_attention, first_that_runs
 from nutshell.plan.hardware import peak_flops
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.shape import make_shape
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 from nutshell.runtime import Runtime, refuse_fp8, start_runtime
 from nutshell.train.calibrate import WARMUP_STEPS, step_seconds
 

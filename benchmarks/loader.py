@@ -21,7 +21,7 @@ from nanochat_driver import drive, prepare
 
 from nutshell.data.loader import PretrainLoader
 from nutshell.data.shards import Shards, open_shards
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 from nutshell.tokenizer import Tokenizer
 
 TARGET = 5e6

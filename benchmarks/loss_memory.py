@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nutshell.model.loss import cross_entropy
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 from nutshell.runtime import DTYPES, peak_memory_bytes
 
 SOFTCAP = 15.0

@@ -42,7 +42,7 @@ from nutshell.model.gpt import GPT
 from nutshell.plan.plan import Hardware, Plan, make_plan
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.shape import make_shape
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 from nutshell.report.svg import Plot, Series, draw
 from nutshell.runtime import Runtime, start_runtime
 from nutshell.tokenizer import Tokenizer

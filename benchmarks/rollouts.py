@@ -24,7 +24,7 @@ from nutshell import checkpoint
 from nutshell.infer.conversation import fit_conversation
 from nutshell.infer.engine import Engine
 from nutshell.infer.sampling import Sampling
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 from nutshell.tasks.practice import open_practice
 
 Work = Callable[[], int]

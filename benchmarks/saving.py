@@ -21,7 +21,7 @@ from nutshell.data import primer
 from nutshell.model.gpt import GPT
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.shape import make_shape
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 from nutshell.run.checkpoints import Writer
 from nutshell.runtime import start_runtime
 from nutshell.tokenizer import Tokenizer

@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 
 
 @dataclass

@@ -25,7 +25,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "shakespeare-char" / "config.toml"
 FLAGS = (

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 
 FILE_BYTES = 256 << 20
 COPIES = 0.2

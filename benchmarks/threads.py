@@ -18,7 +18,7 @@ from engine import random_model
 
 from nutshell.infer import native
 from nutshell.infer.blocks import Chunk
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 
 SPIN = "import time\nend = time.monotonic() + {seconds}\nwhile time.monotonic() < end: pass"
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nutshell.data.text import read_documents
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 from nutshell.tokenizer import Tokenizer
 
 Work = Callable[[], Any]

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nutshell.data.text import read_documents
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 from nutshell.tokenizer import Tokenizer
 
 

@@ -18,7 +18,7 @@ from nutshell.model.probe import choose_attention
 from nutshell.plan.hardware import peak_flops
 from nutshell.plan.recipe import Recipe
 from nutshell.plan.shape import make_shape
-from nutshell.report.facts import processor
+from nutshell.report.provenance import processor
 from nutshell.runtime import matmul_flops, peak_memory_bytes, start_runtime
 from nutshell.train.calibrate import WARMUP_STEPS, step_seconds
 

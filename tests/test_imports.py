@@ -1,6 +1,7 @@
 """Who may import whom, short files, and imports without side effects (docs/design.md)."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -183,3 +184,13 @@ def test_importing_nutshell_is_light():
     code = "import sys, nutshell, nutshell.cli.main; print('torch' in sys.modules or 'tyro' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("script", sorted((SOURCE.parents[1] / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_imports_is_there(script):
+    """Benchmarks run by hand: a name that moved would be missed only then."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "nutshell":
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                assert hasattr(module, name.name) or importlib.import_module(f"{node.module}.{name.name}"), name.name

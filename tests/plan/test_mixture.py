@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nutshell.data.primer import KINDS
+from nutshell.data.primer.conversations import KINDS
 from nutshell.plan.estimate import describe
 from nutshell.plan.hardware import Hardware
 from nutshell.plan.mixture import GENERATED, Size, plan_parts, token_limit

@@ -44,6 +44,7 @@ class KVCache:
     def slots(self, tables: Tensor, start: Tensor, tokens: int) -> Slots:
         """Where the next `tokens` tokens of rows go that hold `start` (B,) tokens. Token t of row b lies in block
         tables[b, t // BLOCK]."""
+        start = start.contiguous()
         positions = start.unsqueeze(1) + torch.arange(tokens, device=start.device)  # (B, T)
         return Slots(self, tables, start, positions, tables.gather(1, positions // BLOCK), positions % BLOCK)
 

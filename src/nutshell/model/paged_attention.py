@@ -38,6 +38,10 @@ def options(bytes_of_a_number: int) -> dict[str, int]:
 def paged_attention(q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, start: Tensor, window: int) -> Tensor:
     """q (B, T, H, D) are the tokens at positions start[b] + t. Keys (blocks, K, D, BLOCK) and values (blocks, K, BLOCK, D) hold
     them and all before: token t of row b in block tables[b, t // BLOCK]. Returns (B, T, H, D)."""
+    assert start.is_contiguous()
+    assert tables.stride(1) == 1
+    assert keys[0].is_contiguous()
+    assert values[0].is_contiguous()
     B, T, H, D = q.shape
     K = keys.size(1)
     context = BLOCK * tables.size(1)
