@@ -39,7 +39,10 @@ class TorchRunner:
         if kernels and self.device.type == "cuda":
             reason = why_not_paged(model.config, self.device, model.compute_dtype)
             if reason:
-                print(f"Attention over a paged cache does not run here ({reason}); decoding goes on without it.", file=sys.stderr)
+                print(
+                    f"Attention over a paged cache does not run here ({reason}); decoding goes on with copies, and without "
+                    "CUDA graphs.", file=sys.stderr,
+                )  # fmt: skip
             else:
                 self.cache.paged, self.graphs = True, DecodeGraphs(self._decode, rows, self.device)
 
