@@ -5,7 +5,9 @@
 
 A step draws one token of each row (temperature 1) behind --length others. It reads the matrices once, and of each row the keys
 and values that its layers' windows reach. The ceiling is the best rate at which torch sums 2 GB, measured in the same run.
-"Plain" is `--engine torch`: attention over gathered copies, one kernel launched after the other. Without CUDA: exit code 2.
+"Plain" is `--engine torch`: attention over gathered copies, one kernel launched after the other. "Compiled" is ours with the
+recorded step through torch.compile, which fuses its small kernels and which nutshell does not do: compiling takes a minute for
+each number of rows. Without CUDA: exit code 2.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from nutshell.runtime import DTYPES
 
 TARGET = 0.7  # of the ceiling, for one row at depth 20 in bf16
 WARMUP, TIMED = 5, 50
+KERNELS = ["plain", "ours", "compiled"]
 
 
 def read_rate(device: torch.device, size: int = 2 << 30) -> float:
@@ -46,11 +49,14 @@ def bytes_of_step(shape: ModelConfig, rows: int, length: int, bytes_of_a_number:
     return bytes_of_a_number * (matrix_parameters(shape) + 2 * rows * keys * shape.kv_heads * shape.head_dim)
 
 
-def step_seconds(model, shape: ModelConfig, rows: int, length: int, kernels: bool) -> float:
+def step_seconds(model, shape: ModelConfig, rows: int, length: int, kernels: str) -> float:
     """Median of a step of `rows` rows that hold `length` tokens each."""
-    runner = TorchRunner(model, shape.vocab_size, rows, length + 1, kernels=kernels)
-    if kernels and runner.graphs is None:
+    runner = TorchRunner(model, shape.vocab_size, rows, length + 1, kernels=kernels != "plain")
+    if kernels != "plain" and runner.graphs is None:
         raise SystemExit("our kernels do not run here; see the line above.")
+    if kernels == "compiled":
+        torch._dynamo.reset()
+        runner.graphs.step = torch.compile(runner.graphs.step, dynamic=False, fullgraph=True)
     each = blocks_of(length + 1)
     draw = Draw(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, uniform=0.5)
     chunks = [Chunk([1], length, 1, range(row * each, (row + 1) * each), draw) for row in range(rows)]
@@ -69,6 +75,7 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--vocab-size", type=int, default=32_768)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS[:2])
     parser.add_argument("--device", default="cuda", help="cpu: plain torch alone, to try this script")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -88,11 +95,11 @@ def main() -> int:
         model = build_model(shape).to(device).set_precision(dtype).for_inference()
         length = min(options.length, shape.context - 1)
         for rows in options.rows:
-            for kernels in (False, True) if device.type == "cuda" else (False,):
+            for kernels in options.kernels if device.type == "cuda" else ["plain"]:
                 gc.collect()
                 seconds = step_seconds(model, shape, rows, length, kernels)
                 rate = bytes_of_step(shape, rows, length, dtype.itemsize) / seconds
-                print(f"| {depth} | {rows} | {'ours' if kernels else 'plain'} | {1e3 * seconds:.2f} | {rows / seconds:,.0f} "
+                print(f"| {depth} | {rows} | {kernels} | {1e3 * seconds:.2f} | {rows / seconds:,.0f} "
                       f"| {rate / 1e9:,.0f} | {rate / ceiling:.0%} |", flush=True)  # fmt: skip
     print(f"\nTarget: {TARGET:.0%} of the ceiling for one row at depth 20 in bfloat16")
     return 0

@@ -49,7 +49,7 @@ class TorchRunner:
     def take_weights(self) -> None:
         pass  # the model is called itself
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self, chunks: Sequence[Chunk]) -> tuple[Any, list[int]]:
         lengths = [len(chunk.ids) for chunk in chunks]
         groups = [  # no padding: the single tokens of decoding go together
@@ -62,7 +62,7 @@ class TorchRunner:
             logits, tokens = (torch.cat(parts)[place] for parts in zip(*results, strict=True))
         return (logits.numpy() if logits.device.type == "cpu" else logits), tokens.tolist()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prompt_logits(self, ids: Sequence[int], blocks: Sequence[int]) -> Iterator[Logits]:
         """One whole row, without the cache."""
         row = torch.tensor([list(ids)], device=self.device)

@@ -120,7 +120,7 @@ class Decoder(nn.Module):
             return self.head(hidden)
         return self.loss(hidden.flatten(0, 1), targets.flatten(), None if weights is None else weights.flatten())
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what it makes of parameters, torch.compile cannot trace
     def decode(
         self, ids: Tensor, cache: KVCache, tables: Tensor, start: Tensor, previous: Tensor, *, last_only: bool = False
     ) -> Tensor:
