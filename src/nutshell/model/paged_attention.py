@@ -63,7 +63,7 @@ def paged_attention(q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, sta
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "window", "table_stride"])  # else it is compiled anew for 1 and for multiples of 16
 def _attend(
     q, keys, values, tables, start, sums, norms, tokens, window, part, scale, table_stride, block_stride,
     GROUP: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
@@ -113,7 +113,7 @@ def _attend(
     tl.store(norms + 2 * out + 1, total, mask=token < tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _combine(sums, norms, y, parts, D: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr):
     """One program: the parts of one query and head."""
     part, dim = tl.arange(0, PARTS), tl.arange(0, WIDE)
