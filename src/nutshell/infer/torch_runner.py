@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,13 +79,13 @@ class TorchRunner:
             self.cache.clear(torch.tensor(fresh, dtype=torch.long, device=self.device))
         tokens = len(chunks[0].ids)
         graphs = self.graphs if tokens == 1 else None
-        columns = self.columns if graphs else max(map(len, used))
-        table = torch.tensor(  # what lies behind a row's last block is not looked at, or masked
-            [
-                [*chunk.ids, chunk.start, chunk.previous, *blocks, *blocks[-1:] * (columns - len(blocks))]
-                for chunk, blocks in zip(chunks, used, strict=True)
-            ]
-        )
+        columns, head = self.columns if graphs else max(map(len, used)), tokens + FIXED
+        numbers = np.empty((len(chunks), head + columns), np.int64)
+        for row, chunk, blocks in zip(numbers, chunks, used, strict=True):
+            row[:head] = [*chunk.ids, chunk.start, chunk.previous]
+            row[head : head + len(blocks)] = blocks
+            row[head + len(blocks) :] = blocks[-1]  # not looked at, or masked
+        table = torch.from_numpy(numbers)
         exact = torch.float32 if self.device.type == "mps" else torch.float64
         draws = torch.tensor([chunk.draw or GREEDY for chunk in chunks], dtype=exact)
         candidates = candidates_of([chunk.draw for chunk in chunks], self.vocab_size)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nutshell.infer.sampling import Draw
+from nutshell.infer.sampling import MIN_TEMPERATURE, Draw
 
 GREEDY = Draw(temperature=0, top_k=0, top_p=1, min_p=0, uniform=0)
 """Stands for a row whose likeliest token is taken."""
@@ -45,7 +45,7 @@ def draw_in_torch(logits: Tensor, draws: Tensor, candidates: int | None) -> Tens
             order = torch.where(restricted, order, torch.arange(candidates, device=logits.device))
             likeliest = torch.where(restricted, likeliest, logits)
         logits = likeliest
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature.clamp(min=1e-6).float()
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature.clamp(min=MIN_TEMPERATURE).float()
     if order is not None:
         place = torch.arange(candidates, device=logits.device)
         scaled = scaled.masked_fill((place >= top_k) & (top_k > 0), -math.inf)

@@ -105,9 +105,8 @@ def train_step(
     own_norm = optimizer.reduce() / scaler.scale
     own = torch.stack([own_norm.to(runtime.wire).double().square(), own_loss.to(runtime.wire).double()])
     sums = runtime.total(torch.cat([own, own.new_tensor([save_due, stop])]))
-    norm_squared, loss_sum, saving, stopping, targets, tokens = torch.cat(
-        [sums, counts]
-    ).tolist()  # the only wait for other ranks
+    everything = torch.cat([sums, counts]).tolist()  # the only wait for other ranks
+    norm_squared, loss_sum, saving, stopping, targets, tokens = everything
     norm = math.sqrt(norm_squared) if norm_squared >= 0 else math.nan
     finite = math.isfinite(norm) and math.isfinite(loss_sum)
     if finite and targets:
